@@ -1,0 +1,85 @@
+"""The decisions of a run as typed dataclasses, and the one error type a user is meant to read.
+
+A field that is ``None`` on the command line means "what the detector's recipe says"
+(`boxwright.models.zoo.recipe`); `fill_in` lays what the user gave over the recipe.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from typing import Any, Literal, TypeVar
+
+DetectorName = Literal["dense", "pix2seq"]
+Size = Literal["nano", "small", "medium"]
+
+
+class UserError(ValueError):
+    """A mistake in the input: the message says what, where and how to mend it. Shown without a traceback."""
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How the whole batch is varied on the device.
+
+    Attributes:
+        scale: range of the large-scale jitter, relative to the image fitted into the canvas. Under 1 the image
+            shrinks, over 1 it grows and is cropped.
+        flip: probability of a horizontal flip, 0 to 1.
+        colour: strength of brightness, contrast and saturation jitter; 0.4 draws factors from 0.6 to 1.4.
+        min_visible: a box is dropped when less than this fraction of its area remains in the crop, 0 to 1.
+        views: how many different draws of each image one batch holds.
+    """
+
+    scale: tuple[float, float] | None = None
+    flip: float | None = None
+    colour: float | None = None
+    min_visible: float | None = None
+    views: int | None = None
+
+
+@dataclass(frozen=True)
+class Optim:
+    """How the weights are moved.
+
+    Attributes:
+        lr: peak learning rate of AdamW for everything but the backbone.
+        backbone_factor: the backbone's learning rate, as a fraction of `lr`.
+        weight_decay: applied to matrices and kernels only, not to biases, norms and embeddings.
+        warmup: length of the linear warm-up, as a fraction of the run.
+        hold: fraction of the run spent at the peak before the cosine descent to 1 % of the peak; 1 never descends.
+        clip: largest gradient norm; 0 does not clip.
+        accumulate: batches whose gradients are added up for one step.
+        ema: decay of the exponential moving average of the weights that is evaluated and shipped; 0 keeps none.
+        patience: stop after this many epochs without a better AP; 0 never stops early.
+    """
+
+    lr: float | None = None
+    backbone_factor: float | None = None
+    weight_decay: float | None = None
+    warmup: float | None = None
+    hold: float | None = None
+    clip: float | None = None
+    accumulate: int | None = None
+    ema: float | None = None
+    patience: int | None = None
+
+
+T = TypeVar("T")
+
+
+def fill_in(given: T, default: T) -> T:
+    """The dataclass `default` with every field that is not None in `given` laid over it."""
+    changes = {f.name: getattr(given, f.name) for f in fields(given)}  # type: ignore[arg-type]
+    return replace(default, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[type-var]
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint for a misspelt word: ``" (did you mean 'epochs'?)"`` or an empty string."""
+    match = get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def require(condition: Any, message: str) -> None:
+    """Raise `UserError(message)` unless the condition holds."""
+    if not condition:
+        raise UserError(message)

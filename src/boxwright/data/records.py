@@ -1,0 +1,56 @@
+"""What every reader gives and every writer takes: images with their boxes, and the classes by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image and its annotation, nothing decoded yet.
+
+    Attributes:
+        path: the image file.
+        width, height: in pixels as displayed (EXIF orientation applied), as the annotation says or the file's header.
+        boxes_N4: xyxy in pixels, float64, as annotated (not clipped).
+        labels_N: position of each object's class in `Dataset.names`, int64.
+        ignore_N: True on `difficult` and `iscrowd` objects: neither targets nor mistakes.
+        image_id: the id of the image in a COCO file; elsewhere its position, counted from 1.
+        source: the annotation file and, for COCO, the record, for error messages.
+    """
+
+    path: Path
+    width: int
+    height: int
+    boxes_N4: np.ndarray
+    labels_N: np.ndarray
+    ignore_N: np.ndarray
+    image_id: int
+    source: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set as found on disk.
+
+    Attributes:
+        root: the folder or file the user named.
+        format: ``coco``, ``voc`` or ``yolo``.
+        names: the classes; an id is a position in this tuple.
+        splits: records by split name (``train``, ``val``, ``test`` or what the format calls them); a data set
+            without splits has the one key ``all``.
+        category_ids: the id of each class in COCO results; position + 1 outside COCO files.
+    """
+
+    root: Path
+    format: str
+    names: tuple[str, ...]
+    splits: dict[str, list[Record]]
+    category_ids: tuple[int, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if not self.category_ids:
+            object.__setattr__(self, "category_ids", tuple(range(1, len(self.names) + 1)))

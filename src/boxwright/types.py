@@ -1,0 +1,173 @@
+"""The three contracts of the library: Batch in, Detector in the middle, Detections out.
+
+Legend of shape suffixes, used in every name that holds a tensor:
+
+    B  images in a batch                     S  side of the square canvas, in pixels
+    C  channels                              H, W  height and width of a tensor
+    N  objects of an image, padded           Q  queries, cells or sentence slots
+    K  classes                               L  length of a sentence in tokens
+    D  detections kept per image             T  tokens of an image (encoder memory)
+    E  width of an embedding                 4  a box, xyxy; 2  a size, (height, width)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    import supervision
+
+
+@dataclass
+class Batch:
+    """Images and their objects, padded to common sizes.
+
+    Attributes:
+        images_BCHW: RGB, uint8 (0 to 255) or float (0 to 1), each fitted into the top left corner of a square canvas.
+        sizes_B2: height and width of the part of the canvas that is image, in canvas pixels, int64.
+        originals_B2: height and width of the image on disk, in pixels, int64.
+        boxes_BN4: xyxy in [0, 1] of the canvas; padding rows are zero.
+        labels_BN: class positions, int64; padding rows are zero.
+        valid_BN: False on padding rows.
+        index_B: position of each image in its data set, int64.
+    """
+
+    images_BCHW: Tensor
+    sizes_B2: Tensor
+    originals_B2: Tensor
+    boxes_BN4: Tensor
+    labels_BN: Tensor
+    valid_BN: Tensor
+    index_B: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device (copied without blocking where memory is pinned)."""
+        return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+    def __len__(self) -> int:
+        return len(self.images_BCHW)
+
+
+@dataclass
+class Predictions:
+    """What a detector says of a batch, in canvas coordinates: a fixed number D of rows an image, best first.
+
+    Attributes:
+        boxes_BD4: xyxy in [0, 1] of the canvas.
+        scores_BD: in [0, 1]; rows that mean nothing have score 0.
+        labels_BD: class positions, int64.
+    """
+
+    boxes_BD4: Tensor
+    scores_BD: Tensor
+    labels_BD: Tensor
+
+    def to_detections(self, batch: Batch, names: Sequence[str], threshold: float = 0.0) -> list[Detections]:
+        """Detections of each image, in pixels of the original, clipped to it, with score above `threshold`."""
+        side = torch.tensor(batch.images_BCHW.shape[-2:], device=self.boxes_BD4.device)
+        scale_B2 = side / batch.sizes_B2 * batch.originals_B2
+        scale_B14 = scale_B2.flip(-1).repeat(1, 2)[:, None]
+        limit_B14 = batch.originals_B2.flip(-1).repeat(1, 2)[:, None]
+        boxes_BD4 = torch.minimum((self.boxes_BD4 * scale_B14).clamp(min=0), limit_B14).float().cpu().numpy()
+        scores_BD, labels_BD = self.scores_BD.float().cpu().numpy(), self.labels_BD.cpu().numpy()
+        keep_BD = scores_BD > threshold
+        return [
+            Detections(boxes[keep], scores[keep], labels[keep], tuple(names))
+            for boxes, scores, labels, keep in zip(boxes_BD4, scores_BD, labels_BD, keep_BD, strict=True)
+        ]
+
+
+@dataclass
+class Detections:
+    """The objects found in one image, best first.
+
+    Attributes:
+        boxes_N4: xyxy in pixels of the original image, float32.
+        scores_N: in [0, 1], float32.
+        labels_N: position of each object's class in `names`, int64.
+        names: the classes the detector knows.
+    """
+
+    boxes_N4: np.ndarray
+    scores_N: np.ndarray
+    labels_N: np.ndarray
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.scores_N)
+
+    def above(self, threshold: float) -> Detections:
+        """Only the objects whose score is over the threshold."""
+        keep = self.scores_N > threshold
+        return Detections(self.boxes_N4[keep], self.scores_N[keep], self.labels_N[keep], self.names)
+
+    def to_supervision(self) -> supervision.Detections:
+        """The same objects for the `supervision` library; class names are in ``data["class_name"]``."""
+        import supervision
+
+        return supervision.Detections(
+            xyxy=self.boxes_N4,
+            confidence=self.scores_N,
+            class_id=self.labels_N,
+            data={"class_name": np.array([self.names[i] for i in self.labels_N], dtype=object)},
+        )
+
+    def to_coco(self, image_id: int | str, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """COCO result rows (xywh pixels). `category_ids` maps class positions to ids; by default position + 1."""
+        ids = category_ids or range(1, len(self.names) + 1)
+        x1, y1, x2, y2 = self.boxes_N4.T.astype(float)
+        xywh = np.stack([x1, y1, x2 - x1, y2 - y1], axis=1).round(3).tolist()
+        return [
+            {"image_id": image_id, "category_id": int(ids[label]), "bbox": box, "score": round(float(score), 5)}
+            for box, score, label in zip(xywh, self.scores_N, self.labels_N, strict=True)
+        ]
+
+
+class Detector(nn.Module):
+    """A network that says boxes. The loop, the evaluator and the predictor know nothing but this.
+
+    The part that is image travels beside the images because every original treats padding in its own way:
+    normalisation, the padding value and attention masks belong to the detector.
+
+    Attributes:
+        names: the classes, in the order of their positions.
+        image_size: side S of the square canvas it was made for, in pixels. Other sizes are allowed.
+    """
+
+    names: tuple[str, ...]
+    image_size: int
+
+    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor) -> Any:
+        """Raw outputs, whatever `loss` and `decode` of the same detector need."""
+        raise NotImplementedError
+
+    def loss(self, raw: Any, batch: Batch) -> Mapping[str, Tensor]:
+        """Named scalar losses, already weighted: their sum is what training minimises."""
+        raise NotImplementedError
+
+    def decode(self, raw: Any) -> Predictions:
+        """Boxes, scores and classes, best first."""
+        raise NotImplementedError
+
+    def backbone_parameters(self) -> list[nn.Parameter]:
+        """The pretrained part, which learns at a fraction of the rate of the rest."""
+        raise NotImplementedError
+
+
+def pixels(images_BCHW: Tensor) -> Tensor:
+    """Images as float in [0, 1], whichever of the two forms of `Batch.images_BCHW` they have."""
+    return images_BCHW / 255 if images_BCHW.dtype == torch.uint8 else images_BCHW
+
+
+def image_mask(images_BCHW: Tensor, sizes_B2: Tensor) -> Tensor:
+    """(B, H, W) bool, True on the part of the canvas that is image."""
+    height, width = images_BCHW.shape[-2:]
+    rows_B1 = torch.arange(height, device=sizes_B2.device) < sizes_B2[:, :1]
+    columns_B1 = torch.arange(width, device=sizes_B2.device) < sizes_B2[:, 1:]
+    return rows_B1[:, :, None] & columns_B1[:, None, :]

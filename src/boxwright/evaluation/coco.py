@@ -1,0 +1,207 @@
+"""COCO's numbers: what share of the objects a detector finds, and how much of what it says is true.
+
+The matching and the averages are faster-coco-eval's, which agree with pycocotools to 1e-6 (tests/evaluation/test_coco.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from faster_coco_eval import COCO, COCOeval_faster
+from rich.table import Table
+
+from boxwright.data.records import Record
+from boxwright.types import Detections
+
+# (what, IoU, area, most detections an image), in pycocotools' order.
+_LINES = (
+    ("AP", None, "all", 100),
+    ("AP", 0.5, "all", 100),
+    ("AP", 0.75, "all", 100),
+    ("AP", None, "small", 100),
+    ("AP", None, "medium", 100),
+    ("AP", None, "large", 100),
+    ("AR", None, "all", 1),
+    ("AR", None, "all", 10),
+    ("AR", None, "all", 100),
+    ("AR", None, "small", 100),
+    ("AR", None, "medium", 100),
+    ("AR", None, "large", 100),
+)
+STAT_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+RECALLS_R = np.linspace(0, 1, 101)
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """The score of one detector on one set of images.
+
+    T runs over the ten IoU thresholds 0.50, 0.55 ... 0.95, R over the recalls of `RECALLS_R`, K over the classes.
+
+    Attributes:
+        names: the classes of the data.
+        stats: the twelve numbers in pycocotools' order (`STAT_NAMES`), in [0, 1]; -1 where there was nothing to find.
+        precision_TRK: interpolated precision, all areas, 100 detections; -1 for a class without objects.
+        images_K: images that hold an object of each class. Ignored objects are not counted, here and below.
+        boxes_K: objects of each class.
+        images: images in all, those without objects included.
+    """
+
+    names: tuple[str, ...]
+    stats: tuple[float, ...]
+    precision_TRK: np.ndarray
+    images_K: np.ndarray
+    boxes_K: np.ndarray
+    images: int
+
+    @property
+    def ap(self) -> float:
+        """Average precision over IoU 0.50 to 0.95 and all classes that occur; -1 without objects."""
+        return self.stats[0]
+
+    @property
+    def ap50(self) -> float:
+        """Average precision at IoU 0.50."""
+        return self.stats[1]
+
+    @cached_property
+    def per_class(self) -> dict[str, dict[str, float | int]]:
+        """``ap``, ``ap50`` (-1 for a class without objects), ``images`` and ``boxes`` of every class."""
+        return {
+            name: {
+                "ap": float(self.precision_TRK[:, :, k].mean()),
+                "ap50": float(self.precision_TRK[0, :, k].mean()),
+                "images": int(self.images_K[k]),
+                "boxes": int(self.boxes_K[k]),
+            }
+            for k, name in enumerate(self.names)
+        }
+
+    def summary(self) -> str:
+        """The twelve lines exactly as ``pycocotools.COCOeval.summarize`` prints them, without a last newline."""
+        return "\n".join(_line(*line, value) for line, value in zip(_LINES, self.stats, strict=True))
+
+    def table(self) -> Table:
+        """One row a class, for rich; ``-`` where the class does not occur."""
+        table = Table("class", box=None, header_style="bold", pad_edge=False)
+        for column in ("AP", "AP50", "images", "boxes"):
+            table.add_column(column, justify="right")
+        for name, row in self.per_class.items():
+            table.add_row(name, shown(row["ap"]), shown(row["ap50"]), str(row["images"]), str(row["boxes"]))
+        table.add_section()
+        table.add_row("all", shown(self.ap), shown(self.ap50), str(self.images), str(int(self.boxes_K.sum())))
+        return table
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the curves, for JSON."""
+        stats = dict(zip(STAT_NAMES, self.stats, strict=True))
+        return {"stats": stats, "per_class": self.per_class, "images": self.images, "boxes": int(self.boxes_K.sum())}
+
+
+def score(records: Sequence[Record], detections: Sequence[Detections], names: Sequence[str]) -> Report:
+    """Score the detections of each image against its record, in pixels of the original image.
+
+    - Classes are matched by name: a detection whose class is not in `names` is left out, and a class that the detector
+      does not know scores 0 where it occurs.
+    - An ignored object (`Record.ignore_N`) is a crowd to COCO: it is not to be found, and a detection of its class that
+      lies on it (half of the detection's area or more, at IoU 0.5) is neither right nor wrong.
+    - The area that sorts objects into small, medium and large is that of the box. Boxes without area are left out.
+    - Of each class, the 100 best detections of an image count.
+
+    Args:
+        records: the images; `labels_N` are positions in `names`.
+        detections: one for each record, in the same order.
+        names: the classes of the data.
+    """
+    assert len(records) == len(detections)
+    truth = _truth(records, names)
+    quiet = {"print_function": _silent}
+    ground = COCO(truth, **quiet)
+    results = ground.loadRes(_results(detections, names)) if any(map(len, detections)) else COCO(truth | _NONE, **quiet)
+    judge = COCOeval_faster(ground, results, iouType="bbox", **quiet)
+    judge.evaluate()
+    judge.accumulate()
+    judge.summarize()
+    images_K, boxes_K = _count(truth["annotations"], len(names))
+    # Area ranges are (all, small, medium, large), limits of detections (1, 10, 100).
+    precision_TRK = np.asarray(judge.eval["precision"])[..., 0, 2]
+    stats = tuple(float(value) for value in judge.stats)
+    return Report(tuple(names), stats, precision_TRK, images_K, boxes_K, len(records))
+
+
+def shown(value: float) -> str:
+    """A number for a table: three digits, or ``-`` where it is undefined (-1)."""
+    return "-" if value < 0 else f"{value:.3f}"
+
+
+_NONE: dict[str, list[Any]] = {"annotations": []}
+
+
+def _silent(*_: Any) -> None:
+    """Takes what the library would print."""
+
+
+def _line(what: str, iou: float | None, area: str, limit: int, value: float) -> str:
+    title = "Average Precision" if what == "AP" else "Average Recall"
+    span = "0.50:0.95" if iou is None else f"{iou:0.2f}"
+    return f" {title:<18} ({what}) @[ IoU={span:<9} | area={area:>6s} | maxDets={limit:>3d} ] = {value:0.3f}"
+
+
+def _truth(records: Sequence[Record], names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """The records as a COCO data set in memory; images are numbered from 1 in their order."""
+    rows = [
+        (position, int(label), bool(ignore), *box)
+        for position, record in enumerate(records, 1)
+        for box, label, ignore in zip(
+            record.boxes_N4.tolist(), record.labels_N.tolist(), record.ignore_N.tolist(), strict=True
+        )
+    ]
+    return {
+        "images": [{"id": position} for position in range(1, len(records) + 1)],
+        "categories": [{"id": k, "name": name} for k, name in enumerate(names)],
+        "annotations": [
+            {
+                "id": number,  # from 1: the judge takes 0 for "not matched"
+                "image_id": image,
+                "category_id": label,
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": (x2 - x1) * (y2 - y1),
+                "iscrowd": int(ignore),
+            }
+            for number, (image, label, ignore, x1, y1, x2, y2) in enumerate(rows, 1)
+            if x2 > x1 and y2 > y1
+        ],
+    }
+
+
+def _results(detections: Sequence[Detections], names: Sequence[str]) -> list[dict[str, Any]]:
+    """The detections as COCO results, by the numbers of `_truth`."""
+    rows = []
+    for position, found in enumerate(detections, 1):
+        ids = class_positions(found.names, names)
+        x1, y1, x2, y2 = found.boxes_N4.astype(float).T
+        boxes = np.stack([x1, y1, x2 - x1, y2 - y1], 1).tolist()
+        rows += [
+            {"image_id": position, "category_id": ids[label], "bbox": box, "score": score}
+            for box, label, score in zip(boxes, found.labels_N.tolist(), found.scores_N.tolist(), strict=True)
+            if ids[label] >= 0
+        ]
+    return rows
+
+
+def class_positions(known: Sequence[str], names: Sequence[str]) -> list[int]:
+    """For each class of `known` its position in `names`; -1 where it is not there."""
+    where = {name: position for position, name in enumerate(names)}
+    return [where.get(name, -1) for name in known]
+
+
+def _count(annotations: Sequence[dict[str, Any]], n_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images and objects of each class, ignored objects left out."""
+    real = [(a["category_id"], a["image_id"]) for a in annotations if not a["iscrowd"]]
+    boxes_K = np.bincount([k for k, _ in real], minlength=n_classes)
+    images_K = np.bincount([k for k, _ in set(real)], minlength=n_classes)
+    return images_K, boxes_K

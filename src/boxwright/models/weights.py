@@ -1,0 +1,110 @@
+"""Weights on disk: one safetensors file whose header holds the shape of the network, its classes and its card.
+
+A checkpoint is never code: nothing is unpickled.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from boxwright.config import UserError
+from boxwright.models import zoo
+from boxwright.types import Detector
+
+FORMAT = "boxwright-1"
+
+
+def save_detector(path: Path, detector: Detector, card: dict[str, Any]) -> None:
+    """Write the detector to `path` (whole or not at all) with a card: any JSON-able facts about its making.
+
+    Raises:
+        UserError: if the file can't be written; what was there before stays.
+    """
+    header = {
+        "format": FORMAT,
+        "model": zoo.name_of(detector),
+        "config": json.dumps(asdict(detector.config)),  # type: ignore[arg-type]
+        "names": json.dumps(detector.names),
+        "card": json.dumps(card),
+    }
+    state = {key: value.contiguous() for key, value in detector.state_dict().items()}
+    write_whole(path, lambda temporary: save_file(state, temporary, metadata=header))
+
+
+def load_detector(path: Path | str, device: torch.device | str = "cpu") -> Detector:
+    """The detector stored at `path`, in evaluation mode, with its card in `detector.card`.
+
+    Args:
+        path: a ``.safetensors`` file, with or without the ending, or the folder of a run.
+        device: where to put it.
+
+    Raises:
+        UserError: if there is no such file, or it is not ours, or cut short, or a pickle.
+    """
+    file = find_weights(Path(path))
+    header, state = read_tensors(file, "a boxwright checkpoint")
+    if header.get("format") != FORMAT:
+        raise UserError(f"{file} is a safetensors file, but not a boxwright checkpoint; give one that `train` wrote.")
+    names, config = tuple(json.loads(header["names"])), json.loads(header["config"])
+    detector = zoo.rebuild(header["model"], config, names)
+    try:
+        detector.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"{file} does not fit the detector it names: {str(error)[:300]}") from error
+    detector.card = json.loads(header["card"])  # type: ignore[assignment]
+    return detector.to(device).eval()
+
+
+def find_weights(path: Path) -> Path:
+    """The file meant by ``runs/x``, ``runs/x/best`` or ``runs/x/best.safetensors``."""
+    options = [path, path.with_name(path.name + ".safetensors"), path / "best.safetensors", path / "last.safetensors"]
+    found = next((option for option in options if option.is_file()), None)
+    if found is None:
+        raise UserError(f"no weights at {path}; give a .safetensors file or the folder of a training run.")
+    return found
+
+
+def read_tensors(file: Path, what: str) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Header and tensors of a safetensors file; `what` names the expected content in the error."""
+    try:
+        with safe_open(file, framework="pt") as stored:
+            return stored.metadata() or {}, {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        with file.open("rb") as stream:
+            start = stream.read(2)
+        pickled = start in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")
+        reason = "a pickle, which could run code and is never opened" if pickled else f"cut short or damaged ({error})"
+        raise UserError(f"{file} is not {what}: it is {reason}.") from error
+    except OSError as error:
+        raise UserError(f"{file} can't be read: {error.strerror or error}.") from error
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it: readers see the old file or the new one.
+
+    Raises:
+        UserError: if the disk is full or not writable; nothing half-written is left behind.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        write(temporary)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{path} can't be written: {reason}. What was there before is unharmed.") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)

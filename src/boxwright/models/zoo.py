@@ -1,0 +1,83 @@
+"""The detectors by name: their sizes, and the recipe each is trained by unless told otherwise."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from boxwright.config import Augment, DetectorName, Optim, Size, UserError
+from boxwright.models.dense import SIZES as DENSE_SIZES
+from boxwright.models.dense import Dense, DenseConfig
+from boxwright.models.pix2seq import SIZES as PIX2SEQ_SIZES
+from boxwright.models.pix2seq import Pix2Seq, Pix2SeqConfig
+from boxwright.types import Detector
+
+DETECTORS: dict[str, tuple[type[Any], type[Any], dict[str, Any]]] = {
+    "dense": (Dense, DenseConfig, DENSE_SIZES),
+    "pix2seq": (Pix2Seq, Pix2SeqConfig, PIX2SEQ_SIZES),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a detector is trained where the user leaves it open."""
+
+    epochs: int
+    batch_size: int
+    augment: Augment
+    optim: Optim
+
+
+RECIPES = {
+    "dense": Recipe(
+        epochs=20,
+        batch_size=16,
+        augment=Augment(scale=(0.6, 1.4), flip=0.5, colour=0.3, min_visible=0.25, views=1),
+        optim=Optim(
+            lr=1e-3, backbone_factor=0.2, weight_decay=0.05, warmup=0.05, hold=0.3, clip=10.0, accumulate=1, ema=0.998,
+            patience=0,
+        ),
+    ),
+    "pix2seq": Recipe(
+        epochs=60,
+        batch_size=16,
+        augment=Augment(scale=(0.3, 2.0), flip=0.5, colour=0.3, min_visible=0.25, views=1),
+        optim=Optim(
+            lr=3e-4, backbone_factor=0.1, weight_decay=0.05, warmup=0.05, hold=0.3, clip=1.0, accumulate=1, ema=0.999,
+            patience=0,
+        ),
+    ),
+}  # fmt: skip
+
+
+def recipe(model: DetectorName) -> Recipe:
+    """The recipe of a detector, the same for each size."""
+    return RECIPES[model]
+
+
+def build(
+    model: DetectorName,
+    size: Size,
+    names: tuple[str, ...],
+    *,
+    image_size: int | None = None,
+    backbone: str | None = None,
+    pretrained: bool = True,
+) -> Detector:
+    """A detector to train: `size` decides everything that is not given."""
+    network, _, sizes = DETECTORS[model]
+    given = {"image_size": image_size, "backbone": backbone}
+    config = replace(sizes[size], **{key: value for key, value in given.items() if value is not None})
+    return network(config, names, pretrained)
+
+
+def rebuild(model: str, config: dict[str, Any], names: tuple[str, ...]) -> Detector:
+    """The detector that a checkpoint describes, without its weights."""
+    if model not in DETECTORS:
+        raise UserError(f"this version knows the detectors {', '.join(DETECTORS)}, not {model!r}; update boxwright.")
+    network, shape, _ = DETECTORS[model]
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+    return network(shape(**fields), names, pretrained=False)
+
+
+def name_of(detector: Detector) -> str:
+    """The name under which a detector stands in the zoo."""
+    return next(name for name, (network, _, _) in DETECTORS.items() if type(detector) is network)

@@ -1,0 +1,91 @@
+"""The state of a run in one safetensors file: everything that resuming exactly needs, and no pickle.
+
+Random numbers need no saving: every draw of a run is a function of (seed, step, rank).
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from boxwright.config import UserError
+from boxwright.models.weights import read_tensors, write_whole
+
+FORMAT = "boxwright-state-1"
+FILE = "state.safetensors"
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: optimizer steps done.
+        best_ap: the best validation AP so far; -1 before the first.
+        best_epoch: epochs done when it was reached.
+        recipe: digest of the settings and data that must not change between the parts of a run.
+    """
+
+    step: int = 0
+    best_ap: float = -1.0
+    best_epoch: int = 0
+    recipe: str = ""
+
+
+def save_state(folder: Path, progress: Progress, model: nn.Module, average: nn.Module | None, optimizer: Any) -> None:
+    """Write the state into `folder`, whole or not at all."""
+    tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
+    if average is not None:
+        tensors |= {f"average.{key}": value for key, value in average.state_dict().items()}
+    tensors |= _flatten(optimizer.state_dict()["state"])
+    tensors = {key: value.detach().clone().contiguous() for key, value in tensors.items()}
+    header = {"format": FORMAT, "progress": json.dumps(asdict(progress))}
+    write_whole(folder / FILE, lambda temporary: save_file(tensors, temporary, metadata=header))
+
+
+def load_state(folder: Path, model: nn.Module, average: nn.Module | None, optimizer: Any) -> Progress:
+    """Put the saved state back into the given parts and say how far the run was.
+
+    Raises:
+        UserError: if there is no state in `folder`, or it is damaged or of another network.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        raise UserError(f"nothing to resume: {file} does not exist; train without --resume first.")
+    header, tensors = read_tensors(file, "the state of a boxwright run")
+    if header.get("format") != FORMAT:
+        raise UserError(f"{file} is not the state of a boxwright run.")
+    try:
+        model.load_state_dict(_part(tensors, "model."))
+        if average is not None:
+            average.load_state_dict(_part(tensors, "average."))
+    except RuntimeError as error:
+        raise UserError(f"{file} holds another network; resume with the model and size it began with.") from error
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": _unflatten(_part(tensors, "optimizer.")), "param_groups": groups})
+    return Progress(**json.loads(header["progress"]))
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _flatten(state: dict[int, dict[str, Any]]) -> dict[str, Tensor]:
+    """AdamW's state, ``{0: {"exp_avg": ...}}``, as ``optimizer.0.exp_avg``."""
+    return {
+        f"optimizer.{index}.{key}": torch.as_tensor(value)
+        for index, entries in state.items()
+        for key, value in entries.items()
+    }
+
+
+def _unflatten(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".")
+        state.setdefault(int(index), {})[name] = value
+    return state

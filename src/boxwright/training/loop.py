@@ -1,0 +1,243 @@
+"""The training loop, in the open: batches in, gradients, one step, one validation an epoch.
+
+Every random draw is a function of (seed, step, rank). A run that is killed and resumed therefore repeats the
+uninterrupted one exactly, and a state holds no random state.
+"""
+
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from boxwright.config import Augment, Optim, UserError
+from boxwright.data.cache import Cache
+from boxwright.data.loader import steps_per_epoch, train_batches
+from boxwright.data.records import Record
+from boxwright.evaluation.coco import score
+from boxwright.evaluation.run import detect
+from boxwright.models.weights import save_detector, write_whole
+from boxwright.training.checkpoint import Progress, load_state, save_state
+from boxwright.training.optim import make_optimizer, moving_average, rate_factor, set_rate
+from boxwright.training.watch import Watch
+from boxwright.types import Batch, Detector
+
+SAVE_SECONDS = 600  # a state is written at least this often, besides each epoch's end
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, decided to the last setting.
+
+    Attributes:
+        folder: where everything is written.
+        epochs: passes over the training images.
+        batch_size: images a device sees at once.
+        augment, optim: without open fields.
+        seed: of all random draws.
+        card: what the checkpoint's card says of data and settings.
+        recipe: digest of what must stay the same when resuming.
+    """
+
+    folder: Path
+    epochs: int
+    batch_size: int
+    augment: Augment
+    optim: Optim
+    seed: int
+    card: dict[str, Any]
+    recipe: str
+
+
+class TrainStep(nn.Module):
+    """Images to losses in one forward, so that distributed wrappers see the whole computation."""
+
+    def __init__(self, detector: Detector):
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Named losses of a batch."""
+        return dict(self.detector.loss(self.detector(batch.images_BCHW, batch.sizes_B2), batch))
+
+
+class Loop:
+    """One run of training, from its first step or from where it was interrupted.
+
+    Args:
+        fabric: launched, with device and precision decided.
+        detector: fresh, or loaded from a checkpoint to fine-tune.
+        plan: the run.
+        train: cached training images.
+        val: cached validation images and their records; None trains without validation.
+        resume: continue from the state in the folder.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        detector: Detector,
+        plan: Plan,
+        train: Cache,
+        val: tuple[Cache, Sequence[Record]] | None,
+        resume: bool,
+    ):
+        self.fabric, self.plan, self.train, self.val = fabric, plan, train, val
+        assert plan.augment.views is not None
+        batches = steps_per_epoch(len(train), plan.batch_size, fabric.world_size, plan.augment.views)
+        self.accumulate = min(plan.optim.accumulate or 1, batches)
+        self.epoch_steps = batches // self.accumulate
+        self.total = plan.epochs * self.epoch_steps
+        self.detector = detector.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = make_optimizer(self.detector, plan.optim)
+        self.average = moving_average(self.detector, plan.optim.ema) if plan.optim.ema else None
+        self.progress = Progress(recipe=plan.recipe)
+        if resume:
+            self.progress = load_state(plan.folder, self.detector, self.average, optimizer)
+        self.model, self.optimizer = fabric.setup(TrainStep(self.detector), optimizer)
+        self.saved_at = time.monotonic()
+
+    def run(self) -> Progress:
+        """Train to the end, or until interrupted; leaves a state to resume from in both cases.
+
+        Raises:
+            UserError: if the loss stops being finite, or a checkpoint can't be written.
+            KeyboardInterrupt: after Ctrl-C or a polite kill, once the state is saved.
+        """
+        watch = Watch(self.plan.folder, self.total, self.progress.step, self.fabric.is_global_zero)
+        with watch, _Interrupt() as interrupt:
+            while self.progress.step < self.total and not self._stale():
+                self._epoch(watch, interrupt)
+        return self.progress
+
+    def _epoch(self, watch: Watch, interrupt: "_Interrupt") -> None:
+        epoch, first = divmod(self.progress.step, self.epoch_steps)
+        self.model.train()
+        batches = self._batches(epoch, first * self.accumulate)
+        for _ in range(first, self.epoch_steps):
+            started = time.perf_counter()
+            losses = self._step(batches)
+            self.progress.step += 1
+            rate = self.plan.batch_size * self.accumulate * self.fabric.world_size / (time.perf_counter() - started)
+            lr = self.optimizer.param_groups[-1]["lr"]
+            watch.step(self.progress.step, self.progress.step / self.epoch_steps, lr, losses, rate)
+            if interrupt.asked or time.monotonic() - self.saved_at > SAVE_SECONDS:
+                self._save_state()
+            if interrupt.asked:
+                raise KeyboardInterrupt
+        self._finish_epoch(epoch + 1, watch)
+
+    def _batches(self, epoch: int, first: int) -> Iterator[Batch]:
+        fabric, plan = self.fabric, self.plan
+        return train_batches(
+            self.train, plan.batch_size, plan.augment, seed=plan.seed, epoch=epoch, first=first,
+            rank=fabric.global_rank, world=fabric.world_size, device=fabric.device,
+        )  # fmt: skip
+
+    def _step(self, batches: Iterator[Batch]) -> dict[str, float]:
+        """One optimizer step over `accumulate` batches; the losses are their mean."""
+        set_rate(self.optimizer, rate_factor(self.progress.step, self.total, self.plan.optim))
+        sums: dict[str, float] = {}
+        for part in range(self.accumulate):
+            batch = next(batches)
+            draw = self.progress.step * self.accumulate + part
+            torch.manual_seed(((self.plan.seed << 40) + draw) * self.fabric.world_size + self.fabric.global_rank)
+            with self.fabric.no_backward_sync(self.model, enabled=part + 1 < self.accumulate):
+                losses = self.model(batch)
+                values = torch.stack([value.detach() for value in losses.values()]).tolist()
+                self._require_finite(dict(zip(losses, values, strict=True)), batch)
+                self.fabric.backward(sum(losses.values()) / self.accumulate)
+            for name, value in zip(losses, values, strict=True):
+                sums[name] = sums.get(name, 0.0) + value / self.accumulate
+        if self.plan.optim.clip:
+            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.plan.optim.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update_parameters(self.detector)
+        return sums
+
+    def _require_finite(self, losses: dict[str, float], batch: Batch) -> None:
+        wrong = {name: value for name, value in losses.items() if value - value != 0}
+        if wrong:
+            step = self.progress.step + 1
+            file = self.plan.folder / f"not-finite-step-{step}.safetensors"
+            tensors = {name: value.contiguous() for name, value in vars(batch).items()}
+            write_whole(file, lambda temporary: save_file(tensors, temporary))
+            raise UserError(
+                f"the loss is not finite at step {step} ({wrong}); the batch is in {file}. "
+                "Try a lower --optim.lr, --optim.clip 1 or --precision 32-true; --resume goes on from the last state."
+            )
+
+    def _finish_epoch(self, epoch: int, watch: Watch) -> None:
+        """Validate what will be shipped, keep the last and the best, then the state."""
+        shipped: Detector = self.average.module if self.average is not None else self.detector  # type: ignore[assignment]
+        self.model.eval()
+        card = self.plan.card | {"epoch": epoch}
+        better = False
+        if self.val is not None:
+            started = time.perf_counter()
+            ap, ap50 = self._validate(shipped, *self.val)
+            card |= {"val_ap": round(ap, 4), "val_ap50": round(ap50, 4)}
+            watch.validation(self.progress.step, epoch, ap, ap50, time.perf_counter() - started)
+            better = ap > self.progress.best_ap
+            if better:
+                self.progress.best_ap, self.progress.best_epoch = ap, epoch
+        if self.fabric.is_global_zero:
+            save_detector(self.plan.folder / "last.safetensors", shipped, card)
+            if better or self.val is None:
+                save_detector(self.plan.folder / "best.safetensors", shipped, card)
+        self._save_state()
+
+    def _validate(self, detector: Detector, cache: Cache, records: Sequence[Record]) -> tuple[float, float]:
+        """AP and AP50, the same on every device: each detects on its share of the images."""
+        fabric = self.fabric
+        found = detect(detector, cache, self.plan.batch_size, fabric.device, fabric.global_rank, fabric.world_size)
+        if fabric.world_size > 1:
+            shares: list[Any] = [None] * fabric.world_size
+            torch.distributed.all_gather_object(shares, found)
+            found = [detections for turn in zip(*_even(shares), strict=True) for detections in turn][: len(cache)]
+        report = score(records, found, detector.names)
+        return report.ap, report.ap50
+
+    def _stale(self) -> bool:
+        """Whether `patience` epochs have passed without a better AP."""
+        patience, done = self.plan.optim.patience, self.progress.step // self.epoch_steps
+        return bool(patience and self.val and done - self.progress.best_epoch >= patience)
+
+    def _save_state(self) -> None:
+        if self.fabric.is_global_zero:
+            save_state(self.plan.folder, self.progress, self.detector, self.average, self.optimizer)
+        self.saved_at = time.monotonic()
+        self.fabric.barrier()
+
+
+def _even(shares: list[list[Any]]) -> list[list[Any]]:
+    """Shares of images dealt out in turn, filled up to equal length."""
+    longest = max(len(share) for share in shares)
+    return [share + [None] * (longest - len(share)) for share in shares]
+
+
+class _Interrupt:
+    """Turns Ctrl-C and SIGTERM into a wish that the loop honours between two steps; a second one kills at once."""
+
+    asked = False
+
+    def __enter__(self) -> "_Interrupt":
+        self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        self.__exit__()
+
+    def __exit__(self, *ignored: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)

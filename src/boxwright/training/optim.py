@@ -1,0 +1,71 @@
+"""How weights move: parameter groups, the learning rate over the run, and the moving average that is shipped."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from boxwright.config import Optim
+from boxwright.types import Detector
+
+FLOOR = 0.01  # of the peak rate, at the end of the descent
+
+
+def make_optimizer(detector: Detector, settings: Optim) -> torch.optim.AdamW:
+    """AdamW over four groups: backbone or not, decayed or not.
+
+    Only kernels and matrices decay; biases, norms and embedding tables (anything of one dimension, or named
+    `embedding`) do not. Each group's full rate is its ``peak``, which `set_rate` scales.
+    """
+    assert settings.lr is not None
+    backbone = {id(p) for p in detector.backbone_parameters()}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in detector.named_parameters():
+        if parameter.requires_grad:
+            decays = parameter.ndim > 1 and "embedding" not in name
+            groups.setdefault((id(parameter) in backbone, decays), []).append(parameter)
+    options = [
+        {
+            "params": parameters,
+            "peak": settings.lr * (settings.backbone_factor if in_backbone else 1),
+            "weight_decay": settings.weight_decay if decays else 0.0,
+        }
+        for (in_backbone, decays), parameters in groups.items()
+    ]
+    return torch.optim.AdamW(options, lr=settings.lr)
+
+
+def rate_factor(step: int, total: int, settings: Optim) -> float:
+    """The learning rate at a step (from 0), as a fraction of the peak: warm-up, constant, one-cycle cosine."""
+    assert settings.warmup is not None
+    assert settings.hold is not None
+    done = (step + 1) / total
+    if done <= settings.warmup:
+        return done / settings.warmup
+    start = max(settings.warmup, settings.hold)
+    if done <= start or start >= 1:
+        return 1.0
+    progress = (done - start) / (1 - start)
+    return FLOOR + (1 - FLOOR) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Give every group its peak rate times `factor`."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor
+
+
+def moving_average(detector: Detector, decay: float) -> AveragedModel:
+    """An exponential moving average of the weights; its `module` is a detector of its own.
+
+    The decay starts low, min(decay, (1 + n) / (10 + n)) after n updates, so that the average leaves the random
+    start behind even in a short run.
+    """
+
+    @torch.no_grad()
+    def blend(averages: list[Tensor], currents: list[Tensor], updates: Tensor | int) -> None:
+        done = int(updates)
+        torch._foreach_lerp_(averages, currents, 1 - min(decay, (1 + done) / (10 + done)))
+
+    return AveragedModel(detector, multi_avg_fn=blend)

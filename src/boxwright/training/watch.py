@@ -1,0 +1,117 @@
+"""What a run shows and writes down: a progress bar, metrics.csv, TensorBoard events."""
+
+import csv
+import resource
+import sys
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+HEAD = ("step", "epoch", "lr", "loss")
+TAIL = ("val_ap", "val_ap50")
+
+
+class Watch:
+    """Follows a run; on all processes but the first it says and writes nothing.
+
+    metrics.csv has a row a step: step, epoch, lr, loss, one ``loss_<name>`` a term, and val_ap and val_ap50 on the
+    last step of each epoch. Losses are written with all their digits, so that two runs can be compared exactly.
+
+    Args:
+        folder: of the run.
+        total: steps of the whole run.
+        done: steps done before; later rows of an earlier, interrupted part are dropped.
+        active: False on all processes but the first.
+    """
+
+    def __init__(self, folder: Path, total: int, done: int, active: bool):
+        self.console = Console(quiet=not active)
+        self.active, self.file = active, folder / "metrics.csv"
+        self.rows = _rows_until(self.file, done) if active else []
+        self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1) if active else None
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[said]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not active or not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task("training", total=total, completed=done, said="")
+        self.ap = self.rows[-1].get("val_ap", "") if self.rows else ""
+
+    def __enter__(self) -> "Watch":
+        self.bar.start()
+        if self.active:
+            self._rewrite()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.bar.stop()
+        if self.events:
+            self.events.close()
+
+    def step(self, step: int, epoch: float, lr: float, losses: dict[str, float], images_per_second: float) -> None:
+        """Note one optimizer step."""
+        if not self.active:
+            return
+        row = {"step": step, "epoch": round(epoch, 4), "lr": lr, "loss": sum(losses.values())}
+        row |= {f"loss_{name}": value for name, value in losses.items()}
+        self._append({key: repr(value) for key, value in row.items()})
+        for key, value in row.items():
+            if key != "step":
+                self.events.add_scalar(key.replace("loss_", "loss/"), value, step)  # type: ignore[union-attr]
+        said = f"loss {row['loss']:.3f}  AP {self.ap or '-'}  {images_per_second:.1f} images/s  {_memory()}"
+        self.bar.update(self.task, completed=step, said=said)
+
+    def validation(self, step: int, epoch: int, ap: float, ap50: float, seconds: float) -> None:
+        """Note the validation at the end of an epoch."""
+        if not self.active:
+            return
+        self.ap = f"{ap:.3f}"
+        self.rows[-1] |= {"val_ap": repr(ap), "val_ap50": repr(ap50)}
+        self._rewrite()
+        self.events.add_scalar("val/ap", ap, step)  # type: ignore[union-attr]
+        self.events.add_scalar("val/ap50", ap50, step)  # type: ignore[union-attr]
+        loss = float(self.rows[-1]["loss"])
+        self.console.print(f"epoch {epoch:>3}  loss {loss:.3f}  AP {ap:.3f}  AP50 {ap50:.3f}  ({seconds:.0f} s)")
+
+    def _append(self, row: dict[str, str]) -> None:
+        self.rows.append(row)
+        if len(self.rows) == 1:
+            self._rewrite()
+            return
+        with self.file.open("a", newline="") as stream:
+            csv.DictWriter(stream, _columns(self.rows), restval="").writerow(row)
+
+    def _rewrite(self) -> None:
+        with self.file.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, _columns(self.rows), restval="")
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+
+def _columns(rows: list[dict[str, str]]) -> list[str]:
+    terms = [key for key in (rows[0] if rows else {}) if key.startswith("loss_")]
+    return [*HEAD, *terms, *TAIL]
+
+
+def _rows_until(file: Path, step: int) -> list[dict[str, str]]:
+    """The complete rows of an earlier part of the run, up to the step it is resumed from."""
+    if not file.is_file() or step == 0:
+        return []
+    with file.open(newline="") as stream:
+        return [row for row in csv.DictReader(stream) if (row["step"] or "").isdigit() and int(row["step"]) <= step]
+
+
+def _memory() -> str:
+    """Peak memory: of the GPU where there is one, else of the process."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+    unit = 1 if sys.platform == "darwin" else 1024
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.1f} GiB"

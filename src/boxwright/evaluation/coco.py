@@ -121,7 +121,7 @@ def score(records: Sequence[Record], detections: Sequence[Detections], names: Se
     truth = _truth(records, names)
     quiet = {"print_function": _silent}
     ground = COCO(truth, **quiet)
-    results = ground.loadRes(_results(detections, names)) if any(map(len, detections)) else COCO(truth | _NONE, **quiet)
+    results = ground.loadRes(_results(detections, names))
     judge = COCOeval_faster(ground, results, iouType="bbox", **quiet)
     judge.evaluate()
     judge.accumulate()
@@ -136,9 +136,6 @@ def score(records: Sequence[Record], detections: Sequence[Detections], names: Se
 def shown(value: float) -> str:
     """A number for a table: three digits, or ``-`` where it is undefined (-1)."""
     return "-" if value < 0 else f"{value:.3f}"
-
-
-_NONE: dict[str, list[Any]] = {"annotations": []}
 
 
 def _silent(*_: Any) -> None:

@@ -1,0 +1,89 @@
+"""What the detector takes for what.
+
+The convention: rows are what is there, columns are what the detector says; the last row and the last column are the
+background. A missed object counts in the last column of its row, a false alarm in the last row of its column, and the
+corner of both stays 0. Each object and each detection is counted once.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+import numpy as np
+
+from boxwright.data.records import Record
+from boxwright.evaluation.coco import class_positions
+from boxwright.types import Detections
+
+BACKGROUND = "background"
+
+
+def confusion(
+    records: Sequence[Record],
+    detections: Sequence[Detections],
+    names: Sequence[str],
+    threshold: float = 0.5,
+    iou: float = 0.5,
+) -> np.ndarray:
+    """Count who was taken for whom, (K + 1, K + 1) int64.
+
+    The detections of an image, best first, each take one free object that they overlap: of their own class if there is
+    one, else of any, and of several the one with the highest IoU. A detection left over is a false alarm, unless it
+    lies on an ignored object of its class (with half of its own area or more, COCO's rule for crowds): then it is not
+    counted, and neither is the ignored object.
+
+    Args:
+        records: the images; `labels_N` are positions in `names`.
+        detections: one for each record, in the same order; classes are matched by name, others are left out.
+        names: the classes of the data.
+        threshold: detections with this score or less are not counted.
+        iou: the least overlap of a detection with the object it takes.
+    """
+    assert len(records) == len(detections)
+    matrix = np.zeros((len(names) + 1, len(names) + 1), np.int64)
+    for record, found in zip(records, detections, strict=True):
+        found = found.above(threshold)
+        labels_D = np.array(class_positions(found.names, names), np.int64)[found.labels_N]
+        order_D = np.argsort(-found.scores_N, kind="stable")
+        order_D = order_D[labels_D[order_D] >= 0]
+        _count_image(matrix, record, found.boxes_N4[order_D].astype(float), labels_D[order_D], iou)
+    return matrix
+
+
+def to_csv(matrix: np.ndarray, names: Sequence[str]) -> str:
+    """The matrix with its names; the first cell says how to read it."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["true \\ predicted", *names, BACKGROUND])
+    writer.writerows([name, *row] for name, row in zip([*names, BACKGROUND], matrix.tolist(), strict=True))
+    return text.getvalue()
+
+
+def _count_image(matrix: np.ndarray, record: Record, boxes_D4: np.ndarray, labels_D: np.ndarray, iou: float) -> None:
+    """Add one image to the matrix; detections come best first."""
+    has_area_N = (record.boxes_N4[:, 2:] > record.boxes_N4[:, :2]).all(1)
+    real_N, ignored_N = has_area_N & ~record.ignore_N, has_area_N & record.ignore_N
+    overlap_DN, cover_DN = _overlaps(boxes_D4, record.boxes_N4)
+    free_N = real_N.copy()
+    for overlap_N, cover_N, label in zip(overlap_DN, cover_DN, labels_D, strict=True):
+        same_N = record.labels_N == label
+        candidates_N = free_N & (overlap_N >= iou)
+        if candidates_N.any():
+            taken = np.argmax(np.where(candidates_N, overlap_N + same_N, -1))
+            free_N[taken] = False
+            matrix[record.labels_N[taken], label] += 1
+        elif not (ignored_N & same_N & (cover_N >= iou)).any():
+            matrix[-1, label] += 1
+    np.add.at(matrix[:, -1], record.labels_N[free_N], 1)
+
+
+def _overlaps(boxes_D4: np.ndarray, boxes_N4: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """IoU of each detection with each object, and the part of the detection that lies on it, both (D, N)."""
+    corner_DN2 = np.minimum(boxes_D4[:, None, 2:], boxes_N4[:, 2:]) - np.maximum(boxes_D4[:, None, :2], boxes_N4[:, :2])
+    shared_DN = corner_DN2.clip(min=0).prod(-1)
+    area_D1 = (boxes_D4[:, 2:] - boxes_D4[:, :2]).prod(-1)[:, None]
+    area_N = (boxes_N4[:, 2:] - boxes_N4[:, :2]).prod(-1)
+    tiny = np.finfo(float).tiny
+    return shared_DN / (area_D1 + area_N - shared_DN).clip(min=tiny), shared_DN / area_D1.clip(min=tiny)

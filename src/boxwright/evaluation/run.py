@@ -1,0 +1,67 @@
+"""A detector over a data set: which device, and what it says of every image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from boxwright.config import require
+from boxwright.data.cache import Cache
+from boxwright.data.loader import eval_batches
+from boxwright.types import Batch, Detections, Detector, Predictions
+
+MOST = 100  # detections an image: what COCO's numbers look at
+
+
+def detect(
+    detector: Detector,
+    cache: Cache,
+    batch_size: int = 16,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    world: int = 1,
+) -> list[Detections]:
+    """What the detector says of each image of the cache, in its order, at most `MOST` an image, in original pixels.
+
+    The detector must be on `device`; it is left in the mode (training or evaluation) it was in. With `world` processes
+    each gets the images that `eval_batches` deals to its `rank`.
+    """
+    return [found for batch in detect_batches(detector, cache, batch_size, device, rank, world) for found in batch]
+
+
+def detect_batches(
+    detector: Detector, cache: Cache, batch_size: int, device: torch.device | str, rank: int = 0, world: int = 1
+) -> Iterator[list[Detections]]:
+    """`detect`, a batch at a time, for whoever shows the progress."""
+    was_training = detector.training
+    detector.eval()
+    try:
+        for batch in eval_batches(cache, batch_size, device=device, rank=rank, world=world):
+            yield detect_batch(detector, batch)
+    finally:
+        detector.train(was_training)
+
+
+@torch.inference_mode()
+def detect_batch(detector: Detector, batch: Batch, threshold: float = 0.0) -> list[Detections]:
+    """Detections of one batch, in original pixels, with score above `threshold`; the detector must be in eval mode."""
+    said = detector.decode(detector(batch.images_BCHW, batch.sizes_B2))
+    said = Predictions(said.boxes_BD4[:, :MOST], said.scores_BD[:, :MOST], said.labels_BD[:, :MOST])
+    return said.to_detections(batch, detector.names, threshold)
+
+
+def choose_device(device: str) -> tuple[str, str]:
+    """The accelerator to use and the reason: ``auto`` takes a GPU where there is one.
+
+    Raises:
+        UserError: for a device that torch does not know or does not see here.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        kind = next(name for name, there in available.items() if there)
+        return kind, "found" if kind != "cpu" else "no GPU found"
+    kind = device.split(":")[0]
+    require(kind in available, f"--device is auto, cpu, cuda or mps, not {device!r}.")
+    require(available[kind], f"--device {device}: torch {torch.__version__} sees none here; use --device auto.")
+    return device, "as asked"

@@ -1,0 +1,361 @@
+"""Every picture: boxes on images, what the network sees, curves, the confusion matrix.
+
+Pictures of images are PIL images; charts are written to a file as PNG. Nothing here touches matplotlib's global state.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+
+from boxwright.data.images import open_image
+from boxwright.data.records import Record
+from boxwright.types import Batch, Detections
+
+THRESHOLDS = (0.75, 0.5, 0.0)
+
+_PALETTE = (
+    "#2f7ef6 #f5741d #16a85a #e5304d #9457f5 #0fb0c4 #ef4fae #b39b00 #8a5a3c #5f7f95 "
+    "#7fb800 #c2185b #3d5afe #00897b #ff9e80 #6d4c9f #d4a017 #546e7a #4caf50 #a1887f"
+).split()
+_IGNORED = "#8f8f8f"
+_SMALLEST = 640  # long side of a picture: smaller images are enlarged
+_LABELLED = 40  # with more boxes than this, the image could not be seen for labels
+
+
+def colour(label: int) -> str:
+    """The colour of a class by its position, the same in every picture; they come round again after twenty."""
+    return _PALETTE[label % len(_PALETTE)]
+
+
+# Boxes on images
+
+
+def draw(image: Image.Image, detections: Detections, threshold: float = 0.0) -> Image.Image:
+    """A copy of the image with the objects whose score is over `threshold`, each with class and score.
+
+    Small images are enlarged (by a whole factor, to at least 640 pixels on the long side) so that labels can be read.
+    """
+    found = detections.above(threshold)
+    best_first = np.argsort(-found.scores_N, kind="stable")
+    marks = [
+        _Mark(found.boxes_N4[i], f"{found.names[found.labels_N[i]]} {found.scores_N[i]:.2f}", colour(found.labels_N[i]))
+        for i in best_first
+    ]
+    return _paint(image, marks)
+
+
+def draw_truth(record: Record, names: Sequence[str]) -> Image.Image:
+    """The annotated image; ignored objects (difficult, crowds) are grey."""
+    marks = [
+        _Mark(box, f"{names[label]} (ignored)" if ignored else names[label], _IGNORED if ignored else colour(label))
+        for box, label, ignored in zip(record.boxes_N4, record.labels_N, record.ignore_N, strict=True)
+    ]
+    return _paint(open_image(record.path), marks)
+
+
+def side_by_side(record: Record, detections: Detections, names: Sequence[str]) -> Image.Image:
+    """What is found at score thresholds 0.75, 0.50 and none, and the ground truth.
+
+    `names` are the classes of `record`; colours agree where the detector's classes have the same positions.
+    """
+    image = open_image(record.path)
+    pictures = [draw(image, detections, threshold) for threshold in THRESHOLDS]
+    captions = [f"score over {threshold:.2f}" if threshold else "every detection" for threshold in THRESHOLDS]
+    return grid([*pictures, draw_truth(record, names)], [*captions, "ground truth"], columns=2)
+
+
+def show_batch(batch: Batch, names: Sequence[str], most: int = 16) -> Image.Image:
+    """What the network sees: the first images of a batch with their targets; padding is hatched.
+
+    Boxes are shown in canvas coordinates, as the loss gets them.
+    """
+    pictures = [_canvas(batch, i, names) for i in range(min(len(batch), most))]
+    captions = [f"image {int(i)}" for i in batch.index_B[:most]]
+    return grid(pictures, captions, columns=math.ceil(math.sqrt(len(pictures))), largest=512)
+
+
+def grid(pictures: Sequence[Image.Image], captions: Sequence[str], columns: int, largest: int = 800) -> Image.Image:
+    """Pictures in rows with a caption over each; each at most `largest` pixels on its long side."""
+    panels = [picture.copy() for picture in pictures]
+    for panel in panels:
+        panel.thumbnail((largest, largest), Image.Resampling.LANCZOS)
+    gap, head = 12, 30
+    width = max(panel.width for panel in panels) + gap
+    height = max(panel.height for panel in panels) + head + gap
+    rows = math.ceil(len(panels) / columns)
+    sheet = Image.new("RGB", (columns * width + gap, rows * height + gap), "white")
+    pen = ImageDraw.Draw(sheet)
+    for i, (panel, caption) in enumerate(zip(panels, captions, strict=True)):
+        x, y = gap + i % columns * width, gap // 2 + i // columns * height
+        pen.text((x, y + head / 2), caption, fill="#222222", font=_font(15), anchor="lm")
+        sheet.paste(panel, (x, y + head))
+    return sheet
+
+
+@dataclass
+class _Mark:
+    box: np.ndarray  # xyxy, pixels
+    text: str
+    colour: str
+
+
+def _paint(image: Image.Image, marks: Sequence[_Mark]) -> Image.Image:
+    """Boxes from the last to the first, so that the first lie on top; then labels where they cover no other."""
+    factor = max(1, math.ceil(_SMALLEST / max(image.size)))
+    canvas = image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
+    pen = ImageDraw.Draw(canvas)
+    unit = math.sqrt(canvas.width * canvas.height) / 100
+    crowded = len(marks) > 12
+    line = max(2, round(unit * (0.34 if crowded else 0.5)))
+    font = _font(max(11, round(unit * (1.9 if crowded else 2.4))))
+    boxes = [_corners(mark.box * factor, canvas) for mark in marks]
+    for mark, box in reversed(list(zip(marks, boxes, strict=True))):
+        pen.rectangle(_grown(box, 1), outline="black", width=line + 2)
+        pen.rectangle(box, outline=mark.colour, width=line)
+    taken: list[tuple[float, float, float, float]] = []
+    for mark, box in list(zip(marks, boxes, strict=True))[:_LABELLED]:
+        _label(pen, mark, box, font, canvas, taken)
+    return canvas
+
+
+def _corners(box: np.ndarray, canvas: Image.Image) -> tuple[int, int, int, int]:
+    """Whole pixels inside the picture, in order, whatever the box was."""
+    limit = np.array([canvas.width, canvas.height] * 2) - 1
+    x1, y1, x2, y2 = np.nan_to_num(box).round().clip(0, limit).astype(int).tolist()
+    return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
+
+
+def _grown(box: tuple[int, int, int, int], by: int) -> tuple[int, int, int, int]:
+    return box[0] - by, box[1] - by, box[2] + by, box[3] + by
+
+
+def _label(
+    pen: ImageDraw.ImageDraw,
+    mark: _Mark,
+    box: tuple[int, int, int, int],
+    font: ImageFont.FreeTypeFont,
+    canvas: Image.Image,
+    taken: list[tuple[float, float, float, float]],
+) -> None:
+    """Write the label at the first place that is free; where none is, the colour alone must tell."""
+    rise, fall = font.getmetrics()
+    pad = max(2, rise // 5)
+    width, height = font.getlength(mark.text) + 2 * pad, rise + fall
+    for x, y in _places(box, width, height):
+        x, y = min(max(x, 0), max(canvas.width - width, 0)), y
+        spot = (x, y, x + width, y + height)
+        if 0 <= y <= canvas.height - height and not any(_touch(spot, other) for other in taken):
+            taken.append(spot)
+            pen.rounded_rectangle(spot, radius=pad, fill=mark.colour)
+            pen.text((x + pad, y + height / 2), mark.text, fill="white", font=font, anchor="lm")
+            return
+
+
+def _places(box: tuple[int, int, int, int], width: float, height: float) -> Iterator[tuple[float, float]]:
+    """Top left corners for a label: over the box, inside it, under it; at its left, then at its right end."""
+    left, top, right, bottom = box
+    for y in (top - height, top, bottom, bottom - height):
+        yield left, y
+        yield right - width, y
+
+
+def _touch(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+@lru_cache(maxsize=64)
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans comes with matplotlib: the same letters on every machine, and most alphabets."""
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf", size)
+
+
+def _canvas(batch: Batch, position: int, names: Sequence[str]) -> Image.Image:
+    """One image of a batch with its targets."""
+    pixels_CHW = batch.images_BCHW[position].detach().cpu()
+    if pixels_CHW.is_floating_point():
+        pixels_CHW = (pixels_CHW.float().clamp(0, 1) * 255).round().to(torch.uint8)
+    pixels_HWC = pixels_CHW.permute(1, 2, 0).numpy().copy()
+    height, width = batch.sizes_B2[position].tolist()
+    rows, columns = np.indices(pixels_HWC.shape[:2])
+    padding = (rows >= height) | (columns >= width)
+    stripes = (rows + columns) // 4 % 4 == 0
+    pixels_HWC[padding] = np.where(stripes[padding], 105, 70)[:, None]
+    valid = batch.valid_BN[position].cpu()
+    side = torch.tensor(pixels_HWC.shape[1::-1]).repeat(2)
+    boxes = (batch.boxes_BN4[position].cpu()[valid] * side).numpy()
+    labels = batch.labels_BN[position].cpu()[valid].tolist()
+    marks = [_Mark(box, names[label], colour(label)) for box, label in zip(boxes, labels, strict=True)]
+    return _paint(Image.fromarray(pixels_HWC), marks)
+
+
+# Charts
+
+
+def curves(metrics: Path, out: Path) -> None:
+    """Draw a run's metrics.csv: the loss and its terms, AP, and the learning rate.
+
+    Columns: step, epoch, lr, loss, ``loss_*``, val_ap, val_ap50; cells may be empty, and so may the file.
+    """
+    columns = _read_columns(metrics)
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    loss_axes, ap_axes, rate_axes = figure.subplots(1, 3, width_ratios=[5, 5, 2.5])
+    _plot_losses(loss_axes, columns)
+    for name, title, shade in (("val_ap50", "AP50", colour(1)), ("val_ap", "AP", colour(0))):
+        epochs, values = _pairs(columns, "epoch", name)
+        ap_axes.plot(epochs, values, color=shade, label=title, marker="o" if len(values) < 60 else "", markersize=3.5)
+        if len(values):
+            best = int(np.argmax(values))
+            ap_axes.annotate(f"{values[best]:.3f}", (epochs[best], values[best]), (0, 5), textcoords="offset points",
+                             ha="center", color=shade, fontsize=9)  # fmt: skip
+    rate_axes.plot(*_pairs(columns, "step", "lr"), color=colour(9))
+    _dress(loss_axes, "training loss", "step", legend=True)
+    _dress(ap_axes, "validation", "epoch", legend=True)
+    ap_axes.set_ylim(0, 1.02)
+    _dress(rate_axes, "learning rate", "step", legend=False)
+    rate_axes.yaxis.set_major_formatter("{x:.1e}")
+    rate_axes.set_ylim(bottom=0)
+    _save(figure, out)
+
+
+def precision_recall(
+    recalls_R: np.ndarray, precision_TRK: np.ndarray, names: Sequence[str], out: Path, most: int = 12
+) -> None:
+    """Draw precision over recall at IoU 0.50 and 0.75, a line a class; the area under each is its AP.
+
+    Args:
+        recalls_R: where the precision is known.
+        precision_TRK: at IoU 0.50, 0.55 ... 0.95; negative for classes without objects, which are left out.
+        names: the classes.
+        out: the file to write.
+        most: with more classes than this their lines are grey and only the mean is named.
+    """
+    figure = Figure(figsize=(11.5, 4.8), layout="constrained")
+    for axes, (title, precision_RK) in zip(
+        figure.subplots(1, 2, sharey=True),
+        (("IoU 0.50", precision_TRK[0]), ("IoU 0.75", precision_TRK[5])),
+        strict=True,
+    ):
+        _plot_precision(axes, recalls_R, precision_RK, names, most)
+        _dress(axes, title, "recall", legend=True)
+        axes.set(xlim=(0, 1.0), ylim=(0, 1.02))
+    figure.axes[0].set_ylabel("precision")
+    _save(figure, out)
+
+
+def confusion(matrix: np.ndarray, names: Sequence[str], out: Path, note: str = "") -> None:
+    """Draw a confusion matrix, (K + 1, K + 1), rows true, columns predicted, background last.
+
+    The shade is the share of the row; the numbers are counts, shown for up to 20 classes.
+    """
+    labels, edge = [*names, "background"], len(names) - 0.5
+    few = len(names) <= 20
+    side = min(max(4.2, 0.62 * len(labels) + 2.2), 22)
+    figure = Figure(figsize=(side + 0.9, side), layout="constrained")
+    axes = figure.subplots()
+    share = matrix / matrix.sum(1, keepdims=True).clip(min=1)
+    figure.colorbar(axes.imshow(share, cmap="Blues", vmin=0, vmax=1), ax=axes, shrink=0.8, label="share of the row")
+    axes.set_xticks(range(len(labels)), labels, rotation=45 if few else 90, ha="right" if few else "center")
+    axes.set_yticks(range(len(labels)), labels)
+    axes.tick_params(length=0, labelsize=9 if few else 7)
+    axes.set(xlabel="predicted (last column: missed)", ylabel="true (last row: false alarms)")
+    axes.set_title(note, fontsize=9, color="#555555")
+    axes.axhline(edge, color="#555555", linewidth=0.8)
+    axes.axvline(edge, color="#555555", linewidth=0.8)
+    axes.spines[:].set_visible(False)
+    for (row, column), count in np.ndenumerate(matrix) if few else ():
+        shade = "white" if share[row, column] > 0.55 else "#222222" if count else "#bbbbbb"
+        axes.text(column, row, str(count), ha="center", va="center", color=shade, fontsize=9)
+    _save(figure, out)
+
+
+def _plot_losses(axes: Axes, columns: dict[str, np.ndarray]) -> None:
+    """The sum in black, its terms in colour; noisy values faint, their running mean on top."""
+    terms = [name for name in columns if name.startswith("loss_")]
+    top = 0.0
+    for position, name in enumerate(["loss", *terms]):
+        steps, values = _pairs(columns, "step", name)
+        shade = "#222222" if name == "loss" else colour(position - 1)
+        mean = _running_mean(values)
+        axes.plot(steps, values, color=shade, alpha=0.18, linewidth=0.8)
+        axes.plot(steps, mean, color=shade, linewidth=1.6, label="sum" if name == "loss" else name[5:])
+        top = max(top, *mean.tolist(), 0.0) if len(mean) else top
+    if top > 0:
+        axes.set_ylim(0, top * 1.08)
+
+
+def _plot_precision(
+    axes: Axes, recalls_R: np.ndarray, precision_RK: np.ndarray, names: Sequence[str], most: int
+) -> None:
+    there = [k for k in range(len(names)) if precision_RK[0, k] >= 0]
+    ap_K = precision_RK.mean(0)
+    for k in sorted(there, key=lambda k: -ap_K[k]):
+        many = len(there) > most
+        axes.plot(recalls_R, precision_RK[:, k], color="#b8c4cf" if many else colour(k), linewidth=0.9 if many else 1.5,
+                  label=None if many else f"{names[k]}  {ap_K[k]:.3f}")  # fmt: skip
+    if len(there) > 1:
+        mean_R = precision_RK[:, there].mean(1)
+        axes.plot(recalls_R, mean_R, color="#222222", linewidth=2, linestyle="--", label=f"mean  {mean_R.mean():.3f}")
+    if not there:
+        axes.text(0.5, 0.5, "no objects in the data", ha="center", va="center", color="#777777")
+
+
+def _dress(axes: Axes, title: str, x_label: str, legend: bool) -> None:
+    axes.set_title(title, fontsize=11, loc="left", fontweight="bold")
+    axes.set_xlabel(x_label)
+    axes.grid(color="#e4e4e4", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if legend and axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=9)
+
+
+def _save(figure: Figure, out: Path) -> None:
+    FigureCanvasAgg(figure)
+    figure.savefig(out, format="png", dpi=130)
+
+
+def _read_columns(metrics: Path) -> dict[str, np.ndarray]:
+    """Each column of a CSV as floats, NaN where a cell is empty or no number."""
+    with metrics.open(newline="") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+        return {name: np.array([_number(row[name]) for row in rows]) for name in reader.fieldnames or ()}
+
+
+def _number(cell: str | None) -> float:
+    try:
+        return float(cell or "nan")
+    except ValueError:
+        return math.nan
+
+
+def _pairs(columns: dict[str, np.ndarray], x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
+    """The rows in which both columns hold a finite number."""
+    nothing = np.empty(0)
+    xs, ys = columns.get(x, nothing), columns.get(y, nothing)
+    if len(xs) != len(ys):
+        return nothing, nothing
+    both = np.isfinite(xs) & np.isfinite(ys)
+    return xs[both], ys[both]
+
+
+def _running_mean(values: np.ndarray) -> np.ndarray:
+    """Mean of each value and its neighbours, over a fortieth of the run; shorter windows at the ends."""
+    width = len(values) // 40 * 2 + 1
+    if width == 1:
+        return values
+    ones = np.ones(width)
+    return np.convolve(values, ones, "same") / np.convolve(np.ones_like(values), ones, "same")

@@ -1,0 +1,55 @@
+"""boxwright: annotated images in, transformer object detectors out.
+
+The contents page: every verb of the command line under its own name, and what they give back. Each is imported when
+it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from boxwright.config import Augment, Optim, UserError
+    from boxwright.data.check import check
+    from boxwright.data.convert import convert
+    from boxwright.data.read import read
+    from boxwright.bundled.demo import demo
+    from boxwright.evaluation.evaluate import evaluate
+    from boxwright.inference.predict import predict
+    from boxwright.inference.predictor import Predictor, load
+    from boxwright.training.run import train
+    from boxwright.types import Batch, Detections, Detector, Predictions
+
+__version__ = "0.1.0"
+
+_PLACES = {
+    "Augment": "boxwright.config",
+    "Batch": "boxwright.types",
+    "Detections": "boxwright.types",
+    "Detector": "boxwright.types",
+    "Optim": "boxwright.config",
+    "Predictions": "boxwright.types",
+    "Predictor": "boxwright.inference.predictor",
+    "UserError": "boxwright.config",
+    "check": "boxwright.data.check",
+    "convert": "boxwright.data.convert",
+    "demo": "boxwright.bundled.demo",
+    "evaluate": "boxwright.evaluation.evaluate",
+    "load": "boxwright.inference.predictor",
+    "predict": "boxwright.inference.predict",
+    "read": "boxwright.data.read",
+    "train": "boxwright.training.run",
+}
+__all__ = [
+    "Augment", "Batch", "Detections", "Detector", "Optim", "Predictions", "Predictor", "UserError",
+    "check", "convert", "demo", "evaluate", "load", "predict", "read", "train",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'boxwright' has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

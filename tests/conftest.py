@@ -1,0 +1,24 @@
+"""Small things that many tests share."""
+
+import pytest
+import torch
+
+from boxwright.types import Batch
+
+
+@pytest.fixture
+def batch() -> Batch:
+    """Two 96 px images of noise, one with three objects, one (smaller than its canvas) with one."""
+    generator = torch.Generator().manual_seed(0)
+    boxes_BN4 = torch.zeros(2, 3, 4)
+    boxes_BN4[0] = torch.tensor([[0.1, 0.1, 0.4, 0.5], [0.5, 0.5, 0.95, 0.9], [0.6, 0.05, 0.66, 0.1]])
+    boxes_BN4[1, 0] = torch.tensor([0.2, 0.1, 0.7, 0.6])
+    return Batch(
+        images_BCHW=torch.randint(0, 256, (2, 3, 96, 96), generator=generator, dtype=torch.uint8),
+        sizes_B2=torch.tensor([[96, 96], [64, 96]]),
+        originals_B2=torch.tensor([[192, 192], [128, 192]]),
+        boxes_BN4=boxes_BN4,
+        labels_BN=torch.tensor([[0, 1, 1], [1, 0, 0]]),
+        valid_BN=torch.tensor([[True, True, True], [True, False, False]]),
+        index_B=torch.arange(2),
+    )

@@ -1,0 +1,288 @@
+"""COCO JSON: `annotations/instances_train.json` beside `train/`, one `annotations.json`, Roboflow exports, a bare file.
+
+Boxes are ``[x, y, width, height]`` in pixels. Category ids have holes; classes are ordered by id, and
+`Dataset.category_ids` keeps the ids. `iscrowd` and `difficult` (1) become ignore.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from boxwright.data.raw import (
+    IMAGE_SUFFIXES,
+    Raw,
+    RawImage,
+    bare_name,
+    by_split,
+    check_names,
+    files_in,
+    fill_sizes,
+    read_text,
+    split_name,
+    subfolders,
+)
+from boxwright.data.records import Record
+
+_OTHER_TASKS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")
+
+
+def find(root: Path) -> dict[str, Path]:
+    """The annotation files of a folder by split; empty when it is no COCO folder."""
+    files = _json_files(root / "annotations") or _json_files(root)
+    if files:
+        return by_split([f.stem for f in files], files)
+    inside = [(folder, _json_files(folder)) for folder in subfolders(root) if split_name(folder.name)]
+    found = {folder.name: files[0] for folder, files in inside if len(files) == 1}
+    return by_split(list(found), list(found.values()))
+
+
+def _json_files(folder: Path) -> list[Path]:
+    files = [f for f in files_in(folder, [".json"]) if not f.name.startswith(_OTHER_TASKS)]
+    instances = [f for f in files if f.name.startswith("instances")]
+    return instances or [f for f in files if "annotations" in f.stem.lower() or _looks_like_coco(f)]
+
+
+def _looks_like_coco(file: Path) -> bool:
+    if file.stat().st_size == 0:
+        return False
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(b'"images"') >= 0 and content.find(b'"annotations"') >= 0
+
+
+def read(root: Path, files: dict[str, Path]) -> Raw:
+    """Read the annotation files of a data set, by split."""
+    raw = Raw(root, "coco")
+    contents = {split: content for split, file in files.items() if (content := _load(raw, file)) is not None}
+    headings = _headings(list(contents.values()))
+    classes: dict[str, dict[str, int]] = {}
+    for split, content in contents.items():
+        classes[split] = _classes(raw, files[split], content, headings)
+    _agree_on_classes(raw, {split: files[split] for split in contents}, classes)
+    for split, content in contents.items():
+        positions = {id_: raw.names.index(name) for name, id_ in classes[split].items() if name in raw.names}
+        raw.splits[split] = _images(raw, root, files[split], content, positions)
+    return raw
+
+
+def _load(raw: Raw, file: Path) -> dict[str, Any] | None:
+    """The parsed file with its three lists, or None and a fault."""
+    text = read_text(file, raw)
+    if text is None:
+        return None
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raw.fault("broken-file", f"{file}:{error.lineno}", f"is not valid JSON ({error.msg}, column {error.colno})")
+        return None
+    except RecursionError:
+        raw.fault("broken-file", file, "is nested too deeply to be COCO JSON")
+        return None
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raw.fault("broken-file", file, f"has no list `{key}`, which COCO JSON needs")
+            return None
+    return {key: _rows(raw, file, key, content[key]) for key in ("images", "annotations", "categories")}
+
+
+_NEEDED = {
+    "images": ("id", "file_name"),
+    "annotations": ("image_id", "category_id", "bbox"),
+    "categories": ("id", "name"),
+}
+
+
+def _rows(raw: Raw, file: Path, key: str, rows: list[Any]) -> list[dict[str, Any]]:
+    """The rows that have all the keys they need; a fault for each that has not."""
+    needed = _NEEDED[key]
+    good = []
+    for i, row in enumerate(rows):
+        missing = [k for k in needed if not isinstance(row, dict) or row.get(k) is None]
+        if missing:
+            name = row["id"] if isinstance(row, dict) and "id" in row else None
+            which = f"`{key}` record {i + 1}" + ("" if name is None else f" (id {name})")
+            raw.fault("broken-record", f"{file}, {which}", f"has no `{'`, `'.join(missing)}`")
+        elif isinstance(row[needed[0]], (list, dict)):
+            raw.fault("broken-record", f"{file}, `{key}` record {i + 1}", f"`{needed[0]}` is not a number")
+        else:
+            good.append(row)
+    return good
+
+
+def _headings(contents: Sequence[dict[str, Any]]) -> set[str]:
+    """Categories that only name a group: the supercategory of another one, and no object has them."""
+    used, groups, names = set(), set(), set()
+    for content in contents:
+        by_id = {row["id"]: str(row["name"]).strip() for row in content["categories"]}
+        used |= {by_id.get(row["category_id"]) for row in content["annotations"] if _hashable(row["category_id"])}
+        names |= set(by_id.values())
+        groups |= {
+            str(row["supercategory"]).strip()
+            for row in content["categories"]
+            if row.get("supercategory") and str(row["supercategory"]).strip() != by_id[row["id"]]
+        }
+    return (groups & names) - used
+
+
+def _hashable(value: object) -> bool:
+    return not isinstance(value, (list, dict))
+
+
+def _classes(raw: Raw, file: Path, content: dict[str, Any], headings: set[str]) -> dict[str, int]:
+    """Category id by class name, in the order of the ids."""
+    rows = [(row["id"], str(row["name"]).strip()) for row in content["categories"]]
+    for id_, count in Counter(id_ for id_, _ in rows).items():
+        if count > 1:
+            raw.fault("duplicate-class", f"{file}, `categories`", f"the id {id_} is given to {count} classes")
+    check_names(raw, f"{file}, `categories`", [name for _, name in rows])
+    rows = [(id_, name) for id_, name in rows if isinstance(id_, int) or _not_integer(raw, file, id_)]
+    for _, name in rows:
+        if name in headings:
+            raw.fault("heading", f"{file}, `categories`", f"{name!r} is the supercategory of other classes")
+    return {name: id_ for id_, name in sorted(rows) if name not in headings}
+
+
+def _not_integer(raw: Raw, file: Path, id_: object) -> bool:
+    raw.fault("broken-record", f"{file}, `categories`", f"the id {id_!r} is not an integer")
+    return False
+
+
+def _agree_on_classes(raw: Raw, files: dict[str, Path], classes: dict[str, dict[str, int]]) -> None:
+    """Set the classes of the data set to those of its first split, and note where another split differs."""
+    if not classes:
+        return
+    first = next(iter(classes))
+    raw.names, raw.category_ids = tuple(classes[first]), tuple(classes[first].values())
+    for split, ids in list(classes.items())[1:]:
+        lacks, adds = [n for n in raw.names if n not in ids], [n for n in ids if n not in raw.names]
+        if lacks or adds:
+            parts = [f"lacks {_list(lacks)}"] * bool(lacks) + [f"adds {_list(adds)}"] * bool(adds)
+            raw.fault("class-lists-differ", files[split], f"{' and '.join(parts)}, compared with {files[first]}")
+        elif ids != classes[first]:
+            raw.fault("class-ids-differ", files[split], f"numbers its classes otherwise than {files[first]}")
+
+
+def _list(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(repr(name) for name in names[:8]) + more
+
+
+def _images(raw: Raw, root: Path, file: Path, content: dict[str, Any], positions: dict[Any, int]) -> list[RawImage]:
+    rows = content["images"]
+    folder = _image_folder(root, file, [str(row["file_name"]) for row in rows])
+    by_id: dict[Any, RawImage] = {}
+    for row in rows:
+        name = str(row["file_name"]).replace("\\", "/")
+        id_ = row["id"]
+        if id_ in by_id:
+            raw.fault("duplicate-id", f"{file}, image {id_}", f"{by_id[id_].path.name} and {name} have the same id")
+            continue
+        path = folder / name
+        if not path.is_file():
+            raw.fault("missing-image", f"{file}, image {id_}", f"{path} does not exist")
+        number = id_ if isinstance(id_, int) else len(by_id) + 1
+        size = _integer(row.get("width")), _integer(row.get("height"))
+        by_id[id_] = RawImage(path, *size, number, f"{file}, image {id_} ({name})", ", annotation {}")
+    images = list(by_id.values())
+    _annotate(raw, file, content["annotations"], by_id, positions)
+    fill_sizes(raw, images)
+    _note_unlisted(raw, folder, images)
+    return images
+
+
+def _integer(value: object) -> int:
+    return int(value) if isinstance(value, (int, float)) and value == value and abs(value) < 1e9 else 0
+
+
+def _annotate(
+    raw: Raw, file: Path, rows: Sequence[dict[str, Any]], by_id: dict[Any, RawImage], positions: dict[Any, int]
+) -> None:
+    seen: Counter[Any] = Counter()
+    for i, row in enumerate(rows):
+        mark = row["id"] if isinstance(row.get("id"), (int, str)) else f"number {i + 1}"
+        seen[mark] += 1
+        where = f"{file}, annotation {mark}"
+        box = _box(row["bbox"])
+        if box is None:
+            raw.fault("broken-record", where, f"`bbox` is not four numbers: {str(row['bbox'])[:60]}")
+        elif row["image_id"] not in by_id:
+            raw.fault("orphan-annotation", where, f"there is no image with the id {row['image_id']}")
+        elif not _hashable(row["category_id"]) or row["category_id"] not in positions:
+            raw.fault("unknown-class", where, f"there is no category with the id {row['category_id']}")
+        else:
+            ignore = row.get("iscrowd") in (1, "1") or row.get("difficult") in (1, "1")
+            by_id[row["image_id"]].add(box, positions[row["category_id"]], ignore, mark)
+    for mark, count in seen.items():
+        if count > 1:
+            raw.fault("duplicate-annotation-id", f"{file}, annotation {mark}", f"{count} annotations have this id")
+
+
+def _box(bbox: object) -> tuple[float, float, float, float] | None:
+    try:
+        x, y, width, height = map(float, bbox)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    return x, y, x + width, y + height
+
+
+def _image_folder(root: Path, file: Path, names: Sequence[str]) -> Path:
+    """The folder beneath which most of the images lie, of all the places where people put them."""
+    here = file.parent
+    words = [bare_name(file.stem), split_name(file.stem) or "", split_name(here.name) or ""]
+    bases = [here, here / "images", here.parent, here.parent / "images", root, root / "images"]
+    split_folders = [base / word for word in words if word for base in bases]
+    sample = [name.replace("\\", "/") for name in names[:: max(1, len(names) // 50)]]
+    return max([*split_folders, *bases], key=lambda folder: sum((folder / name).is_file() for name in sample))
+
+
+def _note_unlisted(raw: Raw, folder: Path, images: Sequence[RawImage]) -> None:
+    listed = {image.path for image in images}
+    unlisted = [f for f in files_in(folder, IMAGE_SUFFIXES) if f not in listed]
+    if unlisted:
+        raw.fault(
+            "unlisted-image", folder, f"{len(unlisted)} images are not in the annotations ({unlisted[0].name}, ...)"
+        )
+
+
+def write(
+    out: Path,
+    split: str,
+    records: Sequence[Record],
+    image_names: Sequence[str],
+    names: Sequence[str],
+    ids: Sequence[int],
+) -> None:
+    """Write the annotations of one split; its images are expected in `image_folder`.
+
+    Ignored objects are written with ``iscrowd: 1``, which every COCO tool leaves out.
+    """
+    image_ids = [record.image_id for record in records]
+    if len(set(image_ids)) < len(image_ids):
+        image_ids = list(range(1, len(records) + 1))
+    images, annotations = [], []
+    for record, name, image_id in zip(records, image_names, image_ids, strict=True):
+        images.append({"id": image_id, "file_name": name, "width": record.width, "height": record.height})
+        for box, label, ignore in zip(record.boxes_N4.tolist(), record.labels_N, record.ignore_N, strict=True):
+            annotations.append(_annotation(len(annotations) + 1, image_id, box, ids[label], ignore))
+    categories = [{"id": id_, "name": name} for id_, name in zip(ids, names, strict=True)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    file = out / "annotations.json" if split == "all" else out / "annotations" / f"instances_{split}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+
+
+def _annotation(id_: int, image_id: int, box: Sequence[float], category: int, ignore: bool) -> dict[str, Any]:
+    x1, y1, x2, y2 = box
+    bbox = [x1, y1, x2 - x1, y2 - y1]
+    area = max(0.0, bbox[2]) * max(0.0, bbox[3])
+    crowd = int(ignore)
+    return {"id": id_, "image_id": image_id, "category_id": category, "bbox": bbox, "area": area, "iscrowd": crowd}
+
+
+def image_folder(out: Path, split: str) -> Path:
+    """Where the images of a split belong."""
+    return out / ("images" if split == "all" else split)

@@ -1,0 +1,315 @@
+"""What a reader finds on disk, faults included, and the strict step from there to a `Dataset`.
+
+A reader never stops at a fault: it notes it and goes on, so that `boxwright check` can report everything at once.
+Training goes through `to_dataset`, which refuses what cannot be used and leaves out boxes without area.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+
+from boxwright.config import UserError
+from boxwright.data.images import image_size
+from boxwright.data.records import Dataset, Record
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+
+T = TypeVar("T")
+R = TypeVar("R")
+Level = Literal["error", "warning", "note"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of fault: how bad it is, whether training refuses the data for it, and how to mend it."""
+
+    level: Level
+    fatal: bool
+    mend: str
+
+
+KINDS: dict[str, Kind] = {
+    # What cannot be used: training refuses.
+    "broken-file": Kind("error", True, "write the file again with the tool that made it"),
+    "broken-record": Kind("error", True, "complete the record or remove it"),
+    "missing-image": Kind("error", True, "restore the image or remove its record"),
+    "undecodable-image": Kind("error", True, "restore the image from its source or remove it and its record"),
+    "missing-split": Kind("error", True, "correct the path or remove the split"),
+    "unknown-class": Kind("error", True, "add the class to the class list or correct the object"),
+    "duplicate-class": Kind("error", True, "give every class a name of its own"),
+    "class-lists-differ": Kind("error", True, "give every split the same classes"),
+    "duplicate-id": Kind("error", True, "give every image an id of its own"),
+    # What training passes over.
+    "orphan-annotation": Kind("error", False, "restore the image or remove the annotation"),
+    "not-a-number": Kind("error", False, "draw the box again or remove it"),
+    "reversed-box": Kind("error", False, "exchange the corners or remove the box"),
+    "empty-box": Kind("error", False, "draw the box again or remove it"),
+    "box-outside": Kind("error", False, "cut the box to the image; check that width and height are not exchanged"),
+    "wrong-size": Kind("error", False, "correct width and height, and the boxes if they were drawn at another size"),
+    "shared-image": Kind("error", False, "keep the image in one split only"),
+    # What looks wrong and may be right.
+    "tiny-box": Kind("warning", False, "look at the box: it is less than a pixel wide or high"),
+    "odd-size": Kind("warning", False, "look at the object: its class is usually of quite another size"),
+    "duplicate-box": Kind("warning", False, "remove one of the two boxes"),
+    "duplicate-image": Kind("warning", False, "keep the image once"),
+    "duplicate-annotation-id": Kind("warning", False, "number the annotations again"),
+    "similar-classes": Kind("warning", False, "make them one class if they mean the same"),
+    "class-ids-differ": Kind("warning", False, "number the categories alike in every file"),
+    "class-count": Kind("warning", False, "correct `nc` or `names`"),
+    "unused-class": Kind("warning", False, "annotate some or remove the class"),
+    "empty-split": Kind("warning", False, "add images or remove the split; it is left out"),
+    "missing-annotation": Kind("warning", False, "annotate the image; it counts as background"),
+    # What is good to know.
+    "background-image": Kind("note", False, "nothing to do: images without objects are used as background"),
+    "unlisted-image": Kind("note", False, "nothing to do: images that no annotation mentions are not used"),
+    "heading": Kind("note", False, "nothing to do: the category only names a group of others and is left out"),
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something wrong in a data set.
+
+    Attributes:
+        kind: a key of `KINDS`.
+        where: file, with line or record.
+        what: what is wrong there, as half a sentence.
+    """
+
+    kind: str
+    where: str
+    what: str
+
+    @property
+    def level(self) -> Level:
+        """How bad it is: ``error``, ``warning`` or ``note``."""
+        return KINDS[self.kind].level
+
+    @property
+    def mend(self) -> str:
+        """What to do about it."""
+        return KINDS[self.kind].mend
+
+    @property
+    def fatal(self) -> bool:
+        """True when training refuses the data set because of it."""
+        return KINDS[self.kind].fatal
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}; {self.mend}"
+
+
+@dataclass
+class RawImage:
+    """One image with its objects as written.
+
+    Attributes:
+        path: the image file, which may be missing.
+        width, height: in pixels; 0 when neither the annotation nor the file tells.
+        image_id: see `Record`.
+        source: annotation file and record.
+        mark: how an object is named after `source`; ``{}`` takes its entry in `marks`.
+        boxes: xyxy in pixels, unclipped, possibly not finite.
+        labels: class positions, all of them known.
+        ignore: True for `difficult` and `iscrowd`.
+        marks: line, number or id of each object.
+    """
+
+    path: Path
+    width: int
+    height: int
+    image_id: int
+    source: str
+    mark: str = ", object {}"
+    boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    ignore: list[bool] = field(default_factory=list)
+    marks: list[int | str] = field(default_factory=list)
+
+    def add(self, box: tuple[float, float, float, float], label: int, ignore: bool, mark: int | str) -> None:
+        """Append one object."""
+        self.boxes.append(box)
+        self.labels.append(label)
+        self.ignore.append(ignore)
+        self.marks.append(mark)
+
+    def where(self, index: int) -> str:
+        """File and record of one object."""
+        return self.source + self.mark.format(self.marks[index])
+
+
+@dataclass
+class Raw:
+    """A data set as found on disk, with all its faults. Attributes as in `Dataset`."""
+
+    root: Path
+    format: str
+    names: tuple[str, ...] = ()
+    splits: dict[str, list[RawImage]] = field(default_factory=dict)
+    category_ids: tuple[int, ...] = ()
+    faults: list[Fault] = field(default_factory=list)
+
+    def fault(self, kind: str, where: object, what: str) -> None:
+        """Note a fault."""
+        self.faults.append(Fault(kind, str(where), what))
+
+
+def usable(boxes_N4: np.ndarray, width: int, height: int) -> np.ndarray:
+    """(N,) bool: the box is finite and has some area once it is clipped to the image."""
+    x1, y1, x2, y2 = np.clip(boxes_N4, 0, [width, height, width, height]).T
+    return np.isfinite(boxes_N4).all(1) & (x2 > x1) & (y2 > y1)
+
+
+def finite(boxes_N4: np.ndarray, width: int, height: int) -> np.ndarray:
+    """(N,) bool: the box can be written down."""
+    return np.isfinite(boxes_N4).all(1)
+
+
+def to_dataset(raw: Raw, keep: Callable[[np.ndarray, int, int], np.ndarray] = usable) -> tuple[Dataset, int]:
+    """The data set with the boxes that `keep` holds good, and the number of objects left out.
+
+    Raises:
+        UserError: the data has faults that cannot be passed over; the message quotes the first three.
+    """
+    refuse(raw)
+    dropped = sum(fault.kind == "orphan-annotation" for fault in raw.faults)
+    splits: dict[str, list[Record]] = {}
+    for split, images in raw.splits.items():
+        splits[split] = [_record(image, keep) for image in images]
+        dropped += sum(
+            len(image.boxes) - len(record.boxes_N4) for image, record in zip(images, splits[split], strict=True)
+        )
+    return Dataset(raw.root, raw.format, raw.names, splits, raw.category_ids), dropped
+
+
+def refuse(raw: Raw) -> None:
+    """Raise `UserError` when the data has faults that cannot be passed over."""
+    fatal = [fault for fault in raw.faults if fault.fatal]
+    if len(fatal) == 1:
+        raise UserError(str(fatal[0]))
+    if fatal:
+        shown, more = " | ".join(map(str, fatal[:3])), len(fatal) - 3
+        rest = f" | and {more} more" if more > 0 else ""
+        raise UserError(f"{raw.root} has {len(fatal)} faults (`boxwright check {raw.root}` lists all): {shown}{rest}")
+    if not any(raw.splits.values()):
+        raise UserError(f"{raw.root} holds no images; give a folder with at least one annotated image")
+    if not raw.names:
+        raise UserError(f"{raw.root} names no classes: no object is annotated; annotate at least one")
+
+
+def _record(image: RawImage, keep: Callable[[np.ndarray, int, int], np.ndarray]) -> Record:
+    boxes_N4 = np.array(image.boxes, dtype=np.float64).reshape(-1, 4)
+    kept = keep(boxes_N4, image.width, image.height)
+    return Record(
+        path=image.path,
+        width=image.width,
+        height=image.height,
+        boxes_N4=boxes_N4[kept],
+        labels_N=np.array(image.labels, dtype=np.int64)[kept],
+        ignore_N=np.array(image.ignore, dtype=bool)[kept],
+        image_id=image.image_id,
+        source=image.source,
+    )
+
+
+# Helpers that the readers share.
+
+_SPLIT_WORDS = {
+    "train": "train", "training": "train", "trainval": "trainval", "val": "val", "valid": "val",
+    "validation": "val", "dev": "val", "test": "test", "testing": "test",
+}  # fmt: skip
+_ANNOTATION_WORDS = re.compile(r"^_?(instances|annotations?)_?|_?annotations?(\.coco)?$|\.coco$", re.IGNORECASE)
+_YEAR = re.compile(r"[_-]?(19|20)\d\d$")
+
+
+def split_name(word: str) -> str | None:
+    """The split that a file or folder name stands for, None for any other word.
+
+    >>> split_name("instances_train2017"), split_name("valid"), split_name("images")
+    ('train', 'val', None)
+    """
+    return _SPLIT_WORDS.get(_YEAR.sub("", bare_name(word)).lower())
+
+
+def bare_name(word: str) -> str:
+    """A file name without the parts that only say that it holds annotations."""
+    return _ANNOTATION_WORDS.sub("", word)
+
+
+def by_split(words: Sequence[str], things: Sequence[T]) -> dict[str, T]:
+    """The files or folders of a data set by split name; ``all`` for a single one that does not name a split."""
+    names = [split_name(word) or bare_name(word) or word for word in words]
+    if len(words) == 1:
+        names = [split_name(words[0]) or "all"]
+    elif len(set(names)) < len(names):
+        names = list(words)
+    return in_order(dict(zip(names, things, strict=True)))
+
+
+def in_order(splits: dict[str, T]) -> dict[str, T]:
+    """The splits in the order train, val, test, others."""
+    first = [name for name in ("train", "val", "trainval", "test") if name in splits]
+    return {name: splits[name] for name in [*first, *(name for name in splits if name not in first)]}
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Folders inside, sorted, hidden ones left out."""
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def files_in(folder: Path, suffixes: Iterable[str]) -> list[Path]:
+    """Files directly inside with one of the suffixes (lower case), sorted; [] when the folder is missing."""
+    if not folder.is_dir():
+        return []
+    wanted = frozenset(suffixes)
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in wanted and not p.name.startswith("."))
+
+
+def read_text(path: Path, raw: Raw) -> str | None:
+    """The file as text, or None and a fault."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raw.fault("broken-file", path, f"is not text in UTF-8 (byte {error.start})")
+    except OSError as error:
+        raw.fault("broken-file", path, f"cannot be read ({error.strerror})")
+    return None
+
+
+def in_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """`map` over threads: files are read, and images decoded, while Python's lock is free."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(function, items))
+
+
+def fill_sizes(raw: Raw, images: Sequence[RawImage]) -> None:
+    """Take width and height from the image file where the annotation does not tell them."""
+    unknown = [image for image in images if image.width <= 0 or image.height <= 0]
+    sizes = in_threads(lambda image: size_or_none(image.path), unknown)
+    for image, size in zip(unknown, sizes, strict=True):
+        image.width, image.height = size or (0, 0)
+        if size is None and image.path.is_file():
+            raw.fault("undecodable-image", image.path, "is not an image that can be decoded")
+
+
+def size_or_none(path: Path) -> tuple[int, int] | None:
+    """Width and height from the header, None when it has none."""
+    try:
+        return image_size(path)
+    except (UserError, OSError):
+        return None
+
+
+def check_names(raw: Raw, where: object, names: Sequence[str]) -> None:
+    """Note names that stand twice in a class list, or are empty."""
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        raw.fault("duplicate-class", where, f"the class {name!r} is listed {names.count(name)} times")
+    if "" in names:
+        raw.fault("broken-record", where, "a class has an empty name")

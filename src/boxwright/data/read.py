@@ -1,0 +1,192 @@
+"""From a path to a `Dataset`: recognise the format, read it, find or make the splits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from boxwright.config import UserError, nearest, require
+from boxwright.data import coco, voc, yolo
+from boxwright.data.raw import Raw, subfolders, to_dataset
+from boxwright.data.records import Dataset, Record
+from boxwright.data.split import split
+
+_KNOWN = (
+    "known are COCO (annotations.json with images/, or annotations/instances_*.json), "
+    "PASCAL VOC (Annotations/*.xml with JPEGImages/) and YOLO (data.yaml with images/ and labels/)"
+)
+
+
+def read(path: Path | str, val: float = 0.0, seed: int = 0) -> Dataset:
+    """Read a data set for training or evaluation.
+
+    Boxes without area after clipping to the image, and annotations of images that are not there, are left out; how
+    many is said once, on stderr.
+
+    Args:
+        path: a folder in COCO, PASCAL VOC or YOLO format, a COCO file or a YOLO ``data.yaml``.
+        val: share of the training images to hold out as the split ``val`` where the data set has none, 0 to 1.
+        seed: of that split.
+
+    Raises:
+        UserError: there is no such folder, its format is unknown or it has two, or it has faults that cannot be
+            passed over.
+    """
+    dataset, dropped = to_dataset(read_raw(Path(path)))
+    if dropped:
+        say(f"{path}: {dropped} objects have no box inside an image and are left out (see `boxwright check {path}`)")
+    if val == 0:
+        return dataset
+    if "val" in dataset.splits:
+        say(
+            f"{path}: has a val split of {len(dataset.splits['val'])} images of its own, which is used instead of {val}"
+        )
+        return dataset
+    name = _train_split(dataset)
+    train, held_out = split(dataset.splits[name], val, seed)
+    others = {key: records for key, records in dataset.splits.items() if key != name}
+    return replace(dataset, splits={"train": train, "val": held_out, **others})
+
+
+def say(message: str) -> None:
+    """One line for the user, beside the output proper."""
+    Console(stderr=True, highlight=False).print(message, style="yellow", markup=False, soft_wrap=True)
+
+
+def read_raw(path: Path) -> Raw:
+    """Read a data set with all its faults.
+
+    Raises:
+        UserError: there is no such folder, its format is unknown or it has two.
+    """
+    if not path.exists():
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"{path} does not exist{nearest(path.name, siblings)}; give a folder of annotated images")
+    raw = _read_file(path) if path.is_file() else (_read_folder(path) or _read_nested(path))
+    if raw is None:
+        raise UserError(_unknown(path))
+    return raw
+
+
+def _read_file(path: Path) -> Raw | None:
+    if path.suffix.lower() == ".json":
+        return coco.read(path, {"all": path})
+    if path.suffix.lower() in (".yaml", ".yml"):
+        return yolo.read(path, path)
+    return None
+
+
+def _read_folder(folder: Path) -> Raw | None:
+    """The data set directly inside a folder, None when there is none."""
+    coco_files, voc_folders, yolo_file = coco.find(folder), voc.find(folder), yolo.find(folder)
+    seen = [f"COCO ({', '.join(str(f.relative_to(folder)) for f in coco_files.values())})"] * bool(coco_files)
+    seen += [f"PASCAL VOC ({next(iter(voc_folders.values())).annotations}/*.xml)"] if voc_folders else []
+    seen += [f"YOLO ({yolo_file.name})"] if yolo_file else []
+    if len(seen) > 1:
+        raise UserError(
+            f"{folder} has {len(seen)} formats at once: {' and '.join(seen)}; "
+            "give the one annotation file to use, or move the others away"
+        )
+    if coco_files:
+        return coco.read(folder, coco_files)
+    if voc_folders:
+        return voc.read(folder, voc_folders)
+    return yolo.read(folder, yolo_file) if yolo_file else None
+
+
+def _read_nested(folder: Path) -> Raw | None:
+    """The data set one folder down, where downloads often have it."""
+    inside = [sub for sub in subfolders(folder) if coco.find(sub) or voc.find(sub) or yolo.find(sub)]
+    if len(inside) > 1:
+        names = ", ".join(sub.name for sub in inside)
+        raise UserError(f"{folder} holds {len(inside)} data sets ({names}); give one of these folders")
+    raw = _read_folder(inside[0]) if inside else None
+    if raw is not None:
+        raw.root = folder
+    return raw
+
+
+def _unknown(path: Path) -> str:
+    if path.is_file():
+        return f"{path} is no annotation file (.json or .yaml); give the folder of the data set"
+    entries = [p for p in path.iterdir() if not p.name.startswith(".")]
+    if not entries:
+        return f"{path} is empty; give a folder of annotated images"
+    kinds = Counter(f"{p.name}/" if p.is_dir() else (p.suffix or p.name) for p in sorted(entries))
+    seen = ", ".join(kind if kind.endswith("/") else f"{n} {kind}" for kind, n in list(kinds.items())[:8])
+    hint = (
+        "labels/ without data.yaml: write one with `names`, `train` and `val`; " if (path / "labels").is_dir() else ""
+    )
+    return f"{path} has no format that boxwright knows (seen: {seen}); {hint}{_KNOWN}"
+
+
+def _train_split(dataset: Dataset) -> str:
+    """The split to train on."""
+    for name in ("train", "trainval", "all"):
+        if name in dataset.splits:
+            return name
+    raise UserError(f"{dataset.root} has no train split, only {', '.join(dataset.splits)}; name one `train`")
+
+
+def train_and_val(dataset: Dataset, val: float = 0.0, seed: int = 0) -> tuple[list[Record], list[Record]]:
+    """The images to train on and those to validate on.
+
+    Args:
+        dataset: as read.
+        val: share of the training images to hold out where the data set has no split ``val``.
+        seed: of that split.
+
+    Raises:
+        UserError: there is nothing to validate on, or it is the training images themselves.
+    """
+    train = dataset.splits[_train_split(dataset)]
+    if "val" not in dataset.splits:
+        splits = ", ".join(dataset.splits)
+        hint = "hold some images out with `--val 0.2`, or give another data set with `--val-data`"
+        require(val, f"{dataset.root} has no split to validate on (it has: {splits}); {hint}")
+        return split(train, val, seed)
+    held_out = dataset.splits["val"]
+    paths = {record.path.resolve() for record in train}
+    shared = sum(record.path.resolve() in paths for record in held_out)
+    if held_out and shared == len(held_out):
+        raise UserError(
+            f"{dataset.root}: every validation image is a training image too, so no score would mean anything; "
+            "make the splits disjoint, or remove the val split and use `--val 0.2`"
+        )
+    if shared:
+        say(f"{dataset.root}: {shared} of {len(held_out)} validation images are training images too: scores flatter")
+    return train, held_out
+
+
+def merge_val(train: Dataset, val: Dataset) -> Dataset:
+    """One data set from two: the training images of the first, the other's images as its split ``val``.
+
+    Classes are matched by name; ids for COCO results are those of `val`, so that they can be scored against its file.
+
+    Raises:
+        UserError: `val` has objects of classes that `train` lacks, or several splits of which none is ``val``.
+    """
+    records = _val_records(val)
+    used = np.unique(np.concatenate([record.labels_N for record in records] or [np.empty(0, np.int64)]))
+    unknown = [val.names[i] for i in used if val.names[i] not in train.names]
+    require(
+        not unknown, f"{val.root} has objects of classes that {train.root} lacks: {', '.join(unknown)}; rename them"
+    )
+    positions = np.array([train.names.index(n) if n in train.names else -1 for n in val.names], dtype=np.int64)
+    mapped = [replace(record, labels_N=positions[record.labels_N]) for record in records]
+    ids = dict(zip(val.names, val.category_ids, strict=True))
+    category_ids = tuple(ids[n] for n in train.names) if set(train.names) <= set(ids) else train.category_ids
+    splits = {"train": train.splits[_train_split(train)], "val": mapped}
+    return replace(train, splits=splits, category_ids=category_ids)
+
+
+def _val_records(val: Dataset) -> Sequence[Record]:
+    name = "val" if "val" in val.splits else next(iter(val.splits))
+    several = "val" not in val.splits and len(val.splits) > 1
+    require(not several, f"{val.root} has several splits ({', '.join(val.splits)}) and none is called `val`")
+    return val.splits[name]

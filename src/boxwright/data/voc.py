@@ -1,0 +1,277 @@
+"""PASCAL VOC XML: `Annotations/`, `JPEGImages/` and `ImageSets/Main/`, or plain folders of XML beside images.
+
+Corners are taken exactly as written and understood as pixel edges counted from 0. The original devkit counted pixels
+from 1, most tools that write VOC today do not; nothing in a file tells which, the difference is one pixel at most, and
+taking the numbers as they are makes every round trip exact.
+
+VOC has no class list. When `classes.txt` (one name a line) lies beside `Annotations/` it is the list, otherwise the
+names found in the files are, sorted. `difficult` becomes ignore.
+"""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from boxwright.data.raw import (
+    IMAGE_SUFFIXES,
+    Raw,
+    RawImage,
+    by_split,
+    check_names,
+    files_in,
+    fill_sizes,
+    in_order,
+    in_threads,
+    read_text,
+    split_name,
+    subfolders,
+)
+from boxwright.data.records import Record
+
+CLASS_LIST = "classes.txt"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Where one split lies: XML files, images, and the list of ids when there is one."""
+
+    annotations: Path
+    images: Path
+    ids: Path | None = None
+
+
+def find(root: Path) -> dict[str, Folder]:
+    """The folders of a data set by split; empty when it is no VOC folder."""
+    if root.name.lower() == "annotations" and _xml_files(root):
+        root = root.parent
+    folder = _folder(root)
+    if folder is None:
+        inside = {sub.name: f for sub in subfolders(root) if split_name(sub.name) and (f := _folder(sub))}
+        return by_split(list(inside), list(inside.values()))
+    lists = {file.stem: file for file in files_in(root / "ImageSets" / "Main", [".txt"]) if not _is_class_list(file)}
+    if {"train", "val"} <= set(lists):
+        lists.pop("trainval", None)
+    splits = {split: Folder(folder.annotations, folder.images, file) for split, file in lists.items()}
+    return in_order(splits) or {"all": folder}
+
+
+def _folder(root: Path) -> Folder | None:
+    """Annotations and images directly below `root`."""
+    for name in ("Annotations", "annotations", "."):
+        annotations = root / name
+        if _xml_files(annotations):
+            images = [root / folder for folder in ("JPEGImages", "images", "Images")] + [annotations, root]
+            return Folder(annotations, next((f for f in images if files_in(f, IMAGE_SUFFIXES)), root / "JPEGImages"))
+    return None
+
+
+def _xml_files(folder: Path) -> list[Path]:
+    """The XML files of a folder, if they look like VOC's (one of the first few opens with <annotation>)."""
+    files = files_in(folder, [".xml"])
+    opening = (file.open("rb") for file in files[:20])
+    return files if any(_opens_annotation(stream) for stream in opening) else []
+
+
+def _opens_annotation(stream) -> bool:
+    with stream:
+        return b"<annotation" in stream.read(2000)
+
+
+def _is_class_list(file: Path) -> bool:
+    """True for VOC's lists of one class (`cat_train.txt`), whose lines end in -1, 0 or 1."""
+    lines = [line for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    prefix, _, split = file.stem.rpartition("_")
+    return bool(prefix and split_name(split) and lines) and all(
+        re.fullmatch(r".*\s(-1|0|1)\s*", line) for line in lines
+    )
+
+
+def read(root: Path, folders: dict[str, Folder]) -> Raw:
+    """Read the folders of a data set, by split."""
+    raw = Raw(root, "voc")
+    parsed = {split: _parse_folder(raw, folder) for split, folder in folders.items()}
+    raw.names = _class_names(raw, next(iter(folders.values())), parsed)
+    positions = {name: i for i, name in enumerate(raw.names)}
+    for split, folder in folders.items():
+        images = [_image(raw, entry, i + 1, positions) for i, entry in enumerate(parsed[split])]
+        fill_sizes(raw, images)
+        raw.splits[split] = images
+        if not images:
+            raw.fault("empty-split", folder.ids or folder.images, f"the split {split!r} has no images")
+    raw.splits = {split: images for split, images in raw.splits.items() if images}
+    _note_unlisted(raw, folders)
+    return raw
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One image and its parsed file (None: a background image without one)."""
+
+    image: Path
+    file: Path
+    root: ET.Element | None
+
+
+def _parse_folder(raw: Raw, folder: Folder) -> list[_Entry]:
+    """The images of a split with their XML; broken files are noted and left out."""
+    images = {file.stem: file for file in files_in(folder.images, IMAGE_SUFFIXES)}
+    files = {file.stem: file for file in files_in(folder.annotations, [".xml"])}
+    stems = _listed(raw, folder.ids) if folder.ids else sorted({*images, *files})
+    if stems and not any(stem in files for stem in stems):
+        raw.fault("missing-split", folder.ids or folder.images, "none of its images has an XML file")
+        return []
+    entries = []
+    for stem, root in zip(stems, in_threads(_parse, [files.get(stem) for stem in stems]), strict=True):
+        file = files.get(stem, folder.annotations / f"{stem}.xml")
+        if isinstance(root, str):
+            raw.fault("broken-file", file, root)
+            continue
+        image = images.get(stem) or _named_image(folder, root) or folder.images / f"{stem}.jpg"
+        if not image.is_file():
+            raw.fault("missing-image", file if stem in files else folder.ids, f"{image} does not exist")
+        elif root is None:
+            raw.fault("missing-annotation", file, f"does not exist, though {image} does")
+        entries.append(_Entry(image, file, root))
+    return entries
+
+
+def _listed(raw: Raw, ids: Path) -> list[str]:
+    """The ids of a list; a second column (-1, 0 or 1) is dropped, an id given twice is noted."""
+    lines = [line.strip() for line in (read_text(ids, raw) or "").splitlines() if line.strip()]
+    for stem, count in Counter(lines).items():
+        if count > 1:
+            raw.fault("duplicate-image", ids, f"{stem} is listed {count} times")
+    return list(dict.fromkeys(lines))
+
+
+def _parse(file: Path | None) -> ET.Element | str | None:
+    """The root element, or what is wrong with the file."""
+    if file is None:
+        return None
+    try:
+        root = ET.parse(file).getroot()
+    except ET.ParseError as error:
+        return f"is not valid XML ({error})"
+    except (OSError, LookupError, ValueError) as error:
+        return f"cannot be read ({error})"
+    return root if root.tag == "annotation" else f"opens with <{root.tag}>, not <annotation>"
+
+
+def _named_image(folder: Folder, root: ET.Element | None) -> Path | None:
+    """The image that <filename> names, where none has the name of the XML file."""
+    name = _text(root, "filename") if root is not None else ""
+    path = folder.images / Path(name.replace("\\", "/")).name
+    return path if name and path.is_file() else None
+
+
+def _text(element: ET.Element, tag: str) -> str:
+    return (element.findtext(tag) or "").strip()
+
+
+def _class_names(raw: Raw, folder: Folder, parsed: dict[str, list[_Entry]]) -> tuple[str, ...]:
+    listed = next((f for f in (folder.annotations.parent / CLASS_LIST, raw.root / CLASS_LIST) if f.is_file()), None)
+    if listed is not None:
+        names = [line.strip() for line in (read_text(listed, raw) or "").split("\n") if line.strip()]
+        check_names(raw, listed, names)
+        return tuple(names)
+    roots = [entry.root for entries in parsed.values() for entry in entries if entry.root is not None]
+    found = {_text(item, "name") for root in roots for item in root.iterfind("object")}
+    return tuple(sorted(found - {""}))
+
+
+def _image(raw: Raw, entry: _Entry, number: int, positions: dict[str, int]) -> RawImage:
+    image = RawImage(entry.image, 0, 0, number, str(entry.file))
+    if entry.root is None:
+        return image
+    image.width, image.height = (_size(raw, entry, tag) for tag in ("width", "height"))
+    for i, item in enumerate(entry.root.iterfind("object"), 1):
+        where, name = f"{entry.file}, object {i}", _text(item, "name")
+        box = _box(item.find("bndbox"))
+        if box is None:
+            raw.fault("broken-record", where, "<bndbox> lacks one of xmin, ymin, xmax, ymax, or it is not a number")
+        elif not name:
+            raw.fault("broken-record", where, "has no <name>")
+        elif name not in positions:
+            raw.fault("unknown-class", where, f"{name!r} is not in {CLASS_LIST}")
+        else:
+            image.add(box, positions[name], _text(item, "difficult").lower() in ("1", "true"), i)
+    return image
+
+
+def _size(raw: Raw, entry: _Entry, tag: str) -> int:
+    text = _text(entry.root, f"size/{tag}") if entry.root is not None else ""
+    if re.fullmatch(r"\d{0,7}(\.\d*)?", text):
+        return int(float(text or 0))
+    raw.fault("wrong-size", entry.file, f"<{tag}> is {text!r}, not a number; the image file's is used")
+    return 0
+
+
+def _box(element: ET.Element | None) -> tuple[float, float, float, float] | None:
+    if element is None:
+        return None
+    try:
+        x1, y1, x2, y2 = (float(_text(element, tag)) for tag in ("xmin", "ymin", "xmax", "ymax"))
+    except ValueError:
+        return None
+    return x1, y1, x2, y2
+
+
+def _note_unlisted(raw: Raw, folders: dict[str, Folder]) -> None:
+    """Note the images of a devkit that none of its lists names."""
+    if all(folder.ids for folder in folders.values()):
+        listed = {image.path for images in raw.splits.values() for image in images}
+        for folder in {folder.images for folder in folders.values()}:
+            unlisted = [f for f in files_in(folder, IMAGE_SUFFIXES) if f not in listed]
+            if unlisted:
+                raw.fault("unlisted-image", folder, f"{len(unlisted)} images are in no list ({unlisted[0].name}, ...)")
+
+
+def write(out: Path, split: str, records: Sequence[Record], image_names: Sequence[str], names: Sequence[str]) -> None:
+    """Write the annotations of one split; its images are expected in `image_folder`.
+
+    Ignored objects are written as ``difficult``. `classes.txt` keeps the classes, those without objects included.
+    """
+    (out / "Annotations").mkdir(parents=True, exist_ok=True)
+    for record, name in zip(records, image_names, strict=True):
+        tree = _document(record, name, names)
+        ET.indent(tree)
+        tree.write(out / "Annotations" / f"{Path(name).stem}.xml", encoding="utf-8")
+    (out / CLASS_LIST).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    if split != "all":
+        (out / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
+        stems = "".join(f"{Path(name).stem}\n" for name in image_names)
+        (out / "ImageSets" / "Main" / f"{split}.txt").write_text(stems, encoding="utf-8")
+
+
+def _document(record: Record, image_name: str, names: Sequence[str]) -> ET.ElementTree:
+    root = ET.Element("annotation")
+    _add(root, folder="JPEGImages", filename=image_name)
+    _add(ET.SubElement(root, "size"), width=record.width, height=record.height, depth=3)
+    _add(root, segmented=0)
+    for box, label, ignore in zip(record.boxes_N4.tolist(), record.labels_N, record.ignore_N, strict=True):
+        item = ET.SubElement(root, "object")
+        _add(item, name=names[label], pose="Unspecified", truncated=0, difficult=int(ignore))
+        _add(
+            ET.SubElement(item, "bndbox"), **dict(zip(("xmin", "ymin", "xmax", "ymax"), map(_number, box), strict=True))
+        )
+    return ET.ElementTree(root)
+
+
+def _add(parent: ET.Element, **children: object) -> None:
+    for tag, value in children.items():
+        ET.SubElement(parent, tag).text = str(value)
+
+
+def _number(value: float) -> str:
+    """The shortest text that reads back as the same number; whole numbers without a point."""
+    return str(int(value)) if value.is_integer() else repr(value)
+
+
+def image_folder(out: Path, split: str) -> Path:
+    """Where the images of a split belong."""
+    return out / "JPEGImages"

@@ -26,10 +26,12 @@ from boxwright.types import Batch, Detections
 
 THRESHOLDS = (0.75, 0.5, 0.0)
 
+# fmt: off
 _PALETTE = (
-    "#2f7ef6 #f5741d #16a85a #e5304d #9457f5 #0fb0c4 #ef4fae #b39b00 #8a5a3c #5f7f95 "
-    "#7fb800 #c2185b #3d5afe #00897b #ff9e80 #6d4c9f #d4a017 #546e7a #4caf50 #a1887f"
-).split()
+    "#2f7ef6", "#f5741d", "#16a85a", "#e5304d", "#9457f5", "#0fb0c4", "#ef4fae", "#b39b00", "#8a5a3c", "#5f7f95",
+    "#7fb800", "#c2185b", "#3d5afe", "#00897b", "#ff9e80", "#6d4c9f", "#d4a017", "#546e7a", "#4caf50", "#a1887f",
+)
+# fmt: on
 _IGNORED = "#8f8f8f"
 _SMALLEST = 640  # long side of a picture: smaller images are enlarged
 _LABELLED = 40  # with more boxes than this, the image could not be seen for labels

@@ -1,6 +1,6 @@
 """COCO's numbers: what share of the objects a detector finds, and how much of what it says is true.
 
-The matching and the averages are faster-coco-eval's, which agree with pycocotools to 1e-6 (tests/evaluation/test_coco.py).
+The matching and the averages are faster-coco-eval's; tests/evaluation/test_coco.py shows them equal to pycocotools'.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""A detector at work: images from anywhere in, boxes out."""

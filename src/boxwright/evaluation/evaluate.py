@@ -1,0 +1,186 @@
+"""The verb `evaluate`: a detector's score on annotated images, and the pictures that explain it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from boxwright import show
+from boxwright.config import UserError, nearest, require
+from boxwright.data.cache import build
+from boxwright.data.read import read
+from boxwright.data.records import Dataset, Record
+from boxwright.evaluation.coco import RECALLS_R, Report, class_positions, score
+from boxwright.evaluation.confusion import confusion, to_csv
+from boxwright.evaluation.report import write_page
+from boxwright.evaluation.run import choose_device, detect_batches
+from boxwright.models.weights import find_weights, load_detector, write_whole
+from boxwright.types import Detections
+
+THRESHOLD, IOU = 0.5, 0.5  # of the confusion matrix
+PICTURES = 8  # images drawn, spread over the split
+
+
+def evaluate(
+    weights: Path,
+    data: Path,
+    split: str | None = None,
+    out: Path | None = None,
+    batch_size: int = 16,
+    device: str = "auto",
+) -> Report:
+    """Score a detector on annotated images.
+
+    Prints COCO's twelve numbers and a table of classes. Classes are matched by name: one that the detector does not
+    know scores 0, what it finds of classes that the data does not name is left out.
+
+    Args:
+        weights: a checkpoint or the folder of a training run.
+        data: a COCO, VOC or YOLO data set, a folder or file.
+        split: which images; by default test, or val, or the only split.
+        out: folder for report.html, metrics.json, predictions.json (COCO results, with the data's own ids),
+            pr_curves.png, confusion.png, confusion.csv and pictures/; by default evaluate-DATA-SPLIT beside the weights.
+        batch_size: images computed at once.
+        device: auto, cpu, cuda or mps.
+
+    Returns:
+        The report: stats, per_class, summary(), table().
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    require(batch_size >= 1, f"--batch_size must be at least 1, not {batch_size}.")
+    kind, why = choose_device(device)
+    detector = load_detector(weights, kind)
+    dataset = read(data)
+    split, reason = choose_split(dataset, split)
+    records = dataset.splits[split]
+    missing = missing_classes(detector.names, dataset.names)
+    out = out or find_weights(Path(weights)).parent / f"evaluate-{_name(data)}-{split}"
+
+    console.print(f"{weights} on {data}, split {split} ({reason}): {len(records)} images; {kind} ({why})", markup=False)
+    if missing:
+        console.print(f"the detector does not know, and scores 0 on: {', '.join(missing)}", markup=False)
+    cache = build(records, detector.image_size)
+    batches = detect_batches(detector, cache, batch_size, kind)
+    n_batches = -(-len(records) // batch_size)
+    shown = track(batches, "detecting", n_batches, console=console, transient=True, disable=not console.is_terminal)
+    detections = [renamed(found, dataset.names) for batch in shown for found in batch]
+    report = score(records, detections, dataset.names)
+    console.print(report.summary(), markup=False)
+    console.print(report.table())
+    facts = {"weights": str(weights), "data": str(data), "split": split, "unknown_classes": missing}
+    write_results(out, report, records, detections, dataset, facts)
+    console.print(f"written: {out / 'report.html'}, predictions.json, metrics.json and charts beside it", markup=False)
+    return report
+
+
+def choose_split(dataset: Dataset, split: str | None) -> tuple[str, str]:
+    """The split to score on and the reason: test if there is one, else val, else the only one.
+
+    Raises:
+        UserError: if there is no such split, or only others to choose from, or it is empty.
+    """
+    there = ", ".join(dataset.splits)
+    if split is None:
+        usual = [name for name in ("test", "val", "all") if name in dataset.splits]
+        only = list(dataset.splits) if len(dataset.splits) == 1 else []
+        require(usual or only, f"{dataset.root} has no split test or val; choose one of {there} with --split.")
+        split, reason = (usual or only)[0], f"of {there}"
+    else:
+        hint = nearest(split, dataset.splits)
+        require(split in dataset.splits, f"{dataset.root} has no split {split!r}{hint}; it has {there}.")
+        reason = "as asked"
+    require(dataset.splits[split], f"the split {split!r} of {dataset.root} has no images.")
+    return split, reason
+
+
+def missing_classes(known: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The classes of the data that the detector does not know.
+
+    Raises:
+        UserError: if it knows none of them.
+    """
+    missing = [name for name in names if name not in known]
+    if len(missing) == len(names):
+        raise UserError(
+            f"the detector and the data have no class in common: it knows {_some(known)}; the data has {_some(names)}. "
+            "Classes are matched by name; rename them in the data."
+        )
+    return missing
+
+
+def renamed(found: Detections, names: Sequence[str]) -> Detections:
+    """The same detections with the data's class positions, without those of other classes."""
+    labels_N = np.array(class_positions(found.names, names), np.int64)[found.labels_N]
+    keep = labels_N >= 0
+    return Detections(found.boxes_N4[keep], found.scores_N[keep], labels_N[keep], tuple(names))
+
+
+def write_results(
+    out: Path,
+    report: Report,
+    records: Sequence[Record],
+    detections: Sequence[Detections],
+    dataset: Dataset,
+    facts: dict[str, Any],
+) -> None:
+    """Everything `evaluate` writes; `detections` have the data's class positions."""
+    names = dataset.names
+    matrix = confusion(records, detections, names, THRESHOLD, IOU)
+    results = [
+        row
+        for record, found in zip(records, detections, strict=True)
+        for row in found.to_coco(record.image_id, dataset.category_ids)
+    ]
+    note = f"score over {THRESHOLD:.2f}, IoU {IOU:.2f} or more"
+    confusion_facts = {"threshold": THRESHOLD, "iou": IOU, "rows": "true", "columns": "predicted", "last": "background"}
+    metrics = facts | report.to_dict() | {"confusion": confusion_facts | {"matrix": matrix.tolist()}}
+    _write_text(out / "predictions.json", json.dumps(results))
+    _write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    _write_text(out / "confusion.csv", to_csv(matrix, names))
+    curves, table = out / "pr_curves.png", out / "confusion.png"
+    write_whole(curves, lambda file: show.precision_recall(RECALLS_R, report.precision_TRK, names, file))
+    write_whole(table, lambda file: show.confusion(matrix, names, file, note))
+    pictures = draw_some(records, detections, names, out / "pictures")
+    charts = [
+        ("Precision over recall; the area under a line is the AP of its class.", curves),
+        (f"Who is taken for whom: {note}. Last column: missed; last row: false alarms.", table),
+    ]
+    notes = [f"{facts['weights']} on {facts['data']}, split {facts['split']}: {report.images} images."]
+    if facts["unknown_classes"]:
+        notes.append(f"The detector does not know, and scores 0 on: {', '.join(facts['unknown_classes'])}.")
+    write_page(out / "report.html", f"{_name(facts['data'])}, {facts['split']}", report, pictures, notes, charts)
+
+
+def draw_some(
+    records: Sequence[Record], detections: Sequence[Detections], names: Sequence[str], folder: Path
+) -> list[tuple[str, Path]]:
+    """Pictures of a few images spread over the split, at three score thresholds and as annotated: (caption, file)."""
+    chosen = np.unique(np.linspace(0, len(records) - 1, min(PICTURES, len(records))).round().astype(int))
+    pictures = []
+    for position in chosen.tolist():
+        record = records[position]
+        file = folder / f"{position + 1:05d}-{record.path.stem}.jpg"
+        sheet = show.side_by_side(record, detections[position], names)
+        write_whole(file, lambda temporary, sheet=sheet: sheet.save(temporary, format="jpeg", quality=85))
+        pictures.append((record.path.name, file))
+    return pictures
+
+
+def _write_text(path: Path, text: str) -> None:
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _name(data: Path | str) -> str:
+    """A short name of a data set: its folder's."""
+    path = Path(data).resolve()
+    return path.parent.name if path.is_file() else path.name
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")

@@ -1,0 +1,180 @@
+"""The verb `predict`: finds objects in any number of images, and writes them down as it goes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from boxwright.config import UserError, require
+from boxwright.data.images import open_image
+from boxwright.inference.predictor import Found, check_threshold, load
+from boxwright.inference.sources import collect, short_names
+from boxwright.models.weights import write_whole
+from boxwright.show import draw
+
+CSV_HEAD = ("file", "label", "score", "x1", "y1", "x2", "y2")
+_FORMATS = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"}
+
+
+@dataclass
+class Summary:
+    """What a call of `predict` did.
+
+    Attributes:
+        folder: where the results are.
+        images: how many images were read.
+        objects: how many objects were found, by class name.
+        skipped: one error for each image that could not be read.
+    """
+
+    folder: Path
+    images: int = 0
+    objects: Counter[str] = field(default_factory=Counter)
+    skipped: list[UserError] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """1 if an image could not be read."""
+        return int(bool(self.skipped))
+
+
+def predict(
+    weights: Path,
+    source: str,
+    out: Path = Path("predictions"),
+    threshold: float = 0.5,
+    overlays: bool = True,
+    batch_size: int = 8,
+    device: str = "auto",
+) -> Summary:
+    """Find objects in images; write pictures, COCO JSON and CSV.
+
+    Memory does not grow with the number of images. An image that cannot be read does not stop the others: it is named
+    at the end, and the exit code is 1. Nothing is left half-written: predictions.json and predictions.csv appear when
+    all is done.
+
+    Args:
+        weights: a checkpoint or the folder of a training run.
+        source: an image, a folder (with its subfolders), a quoted glob, or a .txt file with one path a line.
+        out: folder for overlays/, predictions.json and predictions.csv.
+        threshold: keep objects with a score over this; 0 keeps all that the detector says.
+        overlays: draw a picture of each image; false is faster.
+        batch_size: images computed at once.
+        device: auto, cpu, cuda or mps.
+
+    Returns:
+        The counts; its exit_code is 1 if an image could not be read.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    check_threshold(threshold)
+    require(batch_size >= 1, f"--batch_size must be at least 1, not {batch_size}.")
+    paths = _outside(collect(source), out, source)
+    predictor = load(weights, device)
+    summary = Summary(out)
+    stream = predictor.find(_shown(paths, console), batch_size, threshold, summary.skipped)
+    names = dict(zip(paths, short_names(paths), strict=True))
+    named = ((names[found.path], found) for found in stream)
+    drawn = _draw(named, out / "overlays", threshold) if overlays else named
+    _write(_counted(drawn, summary), out, predictor.names)
+    _tell(console, summary, overlays)
+    return summary
+
+
+def _outside(paths: list[Path], out: Path, source: str) -> list[Path]:
+    """Without the overlays that an earlier call may have left in a folder below the source."""
+    folder = out.resolve()
+    kept = [path for path in paths if folder not in path.resolve().parents]
+    require(kept, f"all images of {source} lie in {out}, where the results go; give another --out.")
+    return kept
+
+
+def _shown(paths: list[Path], console: Console) -> Iterator[Path]:
+    """The paths, with a progress bar as they are taken."""
+    columns = (TextColumn("detecting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield from progress.track(paths)
+
+
+def _draw(named: Iterable[tuple[str, Found]], folder: Path, threshold: float) -> Iterator[tuple[str, Found]]:
+    """Write each overlay as it passes, under the image's own name and subfolder."""
+    for name, found in named:
+        suffix = Path(name).suffix.lower()
+        file = folder / (name if suffix in _FORMATS else f"{name}.jpg")
+        image = found.image if found.image.size == found.size else open_image(found.path)
+        picture = draw(image, found.detections, threshold)
+        write_whole(file, _saver(picture, _FORMATS.get(suffix, "jpeg")))
+        yield name, found
+
+
+def _saver(picture: Any, kind: str) -> Callable[[Path], None]:
+    return lambda temporary: picture.save(temporary, format=kind, quality=90)
+
+
+def _counted(named: Iterable[tuple[str, Found]], summary: Summary) -> Iterator[tuple[str, Found]]:
+    for name, found in named:
+        summary.images += 1
+        summary.objects.update(found.detections.names[label] for label in found.detections.labels_N)
+        yield name, found
+
+
+def _write(named: Iterable[tuple[str, Found]], out: Path, names: tuple[str, ...]) -> None:
+    """Drain the stream into both files; they get their names when all is well."""
+
+    def fill(json_path: Path, csv_path: Path) -> None:
+        with (
+            json_path.open("w", encoding="utf-8") as json_file,
+            csv_path.open("w", encoding="utf-8", newline="") as csv_file,
+            tempfile.TemporaryFile("w+", encoding="utf-8") as images,
+        ):
+            _fill_both(named, names, json_file, csv_file, images)
+
+    write_whole(
+        out / "predictions.json", lambda first: write_whole(out / "predictions.csv", lambda second: fill(first, second))
+    )
+
+
+def _fill_both(
+    named: Iterable[tuple[str, Found]], names: tuple[str, ...], json_file: TextIO, csv_file: TextIO, images: TextIO
+) -> None:
+    """A COCO data set whose annotations have scores, and a table; the JSON's images wait in a file of their own."""
+    table = csv.writer(csv_file)
+    table.writerow(CSV_HEAD)
+    categories = json.dumps([{"id": i, "name": name} for i, name in enumerate(names, 1)])
+    json_file.write(f'{{"categories": {categories},\n"annotations": [')
+    number = 0
+    for image_id, (name, found) in enumerate(named, 1):
+        width, height = found.size
+        row = json.dumps({"id": image_id, "file_name": name, "width": width, "height": height})
+        images.write(f"{',' if image_id > 1 else ''}\n{row}")
+        for annotation in found.detections.to_coco(image_id):
+            number += 1
+            x, y, w, h = annotation["bbox"]
+            row = json.dumps({"id": number, **annotation, "area": round(w * h, 3), "iscrowd": 0})
+            json_file.write(f"{',' if number > 1 else ''}\n{row}")
+            label = names[annotation["category_id"] - 1]
+            table.writerow([name, label, annotation["score"], x, y, round(x + w, 3), round(y + h, 3)])
+    json_file.write('],\n"images": [')
+    images.seek(0)
+    json_file.writelines(images)
+    json_file.write("]}\n")
+
+
+def _tell(console: Console, summary: Summary, overlays: bool) -> None:
+    counts = ", ".join(f"{name} {count}" for name, count in summary.objects.most_common())
+    total = summary.objects.total()
+    console.print(f"{total} objects in {summary.images} images{': ' + counts if counts else ''}", markup=False)
+    pictures = f"{summary.folder / 'overlays'}, " if overlays else ""
+    console.print(f"written: {pictures}{summary.folder / 'predictions.json'} and predictions.csv", markup=False)
+    if summary.skipped:
+        console.print(f"{len(summary.skipped)} images could not be read:", markup=False)
+        for error in summary.skipped:
+            console.print(f"  {error}", markup=False)

@@ -1,0 +1,73 @@
+"""What to detect on: a file, a folder, a glob or a text file of paths becomes a list of image files."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from boxwright.config import UserError, require
+from boxwright.data.raw import IMAGE_SUFFIXES
+
+_ENDINGS = " ".join(sorted(IMAGE_SUFFIXES))
+
+
+def collect(source: str | Path) -> list[Path]:
+    """The image files that `source` means, in sorted order (a text file's own order), each once.
+
+    - An image file is itself.
+    - A folder means all images in it and in its subfolders; other files and hidden ones are passed over.
+    - A glob such as ``shots/*.jpg`` or ``shots/**/*.png`` (quoted, so that the shell leaves it alone) means the images
+      among its matches.
+    - A ``.txt`` file names one image a line, relative to the text file's own folder. Empty lines and lines that start
+      with ``#`` are passed over. Nothing is checked here: a wrong line shows itself when the image is opened.
+
+    Raises:
+        UserError: if there is no such file, its ending is not an image's, or no image is found.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        found, where = sorted(_images(_walk(path))), f"in the folder {path} (subfolders included)"
+    elif path.is_file() and path.suffix.lower() == ".txt":
+        found, where = _listed(path), f"named in {path}"
+    elif path.is_file():
+        require(_is_image(path), f"{path} is not an image: its ending must be one of {_ENDINGS}, or .txt.")
+        return [path]
+    else:
+        require(glob.has_magic(str(source)), f"there is no file or folder {source}.")
+        matches = glob.iglob(str(path), recursive=True)
+        found, where = sorted(_images(Path(match) for match in matches)), f"by the pattern {source}"
+    require(found, f"no image found {where}; images end in {_ENDINGS}.")
+    return list(dict.fromkeys(found))
+
+
+def short_names(paths: Iterable[Path]) -> list[str]:
+    """Each path relative to the deepest folder that holds them all, with forward slashes: short, and different."""
+    whole = [path.absolute() for path in paths]
+    root = Path(os.path.commonpath([path.parent for path in whole]))
+    return [path.relative_to(root).as_posix() for path in whole]
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def _images(paths: Iterable[Path]) -> Iterable[Path]:
+    return (path for path in paths if _is_image(path) and path.is_file())
+
+
+def _walk(folder: Path) -> Iterable[Path]:
+    """Everything below a folder but what is hidden."""
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(parent, name) for name in files if not name.startswith("."))
+
+
+def _listed(file: Path) -> list[Path]:
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} can't be read as a list of paths: {error}.") from error
+    named = (line.strip() for line in lines)
+    return [file.parent / Path(name).expanduser() for name in named if name and not name.startswith("#")]

@@ -4,9 +4,6 @@ A checkpoint is never code: nothing is unpickled.
 """
 
 import json
-import os
-import tempfile
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from boxwright.config import UserError
+from boxwright.files import write_whole
 from boxwright.models import zoo
 from boxwright.types import Detector
 
@@ -85,26 +83,3 @@ def read_tensors(file: Path, what: str) -> tuple[dict[str, str], dict[str, torch
         raise UserError(f"{file} is not {what}: it is {reason}.") from error
     except OSError as error:
         raise UserError(f"{file} can't be read: {error.strerror or error}.") from error
-
-
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it: readers see the old file or the new one.
-
-    Raises:
-        UserError: if the disk is full or not writable; nothing half-written is left behind.
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        temporary = Path(name)
-        write(temporary)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{path} can't be written: {reason}. What was there before is unharmed.") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)

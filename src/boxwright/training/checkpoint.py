@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from boxwright.config import UserError
-from boxwright.models.weights import read_tensors, write_whole
+from boxwright.files import write_whole
+from boxwright.models.weights import read_tensors
 
 FORMAT = "boxwright-state-1"
 FILE = "state.safetensors"

@@ -23,7 +23,8 @@ from boxwright.data.loader import steps_per_epoch, train_batches
 from boxwright.data.records import Record
 from boxwright.evaluation.coco import score
 from boxwright.evaluation.run import detect
-from boxwright.models.weights import save_detector, write_whole
+from boxwright.files import write_whole
+from boxwright.models.weights import save_detector
 from boxwright.training.checkpoint import Progress, load_state, save_state
 from boxwright.training.optim import make_optimizer, moving_average, rate_factor, set_rate
 from boxwright.training.watch import Watch

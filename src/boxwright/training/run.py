@@ -19,8 +19,9 @@ from boxwright.data.cache import build as build_cache
 from boxwright.data.loader import train_batches
 from boxwright.data.read import choose_splits, read
 from boxwright.data.records import Record
+from boxwright.files import write_whole
 from boxwright.models import zoo
-from boxwright.models.weights import load_detector, write_whole
+from boxwright.models.weights import load_detector
 from boxwright.training.loop import Loop, Plan
 from boxwright.types import Detector
 

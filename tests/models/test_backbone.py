@@ -1,0 +1,48 @@
+import pytest
+import torch
+
+from boxwright.config import UserError
+from boxwright.models.backbone import OFFLINE, Backbone
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_offline_weights_are_loaded_and_the_stem_rests(name):
+    backbone = Backbone(name, (8, 16, 32))
+    untrained = Backbone(name, (8, 16, 32), pretrained=False)
+    kernel = "net.blocks.3.0.conv_pw.weight"
+    assert not torch.equal(backbone.state_dict()[kernel], untrained.state_dict()[kernel])
+    resting = [n for n, p in backbone.net.named_parameters() if not p.requires_grad]
+    assert resting[0].startswith("conv_stem")
+    assert resting[-1].startswith("blocks.1.")
+    assert all(p.requires_grad for p in untrained.parameters())
+
+
+def test_pretrained_statistics_do_not_move_in_training():
+    backbone = Backbone("tf_efficientnet_lite0", (16,)).train()
+    before = backbone.net.bn1.running_mean.clone()
+    backbone(torch.rand(2, 3, 64, 64))
+    assert torch.equal(backbone.net.bn1.running_mean, before)
+
+
+def test_maps_have_the_wanted_strides():
+    backbone = Backbone("test_efficientnet", (8, 32), pretrained=False)
+    maps = backbone(torch.rand(1, 3, 96, 64))
+    assert [tuple(x.shape[1:]) for x in maps] == [(backbone.channels[0], 12, 8), (backbone.channels[1], 3, 2)]
+
+
+@pytest.mark.parametrize(
+    ("name", "strides", "said"),
+    [
+        ("tf_efficientnet_lite9", (8,), "did you mean 'tf_efficientnet_lite"),
+        ("test_vit", (8, 32), "not at \\[8, 32\\]"),
+    ],
+)
+def test_a_wrong_backbone_is_named_with_the_mend(name, strides, said):
+    with pytest.raises(UserError, match=said):
+        Backbone(name, strides, pretrained=False)
+
+
+def test_missing_weights_are_one_clear_error(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="tf_efficientnet_lite0"):
+        Backbone("test_resnet", (8,))

@@ -1,0 +1,74 @@
+import errno
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from boxwright.config import UserError
+from boxwright.files import write_whole
+from boxwright.models import zoo
+from boxwright.models.weights import find_weights, load_detector, save_detector
+
+
+@pytest.fixture
+def detector():
+    return zoo.build("dense", "nano", ("cat", "dog"), image_size=96, backbone="test_efficientnet", pretrained=False)
+
+
+def test_round_trip_keeps_weights_names_and_card(detector, tmp_path):
+    save_detector(tmp_path / "best.safetensors", detector, {"epoch": 3})
+    for path in (tmp_path, tmp_path / "best", tmp_path / "best.safetensors"):
+        loaded = load_detector(path)
+        assert loaded.names == ("cat", "dog")
+        assert loaded.card == {"epoch": 3}
+        assert loaded.config == detector.config
+        for key, value in detector.state_dict().items():
+            assert torch.equal(value, loaded.state_dict()[key])
+
+
+def test_a_checkpoint_cut_short_is_said_to_be(detector, tmp_path):
+    file = tmp_path / "best.safetensors"
+    save_detector(file, detector, {})
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match="cut short"):
+        load_detector(file)
+
+
+@pytest.mark.parametrize("save", [lambda x, f: torch.save(x, f), lambda x, f: f.write_bytes(pickle.dumps(x))])
+def test_a_pickle_is_never_opened(tmp_path, save):
+    file = tmp_path / "model.pth"
+    save({"weight": [1.0]}, file)
+    with pytest.raises(UserError, match="pickle"):
+        load_detector(file)
+
+
+def test_a_foreign_safetensors_file_is_refused(tmp_path):
+    save_file({"x": torch.zeros(1)}, tmp_path / "best.safetensors")
+    with pytest.raises(UserError, match="not a boxwright checkpoint"):
+        load_detector(tmp_path)
+
+
+def test_missing_weights_say_what_to_give(tmp_path):
+    with pytest.raises(UserError, match="no weights at"):
+        find_weights(tmp_path / "nothing")
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path):
+    file = tmp_path / "best.safetensors"
+    file.write_text("old")
+
+    def write(temporary):
+        temporary.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(UserError, match="No space left"):
+        write_whole(file, write)
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="can't be written"):
+        write_whole(tmp_path / "file" / "best.safetensors", lambda temporary: temporary.write_text("x"))

@@ -1,0 +1,48 @@
+import pytest
+import torch
+
+from boxwright.config import UserError
+from boxwright.training.checkpoint import FILE, Progress, load_state, save_state
+
+
+def parts():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1))
+    return model, torch.optim.AdamW(model.parameters(), 1e-2)
+
+
+def step(model, optimizer, seed):
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(seed))
+    model(x).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def test_resumed_steps_equal_uninterrupted_ones(tmp_path):
+    model, optimizer = parts()
+    for seed in range(3):
+        step(model, optimizer, seed)
+    save_state(tmp_path, Progress(3, 0.5, 1, "abc"), model, None, optimizer)
+    other, its_optimizer = parts()
+    assert load_state(tmp_path, other, None, its_optimizer) == Progress(3, 0.5, 1, "abc")
+    for seed in range(3, 6):
+        step(model, optimizer, seed)
+        step(other, its_optimizer, seed)
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_another_network_is_refused(tmp_path):
+    model, optimizer = parts()
+    save_state(tmp_path, Progress(), model, None, optimizer)
+    other = torch.nn.Linear(3, 1)
+    with pytest.raises(UserError, match="another network"):
+        load_state(tmp_path, other, None, torch.optim.AdamW(other.parameters()))
+
+
+def test_nothing_to_resume_and_damaged_states_are_said(tmp_path):
+    model, optimizer = parts()
+    with pytest.raises(UserError, match="nothing to resume"):
+        load_state(tmp_path, model, None, optimizer)
+    (tmp_path / FILE).write_bytes(b"not a state")
+    with pytest.raises(UserError, match="cut short or damaged"):
+        load_state(tmp_path, model, None, optimizer)

@@ -220,7 +220,7 @@ def _row(words: Sequence[str], keypoints: bool) -> tuple[int, tuple[float, float
     return f"{len(words)} columns are neither a box (5) nor a polygon (7, 9, 11, ...)"
 
 
-def write(out: Path, split: str, records: Sequence[Record], image_names: Sequence[str], names: Sequence[str]) -> None:
+def write(out: Path, split: str, records: Sequence[Record], image_names: Sequence[str]) -> None:
     """Write the labels of one split; its images are expected in `image_folder`. Ignore flags are lost.
 
     Fractions have 9 decimals, which is a thousandth of a pixel in an image a million pixels wide.
@@ -241,8 +241,8 @@ def _rows(record: Record) -> str:
 
 
 def write_yaml(out: Path, splits: Sequence[str], names: Sequence[str]) -> None:
-    """Write `data.yaml`."""
-    settings = {"path": ".", **{split: f"images/{split}" for split in splits}, "names": dict(enumerate(names))}
+    """Write `data.yaml`; without `path`, places are relative to the file, here and in other tools."""
+    settings = {**{split: f"images/{split}" for split in splits}, "names": dict(enumerate(names))}
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     (out / "data.yaml").write_text(text, encoding="utf-8")
 

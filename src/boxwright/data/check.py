@@ -1,0 +1,345 @@
+"""`boxwright check`: everything that is wrong with a data set, in one report."""
+
+from __future__ import annotations
+
+import hashlib
+import json as json_
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from rich.text import Text
+
+from boxwright.config import UserError
+from boxwright.data.images import open_image
+from boxwright.data.raw import KINDS, Fault, Raw, RawImage
+from boxwright.data.read import read_raw
+
+SMALL, LARGE = 32**2, 96**2  # COCO's limits of area, in square pixels
+ROUNDING = 1.0  # a box may reach this many pixels over the edge: tools round, and VOC's counted from 1
+DUPLICATE_IOU = 0.9
+ODD_DEVIATIONS = 6  # robust standard deviations of the log area from the median of the class ...
+ODD_RATIO = 8  # ... and so many times its area ...
+ODD_COUNT = 20  # ... in a class with enough objects to have a usual size
+_STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `check` found.
+
+    Attributes:
+        data: as the user named it.
+        format: ``coco``, ``voc`` or ``yolo``.
+        faults: errors, then warnings, then notes.
+        splits: by split, the number of ``images``, of those without objects (``background``), of ``boxes`` and of
+            ``ignored`` ones among them.
+        classes: by class, the number of ``images``, ``boxes``, ``ignored``, ``small``, ``medium`` and ``large`` boxes
+            (COCO's limits, 32 and 96 pixels squared), and ``in``, the boxes of each split.
+    """
+
+    data: Path
+    format: str
+    faults: list[Fault]
+    splits: dict[str, dict[str, int]]
+    classes: dict[str, dict[str, Any]]
+
+    def count(self, level: str) -> int:
+        """How many faults of a level there are."""
+        return sum(fault.level == level for fault in self.faults)
+
+    @property
+    def exit_code(self) -> int:
+        """1 when there is any error, else 0; warnings and notes do not count."""
+        return int(self.count("error") > 0)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return {
+            "data": str(self.data),
+            "format": self.format,
+            "errors": self.count("error"),
+            "warnings": self.count("warning"),
+            "notes": self.count("note"),
+            "splits": self.splits,
+            "classes": self.classes,
+            "faults": [
+                {"level": f.level, "kind": f.kind, "where": f.where, "what": f.what, "mend": f.mend, "fatal": f.fatal}
+                for f in self.faults
+            ],
+        }
+
+
+def check(data: Path, json: bool = False) -> CheckReport:
+    """Read a whole data set, decode every image, and report all faults at once with the way to mend them.
+
+    Args:
+        data: folder in COCO, PASCAL VOC or YOLO format, a COCO file or a YOLO data.yaml.
+        json: print one JSON object instead of tables.
+    """
+    raw = read_raw(Path(data))
+    faults = [*raw.faults, *_image_faults(raw), *_box_faults(raw), *_class_faults(raw)]
+    faults = sorted(dict.fromkeys(faults), key=lambda fault: list(KINDS).index(fault.kind))
+    report = CheckReport(Path(data), raw.format, faults, _split_counts(raw), _class_counts(raw))
+    if json:
+        print(json_.dumps(report.to_json(), indent=2, ensure_ascii=False))
+    else:
+        _print(report)
+    return report
+
+
+# Images.
+
+
+def _image_faults(raw: Raw) -> Iterator[Fault]:
+    """Decode every image; compare sizes; find the same picture twice."""
+    everywhere = [(split, image) for split, images in raw.splits.items() for image in images]
+    paths = list({image.path: None for _, image in everywhere if image.path.is_file()})
+    console = Console(stderr=True)
+    with ThreadPoolExecutor() as pool:
+        results = track(pool.map(_decode, paths), "decoding", len(paths), console=console, transient=True)
+        decoded = dict(zip(paths, results, strict=True))
+    by_content: dict[object, list[tuple[str, RawImage]]] = defaultdict(list)
+    for split, image in everywhere:
+        result = decoded.get(image.path)
+        if isinstance(result, str):
+            yield Fault("undecodable-image", str(image.path), result)
+        elif result is not None:
+            by_content[result].append((split, image))
+            width, height = result[0]
+            if (image.width, image.height) != (width, height):
+                said = f"{image.width} x {image.height}"
+                yield Fault("wrong-size", image.source, f"says {said} pixels, {image.path.name} has {width} x {height}")
+    yield from _repeated(by_content)
+
+
+def _decode(path: Path) -> tuple[tuple[int, int], str] | str:
+    """Size and digest of the pixels, or what is wrong with the file."""
+    try:
+        image = open_image(path)
+    except UserError as error:
+        return str(error)
+    return image.size, hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest()
+
+
+def _repeated(by_content: dict[object, list[tuple[str, RawImage]]]) -> Iterator[Fault]:
+    for places in by_content.values():
+        (first_split, first), *others = places
+        for split, image in others:
+            if split != first_split:
+                what = f"of split {split!r} is the same picture as {first.path} of split {first_split!r}"
+                yield Fault("shared-image", str(image.path), what)
+            else:
+                yield Fault("duplicate-image", str(image.path), f"is the same picture as {first.path}")
+
+
+# Boxes.
+
+
+def _box_faults(raw: Raw) -> Iterator[Fault]:
+    for images in raw.splits.values():
+        for image in images:
+            if image.boxes and image.width and image.height:
+                yield from _shape_faults(image)
+                yield from _duplicate_boxes(image, raw.names)
+        background = [image for image in images if not image.boxes]
+        if background:
+            first = background[0].path.name
+            yield Fault("background-image", str(raw.root), f"{len(background)} images have no objects ({first}, ...)")
+    yield from _odd_sizes(raw)
+
+
+def _shape_faults(image: RawImage) -> Iterator[Fault]:
+    """Boxes that are not finite, reversed, empty, outside or less than a pixel: at most one fault a box."""
+    boxes_N4 = np.array(image.boxes)
+    limit_4 = np.array([image.width, image.height] * 2)
+    with np.errstate(invalid="ignore"):
+        size_N2 = boxes_N4[:, 2:] - boxes_N4[:, :2]
+        clipped_N4 = boxes_N4.clip(0, limit_4)
+        inside_N2 = clipped_N4[:, 2:] - clipped_N4[:, :2]
+        over_N = np.abs(boxes_N4 - clipped_N4).max(1)
+    suspects = ~np.isfinite(boxes_N4).all(1) | (inside_N2.min(1) < 1) | (over_N > ROUNDING)
+    for i in np.flatnonzero(suspects).tolist():
+        kind = _shape_kind(boxes_N4[i], size_N2[i], inside_N2[i], over_N[i])
+        what = f"the box {_corners(boxes_N4[i])} " + _SHAPE_WORDS[kind].format(image.width, image.height)
+        yield Fault(kind, image.where(i), what)
+
+
+_SHAPE_WORDS = {
+    "not-a-number": "has a coordinate that is no number",
+    "reversed-box": "ends before it begins",
+    "empty-box": "has no area",
+    "box-outside": "reaches outside the image of {} x {} pixels",
+    "tiny-box": "is less than a pixel wide or high",
+}
+
+
+def _shape_kind(box_4: np.ndarray, size_2: np.ndarray, inside_2: np.ndarray, over: float) -> str:
+    if not np.isfinite(box_4).all():
+        return "not-a-number"
+    if size_2.min() < 0:
+        return "reversed-box"
+    if size_2.min() == 0:
+        return "empty-box"
+    return "box-outside" if over > ROUNDING or inside_2.min() <= 0 else "tiny-box"
+
+
+def _corners(box: Sequence[float] | np.ndarray) -> str:
+    return "(" + ", ".join(f"{value:.6g}" for value in box) + ")"
+
+
+def _duplicate_boxes(image: RawImage, names: Sequence[str]) -> Iterator[Fault]:
+    """Boxes of one class that lie on each other."""
+    boxes_N4, labels_N = np.array(image.boxes), np.array(image.labels)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        iou_NN = _pairwise_iou(boxes_N4)
+        alike_NN = (iou_NN >= DUPLICATE_IOU) & (labels_N[:, None] == labels_N)
+    for i, j in zip(*np.nonzero(np.triu(alike_NN, 1)), strict=True):
+        what = f"{names[labels_N[j]]} {_corners(boxes_N4[j])} lies on object {image.marks[i]} {_corners(boxes_N4[i])}"
+        yield Fault("duplicate-box", image.where(int(j)), f"{what}, IoU {iou_NN[i, j]:.2f}")
+
+
+def _pairwise_iou(boxes_N4: np.ndarray) -> np.ndarray:
+    corner = np.minimum(boxes_N4[:, None, 2:], boxes_N4[None, :, 2:])
+    overlap = (corner - np.maximum(boxes_N4[:, None, :2], boxes_N4[None, :, :2])).clip(0).prod(-1)
+    area = (boxes_N4[:, 2:] - boxes_N4[:, :2]).clip(0).prod(-1)
+    return overlap / (area[:, None] + area - overlap)
+
+
+def _odd_sizes(raw: Raw) -> Iterator[Fault]:
+    """Objects whose area is far from that of their class: the log area, in robust standard deviations."""
+    by_class: dict[int, list[tuple[float, RawImage, int]]] = defaultdict(list)
+    for image in (image for images in raw.splits.values() for image in images):
+        for i, ((x1, y1, x2, y2), label, ignore) in enumerate(
+            zip(image.boxes, image.labels, image.ignore, strict=True)
+        ):
+            area = (x2 - x1) * (y2 - y1)
+            if x2 > x1 and y2 > y1 and np.isfinite(area) and not ignore:
+                by_class[label].append((float(np.log(area)), image, i))
+    for label, objects in by_class.items():
+        logs = np.array([log for log, _, _ in objects])
+        median = np.median(logs)
+        deviation = 1.4826 * np.median(np.abs(logs - median))  # that of a normal distribution
+        if len(objects) < ODD_COUNT:
+            continue
+        for k in np.flatnonzero(np.abs(logs - median) > max(ODD_DEVIATIONS * deviation, np.log(ODD_RATIO))):
+            log, image, i = objects[k]
+            ratio = np.exp(abs(log - median))
+            size = f"{ratio:.3g} times {'larger' if log > median else 'smaller'} in area than the median of its class"
+            yield Fault("odd-size", image.where(i), f"{raw.names[label]} {_corners(image.boxes[i])} is {size}")
+
+
+# Classes.
+
+
+def _class_faults(raw: Raw) -> Iterator[Fault]:
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in raw.names:
+        alike["".join(filter(str.isalnum, name.casefold())) or name].append(name)
+    for group in alike.values():
+        if len(set(group)) > 1:
+            yield Fault("similar-classes", str(raw.root), f"the classes {' and '.join(map(repr, group))} differ little")
+    used = {label for images in raw.splits.values() for image in images for label in image.labels}
+    unused = [name for i, name in enumerate(raw.names) if i not in used]
+    if unused:
+        listed = ", ".join(map(repr, unused[:10])) + (f" and {len(unused) - 10} more" if len(unused) > 10 else "")
+        yield Fault("unused-class", str(raw.root), f"no object has the class {listed}")
+
+
+def _split_counts(raw: Raw) -> dict[str, dict[str, int]]:
+    return {
+        split: {
+            "images": len(images),
+            "background": sum(not image.boxes for image in images),
+            "boxes": sum(len(image.boxes) for image in images),
+            "ignored": sum(sum(image.ignore) for image in images),
+        }
+        for split, images in raw.splits.items()
+    }
+
+
+def _class_counts(raw: Raw) -> dict[str, dict[str, Any]]:
+    counts: dict[str, dict[str, Any]] = {
+        name: {
+            "images": 0,
+            "boxes": 0,
+            "ignored": 0,
+            "small": 0,
+            "medium": 0,
+            "large": 0,
+            "in": dict.fromkeys(raw.splits, 0),
+        }
+        for name in raw.names
+    }
+    for split, images in raw.splits.items():
+        for image in images:
+            for label in set(image.labels):
+                counts[raw.names[label]]["images"] += 1
+            for (x1, y1, x2, y2), label, ignore in zip(image.boxes, image.labels, image.ignore, strict=True):
+                row, area = counts[raw.names[label]], max(0, x2 - x1) * max(0, y2 - y1)
+                row["boxes"] += 1
+                row["ignored"] += int(ignore)
+                row["small" if area < SMALL else "medium" if area < LARGE else "large"] += 1
+                row["in"][split] += 1
+    return counts
+
+
+# The report.
+
+
+def _print(report: CheckReport) -> None:
+    console = Console(highlight=False)
+    console.print(Text(f"{report.data} ({report.format})", style="bold"), soft_wrap=True)
+    console.print(_split_table(report))
+    console.print(_class_table(report))
+    kinds = Counter(fault.kind for fault in report.faults)
+    for kind, count in kinds.items():
+        level = KINDS[kind].level
+        console.print()
+        console.print(
+            Text.assemble((f"{level}: {kind}", _STYLES[level]), f" ({count}): {KINDS[kind].mend}"), soft_wrap=True
+        )
+        for fault in report.faults:
+            if fault.kind == kind:
+                console.print(Text(f"  {fault.where}: {fault.what}"), soft_wrap=True)
+    console.print()
+    console.print(_verdict(report), soft_wrap=True)
+
+
+def _verdict(report: CheckReport) -> Text:
+    counted = ", ".join(f"{n} {level}{'s' * (n != 1)}" for level in _STYLES for n in [report.count(level)])
+    if any(fault.fatal for fault in report.faults):
+        return Text(f"{counted}. Training will refuse this data set until the errors are mended.", style="bold red")
+    if report.count("error"):
+        return Text(
+            f"{counted}. Training leaves out boxes without area and cuts the others to the image.", style="yellow"
+        )
+    return Text(f"{counted}. Ready to train on.", style="green")
+
+
+def _split_table(report: CheckReport) -> Table:
+    table = Table("split", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("images", "background", "boxes", "ignored"):
+        table.add_column(column, justify="right")
+    for split, row in report.splits.items():
+        table.add_row(split, *(f"{value:,}" for value in row.values()))
+    return table
+
+
+def _class_table(report: CheckReport) -> Table:
+    table = Table("class", box=box.SIMPLE_HEAD, pad_edge=False)
+    columns = ["images", "boxes", "ignored", "small", "medium", "large"]
+    splits = list(report.splits) if len(report.splits) > 1 else []
+    for column in [*columns, *splits]:
+        table.add_column(column, justify="right")
+    for name, row in report.classes.items():
+        table.add_row(Text(name), *(f"{row[c]:,}" for c in columns), *(f"{row['in'][split]:,}" for split in splits))
+    return table

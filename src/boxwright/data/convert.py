@@ -1,0 +1,127 @@
+"""`boxwright convert`: a data set written anew in another format."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from boxwright.config import UserError, require
+from boxwright.data import coco, voc, yolo
+from boxwright.data.raw import finite, to_dataset
+from boxwright.data.read import read_raw, say
+from boxwright.data.records import Dataset, Record
+
+Format = Literal["coco", "yolo", "voc"]
+_FOLDERS: dict[str, Callable[[Path, str], Path]] = {
+    "coco": coco.image_folder,
+    "yolo": yolo.image_folder,
+    "voc": voc.image_folder,
+}
+
+
+def convert(data: Path, out: Path, to: Format) -> Path:
+    """Write a data set in another format: all splits, all classes, background images, every box as it stands.
+
+    Images are hard-linked where the file system allows it and copied elsewhere. Nothing is left behind when it fails.
+
+    Args:
+        data: folder in COCO, PASCAL VOC or YOLO format, a COCO file or a YOLO data.yaml.
+        out: folder to make; it must not exist or be empty.
+        to: the format to write.
+
+    Returns:
+        The folder written.
+
+    Raises:
+        UserError: `out` holds something, or the data has faults that cannot be passed over.
+    """
+    data, out = Path(data), Path(out)
+    taken = out.is_file() or (out.is_dir() and any(out.iterdir()))
+    require(not taken, f"{out} exists and is not empty; give the name of a new folder")
+    dataset, dropped = to_dataset(read_raw(data), keep=finite)
+    _warn_of_losses(dataset, to, dropped)
+    temporary = out.absolute().parent / f".{out.absolute().name}.{os.getpid()}.tmp"
+    try:
+        _write(dataset, temporary, to)
+        if out.is_dir():
+            out.rmdir()
+        temporary.rename(out)
+    except OSError as error:
+        raise UserError(
+            f"{out} cannot be written ({error.strerror or error}); free some space or choose another"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    images = sum(map(len, dataset.splits.values()))
+    boxes = sum(len(record.boxes_N4) for records in dataset.splits.values() for record in records)
+    splits = ", ".join(f"{split} {len(records):,}" for split, records in dataset.splits.items())
+    Console(highlight=False).print(
+        f"{out} ({to}): {images:,} images ({splits}), {boxes:,} boxes, {len(dataset.names)} classes",
+        markup=False,
+        soft_wrap=True,
+    )
+    return out
+
+
+def _warn_of_losses(dataset: Dataset, to: Format, dropped: int) -> None:
+    """Say what the new format cannot hold."""
+    records = [record for records in dataset.splits.values() for record in records]
+    if dropped:
+        say(f"{dropped} objects have no finite box or no image and are left out (see `boxwright check {dataset.root}`)")
+    ignored = sum(int(record.ignore_N.sum()) for record in records)
+    if to == "yolo" and ignored:
+        say(f"YOLO has no `difficult` or crowd flag: {ignored} such objects are written as ordinary ones")
+    odd = [name for name in dataset.names if not name.isprintable()]
+    require(not odd, f"the class names {odd} hold characters that cannot be written; rename them first")
+
+
+def _write(dataset: Dataset, out: Path, to: Format) -> None:
+    taken: dict[Path, set[str]] = {}
+    for split, records in dataset.splits.items():
+        folder = _FOLDERS[to](out, split)
+        folder.mkdir(parents=True, exist_ok=True)
+        image_names = _unique_names(records, taken.setdefault(folder, set()))
+        for record, name in zip(records, image_names, strict=True):
+            _link(record.path.resolve(), folder / name)
+        _write_annotations(dataset, split, records, image_names, out, to)
+    if to == "yolo":
+        yolo.write_yaml(out, list(dataset.splits), dataset.names)
+
+
+def _write_annotations(
+    dataset: Dataset, split: str, records: Sequence[Record], image_names: Sequence[str], out: Path, to: Format
+) -> None:
+    if to == "coco":
+        coco.write(out, split, records, image_names, dataset.names, dataset.category_ids)
+    elif to == "voc":
+        voc.write(out, split, records, image_names, dataset.names)
+    else:
+        yolo.write(out, split, records, image_names)
+
+
+def _unique_names(records: Sequence[Record], taken: set[str]) -> list[str]:
+    """File names whose stems differ within a folder, because VOC and YOLO pair files by their stems.
+
+    An image whose stem is taken gets a number: ``a.jpg``, ``a_2.jpg``.
+    """
+    names = []
+    for record in records:
+        stem, number = record.path.stem, 1
+        while stem.casefold() in taken:
+            number += 1
+            stem = f"{record.path.stem}_{number}"
+        taken.add(stem.casefold())
+        names.append(stem + record.path.suffix)
+    return names
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -20,7 +20,8 @@ from boxwright.evaluation.coco import RECALLS_R, Report, class_positions, score
 from boxwright.evaluation.confusion import confusion, to_csv
 from boxwright.evaluation.report import write_page
 from boxwright.evaluation.run import choose_device, detect_batches
-from boxwright.models.weights import find_weights, load_detector, write_whole
+from boxwright.files import write_whole
+from boxwright.models.weights import find_weights, load_detector
 from boxwright.types import Detections
 
 THRESHOLD, IOU = 0.5, 0.5  # of the confusion matrix
@@ -44,8 +45,8 @@ def evaluate(
         weights: a checkpoint or the folder of a training run.
         data: a COCO, VOC or YOLO data set, a folder or file.
         split: which images; by default test, or val, or the only split.
-        out: folder for report.html, metrics.json, predictions.json (COCO results, with the data's own ids),
-            pr_curves.png, confusion.png, confusion.csv and pictures/; by default evaluate-DATA-SPLIT beside the weights.
+        out: folder for index.html, metrics.json, predictions.json (COCO results, with the data's own ids),
+            pr_curves.png, confusion.png, confusion.csv and pictures/; if open, evaluate-DATA-SPLIT beside the weights.
         batch_size: images computed at once.
         device: auto, cpu, cuda or mps.
 
@@ -75,7 +76,7 @@ def evaluate(
     console.print(report.table())
     facts = {"weights": str(weights), "data": str(data), "split": split, "unknown_classes": missing}
     write_results(out, report, records, detections, dataset, facts)
-    console.print(f"written: {out / 'report.html'}, predictions.json, metrics.json and charts beside it", markup=False)
+    console.print(f"written: {out / 'index.html'}, predictions.json, metrics.json and charts beside it", markup=False)
     return report
 
 
@@ -154,7 +155,7 @@ def write_results(
     notes = [f"{facts['weights']} on {facts['data']}, split {facts['split']}: {report.images} images."]
     if facts["unknown_classes"]:
         notes.append(f"The detector does not know, and scores 0 on: {', '.join(facts['unknown_classes'])}.")
-    write_page(out / "report.html", f"{_name(facts['data'])}, {facts['split']}", report, pictures, notes, charts)
+    write_page(out / "index.html", f"{_name(facts['data'])}, {facts['split']}", report, pictures, notes, charts)
 
 
 def draw_some(

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from boxwright.evaluation.coco import STAT_NAMES, Report, shown
-from boxwright.models.weights import write_whole
+from boxwright.files import write_whole
 
 _MEANINGS = (
     "IoU 0.50 to 0.95", "IoU 0.50", "IoU 0.75", "objects under 32² px", "32² to 96² px", "over 96² px",
@@ -98,7 +98,8 @@ _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>%TITLE%</title>
 <style>
-:root { color-scheme: light dark; --ink: #1c2530; --dim: #64717f; --paper: #f6f7f9; --card: #fff; --line: #dfe4ea; --bar: #cfe0fb; }
+:root { color-scheme: light dark; --ink: #1c2530; --dim: #64717f; --paper: #f6f7f9; --card: #fff;
+  --line: #dfe4ea; --bar: #cfe0fb; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6eaf0; --dim: #95a1af; --paper: #12161b; --card: #1b2129; --line: #2e3742; --bar: #274a80; }
 }
@@ -112,14 +113,16 @@ p { margin: .3rem 0; color: var(--dim); max-width: 80ch; }
   border: 1px solid var(--line); border-radius: 10px; }
 .tiles b { font-size: 1.5rem; font-variant-numeric: tabular-nums; }
 .tiles span { font-weight: 600; } .tiles small { color: var(--dim); }
-table { border-collapse: collapse; width: 100%; max-width: 760px; background: var(--card); border: 1px solid var(--line);
-  font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; width: 100%; max-width: 760px; background: var(--card);
+  border: 1px solid var(--line); font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; }
 th { color: var(--dim); font-weight: 600; } tfoot td { font-weight: 700; border-bottom: 0; }
-.bar { background: linear-gradient(to right, var(--bar) calc(var(--share) * 100%), transparent 0) no-repeat 0 50% / 100% 76%; }
-.charts, .pictures { display: grid; gap: .9rem; grid-template-columns: repeat(auto-fill, minmax(min(340px, 100%), 1fr)); }
-.charts { grid-template-columns: repeat(auto-fit, minmax(min(460px, 100%), 1fr)); align-items: start; }
+.bar { background: linear-gradient(to right, var(--bar) calc(var(--share) * 100%), transparent 0)
+  no-repeat 0 50% / 100% 76%; }
+.charts, .pictures { display: grid; gap: .9rem; align-items: start; }
+.charts { grid-template-columns: repeat(auto-fit, minmax(min(460px, 100%), 1fr)); }
+.pictures { grid-template-columns: repeat(auto-fill, minmax(min(340px, 100%), 1fr)); }
 figure { margin: 0; padding: .5rem; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 figure:has(:checked) { grid-column: 1 / -1; }
 img { display: block; width: 100%; background: #fff; border-radius: 6px; cursor: zoom-in; }

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 
 from boxwright.config import require
-from boxwright.data.cache import Cache
+
 from boxwright.data.loader import eval_batches
 from boxwright.types import Batch, Detections, Detector, Predictions
+
+if TYPE_CHECKING:
+    from boxwright.data.cache import Cache
 
 MOST = 100  # detections an image: what COCO's numbers look at
 

@@ -18,7 +18,7 @@ from boxwright.config import UserError, require
 from boxwright.data.images import open_image
 from boxwright.inference.predictor import Found, check_threshold, load
 from boxwright.inference.sources import collect, short_names
-from boxwright.models.weights import write_whole
+from boxwright.files import write_whole
 from boxwright.show import draw
 
 CSV_HEAD = ("file", "label", "score", "x1", "y1", "x2", "y2")

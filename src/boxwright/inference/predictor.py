@@ -24,6 +24,7 @@ from boxwright.models.weights import load_detector
 from boxwright.types import Batch, Detections, Detector
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
+Pictures: TypeAlias = list[Picture] | tuple[Picture, ...]
 T = TypeVar("T")
 
 
@@ -77,9 +78,9 @@ class Predictor:
     @overload
     def predict(self, image: Picture, threshold: float = 0.5, batch_size: int = 8) -> Detections: ...
     @overload
-    def predict(self, image: Sequence[Picture], threshold: float = 0.5, batch_size: int = 8) -> list[Detections]: ...
+    def predict(self, image: Pictures, threshold: float = 0.5, batch_size: int = 8) -> list[Detections]: ...
     def predict(
-        self, image: Picture | Sequence[Picture], threshold: float = 0.5, batch_size: int = 8
+        self, image: Picture | Pictures, threshold: float = 0.5, batch_size: int = 8
     ) -> Detections | list[Detections]:
         """The objects in an image, or in each of a list of images, best first, in pixels of the image.
 
@@ -93,10 +94,10 @@ class Predictor:
             UserError: if a file cannot be read, or an array is none of these.
         """
         check_threshold(threshold)
-        if not isinstance(image, list | tuple):
-            return self._detect([_decode(image, self.detector.image_size)], threshold)[0]
-        chunks = _chunks(image, batch_size)
         side = self.detector.image_size
+        if not isinstance(image, list | tuple):
+            return self._detect([_decode(image, side)], threshold)[0]
+        chunks = _chunks(image, batch_size)
         return [found for chunk in chunks for found in self._detect([_decode(one, side) for one in chunk], threshold)]
 
     def stream(
@@ -178,7 +179,7 @@ def _to_pil(picture: Image.Image | np.ndarray | Tensor) -> Image.Image:
     )
     require(
         picture.ndim == 3 and picture.shape[2] == 3 and picture.dtype == np.uint8,
-        f"an array must be (H, W, 3) of uint8, RGB, not {picture.shape} of {picture.dtype}; give several images as a list.",
+        f"an array must be (H, W, 3) of uint8, RGB, not {picture.shape} of {picture.dtype}; give several as a list.",
     )
     return Image.fromarray(picture)
 
@@ -187,9 +188,7 @@ def _to_uint8(image_CHW: Tensor) -> Tensor:
     if image_CHW.dtype == torch.uint8:
         return image_CHW
     fits = image_CHW.is_floating_point() and bool(((image_CHW >= 0) & (image_CHW <= 1)).all())
-    require(
-        fits, "a tensor must be uint8, or floating point with values in [0, 1]; divide by 255 what reaches further."
-    )
+    require(fits, "a tensor must be uint8, or floating point in [0, 1]; divide by 255 what reaches further.")
     return (image_CHW.float() * 255).round().to(torch.uint8)
 
 

@@ -36,7 +36,7 @@ def collect(source: str | Path) -> list[Path]:
         return [path]
     else:
         require(glob.has_magic(str(source)), f"there is no file or folder {source}.")
-        matches = glob.iglob(str(path), recursive=True)
+        matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 (Path.glob wants a root)
         found, where = sorted(_images(Path(match) for match in matches)), f"by the pattern {source}"
     require(found, f"no image found {where}; images end in {_ENDINGS}.")
     return list(dict.fromkeys(found))

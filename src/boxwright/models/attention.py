@@ -1,0 +1,136 @@
+"""Transformer blocks of the sentence writers: pre-norm, exact GELU, layer norm with eps 1e-6.
+
+The parts are those of google-research/pix2seq (architectures/transformers.py), so that its weights fit: separate query,
+key, value and output projections, all with biases; dropout only inside the MLP; one drop-path rate for all layers.
+"""
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+
+class KeysValues(NamedTuple):
+    """What attention looks at, head by head: each (B, heads, length, width of a head)."""
+
+    keys_BHLE: Tensor
+    values_BHLE: Tensor
+
+    def write(self, start: int, new: "KeysValues") -> "KeysValues":
+        """Store new rows from `start` on, in place; returns what is written so far."""
+        end = start + new.keys_BHLE.shape[2]
+        for whole, part in zip(self, new, strict=True):
+            whole[:, :, start:end] = part
+        return KeysValues(self.keys_BHLE[:, :, :end], self.values_BHLE[:, :, :end])
+
+
+class Attention(nn.Module):
+    """Multi-head attention (Vaswani et al. 2017) in two halves, so that a decoder can keep keys and values.
+
+    Args:
+        dim: width of what asks, of what is looked at, and of the answer.
+        heads: a divisor of `dim`.
+    """
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        assert dim % heads == 0, f"{heads} heads do not divide {dim}"
+        self.heads = heads
+        self.query, self.key, self.value, self.output = (dense(dim, dim) for _ in range(4))
+
+    def look(self, source_BME: Tensor) -> KeysValues:
+        """Keys and values of what can be looked at."""
+        return KeysValues(self._split(self.key(source_BME)), self._split(self.value(source_BME)))
+
+    def answer(self, x_BLE: Tensor, seen: KeysValues, causal: bool = False) -> Tensor:
+        """(B, L, E): what each position gathers; `causal` hides all later positions."""
+        queries_BHLE = self._split(self.query(x_BLE))
+        mixed_BHLE = F.scaled_dot_product_attention(queries_BHLE, seen.keys_BHLE, seen.values_BHLE, is_causal=causal)
+        return self.output(mixed_BHLE.transpose(1, 2).flatten(2))
+
+    def _split(self, x_BLE: Tensor) -> Tensor:
+        return x_BLE.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class Mlp(nn.Module):
+    """x + drop-path(dense(dropout(gelu(dense(norm(x)))))).
+
+    Args:
+        dim: width.
+        hidden: width in between.
+        dropout: rate in between.
+        drop_path: rate at which the whole addition is left out of a row.
+    """
+
+    def __init__(self, dim: int, hidden: int, dropout: float, drop_path: float):
+        super().__init__()
+        self.norm = norm(dim)
+        self.widen, self.narrow = dense(dim, hidden), dense(hidden, dim)
+        self.dropout, self.drop_path = nn.Dropout(dropout), DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape as given."""
+        return x + self.drop_path(self.narrow(self.dropout(F.gelu(self.widen(self.norm(x))))))
+
+
+class EncoderBlock(nn.Module):
+    """Self-attention over all cells of the image, then an MLP."""
+
+    def __init__(self, dim: int, hidden: int, heads: int, dropout: float, drop_path: float):
+        super().__init__()
+        self.self_norm, self.self_attention = norm(dim), Attention(dim, heads)
+        self.drop_path = DropPath(drop_path)
+        self.mlp = Mlp(dim, hidden, dropout, drop_path)
+
+    def forward(self, x_BME: Tensor) -> Tensor:
+        """Same shape as given."""
+        normed_BME = self.self_norm(x_BME)
+        answer_BME = self.self_attention.answer(normed_BME, self.self_attention.look(normed_BME))
+        return self.mlp(x_BME + self.drop_path(answer_BME))
+
+
+class DecoderBlock(nn.Module):
+    """Self-attention over what is written so far, attention to the image, then an MLP."""
+
+    def __init__(self, dim: int, hidden: int, heads: int, dropout: float, drop_path: float):
+        super().__init__()
+        self.self_norm, self.self_attention = norm(dim), Attention(dim, heads)
+        self.cross_norm, self.cross_attention = norm(dim), Attention(dim, heads)
+        self.drop_path = DropPath(drop_path)
+        self.mlp = Mlp(dim, hidden, dropout, drop_path)
+
+    def forward(self, x_BLE: Tensor, image: KeysValues, written: KeysValues | None = None, start: int = 0) -> Tensor:
+        """The next layer's view of the words.
+
+        Args:
+            x_BLE: words, either the whole sentence or those from `start` on.
+            image: `cross_attention.look(memory)`; one image may serve several consecutive rows of x.
+            written: cache with room for the whole sentence, which is written to; None if x is the whole sentence.
+            start: position of the first word of x; a continuation (start > 0) is one word long.
+        """
+        normed_BLE = self.self_norm(x_BLE)
+        seen = self.self_attention.look(normed_BLE)
+        if written is not None:
+            seen = written.write(start, seen)
+        answer_BLE = self.self_attention.answer(normed_BLE, seen, causal=start == 0)
+        x_BLE = x_BLE + self.drop_path(answer_BLE)
+        return self.mlp(x_BLE + self.drop_path(self._look_at_image(self.cross_norm(x_BLE), image)))
+
+    def _look_at_image(self, x_BLE: Tensor, image: KeysValues) -> Tensor:
+        """Sentences of one image ask side by side, as one long row: its keys and values are used as they are."""
+        images = len(image.keys_BHLE)
+        return self.cross_attention.answer(x_BLE.reshape(images, -1, x_BLE.shape[-1]), image).view_as(x_BLE)
+
+
+def norm(dim: int) -> nn.LayerNorm:
+    """The layer norm of this family."""
+    return nn.LayerNorm(dim, eps=1e-6)
+
+
+def dense(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer that starts as Keras starts it: Glorot-uniform weights, zero biases."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,191 @@
+"""`pix2seq`: an image is read, and its objects are written down as one sentence.
+
+        image ── backbone ── encoder ── bridge ──┐ (what the writer looks at)
+                                                 v
+        >   y1  x1  y2  x2 class   y1  x1  y2  x2 class   y1  x1  y2  x2 noise   ...
+            └─ first object ───┘   └─ second object ──┘   └─ nothing there ──┘
+
+Every word is chosen from one vocabulary: 1000 coordinates, the classes, and the word for noise. Objects come in any
+order. After the last object the writer goes on with boxes that are none, says so by the word for noise, and their
+scores are low ("Pix2seq: a language modeling framework for object detection", Chen et al. 2022). Architecture,
+sentences, loss and scores are those of google-research/pix2seq, its ResNet replaced by any timm backbone.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from boxwright.config import require
+from boxwright.models.attention import EncoderBlock, Mlp, dense, norm
+from boxwright.models.backbone import Backbone
+from boxwright.models.decoding import Sampling, Writer, write
+from boxwright.models.positions import sincos_2d
+from boxwright.models.sentences import sentences
+from boxwright.models.vocabulary import PROMPT, Vocabulary
+from boxwright.types import Batch, Detector, Predictions, image_mask, pixels
+
+PADDING = 0.3  # colour of the canvas beside the image, in [0, 1]; attention looks at it, too
+WORDS = 5  # an object: four coordinates and its class
+
+
+@dataclass(frozen=True)
+class Pix2SeqConfig:
+    """The shape of a `pix2seq` detector.
+
+    Attributes:
+        backbone: a timm model with a feature map at the stride.
+        image_size: side of the canvas, in pixels.
+        stride: pixels per cell that the encoder sees.
+        encoder_layers, encoder_dim, encoder_hidden, encoder_heads: blocks, width, MLP width and heads of the encoder.
+        decoder_layers, decoder_dim, decoder_hidden, decoder_heads: the same of the decoder.
+        max_objects: objects in a sentence, noise included; no more are ever detected.
+        length: words in a sentence, at least 5 x max_objects; the rest is padding.
+        bins: values that a coordinate can take.
+        first_coordinate: id of the first coordinate.
+        vocabulary: number of ids.
+        dropout: rate inside the MLPs and before the encoder.
+        drop_path: rate at which a block's addition is left out, the same in every layer.
+        sentences: how many sentences of each image (other order, other noise) one training step writes.
+        grammar: coordinate slots hold only coordinates, class slots only classes; else any word may come anywhere.
+        top_p: 0 writes the most probable words; more draws from the nucleus (the published code has 0.4).
+    """
+
+    backbone: str = "tf_efficientnet_lite0"
+    image_size: int = 320
+    stride: int = 16
+    encoder_layers: int = 3
+    encoder_dim: int = 256
+    encoder_hidden: int = 1024
+    encoder_heads: int = 8
+    decoder_layers: int = 3
+    decoder_dim: int = 256
+    decoder_hidden: int = 1024
+    decoder_heads: int = 8
+    max_objects: int = 100
+    length: int = 512
+    bins: int = 1000
+    first_coordinate: int = 1000
+    vocabulary: int = 3000
+    dropout: float = 0.1
+    drop_path: float = 0.1
+    sentences: int = 1
+    grammar: bool = True
+    top_p: float = 0.0
+
+
+_NANO = Pix2SeqConfig()
+SIZES = {
+    "nano": _NANO,
+    "small": replace(_NANO, backbone="tf_efficientnet_lite1", image_size=416, encoder_layers=4, decoder_layers=4),
+    "medium": replace(_NANO, backbone="tf_efficientnet_lite2", image_size=512, encoder_layers=6, decoder_layers=6),
+}
+
+
+class Pix2Seq(Detector):
+    """The detector that writes.
+
+    Args:
+        config: its shape.
+        names: the classes.
+        pretrained: start the backbone from ImageNet weights.
+
+    Raises:
+        UserError: for more classes than the vocabulary has words, or a length that does not hold all objects.
+    """
+
+    def __init__(self, config: Pix2SeqConfig, names: tuple[str, ...], pretrained: bool = True):
+        super().__init__()
+        self.config, self.names, self.image_size = config, tuple(names), config.image_size
+        self.vocabulary = Vocabulary(config.bins, config.first_coordinate, config.vocabulary)
+        most, words = self.vocabulary.most_classes, WORDS * config.max_objects
+        require(len(names) <= most, f"pix2seq has words for {most} classes, not {len(names)}; raise first_coordinate.")
+        require(words <= config.length, f"{config.max_objects} objects are {words} words, over length={config.length}.")
+        c = config
+        self.backbone = Backbone(c.backbone, [c.stride], pretrained)
+        self.encoder = Encoder(self.backbone.channels[0], c)
+        self.bridge = Bridge(c)
+        self.decoder = Writer(
+            c.vocabulary, c.length, c.decoder_layers, c.decoder_dim, c.decoder_hidden, c.decoder_heads, c.dropout,
+            c.drop_path,
+        )  # fmt: skip
+
+    def backbone_parameters(self) -> list[nn.Parameter]:
+        """The timm network's."""
+        return list(self.backbone.parameters())
+
+    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor) -> Tensor:
+        """What the writer looks at, (B, cells, decoder_dim); H and W may be any size."""
+        mask_B1HW = image_mask(images_BCHW, sizes_B2)[:, None]
+        filled_BCHW = pixels(images_BCHW).where(mask_B1HW, PADDING)
+        (features_BCHW,) = self.backbone(filled_BCHW.contiguous(memory_format=torch.channels_last))
+        height, width = features_BCHW.shape[-2:]
+        return self.bridge(self.encoder(features_BCHW), height, width)
+
+    def loss(self, raw: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """`tokens`: cross-entropy of the next word, its mean over words by their weights."""
+        c = self.config
+        said = sentences(batch, self.vocabulary, c.max_objects, c.length, c.sentences)
+        logits_BLV = self.decoder(said.inputs_BL, raw)
+        each_BL = F.cross_entropy(logits_BLV.transpose(1, 2), said.targets_BL, reduction="none")
+        return {"tokens": (each_BL * said.weights_BL).sum() / (said.weights_BL.sum() + 1e-9)}
+
+    @torch.no_grad()
+    def decode(self, raw: Tensor) -> Predictions:
+        """Write, and read boxes and classes off the sentence; every object is scored, noise as well.
+
+        The score is the probability of the best class among all words of the vocabulary at the class slot, whichever
+        word was written there, noise included.
+        """
+        c, classes = self.config, len(self.names)
+        slots_SV = self.vocabulary.slots(classes, raw.device) | (not c.grammar)
+        said = write(self.decoder, raw, PROMPT, c.max_objects, slots_SV, Sampling(c.top_p))
+        first = int(self.vocabulary.class_tokens(torch.tensor(0)))
+        scores_BD, labels_BD = said.logits_BNV.softmax(-1)[..., first : first + classes].max(-1)
+        boxes_BD4 = self.vocabulary.boxes(said.tokens_BL.unflatten(1, (-1, WORDS))[..., :4])
+        boxes_BD4[..., 2:] = torch.maximum(boxes_BD4[..., :2], boxes_BD4[..., 2:])  # a reversed box is an empty one
+        scores_BD, order_BD = scores_BD.sort(dim=1, descending=True, stable=True)
+        return Predictions(
+            boxes_BD4.gather(1, order_BD[..., None].expand(-1, -1, 4)), scores_BD, labels_BD.gather(1, order_BD)
+        )
+
+
+class Encoder(nn.Module):
+    """Features to cells that know of each other."""
+
+    def __init__(self, channels: int, c: Pix2SeqConfig):
+        super().__init__()
+        self.dropout = nn.Dropout(c.dropout)
+        self.stem_projection, self.stem_norm = dense(channels, c.encoder_dim), norm(c.encoder_dim)
+        self.layers = nn.ModuleList(
+            EncoderBlock(c.encoder_dim, c.encoder_hidden, c.encoder_heads, c.dropout, c.drop_path)
+            for _ in range(c.encoder_layers)
+        )
+        self.norm = norm(c.encoder_dim)
+
+    def forward(self, features_BCHW: Tensor) -> Tensor:
+        """(B, H * W, encoder_dim) of a feature map; positions are added once."""
+        height, width = features_BCHW.shape[-2:]
+        x_BME = self.stem_norm(self.stem_projection(self.dropout(features_BCHW.flatten(2).transpose(1, 2))))
+        x_BME = x_BME + sincos_2d(height, width, x_BME.shape[-1], x_BME.device)
+        for layer in self.layers:
+            x_BME = layer(x_BME)
+        return self.norm(x_BME)
+
+
+class Bridge(nn.Module):
+    """From the encoder's width to the decoder's: projection, norm, positions again, one MLP."""
+
+    def __init__(self, c: Pix2SeqConfig):
+        super().__init__()
+        self.projection, self.norm = dense(c.encoder_dim, c.decoder_dim), norm(c.decoder_dim)
+        hidden = c.decoder_dim * (
+            c.encoder_hidden // c.encoder_dim
+        )  # the encoder's ratio, as the published code has it
+        self.mlp = Mlp(c.decoder_dim, hidden, c.dropout, c.drop_path)
+
+    def forward(self, x_BME: Tensor, height: int, width: int) -> Tensor:
+        """(B, height * width, decoder_dim)."""
+        x_BME = self.norm(self.projection(x_BME))
+        return self.mlp(x_BME + sincos_2d(height, width, x_BME.shape[-1], x_BME.device))

@@ -1,0 +1,29 @@
+"""Where a token stands: the sine and cosine codes of google-research/pix2seq, which are not those of DETR.
+
+Sines fill the first half of the channels and cosines the second (they are not interleaved), and positions run from 0
+to 2 pi over the whole range, whatever the number of cells (architectures/transformers.py there).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def sincos(positions_N: Tensor, dim: int) -> Tensor:
+    """Codes (N, dim) of positions in any unit: all sines, then all cosines, with rates 1 / 10000^(2 i / dim)."""
+    half = torch.arange(dim // 2, device=positions_N.device)
+    angles_NE = positions_N[:, None] / 10000 ** (2 * half / dim)
+    return torch.cat([angles_NE.sin(), angles_NE.cos()], 1)
+
+
+def sincos_2d(height: int, width: int, dim: int, device: torch.device | str = "cpu") -> Tensor:
+    """Codes (height * width, dim) of a grid, row by row: the first half of the channels says y, the second x."""
+    y_HE, x_WE = (sincos(_spread(n, device), dim // 2) for n in (height, width))
+    y_HWE = y_HE[:, None].expand(-1, width, -1)
+    return torch.cat([y_HWE, x_WE.expand_as(y_HWE)], -1).flatten(0, 1)
+
+
+def _spread(count: int, device: torch.device | str) -> Tensor:
+    """0 to 2 pi in equal steps."""
+    return torch.arange(count, device=device) / max(count - 1, 1) * (2 * math.pi)

@@ -1,0 +1,164 @@
+"""Objects to sentences: what a sentence writer reads and what it should say next, for a whole batch on its device.
+
+    objects    real, in random order                    noise, filling up to M objects
+    reads      >   y1 x1 y2 x2 any   y1 x1 y2 x2 any    y1 x1 y2 x2 any   ...          shifted by one against:
+    says       y1 x1 y2 x2 class     y1 x1 y2 x2 class  -  -  -  -  noise  ...
+    weight     1  1  1  1  1         1  1  1  1  1      0  0  0  0  1     ...          .1 where it says "nothing"
+
+The reader never sees a true class ("any" is a random class or the word for noise), so it must look at the image. Laws
+and numbers are those of google-research/pix2seq (data/data_utils.py:264-411, tasks/object_detection.py:352-418).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from boxwright.models.vocabulary import FIRST_CLASS, NOISE, PAD, PROMPT, Vocabulary
+from boxwright.types import Batch
+
+PAD_WEIGHT = 0.1
+JITTER = 0.05  # standard deviation of a repeated box's sides, relative to its size
+RANDOM_SIDE = 0.5  # standard deviation of a random box's height and width, relative to the image
+
+
+class Sentences(NamedTuple):
+    """Ids that are read, ids that should be said, and how much each counts."""
+
+    inputs_BL: Tensor
+    targets_BL: Tensor
+    weights_BL: Tensor
+
+
+def sentences(batch: Batch, vocabulary: Vocabulary, max_objects: int, length: int, each: int = 1) -> Sentences:
+    """Sentences of a batch, `each` different ones an image (rows of one image follow each other).
+
+    Args:
+        batch: boxes, labels, and the part of the canvas that is image; noise stays inside that part.
+        vocabulary: the ids.
+        max_objects: real and noise objects in a sentence; of more real ones, random ones are left out.
+        length: ids in a sentence, padded from 5 x max_objects.
+        each: sentences an image.
+    """
+    boxes_BN4, labels_BN, valid_BN = (
+        x.repeat_interleave(each, 0) for x in (batch.boxes_BN4, batch.labels_BN, batch.valid_BN)
+    )
+    boxes_BM4, labels_BM, real_BM = shuffled(boxes_BN4, labels_BN, valid_BN, max_objects)
+    scale_B14 = _image_part(batch).repeat_interleave(each, 0)[:, None]
+    boxes_BM4 = with_noise(boxes_BM4 / scale_B14, real_BM) * scale_B14
+    classes_BM = torch.where(real_BM, vocabulary.class_tokens(labels_BM), NOISE)
+    return written(boxes_BM4, classes_BM, corrupted(classes_BM, vocabulary), vocabulary, length)
+
+
+def written(boxes_BM4: Tensor, classes_BM: Tensor, seen_BM: Tensor, vocabulary: Vocabulary, length: int) -> Sentences:
+    """The sentences of objects in their order.
+
+    Args:
+        boxes_BM4: xyxy in [0, 1] of the canvas.
+        classes_BM: ids of classes, of noise, or 0 where a row is empty.
+        seen_BM: the classes as they are read.
+        vocabulary: the ids.
+        length: ids in a sentence, at least 5 x M.
+    """
+    words_BM4 = vocabulary.coordinate_tokens(boxes_BM4) * (classes_BM != PAD)[..., None]
+    truth_BL = _line(torch.cat([words_BM4, classes_BM[..., None]], -1), length)
+    read_BL = _line(torch.cat([words_BM4, seen_BM[..., None]], -1), length)
+    prompt_B1 = torch.full_like(read_BL[:, :1], PROMPT)
+    counts_BM5 = torch.ones_like(words_BM4[..., :1]).expand(-1, -1, 5).float().clone()
+    counts_BM5[..., :4] = (classes_BM != NOISE)[..., None]
+    weights_BL = _line(counts_BM5, length).masked_fill(truth_BL == PAD, PAD_WEIGHT)
+    return Sentences(torch.cat([prompt_B1, read_BL[:, :-1]], 1), truth_BL, weights_BL)
+
+
+def corrupted(classes_BM: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """The classes as they are read: half noise, half any class at random, real and noise objects alike."""
+    random_BM = torch.randint_like(classes_BM, FIRST_CLASS, vocabulary.first_coordinate)
+    coin_BM = torch.rand(classes_BM.shape, device=classes_BM.device) > 0.5
+    return torch.where(coin_BM, random_BM, NOISE) * (classes_BM != PAD)
+
+
+def shuffled(boxes_BN4: Tensor, labels_BN: Tensor, valid_BN: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Objects of each image in random order, real ones first, cut or padded to this number of rows."""
+    order_BM = _random_order(valid_BN)[:, :rows]
+    picked = (boxes_BN4.gather(1, order_BM[..., None].expand(-1, -1, 4)), labels_BN.gather(1, order_BM))
+    valid_BM = valid_BN.gather(1, order_BM)
+    missing = max(rows - valid_BN.shape[1], 0)
+    boxes_BM4, labels_BM = (torch.cat([x, x.new_zeros(len(x), missing, *x.shape[2:])], 1) for x in picked)
+    return boxes_BM4, labels_BM, torch.cat([valid_BM, valid_BM.new_zeros(len(valid_BM), missing)], 1)
+
+
+def with_noise(boxes_BM4: Tensor, real_BM: Tensor) -> Tensor:
+    """Boxes in [0, 1] of the image, the real ones first, with noise in all other rows.
+
+    Of the noise, a uniform number are repetitions of real boxes, slightly off; of the others about half are real boxes
+    moved elsewhere, and half have nothing to do with them.
+    """
+    rows = real_BM.shape[1]
+    n_B1 = real_BM.sum(1, keepdim=True)
+    free_B1 = rows - n_B1
+    repeats_B1 = (torch.rand_like(free_B1, dtype=torch.float) * (free_B1 + 1)).long().clamp(max=free_B1) * (n_B1 > 0)
+    others_B1 = free_B1 - repeats_B1
+    pool_BM4 = _pool(boxes_BM4, n_B1, free_B1)
+    row_1M = torch.arange(rows, device=real_BM.device)[None]
+    moved_BM = (row_1M < others_B1) & (n_B1 > 0)
+    either_BR4 = torch.cat([moved(pool_BM4), random_boxes(boxes_BM4)], 1)
+    other_BM4 = _pick(either_BR4, _random_order(torch.cat([moved_BM, row_1M < others_B1], 1))[:, :rows])
+    repeat_BM4 = _pick(jittered(pool_BM4), (row_1M - others_B1).clamp(min=0))
+    noise_BM4 = torch.where((row_1M < others_B1)[..., None], other_BM4, repeat_BM4)
+    noise_BM4 = _pick(noise_BM4, _random_order(row_1M < free_B1))
+    return torch.where(real_BM[..., None], boxes_BM4, _pick(noise_BM4, (row_1M - n_B1).clamp(min=0)))
+
+
+def jittered(boxes_BM4: Tensor) -> Tensor:
+    """Each side moved by a truncated normal of 5 % (at most 10 %) of the height or width, clipped to [0, 1]."""
+    size_BM4 = (boxes_BM4[..., 2:] - boxes_BM4[..., :2]).repeat(1, 1, 2)
+    return (boxes_BM4 + truncated_normal(boxes_BM4, JITTER) * size_BM4).clamp(0, 1)
+
+
+def moved(boxes_BM4: Tensor) -> Tensor:
+    """The same heights and widths around uniform centres, clipped to [0, 1]."""
+    half_BM2 = (boxes_BM4[..., 2:] - boxes_BM4[..., :2]) / 2
+    centre_BM2 = torch.rand_like(half_BM2)
+    return torch.cat([centre_BM2 - half_BM2, centre_BM2 + half_BM2], -1).clamp(0, 1)
+
+
+def random_boxes(like_BM4: Tensor) -> Tensor:
+    """Uniform centres, sides of the absolute value of a truncated normal, clipped to [0, 1]."""
+    half_BM2 = truncated_normal(like_BM4[..., :2], RANDOM_SIDE).abs() / 2
+    centre_BM2 = torch.rand_like(half_BM2)
+    return torch.cat([centre_BM2 - half_BM2, centre_BM2 + half_BM2], -1).clamp(0, 1)
+
+
+def truncated_normal(like: Tensor, std: float) -> Tensor:
+    """Normal draws with all beyond two standard deviations drawn again, by inversion: no loop, no waiting."""
+    inside = 0.9544997361036416  # erf(sqrt(2))
+    return torch.erfinv((torch.rand_like(like) * 2 - 1) * inside) * (std * 2**0.5)
+
+
+def _image_part(batch: Batch) -> Tensor:
+    """Width, height, width, height of the image as fractions of the canvas, (B, 4)."""
+    canvas_2 = torch.tensor(batch.images_BCHW.shape[-2:], device=batch.sizes_B2.device)
+    return (batch.sizes_B2 / canvas_2).flip(-1).repeat(1, 2)
+
+
+def _pool(boxes_BM4: Tensor, n_B1: Tensor, free_B1: Tensor) -> Tensor:
+    """The n real boxes over and over, as often as the free rows need them, then shuffled; (B, M, 4)."""
+    count_B1 = n_B1 * (free_B1 // n_B1.clamp(min=1) + 1)  # never more than M
+    order_BM = _random_order(torch.arange(boxes_BM4.shape[1], device=n_B1.device)[None] < count_B1)
+    return _pick(boxes_BM4, order_BM % n_B1.clamp(min=1))
+
+
+def _random_order(wanted_BN: Tensor) -> Tensor:
+    """Positions in random order, the wanted ones first, (B, N)."""
+    return torch.rand(wanted_BN.shape, device=wanted_BN.device).masked_fill(~wanted_BN, 2).argsort(1)
+
+
+def _pick(boxes_BN4: Tensor, index_BM: Tensor) -> Tensor:
+    return boxes_BN4.gather(1, index_BM[..., None].expand(-1, -1, 4))
+
+
+def _line(words_BM5: Tensor, length: int) -> Tensor:
+    """Objects one after the other, padded with zeros to `length`."""
+    flat_BL = words_BM5.flatten(1)
+    assert flat_BL.shape[1] <= length, f"{flat_BL.shape[1]} words do not fit into {length}"
+    return torch.nn.functional.pad(flat_BL, (0, length - flat_BL.shape[1]))

@@ -1,0 +1,73 @@
+"""The words of a sentence of boxes, and the numbers that stand for them.
+
+    0        nothing: padding, and the end of the sentence
+    10       the prompt "detect objects"
+    30       a noise object: "not an object", the class that is never drawn
+    100+     classes: label 0 is never used, so the class at position p of the names is 101 + p
+    1000+    coordinates, one id a bin
+    3000     ids in all
+
+This is the layout of google-research/pix2seq (vocab.py, configs/config_det_finetune.py); its published weights know
+labels 1 to 90, COCO's category ids.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PAD, PROMPT, NOISE, FIRST_CLASS = 0, 10, 30, 100
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Where coordinates stand, how fine they are, and how many ids there are.
+
+    Attributes:
+        bins: how many values a coordinate can take.
+        first_coordinate: id of the coordinate 0; ids from 100 to here are classes.
+        size: number of ids.
+    """
+
+    bins: int = 1000
+    first_coordinate: int = 1000
+    size: int = 3000
+
+    def __post_init__(self) -> None:
+        assert FIRST_CLASS < self.first_coordinate <= self.size - self.bins, f"{self} does not fit"
+        assert self.bins > 1
+
+    @property
+    def most_classes(self) -> int:
+        """How many classes have an id."""
+        return self.first_coordinate - FIRST_CLASS - 1
+
+    def quantise(self, values: Tensor) -> Tensor:
+        """Bins, int64, of values in [0, 1]: round(value * (bins - 1)), half to even; values outside are clipped."""
+        return (values * (self.bins - 1)).round().long().clamp(0, self.bins - 1)
+
+    def dequantise(self, bins: Tensor) -> Tensor:
+        """Values in [0, 1] of bins: bin / (bins - 1)."""
+        return bins / (self.bins - 1)
+
+    def coordinate_tokens(self, boxes_B4: Tensor) -> Tensor:
+        """Ids y1, x1, y2, x2 of boxes xyxy in [0, 1]; shapes (..., 4)."""
+        return self.quantise(boxes_B4[..., [1, 0, 3, 2]]) + self.first_coordinate
+
+    def boxes(self, tokens_B4: Tensor) -> Tensor:
+        """Boxes xyxy in [0, 1] of ids y1, x1, y2, x2; whatever is no coordinate becomes the nearest one."""
+        return self.dequantise(tokens_B4 - self.first_coordinate).clamp(0, 1)[..., [1, 0, 3, 2]]
+
+    def class_tokens(self, labels: Tensor) -> Tensor:
+        """Ids of class positions, of any shape."""
+        return labels + FIRST_CLASS + 1
+
+    def slots(self, classes: int, device: torch.device | str = "cpu") -> Tensor:
+        """Which ids each of the five slots of an object may hold, (5, size) bool.
+
+        Coordinates in the first four; one of the given number of classes, or noise, in the last.
+        """
+        ids = torch.arange(self.size, device=device)
+        coordinate = (ids >= self.first_coordinate) & (ids < self.first_coordinate + self.bins)
+        named = (ids > FIRST_CLASS) & (ids <= FIRST_CLASS + classes) | (ids == NOISE)
+        return torch.stack([coordinate] * 4 + [named])

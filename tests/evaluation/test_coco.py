@@ -14,6 +14,7 @@ from boxwright.data.records import Record
 from boxwright.evaluation.coco import STAT_NAMES, Report, score
 from boxwright.types import Detections
 
+
 def oracle(records: list[Record], detections: list[Detections]) -> tuple[COCOeval, str]:
     """pycocotools' answer and what it prints."""
     truth = COCO()
@@ -90,7 +91,9 @@ def test_a_detection_on_an_ignored_object_is_no_mistake() -> None:
 
 def test_classes_are_matched_by_name() -> None:
     truth = record([[0, 0, 50, 50], [60, 60, 90, 90]], [0, 1])
-    said = found([[60, 60, 90, 90], [0, 0, 50, 50], [0, 0, 9, 9]], [0.9, 0.8, 0.7], [0, 1, 2], ("dog", "cat", "unicorn"))
+    said = found(
+        [[60, 60, 90, 90], [0, 0, 50, 50], [0, 0, 9, 9]], [0.9, 0.8, 0.7], [0, 1, 2], ("dog", "cat", "unicorn")
+    )
     assert score([truth], [said], NAMES).ap == pytest.approx(1.0)
     strangers = found([[0, 0, 50, 50]], [0.9], [0], ("unicorn",))
     assert score([truth], [strangers], NAMES).ap == 0.0

@@ -23,9 +23,7 @@ def cells(*filled: tuple[int, int, int]) -> np.ndarray:
 def test_hit_mix_up_miss_and_false_alarm() -> None:
     truth = record([A, B, C], [0, 1, 2])
     said = found([A, B, [300, 200, 350, 250]], [0.9, 0.8, 0.7], [0, 3, 1])
-    np.testing.assert_array_equal(
-        confusion([truth], [said], NAMES), cells((0, 0, 1), (1, 3, 1), (2, 4, 1), (4, 1, 1))
-    )
+    np.testing.assert_array_equal(confusion([truth], [said], NAMES), cells((0, 0, 1), (1, 3, 1), (2, 4, 1), (4, 1, 1)))
 
 
 def test_one_to_one_by_score() -> None:

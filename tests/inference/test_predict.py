@@ -101,9 +101,7 @@ def test_a_large_jpeg_is_drawn_at_its_own_size(paint: Callable[..., Path], tmp_p
         assert picture.size == (2000, 1000)
 
 
-def test_an_interrupted_run_leaves_what_was_there(
-    shots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_leaves_what_was_there(shots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     predict(Path("w"), str(shots), out)
     before = (out / "predictions.json").read_bytes()

@@ -20,7 +20,9 @@ def predictor(white_boxes: Detector) -> Predictor:
     return Predictor(white_boxes)
 
 
-def test_every_form_of_an_image_gives_the_same(predictor: Predictor, paint: Callable[..., Path], tmp_path: Path) -> None:
+def test_every_form_of_an_image_gives_the_same(
+    predictor: Predictor, paint: Callable[..., Path], tmp_path: Path
+) -> None:
     path = paint(tmp_path / "x.png", SIZE, BOX)
     image = Image.open(path)
     array = np.asarray(image)

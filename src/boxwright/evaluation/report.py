@@ -48,7 +48,7 @@ def write_page(
         f"<h2>As pycocotools prints it</h2><pre>{escape(report.summary())}</pre>",
     ]
     body = "\n".join(part for part in parts if part)
-    page = _PAGE.replace("%TITLE%", escape(title)).replace("%BODY%", body)
+    page = f"{_HEAD}<title>{escape(title)}</title>{_STYLE}</head><body>\n{body}\n</body></html>\n"
     write_whole(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
 
@@ -94,9 +94,11 @@ def _inside(file: Path) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
-_PAGE = """<!doctype html>
+_HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1"><title>%TITLE%</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+"""
+_STYLE = """
 <style>
 :root { color-scheme: light dark; --ink: #1c2530; --dim: #64717f; --paper: #f6f7f9; --card: #fff;
   --line: #dfe4ea; --bar: #cfe0fb; }
@@ -133,7 +135,4 @@ figcaption { padding: .4rem .2rem 0; color: var(--dim); font-size: .9rem; overfl
 pre { padding: .9rem; overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   font-size: .85rem; }
 @media (max-width: 760px) { .tiles { grid-template-columns: repeat(3, 1fr); } }
-</style></head><body>
-%BODY%
-</body></html>
-"""
+</style>"""

@@ -1,0 +1,181 @@
+"""Augmentation of the whole batch at once, on its device; each image has its own draw.
+
+    canvas           scale 0.5            scale 1.5, cropped     flipped
+    +--------+       +--------+           +--------+             +--------+
+    |image   |       |im|     |           |mage mag|             |gam egam|
+    |image   |  -->  |--+     |     or    |mage mag|      and    |gam egam|     colours changed by one 3x4 matrix
+    |--------|       |        |           |--------|             |--------|
+    +--------+       +--------+           +--------+             +--------+
+
+Scale, crop and flip are one affine map an image, applied to the pixels by one resampling and to the boxes exactly. The
+map is y' = scale * y + shift on each axis, in canvas pixels: nothing here rotates, so its matrix is diagonal. The part
+that is image stays at the top left of the canvas, as `Batch.sizes_B2` has it.
+
+Large-scale jitter after Ghiasi et al. 2021 and the official Pix2Seq (`scale_jitter`, `fixed_size_crop`, `random flip`);
+unlike there, the two crop offsets are independent (the official code draws one for both, so crops lie on the diagonal).
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from boxwright import boxes
+from boxwright.config import Augment
+from boxwright.types import Batch, image_mask
+
+GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, as Pillow and torchvision use it
+HALVE_UNDER = 0.6  # images that shrink more are sampled from their half-size copy; nearest to antialiased as measured
+CPU_CHUNK = (
+    4  # images painted together on a CPU (or one a thread): temporaries stay in its cache and off the page tables
+)
+
+
+@dataclass
+class _Plan:
+    """What happens to each image: new = scale * old + shift, (y, x) in canvas pixels.
+
+    Drawn on the CPU, so that every device sees the same augmentation; `halve_B` stays there, so that choosing rows by
+    it waits for no device.
+    """
+
+    source_B: Tensor
+    old_B2: Tensor
+    new_B2: Tensor
+    scale_B2: Tensor
+    shift_B2: Tensor
+    colour_B3: Tensor
+    halve_B: Tensor
+
+    def __getitem__(self, rows: slice) -> "_Plan":
+        return _Plan(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+
+def augment(batch: Batch, settings: Augment, seed: int) -> Batch:
+    """Scaled, cropped, flipped and coloured anew; float images in [0, 1] on the batch's device.
+
+    Args:
+        batch: B images, uint8 or float, each at the top left of its canvas.
+        settings: what is None is not done. With `views` = k the result holds B * k images, the k views of an image
+            next to each other, each with its own draw.
+        seed: decides every draw; the same on every device.
+
+    Returns:
+        The same objects in the new place: clipped to the image, left out where less than `min_visible` of the area
+        remains, valid rows first. `sizes_B2` is the part of the canvas that is image now; `originals_B2` stays that of
+        the file, so detections on an augmented batch cannot be mapped back.
+    """
+    plan = _plan(batch, settings, seed)
+    boxes_BN4, labels_BN, valid_BN = _move_boxes(batch, plan, settings.min_visible or 0.0)
+    return Batch(
+        images_BCHW=_paint(batch.images_BCHW, plan),
+        sizes_B2=plan.new_B2.long(),
+        originals_B2=batch.originals_B2[plan.source_B],
+        boxes_BN4=boxes_BN4,
+        labels_BN=labels_BN,
+        valid_BN=valid_BN,
+        index_B=batch.index_B[plan.source_B],
+    )
+
+
+def _plan(batch: Batch, settings: Augment, seed: int) -> _Plan:
+    """Whole-pixel sizes, as a real resizing gives, so that image and padding meet between two pixels."""
+    count, side, device = len(batch) * (settings.views or 1), batch.images_BCHW.shape[-1], batch.images_BCHW.device
+    draws = torch.rand(count, 7, generator=torch.Generator().manual_seed(seed))
+    low, high = settings.scale or (1.0, 1.0)
+    jitter_B1 = low + (high - low) * draws[:, :1]
+    strength = settings.colour or 0.0
+    colour_B3 = 1 + strength * (2 * draws[:, 1:4] - 1)
+    crop_B2, flip_B1 = draws[:, 4:6].to(device), (draws[:, 6:] < (settings.flip or 0.0)).to(device)
+
+    source_B = torch.arange(count, device=device) // (settings.views or 1)
+    old_B2 = batch.sizes_B2[source_B]
+    scaled_B2 = (old_B2 * jitter_B1.to(device)).round().clamp(min=1)
+    new_B2, scale_B2 = scaled_B2.clamp(max=side), scaled_B2 / old_B2
+    shift_B2 = (new_B2 - scaled_B2) * crop_B2
+    flip_B2 = torch.cat([torch.zeros_like(flip_B1), flip_B1], -1)
+    return _Plan(
+        source_B=source_B,
+        old_B2=old_B2,
+        new_B2=new_B2,
+        scale_B2=torch.where(flip_B2, -scale_B2, scale_B2),
+        shift_B2=torch.where(flip_B2, new_B2 - shift_B2, shift_B2),
+        colour_B3=colour_B3.to(device),
+        halve_B=jitter_B1[:, 0] < HALVE_UNDER,
+    )
+
+
+def _paint(images_BCHW: Tensor, plan: _Plan) -> Tensor:
+    """The new images, float in [0, 1]."""
+    count, unit = len(plan.source_B), 255.0 if images_BCHW.dtype == torch.uint8 else 1.0
+    out_BCHW = torch.empty(count, *images_BCHW.shape[1:], device=images_BCHW.device)
+    step = max(CPU_CHUNK, torch.get_num_threads()) if images_BCHW.device.type == "cpu" else count
+    for start in range(0, count, step):
+        part, out = plan[start : start + step], out_BCHW[start : start + step]
+        old_BCHW = images_BCHW.index_select(0, part.source_B).float()
+        _recolour(_resample(old_BCHW, part), _colours(old_BCHW, part, unit), part, out)
+    return out_BCHW
+
+
+def _resample(images_BCHW: Tensor, plan: _Plan) -> Tensor:
+    """Every image by bilinear sampling; those that shrink much once more, from their half-size copy."""
+    side = images_BCHW.shape[-1]
+    new_BCHW = _sample(images_BCHW, plan.old_B2, plan.scale_B2, plan.shift_B2, side)
+    rows = plan.halve_B.nonzero()[:, 0].to(images_BCHW.device)
+    if len(rows):
+        half_BCHW = F.avg_pool2d(images_BCHW.index_select(0, rows), 2, ceil_mode=True)
+        scale_B2, shift_B2 = plan.scale_B2[rows] * 2, plan.shift_B2[rows]
+        new_BCHW.index_copy_(0, rows, _sample(half_BCHW, plan.old_B2[rows] // 2, scale_B2, shift_B2, side))
+    return new_BCHW
+
+
+def _sample(images_BCHW: Tensor, sizes_B2: Tensor, scale_B2: Tensor, shift_B2: Tensor, side: int) -> Tensor:
+    """The map inverted at each pixel centre of the new canvas; samples stay inside the image, clear of the padding."""
+    centres_S1 = torch.arange(0.5, side, device=images_BCHW.device)[:, None]
+    old_BS2 = (centres_S1 - shift_B2[:, None]) / scale_B2[:, None]
+    last_B12 = (sizes_B2[:, None] - 0.5).clamp(min=0.5)
+    old_BS2 = torch.minimum(old_BS2.clamp(min=0.5), last_B12) * (2 / images_BCHW.shape[-1]) - 1
+    grid_BHW2 = torch.empty(len(images_BCHW), side, side, 2, device=images_BCHW.device)
+    grid_BHW2[..., 0], grid_BHW2[..., 1] = old_BS2[:, None, :, 1], old_BS2[:, :, None, 0]
+    return F.grid_sample(images_BCHW, grid_BHW2, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _colours(images_BCHW: Tensor, plan: _Plan, unit: float) -> Tensor:
+    """(B, 3, 4): saturation about the pixel's grey, contrast about the image's mean grey, brightness, in this order.
+
+    As torchvision's ColorJitter defines them, but clamped once, at the end. From values up to `unit` to [0, 1].
+    """
+    grey_3 = torch.tensor(GREY, device=images_BCHW.device)
+    mean_B = images_BCHW.sum((2, 3)) @ grey_3 / plan.old_B2.prod(-1)
+    brightness_B, contrast_B, saturation_B = plan.colour_B3.unbind(-1)
+    matrix_B33 = saturation_B[:, None, None] * torch.eye(3, device=grey_3.device)
+    matrix_B33 = matrix_B33 + (1 - saturation_B)[:, None, None] * grey_3.expand(3, 3)
+    matrix_B33 = matrix_B33 * contrast_B[:, None, None]
+    bias_B31 = ((1 - contrast_B) * mean_B)[:, None, None].expand(-1, 3, 1)
+    return torch.cat([matrix_B33, bias_B31], -1) * (brightness_B / unit)[:, None, None]
+
+
+def _recolour(images_BCHW: Tensor, colours_B34: Tensor, plan: _Plan, out_BCHW: Tensor) -> None:
+    """The colour matrix applied; the padding, which its fourth column would tint, becomes zero."""
+    mask_B1P = image_mask(images_BCHW, plan.new_B2).flatten(1)[:, None].float()
+    out_B3P = out_BCHW.flatten(2)
+    torch.bmm(colours_B34[:, :, :3], images_BCHW.flatten(2), out=out_B3P)
+    out_B3P.add_(colours_B34[:, :, 3:]).clamp_(0, 1).mul_(mask_B1P)
+
+
+def _move_boxes(batch: Batch, plan: _Plan, min_visible: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes, labels and validity after the map, the valid rows first and the others zero."""
+    side = batch.images_BCHW.shape[-1]
+    old_BN22 = batch.boxes_BN4[plan.source_B].unflatten(-1, (2, 2))
+    new_BN22 = old_BN22 * plan.scale_B2.flip(-1)[:, None, None] + plan.shift_B2.flip(-1)[:, None, None] / side
+    whole_BN4 = torch.cat([new_BN22.amin(-2), new_BN22.amax(-2)], -1)
+    limit_B14 = plan.new_B2.flip(-1).repeat(1, 2)[:, None] / side
+    clipped_BN4 = torch.minimum(whole_BN4.clamp(min=0), limit_B14)
+    visible_BN = boxes.area(clipped_BN4)
+    enough_BN = visible_BN >= min_visible * (1 - 1e-5) * boxes.area(whole_BN4)  # rounding must drop no box seen whole
+    keep_BN = batch.valid_BN[plan.source_B] & (visible_BN > 0) & enough_BN
+    order_BN = (~keep_BN).long().argsort(dim=-1, stable=True)
+    valid_BN = keep_BN.gather(1, order_BN)
+    boxes_BN4 = clipped_BN4.gather(1, order_BN[..., None].expand(-1, -1, 4)) * valid_BN[..., None]
+    return boxes_BN4, batch.labels_BN[plan.source_B].gather(1, order_BN) * valid_BN, valid_BN

@@ -1,0 +1,302 @@
+"""Images decoded once, fitted into the canvas, and kept with their targets in memory-mapped tensors.
+
+A finished cache is a folder named by its key, never changed again:
+
+    cache.json      version, mode, side, number of images, bytes
+    images.bin      mode `pixels`: (n, 3, S, S) uint8; mode `jpeg`: the fitted images as JPEG files, one after another
+    targets/        a TensorDict: sizes_B2, originals_B2; boxes and labels of all images one after another, with
+                    `starts` saying where each image's begin: one crowded image must not pad the other million
+
+The key is a hash of all that decides the content: the version of this code, side, mode, and for each image its path,
+size in bytes, time of change and annotation. It is built in a temporary folder beside it and renamed, so a folder of
+that name is always whole; of two builders at once, the later one adopts what the earlier one made. Any cache may be
+deleted when nothing runs: it is built again.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from rich.console import Console
+from tensordict import MemoryMappedTensor, TensorDict
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from boxwright.config import UserError, require
+from boxwright.data.fill import cpu_count, make_targets, require_all, write_images
+from boxwright.data.records import Record
+from boxwright.types import Batch
+
+Mode = Literal["auto", "pixels", "jpeg"]
+VERSION = 1
+JPEG_BYTES_PER_PIXEL = 0.55  # at quality 95 without chroma subsampling, measured on photographs at 256 px
+LARGEST_SHARE = 0.5  # of free disk and of memory that `auto` gives to raw pixels
+ABANDONED_AFTER = 24 * 3600.0  # seconds; a temporary folder whose builder cannot be asked is swept after this time
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A finished cache, open for reading. Safe to share between threads.
+
+    Attributes:
+        folder: where it lies.
+        side: of the square canvas, in pixels.
+        mode: `pixels` or `jpeg`.
+        images: uint8; (n, 3, S, S) pixels, or (bytes,) JPEG files.
+        targets: what `images` is not; see the head of the file.
+    """
+
+    folder: Path
+    side: int
+    mode: str
+    images: Tensor
+    targets: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.targets["sizes_B2"])
+
+    def batch(self, indices: Sequence[int] | Tensor, *, pin: bool = False) -> Batch:
+        """The images at these positions, uint8, on the CPU, with targets padded to the most objects of any of them.
+
+        Args:
+            indices: at least one position, from 0.
+            pin: put the images into page-locked memory, from where they copy to a CUDA device without waiting.
+        """
+        index_B = torch.as_tensor(indices, dtype=torch.int64)
+        images_BCHW = torch.empty(len(index_B), 3, self.side, self.side, dtype=torch.uint8, pin_memory=pin)
+        if self.mode == "pixels":
+            torch.index_select(self.images, 0, index_B, out=images_BCHW)
+        else:
+            list(self._decoders.map(self._decode, index_B.tolist(), images_BCHW))
+        starts_B = self.targets["starts"][index_B]
+        counts_B = self.targets["starts"][index_B + 1] - starts_B
+        slots_N = torch.arange(max(1, int(counts_B.max())))
+        valid_BN = slots_N < counts_B[:, None]
+        rows_BN = torch.where(
+            valid_BN, starts_B[:, None] + slots_N, len(self.targets["labels"]) - 1
+        )  # the row of zeros
+        return Batch(
+            images_BCHW=images_BCHW,
+            sizes_B2=self.targets["sizes_B2"][index_B],
+            originals_B2=self.targets["originals_B2"][index_B],
+            boxes_BN4=self.targets["boxes"][rows_BN],
+            labels_BN=self.targets["labels"][rows_BN],
+            valid_BN=valid_BN,
+            index_B=index_B,
+        )
+
+    @cached_property
+    def _decoders(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(cpu_count(), thread_name_prefix="boxwright-jpeg")
+
+    def _decode(self, position: int, out_CHW: Tensor) -> None:
+        first, last = self.targets["offsets"][position : position + 2].tolist()
+        height, width = self.targets["sizes_B2"][position].tolist()
+        image_CHW = decode_jpeg(self.images[first:last], ImageReadMode.RGB)
+        out_CHW.zero_()[:, :height, :width].copy_(image_CHW)  # type: ignore[arg-type] - a list only when given a list
+
+
+def default_folder() -> Path:
+    """`BOXWRIGHT_CACHE`, else `boxwright` in `XDG_CACHE_HOME`, else `~/.cache/boxwright`."""
+    if chosen := os.environ.get("BOXWRIGHT_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "boxwright"
+
+
+def build(
+    records: Sequence[Record], side: int, *, mode: Mode = "auto", folder: Path | None = None, quiet: bool = False
+) -> Cache:
+    """The cache of these images at this canvas: found where it was built before, or built now.
+
+    Args:
+        records: the images in their order; `Batch.index_B` counts in it. Ignored objects are left out of the targets,
+            the others clipped to the image; those without area are left out.
+        side: of the square canvas, in pixels.
+        mode: `pixels` for speed, `jpeg` for about a sixth of the room, `auto` for pixels where they fit in half of the
+            free disk and half of the memory.
+        folder: where caches are kept; by default `default_folder()`.
+        quiet: print nothing.
+
+    Raises:
+        UserError: images that cannot be read (one error for all of them), no room, no permission. Nothing half-built
+            remains.
+    """
+    require(len(records), "there are no images to put into the cache.")
+    require(side >= 1, f"the side of the canvas must be at least 1 pixel, not {side}.")
+    home = folder or default_folder()
+    console = Console(quiet=quiet)
+    paths = {name: home / key for name, key in _keys(records, side).items() if mode in ("auto", name)}
+    for path in paths.values():
+        if cache := _load(path):
+            return cache
+    with _user_errors(home):
+        home.mkdir(parents=True, exist_ok=True)
+        _sweep(home)
+    estimates = estimate(records, side)
+    chosen = _choose(mode, estimates, home, console)
+    with _user_errors(home, estimates[chosen]):
+        return _build(records, side, chosen, paths[chosen], console)
+
+
+def estimate(records: Sequence[Record], side: int) -> dict[str, int]:
+    """Bytes that the images will take on disk, by mode. Exact for pixels, about right for JPEG."""
+    sizes_B2 = np.array([(record.height, record.width) for record in records], np.float64)
+    shares_B = sizes_B2.min(1) / sizes_B2.max(1).clip(min=1)
+    jpeg = JPEG_BYTES_PER_PIXEL * side**2 * shares_B.sum()
+    return {"pixels": len(records) * 3 * side**2, "jpeg": int(jpeg) + 1024 * len(records)}
+
+
+def _keys(records: Sequence[Record], side: int) -> dict[str, str]:
+    """The name of the cache in each mode. Files that are not there are one error, before anything is decoded."""
+    digest, missing = hashlib.blake2b(digest_size=12), []
+    for record in records:
+        try:
+            stat = os.stat(record.path)  # noqa: PTH116 - twice as fast as Path.stat, on a million files
+        except OSError as error:
+            missing.append(f"{record.path}: {error.strerror}.")
+            continue
+        digest.update(f"{os.path.abspath(record.path)}|{stat.st_size}|{stat.st_mtime_ns}|".encode())  # noqa: PTH100
+        digest.update(f"{record.width}|{record.height}|{len(record.labels_N)}|".encode())
+        for array, kind in ((record.boxes_N4, np.float64), (record.labels_N, np.int64), (record.ignore_N, np.bool_)):
+            digest.update(np.ascontiguousarray(array, kind).tobytes())
+    require_all(missing, len(records))
+    return {name: f"{digest.hexdigest()}-{side}-{name}-v{VERSION}" for name in ("pixels", "jpeg")}
+
+
+# Choosing between pixels and JPEG
+
+
+def _choose(mode: Mode, estimates: dict[str, int], home: Path, console: Console) -> str:
+    """The mode and, printed, its reason; an error where it does not fit."""
+    free, memory = shutil.disk_usage(home).free, _memory()
+    pixels = estimates["pixels"]
+    if mode != "auto":
+        chosen, reason = mode, "as asked"
+    elif pixels > LARGEST_SHARE * free:
+        chosen, reason = "jpeg", f"because pixels ({_bytes(pixels)}) would take over half of the free disk"
+    elif pixels > LARGEST_SHARE * memory:
+        chosen, reason = "jpeg", f"because pixels ({_bytes(pixels)}) would take over half of the memory"
+    else:
+        chosen, reason = "pixels", "which fit in half of the memory and of the free disk" if memory < np.inf else ""
+    need = estimates[chosen]
+    console.print(f"Cache of {chosen} {reason}: {_bytes(need)} in {home} ({_bytes(free)} free)", highlight=False)
+    if need > free:
+        raise _no_room(home, need, free)
+    return chosen
+
+
+def _memory() -> float:
+    """Bytes of memory in the machine; infinite where the system does not say."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return np.inf
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
+def _no_room(home: Path, need: int, free: int) -> UserError:
+    return UserError(
+        f"the cache needs {need:,} bytes and {home} has {free:,} free; make room, take `--cache jpeg` (a sixth of "
+        "the room that pixels take), or set BOXWRIGHT_CACHE to a folder on a larger disk."
+    )
+
+
+@contextmanager
+def _user_errors(home: Path, need: int = 0) -> Iterator[None]:
+    """Errors of the file system as errors a user can act on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _no_room(home, need, shutil.disk_usage(home).free) from error
+        reason = error.strerror or str(error)
+        raise UserError(f"the cache cannot be written to {home}: {reason}; set BOXWRIGHT_CACHE to a folder.") from error
+
+
+# Building
+
+
+def _build(records: Sequence[Record], side: int, mode: str, path: Path, console: Console) -> Cache:
+    """Built in a temporary folder that is renamed when whole, and removed whatever else happens."""
+    work = path.parent / f".building-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    work.mkdir()
+    try:
+        sizes, lengths = write_images(records, side, mode, work / "images.bin", console)
+        TensorDict(make_targets(records, sizes, lengths, side, console), batch_size=[]).memmap(work / "targets")
+        about = {"version": VERSION, "mode": mode, "side": side, "images": len(records), "bytes": sum(lengths)}
+        (work / "cache.json").write_text(json.dumps(about) + "\n")
+        try:
+            work.rename(path)
+        except OSError:  # another process was faster, or something else is wrong: then there is nothing to adopt
+            if not _load(path):
+                raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    cache = _load(path)
+    assert cache, f"{path} vanished as soon as it was built"
+    return cache
+
+
+# Finding and tidying
+
+
+def _load(path: Path) -> Cache | None:
+    """The finished cache in this folder, if there is one; what a power cut left of one is removed."""
+    if not (path / "cache.json").exists():
+        return None
+    try:
+        about = json.loads((path / "cache.json").read_text())
+        side, count, length = about["side"], about["images"], about["bytes"]
+        require((path / "images.bin").stat().st_size == length, "images.bin is cut short")
+        shape = torch.Size([count, 3, side, side] if about["mode"] == "pixels" else [length])
+        images = MemoryMappedTensor.from_filename(path / "images.bin", torch.uint8, shape).as_subclass(Tensor)
+        targets = TensorDict.load_memmap(path / "targets").to_dict()
+        targets = {key: value.as_subclass(Tensor) for key, value in targets.items()}
+    except (FileNotFoundError, ValueError, KeyError, RuntimeError):
+        shutil.rmtree(path, ignore_errors=True)
+        return None
+    return Cache(path, side, about["mode"], images, targets)
+
+
+def _sweep(home: Path) -> None:
+    """Remove the temporary folders of builders that were killed."""
+    for work in home.glob(".building-*"):
+        host, pid = work.name.removeprefix(".building-").rsplit("-", 2)[:2]
+        try:
+            old = time.time() - work.stat().st_mtime > ABANDONED_AFTER
+        except FileNotFoundError:
+            continue
+        if old or (host == socket.gethostname() and not _alive(int(pid))):
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process of this machine still runs; True where the system has no harmless way to ask."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,130 @@
+"""The filling of a cache: images decoded and fitted in parallel, written in order, and their targets."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from boxwright.config import UserError
+from boxwright.data.images import fit, open_image
+from boxwright.data.records import Record
+
+JPEG_QUALITY = 95
+
+
+def cpu_count() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def require_all(faults: Sequence[str], total: int) -> None:
+    """Raise one `UserError` that lists all faults, if there are any."""
+    if faults:
+        listing = "\n  ".join(faults)
+        raise UserError(
+            f"{len(faults)} of {total} images cannot be used:\n  {listing}\n"
+            "Run `boxwright check DATA` for every fault of the data set and its mend. Nothing was cached."
+        )
+
+
+class _Fitted(NamedTuple):
+    data: bytes
+    size: tuple[int, int]
+
+
+def write_images(
+    records: Sequence[Record], side: int, mode: str, path: Path, console: Console
+) -> tuple[list[tuple[int, int]], list[int]]:
+    """Decode in parallel, write in order. Returns each image's (height, width) on the canvas and length in bytes."""
+    sizes, lengths, faults = [], [], []
+    with path.open("wb") as file, _progress(console) as bar:
+        for fitted in bar.track(_in_order(lambda record: _fitted(record, side, mode), records), total=len(records)):
+            if isinstance(fitted, UserError):
+                faults.append(str(fitted))
+            elif not faults:
+                file.write(fitted.data)
+                sizes.append(fitted.size)
+                lengths.append(len(fitted.data))
+    require_all(faults, len(records))
+    return sizes, lengths
+
+
+def _progress(console: Console) -> Progress:
+    columns = TextColumn("Decoding images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    return Progress(*columns, console=console, transient=True, disable=console.quiet)
+
+
+def _in_order(
+    work: Callable[[Record], _Fitted | UserError], records: Iterable[Record]
+) -> Iterator[_Fitted | UserError]:
+    """`map` in threads (Pillow decodes without the interpreter lock), with a bounded number of results waiting."""
+    pending: deque[Future[_Fitted | UserError]] = deque()
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        for record in records:
+            pending.append(pool.submit(work, record))
+            if len(pending) > 8 * cpu_count():
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _fitted(record: Record, side: int, mode: str) -> _Fitted | UserError:
+    try:
+        image = open_image(record.path, side)
+        _check_shape(record, image)
+    except UserError as error:
+        return error
+    canvas_SS3, (height, width) = fit(image, side)
+    if mode == "pixels":
+        return _Fitted(canvas_SS3.transpose(2, 0, 1).tobytes(), (height, width))
+    file = io.BytesIO()
+    Image.fromarray(canvas_SS3[:height, :width]).save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return _Fitted(file.getvalue(), (height, width))
+
+
+def _check_shape(record: Record, image: Image.Image) -> None:
+    """Boxes are in pixels of the annotation. An image resized since then is fine, one of another shape is not."""
+    ratio = (image.width * record.height) / max(1, image.height * record.width)
+    if abs(ratio - 1) > 0.02 + 1.5 / min(image.size):
+        raise UserError(
+            f"{record.path}: the image is {image.width} x {image.height}, its annotation says "
+            f"{record.width} x {record.height} ({record.source})."
+        )
+
+
+def make_targets(
+    records: Sequence[Record], sizes: list[tuple[int, int]], lengths: list[int], side: int, console: Console
+) -> dict[str, Tensor]:
+    """Boxes in [0, 1] of the canvas. The last row of `boxes` and `labels` is zero: padding points there."""
+    boxes, labels, empty = [], [], 0
+    for record, (height, width) in zip(records, sizes, strict=True):
+        limit_4 = np.array([record.width, record.height] * 2, np.float64)
+        kept_N4 = np.asarray(record.boxes_N4, np.float64).reshape(-1, 4)[~record.ignore_N].clip(0, limit_4)
+        solid_N = (kept_N4[:, 2:] > kept_N4[:, :2]).all(1)  # False on NaN, too
+        boxes.append(kept_N4[solid_N] / limit_4 * np.array([width, height] * 2) / side)
+        labels.append(record.labels_N[~record.ignore_N][solid_N])
+        empty += int((~solid_N).sum())
+    if empty:
+        console.print(f"{empty} boxes without area in their image are left out; `boxwright check DATA` names them.")
+    counts = [len(each) for each in labels]
+    targets = {
+        "sizes_B2": np.array(sizes, np.int64),
+        "originals_B2": np.array([(record.height, record.width) for record in records], np.int64),
+        "boxes": np.concatenate([*boxes, np.zeros((1, 4))]).astype(np.float32),
+        "labels": np.concatenate([*labels, np.zeros(1, np.int64)]).astype(np.int64),
+        "starts": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+    }
+    return {key: torch.from_numpy(value) for key, value in targets.items()}

@@ -1,0 +1,145 @@
+"""Any image file as RGB, and an image fitted into the square canvas.
+
+What is decided here, once for the whole library: the EXIF orientation is applied; transparency is laid on white, as
+viewers show it; 16-bit grey is divided by 257; of an animation or a multi-page file the first frame counts.
+"""
+
+import math
+import threading
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from boxwright.config import UserError
+
+MAX_PIXELS = 2**29  # 2 GB once decoded; a square of 23,000 pixels. Larger JPEGs pass where they are decoded reduced.
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_limit_lock = threading.Lock()
+
+
+def open_image(path: Path, side: int | None = None) -> Image.Image:
+    """The image as displayed, in mode RGB, decoded.
+
+    Args:
+        path: a file of any format Pillow reads, of any mode (CMYK, palette, 16-bit, float, with transparency...).
+        side: the canvas the image is going to be fitted into, in pixels. A JPEG of at least four times this size is
+            then decoded at a half, a quarter or an eighth, never under twice `side`, which saves time and memory and
+            changes the fitted image by less than one grey level on average.
+
+    Raises:
+        UserError: the file is missing, empty, cut short, not an image, or larger than `MAX_PIXELS`.
+    """
+    try:
+        with _open(path) as image:
+            turn = _turn(image)
+            if side is not None:
+                _decode_reduced(image, side)
+            if image.width * image.height > MAX_PIXELS:
+                raise UserError(f"it has {image.width} x {image.height} pixels, and {MAX_PIXELS:,} are the limit")
+            image.load()
+            rgb = _to_rgb(image)
+            return rgb.transpose(turn) if turn is not None else rgb
+    except (
+        Exception
+    ) as error:  # Pillow's format plugins raise whatever they trip over: OSError, SyntaxError, IndexError...
+        raise _unreadable(path, error) from error
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height in pixels as displayed, from the file's header alone.
+
+    Raises:
+        UserError: the file is missing, empty or not an image.
+    """
+    try:
+        with _open(path) as image:
+            turned = _turn(image) in (_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8])
+            return image.size[::-1] if turned else image.size
+    except Exception as error:  # see open_image
+        raise _unreadable(path, error) from error
+
+
+def fit(image: Image.Image, side: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """An RGB image resized to touch the canvas, its aspect kept, at the top left; the rest of the canvas is zero.
+
+    Bilinear with antialiasing. A small image is enlarged; neither side ever falls under one pixel.
+
+    Returns:
+        The canvas, (side, side, 3) uint8, and the (height, width) of the part that is image.
+    """
+    scale = side / max(image.size)
+    width, height = (max(1, round(length * scale)) for length in image.size)
+    canvas_SS3 = np.zeros((side, side, 3), np.uint8)
+    resized = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=3.0)
+    canvas_SS3[:height, :width] = np.asarray(resized)
+    return canvas_SS3, (height, width)
+
+
+def _open(path: Path) -> Image.Image:
+    """Pillow's lazy image. Its guard against huge images is a global variable; ours is the limit in `open_image`."""
+    with _limit_lock:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(path)
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """How to turn the stored image upright. Reads the header only (`PngImageFile.getexif` would decode the image)."""
+    try:
+        return _TURNS.get(Image.Image.getexif(image).get(_ORIENTATION, 1))
+    except Exception:  # damaged EXIF says nothing about orientation, and the pixels may be fine
+        return None
+
+
+def _decode_reduced(image: Image.Image, side: int) -> None:
+    """Ask the JPEG decoder for a reduced image of at least twice the canvas; other formats ignore it."""
+    scale = min(1.0, 2 * side / max(image.size))
+    image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) / 257).round().astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        image = Image.fromarray(_to_8_bit(np.asarray(image)))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_8_bit(values_HW: np.ndarray) -> np.ndarray:
+    """32-bit grey levels. The range is guessed: 0 to 1 (floats), 255 or 65535, whichever is the first that holds them
+    all; otherwise it is stretched from the least to the greatest value. NaN and infinity become 0.
+    """
+    values_HW = np.nan_to_num(values_HW.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = values_HW.min(), values_HW.max()
+    ranges = (255, 65535) if np.all(values_HW == values_HW.round()) and high > 1 else (1, 255, 65535)
+    full = next((full for full in ranges if low >= 0 and high <= full), None)
+    if full is None:
+        values_HW, full = values_HW - low, high - low
+    return (values_HW * (255 / full)).round().astype(np.uint8)
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    if isinstance(error, FileNotFoundError):
+        reason = "the file is missing"
+    elif isinstance(error, OSError) and path.is_file() and path.stat().st_size == 0:
+        reason = "the file is empty"
+    elif isinstance(error, Image.UnidentifiedImageError):
+        reason = "not an image, or of an unknown format"
+    else:
+        reason = str(error) or type(error).__name__
+    return UserError(f"{path}: cannot be read as an image: {reason}.")

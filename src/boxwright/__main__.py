@@ -3,6 +3,7 @@
 A verb's module is imported only when it is called, so that help answers at once.
 """
 
+import inspect
 import os
 import re
 import sys
@@ -64,21 +65,44 @@ def _run(verb: str, arguments: list[str]) -> Any:
     class Parser(ArgumentParser):
         """Says a mistake in one line, with the nearest right option."""
 
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **kwargs | {"allow_abbrev": False})
+
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             raise UserError(f"{_one_line(message)}{_hint(message, self)} See `boxwright {verb} --help`.") from ex
 
-    return auto_cli(function, args=arguments, prog=f"boxwright {verb}", parser_class=Parser)
+    return auto_cli(function, args=_spelt(arguments, function), prog=f"boxwright {verb}", parser_class=Parser)
+
+
+def _spelt(arguments: list[str], function: Callable[..., Any]) -> list[str]:
+    """The arguments as the parser wants them: underscores in names, and a bare switch said to be true."""
+    switches = {f"--{p.name}" for p in inspect.signature(function).parameters.values() if p.annotation in (bool, "bool")}
+    spelt = []
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = argument.partition("=")
+        if name.startswith("--"):
+            name = "--" + name[2:].replace("-", "_")
+            if name in switches and not equals and following not in ("true", "false"):
+                equals, value = "=", "true"
+        spelt.append(name + equals + value)
+    return spelt
 
 
 def _one_line(message: str) -> str:
-    return " ".join(message.split()).rstrip(".") + "."
+    """The parser's message without its layout; of a value that fits no type, only the option, the value and the types."""
+    said = " ".join(message.split()).rstrip(".")
+    misfit = re.search(r'^Parser key "(.+?)": Does not validate .* Given value: (.*)$', said)
+    if misfit:
+        kinds = re.sub(r"<class '(\w+)'>", r"\1", said.split("Subtypes: [")[1].split("] Errors:")[0])
+        said = f"--{misfit[1]} can't be {misfit[2]!r}, it must be one of: {kinds.replace('NoneType', 'null')}"
+    return f"{said}."
 
 
 def _hint(message: str, parser: Any) -> str:
     """The known option nearest to the unknown one that the message names."""
-    known = [option.lstrip("-") for action in parser._actions for option in action.option_strings or [action.dest]]
-    words = re.findall(r"--([\w.]+)|[Kk]ey [\"']([\w.]+)|option [\"']([\w.]+)", message)
-    unknown = [word for match in words for word in match if word and word not in known]
+    options = [option.lstrip("-") for action in parser._actions for option in action.option_strings or [action.dest]]
+    known = [*options, *(option.split(".")[-1] for option in options)]
+    unknown = [a or b for a, b in re.findall(r"--([\w.]+)|[Oo]ption '([\w.]+)'", message) if (a or b) not in known]
     return nearest(unknown[0], known) if unknown else ""
 
 

@@ -133,6 +133,31 @@ def _train_split(dataset: Dataset) -> str:
     raise UserError(f"{dataset.root} has no train split, only {', '.join(dataset.splits)}; name one `train`")
 
 
+def name_splits(dataset: Dataset, train: str | None, val: str | None) -> Dataset:
+    """The data set with the wanted splits under the names ``train`` and ``val``; None keeps what it calls so.
+
+    Several splits are joined by a plus: with `train` = ``train+val`` the data set has no ``val`` of its own any more.
+
+    Raises:
+        UserError: a wanted split does not exist.
+    """
+    splits = dict(dataset.splits)
+    if train is not None:
+        splits["train"] = _joined(dataset, train)
+        for name in set(train.split("+")) - {"train"}:
+            del splits[name]
+    if val is not None:
+        splits["val"] = _joined(dataset, val)
+    return replace(dataset, splits=splits)
+
+
+def _joined(dataset: Dataset, wanted: str) -> list[Record]:
+    for name in wanted.split("+"):
+        known = ", ".join(dataset.splits)
+        require(name in dataset.splits, f"{dataset.root} has no split {name!r}; it has {known}")
+    return [record for name in wanted.split("+") for record in dataset.splits[name]]
+
+
 def train_and_val(dataset: Dataset, val: float = 0.0, seed: int = 0) -> tuple[list[Record], list[Record]]:
     """The images to train on and those to validate on.
 

@@ -17,7 +17,7 @@ from lightning_fabric import Fabric
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from boxwright.config import Augment, Optim, UserError
+from boxwright.config import Augment, Optim, UserError, require
 from boxwright.data.cache import Cache
 from boxwright.data.loader import steps_per_epoch, train_batches
 from boxwright.data.records import Record
@@ -77,7 +77,7 @@ class Loop:
         detector: fresh, or loaded from a checkpoint to fine-tune.
         plan: the run.
         train: cached training images.
-        val: cached validation images and their records; None trains without validation.
+        val: cached validation images and their records.
         resume: continue from the state in the folder.
     """
 
@@ -87,7 +87,7 @@ class Loop:
         detector: Detector,
         plan: Plan,
         train: Cache,
-        val: tuple[Cache, Sequence[Record]] | None,
+        val: tuple[Cache, Sequence[Record]],
         resume: bool,
     ):
         self.fabric, self.plan, self.train, self.val = fabric, plan, train, val
@@ -102,6 +102,8 @@ class Loop:
         self.progress = Progress(recipe=plan.recipe)
         if resume:
             self.progress = load_state(plan.folder, self.detector, self.average, optimizer)
+            same = self.progress.recipe == plan.recipe
+            require(same, f"{plan.folder} was begun with other settings or data; resume with those of its config.yaml.")
         self.model, self.optimizer = fabric.setup(TrainStep(self.detector), optimizer)
         self.saved_at = time.monotonic()
 
@@ -182,18 +184,16 @@ class Loop:
         shipped: Detector = self.average.module if self.average is not None else self.detector  # type: ignore[assignment]
         self.model.eval()
         card = self.plan.card | {"epoch": epoch}
-        better = False
-        if self.val is not None:
-            started = time.perf_counter()
-            ap, ap50 = self._validate(shipped, *self.val)
-            card |= {"val_ap": round(ap, 4), "val_ap50": round(ap50, 4)}
-            watch.validation(self.progress.step, epoch, ap, ap50, time.perf_counter() - started)
-            better = ap > self.progress.best_ap
-            if better:
-                self.progress.best_ap, self.progress.best_epoch = ap, epoch
+        started = time.perf_counter()
+        ap, ap50 = self._validate(shipped, *self.val)
+        card |= {"val_ap": round(ap, 4), "val_ap50": round(ap50, 4)}
+        watch.validation(self.progress.step, epoch, ap, ap50, time.perf_counter() - started)
+        better = not self.progress.best_epoch or ap > self.progress.best_ap
+        if better:
+            self.progress.best_ap, self.progress.best_epoch = ap, epoch
         if self.fabric.is_global_zero:
             save_detector(self.plan.folder / "last.safetensors", shipped, card)
-            if better or self.val is None:
+            if better:
                 save_detector(self.plan.folder / "best.safetensors", shipped, card)
         self._save_state()
 
@@ -211,7 +211,7 @@ class Loop:
     def _stale(self) -> bool:
         """Whether `patience` epochs have passed without a better AP."""
         patience, done = self.plan.optim.patience, self.progress.step // self.epoch_steps
-        return bool(patience and self.val and done - self.progress.best_epoch >= patience)
+        return bool(patience and done - self.progress.best_epoch >= patience)
 
     def _save_state(self) -> None:
         if self.fabric.is_global_zero:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,14 +14,17 @@ from lightning_fabric import Fabric
 from rich.console import Console
 
 from boxwright import show
-from boxwright.config import Augment, DetectorName, Optim, Size, UserError, fill_in, require
+from boxwright.config import Augment, DetectorName, Optim, Size, fill_in, require
+from boxwright.data.cache import Cache
 from boxwright.data.cache import build as build_cache
 from boxwright.data.loader import train_batches
-from boxwright.data.read import choose_splits, read
+from boxwright.data.read import merge_val, name_splits, read, train_and_val
 from boxwright.data.records import Record
 from boxwright.files import write_whole
 from boxwright.models import zoo
 from boxwright.models.weights import load_detector
+from boxwright.evaluation.run import choose_device
+from boxwright.training.checkpoint import FILE as STATE
 from boxwright.training.loop import Loop, Plan
 from boxwright.types import Detector
 
@@ -36,8 +39,8 @@ def train(
     *,
     val_data: Path | None = None,
     val: float = 0.2,
-    train_split: str = "train",
-    val_split: str = "val",
+    train_split: str | None = None,
+    val_split: str | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     image_size: int | None = None,
@@ -66,9 +69,9 @@ def train(
         size: the one dial: backbone, width and image size follow from it.
         out: folder of the run; must not hold another run unless resuming.
         val_data: a second data set to validate on, with the same class names.
-        val: fraction of the training images kept for validation where the data names no such split; 0 for none.
-        train_split: split to train on; several are joined by a plus, as in train+val.
-        val_split: split to validate on, where the data names it.
+        val: share of the training images held out for validation where the data has no such split.
+        train_split: split to train on instead of train; several are joined by a plus, as in train+val.
+        val_split: split to validate on instead of val.
         epochs: passes over the training images.
         batch_size: images a device sees at once.
         image_size: side of the square canvas, in pixels.
@@ -90,54 +93,81 @@ def train(
         The run's folder: best.safetensors, last.safetensors, state.safetensors, metrics.csv, curves.png,
         config.yaml and tensorboard/.
     """
-    given = {key: value for key, value in locals().items() if key not in ("resume", "show_batches")}
-    console = Console()
-    _check_numbers(epochs, batch_size, image_size)
+    given = {name: value for name, value in locals().items() if name not in ("resume", "show_batches")}
+    _check_numbers(given)
     recipe = zoo.recipe(model)
     augment, optim = fill_in(augment, recipe.augment), fill_in(optim, recipe.optim)
     epochs, batch_size = epochs or recipe.epochs, batch_size or recipe.batch_size
-    dataset = read(data)
-    train_records, val_records = choose_splits(
-        dataset, train_split, val_split, read(val_data) if val_data else None, fraction=val, seed=seed
+    given |= {"augment": asdict(augment), "optim": asdict(optim), "epochs": epochs, "batch_size": batch_size}
+    names, records, val_records = _data(data, val_data, train_split, val_split, val, seed)
+    if not (resume or show_batches):
+        unused = not (out / STATE).exists()
+        require(unused, f"{out} holds a run already; add --resume to go on with it, or give another --out.")
+
+    fabric, machine = make_fabric(device, precision, devices, nodes)
+    console = Console(quiet=not fabric.is_global_zero, highlight=False, soft_wrap=True)
+    torch.manual_seed(seed)
+    detector = _detector(weights, model, size, names, image_size, backbone, pretrained)
+    train_cache, val_cache = (
+        build_cache(part, detector.image_size, mode=cache, quiet=console.quiet) for part in (records, val_records)
     )
-    given |= {"epochs": epochs, "batch_size": batch_size, "augment": asdict(augment), "optim": asdict(optim)}
-    digest = _digest(given, dataset.names, train_records)
-    if not show_batches:
-        _claim_folder(out, resume, digest)
-
-    fabric, reasons = make_fabric(device, precision, devices, nodes)
-    fabric.seed_everything(seed, verbose=False)
-    detector = _make_detector(weights, model, size, dataset.names, image_size, backbone, pretrained and not resume)
-    console.quiet = not fabric.is_global_zero
-    side = detector.image_size
-    train_cache = build_cache(train_records, side, mode=cache, quiet=console.quiet)
-    val_cache = build_cache(val_records, side, mode=cache, quiet=console.quiet) if val_records else None
     if show_batches:
-        batch = next(train_batches(train_cache, batch_size, augment, seed=seed, epoch=0))
-        picture = show.show_batch(batch, dataset.names)
-        write_whole(out / "batches.png", lambda temporary: picture.save(temporary, format="png"))
-        console.print(f"what the network sees: {out / 'batches.png'}")
-        return out
+        return _show_batches(train_cache, names, batch_size, augment, seed, out)
 
-    _introduce(console, detector, model, size, reasons, len(train_records), len(val_records), epochs)
-    config = {key: _plain(value) for key, value in given.items()}
-    if fabric.is_global_zero:
-        write_whole(out / "config.yaml", lambda temporary: temporary.write_text(yaml.safe_dump(config, sort_keys=False)))
-    card = {"data": dataset.root.name, "images": len(train_records), "command": config}
+    config = {name: _plain(value) for name, value in given.items()}
+    digest = _digest(config, names, records)
+    card = {"trained on": f"{len(records)} images of {data.name}", "settings": config}
     plan = Plan(out, epochs, batch_size, augment, optim, seed, card, digest)
-    loop = Loop(fabric, detector, plan, train_cache, (val_cache, val_records) if val_cache else None, resume)
+    loop = Loop(fabric, detector, plan, train_cache, (val_cache, val_records), resume)
+    if fabric.is_global_zero:
+        text = yaml.safe_dump(config, sort_keys=False)
+        write_whole(out / "config.yaml", lambda temporary: temporary.write_text(text))
+    console.print(f"{machine}\n{_introduction(detector, model, size, records, val_records)}")
+    _run(loop, out, console)
+    return out
+
+
+def _data(
+    data: Path, val_data: Path | None, train_split: str | None, val_split: str | None, val: float, seed: int
+) -> tuple[tuple[str, ...], list[Record], list[Record]]:
+    """Classes, training images, validation images."""
+    dataset = name_splits(read(data), train_split, val_split)
+    if val_data is not None:
+        dataset = merge_val(dataset, read(val_data))
+    return dataset.names, *train_and_val(dataset, val, seed)
+
+
+def _run(loop: Loop, out: Path, console: Console) -> None:
+    """The loop with a first and a last word; the curves are drawn whatever happens."""
     try:
         progress = loop.run()
     except KeyboardInterrupt:
-        console.print(f"\nstopped at step {loop.progress.step} of {loop.total}; go on with the same command and --resume")
+        console.print(f"stopped at step {loop.progress.step} of {loop.total}; the same command with --resume goes on")
         raise
     finally:
-        if fabric.is_global_zero and (out / "metrics.csv").is_file():
+        if loop.fabric.is_global_zero and (out / "metrics.csv").is_file():
             write_whole(out / "curves.png", lambda temporary: show.curves(out / "metrics.csv", temporary))
-    if val_cache:
-        console.print(f"best AP {progress.best_ap:.3f} after epoch {progress.best_epoch}: {out / 'best.safetensors'}")
-    console.print(f"curves: {out / 'curves.png'}   next: boxwright evaluate {out}/best {data}")
+    console.print(f"best AP {progress.best_ap:.3f} after epoch {progress.best_epoch}: {out / 'best.safetensors'}")
+    console.print(f"curves: {out / 'curves.png'}   next: boxwright evaluate {out / 'best'} DATA")
+
+
+def _show_batches(cache: Cache, names: tuple[str, ...], batch_size: int, augment: Augment, seed: int, out: Path) -> Path:
+    """One picture of the first batch as the network gets it."""
+    picture = show.show_batch(next(train_batches(cache, batch_size, augment, seed=seed, epoch=0)), names)
+    write_whole(out / "batches.png", lambda temporary: picture.save(temporary, format="png"))
+    Console(soft_wrap=True).print(f"what the network sees: {out / 'batches.png'}")
     return out
+
+
+def _introduction(
+    detector: Detector, model: str, size: str, records: Sequence[Record], val_records: Sequence[Record]
+) -> str:
+    count = sum(p.numel() for p in detector.parameters())
+    learning = sum(p.numel() for p in detector.parameters() if p.requires_grad)
+    return (
+        f"{model} {size}, {detector.image_size} px, {count / 1e6:.1f} M parameters, {learning / 1e6:.1f} M learning\n"
+        f"{len(records)} images to train on, {len(val_records)} to validate on; classes: {', '.join(detector.names)}"
+    )
 
 
 def make_fabric(device: str, precision: str, devices: int, nodes: int) -> tuple[Fabric, str]:
@@ -154,24 +184,13 @@ def make_fabric(device: str, precision: str, devices: int, nodes: int) -> tuple[
     return fabric, f"{kind} x {devices * nodes} ({why})"
 
 
-def choose_device(device: str) -> tuple[str, str]:
-    """The accelerator to use and the reason: ``auto`` takes a GPU where there is one."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device == "auto":
-        kind = next(name for name, there in available.items() if there)
-        return kind, "found" if kind != "cpu" else "no GPU found"
-    require(device in available, f"--device is auto, cpu, cuda or mps, not {device!r}.")
-    require(available[device], f"--device {device}: torch {torch.__version__} sees none here; use --device auto.")
-    return device, "as asked"
+def _check_numbers(given: dict[str, Any]) -> None:
+    least = {"epochs": 1, "batch_size": 1, "image_size": 64, "devices": 1, "nodes": 1}
+    for name, low in least.items():
+        require(given[name] is None or given[name] >= low, f"--{name} must be at least {low}, not {given[name]}.")
 
 
-def _check_numbers(epochs: int | None, batch_size: int | None, image_size: int | None) -> None:
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        require(value is None or value >= 1, f"--{name} must be at least 1, not {value}.")
-    require(image_size is None or image_size >= 64, f"--image_size must be at least 64 pixels, not {image_size}.")
-
-
-def _make_detector(
+def _detector(
     weights: Path | None,
     model: DetectorName,
     size: Size,
@@ -180,32 +199,25 @@ def _make_detector(
     backbone: str | None,
     pretrained: bool,
 ) -> Detector:
+    """A new detector, with the weights of an old one of the same shape where they are given."""
     detector = zoo.build(model, size, names, image_size=image_size, backbone=backbone, pretrained=pretrained)
     if weights is not None:
         source = load_detector(weights)
-        same = zoo.name_of(source) == model and replace_size(source, detector) and source.names == names
-        require(same, f"{weights} is a {zoo.name_of(source)} of other shape or classes; leave out --weights or match it.")
+        same = (zoo.name_of(source), source.names, _shapes(source)) == (model, detector.names, _shapes(detector))
+        said = f"a {zoo.name_of(source)} of the classes {', '.join(source.names)}"
+        require(same, f"{weights} is {said}; train with the same --model, --size and classes, or without --weights.")
         detector.load_state_dict(source.state_dict())
     return detector
 
 
-def replace_size(source: Detector, detector: Detector) -> bool:
-    """Whether two detectors differ in nothing but the canvas."""
-    a, b = source.config, replace(detector.config, image_size=source.image_size)  # type: ignore[arg-type,type-var]
-    return a == b
+def _shapes(detector: Detector) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in detector.state_dict().items()}
 
 
-def _claim_folder(out: Path, resume: bool, digest: str) -> None:
-    """Refuse to write over another run."""
-    state = out / "state.safetensors"
-    if not resume:
-        require(not state.exists(), f"{out} holds a run already; add --resume to go on with it, or give another --out.")
-
-
-def _digest(given: dict[str, Any], names: Sequence[str], records: Sequence[Record]) -> str:
+def _digest(config: dict[str, Any], names: Sequence[str], records: Sequence[Record]) -> str:
     """Of the settings and data that change what a step computes."""
-    places = ("out", "device", "devices", "nodes", "precision", "cache", "data", "val_data")
-    facts = {key: _plain(value) for key, value in given.items() if key not in places}
+    places = ("data", "val_data", "out", "device", "devices", "nodes", "precision", "cache")
+    facts = {name: value for name, value in config.items() if name not in places}
     images = [(record.path.name, record.boxes_N4.tolist()) for record in records]
     return hashlib.sha256(json.dumps([facts, list(names), images], sort_keys=True).encode()).hexdigest()[:16]
 

@@ -1,0 +1,77 @@
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import boxwright
+from boxwright.__main__ import VERBS, main
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_help_answers_at_once_and_without_torch():
+    code = "import sys; from boxwright.__main__ import main; main(['--help']); assert 'torch' not in sys.modules"
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert time.perf_counter() - started < 0.5 + _start_up()
+    assert all(f"  {verb} " in done.stdout for verb in VERBS)
+
+
+def _start_up() -> float:
+    """Seconds that Python alone takes, which a busy machine stretches."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "pass"], check=True)
+    return time.perf_counter() - started
+
+
+def test_every_public_name_is_there():
+    for name in boxwright.__all__:
+        assert getattr(boxwright, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        _ = boxwright.trian
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trian"], "did you mean 'train'?"),
+        (["check"], "data"),
+        (["check", "DATA", "--jsn"], "did you mean 'json'?"),
+        (["train", "DATA", "--epoch", "3"], "did you mean 'epochs'?"),
+        (["train", "DATA", "--model", "dens"], "dense"),
+        (["train", "DATA", "--epochs", "many"], "epochs"),
+        (["train", "DATA", "--epochs", "0"], "--epochs must be at least 1"),
+        (["train", "no-such-folder"], "no-such-folder does not exist"),
+        (["train", "DATA", "--config", "no.yaml"], "no.yaml"),
+    ],
+)
+def test_a_mistake_is_one_line_that_helps(arguments, said, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert said in error
+
+
+def test_an_unknown_yaml_key_gets_the_nearest_right_one(tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text("optim:\n  learning_rat: 1\n")
+    assert main(["train", "DATA", "--config", str(tmp_path / "run.yaml")]) == 2
+    (tmp_path / "run.yaml").write_text("epoch: 3\n")
+    assert main(["train", "DATA", "--config", str(tmp_path / "run.yaml")]) == 2
+    assert "did you mean 'epochs'?" in capsys.readouterr().err
+
+
+def test_every_verb_has_help_and_a_page(capsys):
+    for verb in VERBS:
+        with pytest.raises(SystemExit) as stop:
+            main([verb, "--help"])
+        assert stop.value.code == 0
+        assert f"boxwright {verb}" in capsys.readouterr().out
+        assert (ROOT / "docs" / f"{verb}.md").is_file()
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"boxwright {boxwright.__version__}\n"

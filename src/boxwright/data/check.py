@@ -20,7 +20,7 @@ from rich.text import Text
 
 from boxwright.config import UserError
 from boxwright.data.images import open_image
-from boxwright.data.raw import KINDS, Fault, Raw, RawImage
+from boxwright.data.raw import KINDS, Fault, Raw, RawImage, reason
 from boxwright.data.read import read_raw
 
 SMALL, LARGE = 32**2, 96**2  # COCO's limits of area, in square pixels
@@ -107,11 +107,13 @@ def _image_faults(raw: Raw) -> Iterator[Fault]:
     with ThreadPoolExecutor() as pool:
         results = track(pool.map(_decode, paths), "decoding", len(paths), console=console, transient=True)
         decoded = dict(zip(paths, results, strict=True))
+    known = {fault.where for fault in raw.faults if fault.kind == "undecodable-image"}
     by_content: dict[object, list[tuple[str, RawImage]]] = defaultdict(list)
     for split, image in everywhere:
         result = decoded.get(image.path)
         if isinstance(result, str):
-            yield Fault("undecodable-image", str(image.path), result)
+            if str(image.path) not in known:
+                yield Fault("undecodable-image", str(image.path), result)
         elif result is not None:
             by_content[result].append((split, image))
             width, height = result[0]
@@ -126,7 +128,7 @@ def _decode(path: Path) -> tuple[tuple[int, int], str] | str:
     try:
         image = open_image(path)
     except UserError as error:
-        return str(error)
+        return reason(error, path)
     return image.size, hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest()
 
 

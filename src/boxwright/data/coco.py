@@ -65,7 +65,10 @@ def read(root: Path, files: dict[str, Path]) -> Raw:
     _agree_on_classes(raw, {split: files[split] for split in contents}, classes)
     for split, content in contents.items():
         positions = {id_: raw.names.index(name) for name, id_ in classes[split].items() if name in raw.names}
-        raw.splits[split] = _images(raw, root, files[split], content, positions)
+        if images := _images(raw, root, files[split], content, positions):
+            raw.splits[split] = images
+        else:
+            raw.fault("empty-split", files[split], "has no images")
     return raw
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from boxwright.config import UserError, require
 from boxwright.data import coco, voc, yolo
-from boxwright.data.raw import finite, to_dataset
+from boxwright.data.raw import to_dataset
 from boxwright.data.read import read_raw, say
 from boxwright.data.records import Dataset, Record
 
@@ -43,7 +43,7 @@ def convert(data: Path, out: Path, to: Format) -> Path:
     data, out = Path(data), Path(out)
     taken = out.is_file() or (out.is_dir() and any(out.iterdir()))
     require(not taken, f"{out} exists and is not empty; give the name of a new folder")
-    dataset, dropped = to_dataset(read_raw(data), keep=finite)
+    dataset, dropped = to_dataset(read_raw(data), empty_boxes=True)
     _warn_of_losses(dataset, to, dropped)
     temporary = out.absolute().parent / f".{out.absolute().name}.{os.getpid()}.tmp"
     try:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -161,32 +162,27 @@ class Raw:
         self.faults.append(Fault(kind, str(where), what))
 
 
-def usable(boxes_N4: np.ndarray, width: int, height: int) -> np.ndarray:
-    """(N,) bool: the box is finite and has some area once it is clipped to the image."""
-    x1, y1, x2, y2 = np.clip(boxes_N4, 0, [width, height, width, height]).T
-    return np.isfinite(boxes_N4).all(1) & (x2 > x1) & (y2 > y1)
+def to_dataset(raw: Raw, empty_boxes: bool = False) -> tuple[Dataset, int]:
+    """The data set, and the number of objects left out because they have no usable box.
 
-
-def finite(boxes_N4: np.ndarray, width: int, height: int) -> np.ndarray:
-    """(N,) bool: the box can be written down."""
-    return np.isfinite(boxes_N4).all(1)
-
-
-def to_dataset(raw: Raw, keep: Callable[[np.ndarray, int, int], np.ndarray] = usable) -> tuple[Dataset, int]:
-    """The data set with the boxes that `keep` holds good, and the number of objects left out.
+    Args:
+        raw: as read.
+        empty_boxes: keep boxes that have no area inside the image; boxes that are not finite never stay.
 
     Raises:
         UserError: the data has faults that cannot be passed over; the message quotes the first three.
     """
     refuse(raw)
-    dropped = sum(fault.kind == "orphan-annotation" for fault in raw.faults)
-    splits: dict[str, list[Record]] = {}
-    for split, images in raw.splits.items():
-        splits[split] = [_record(image, keep) for image in images]
-        dropped += sum(
-            len(image.boxes) - len(record.boxes_N4) for image, record in zip(images, splits[split], strict=True)
-        )
-    return Dataset(raw.root, raw.format, raw.names, splits, raw.category_ids), dropped
+    splits = {split: [_record(image, empty_boxes) for image in images] for split, images in raw.splits.items()}
+    found = sum(len(image.boxes) for images in raw.splits.values() for image in images)
+    kept = sum(len(record.boxes_N4) for records in splits.values() for record in records)
+    orphans = sum(fault.kind == "orphan-annotation" for fault in raw.faults)
+    return Dataset(raw.root, raw.format, raw.names, splits, raw.category_ids), found - kept + orphans
+
+
+def _usable(box: tuple[float, float, float, float], width: int, height: int, empty: bool) -> bool:
+    x1, y1, x2, y2 = box
+    return all(map(isfinite, box)) and (empty or (min(x2, width) > max(x1, 0) and min(y2, height) > max(y1, 0)))
 
 
 def refuse(raw: Raw) -> None:
@@ -204,9 +200,9 @@ def refuse(raw: Raw) -> None:
         raise UserError(f"{raw.root} names no classes: no object is annotated; annotate at least one")
 
 
-def _record(image: RawImage, keep: Callable[[np.ndarray, int, int], np.ndarray]) -> Record:
+def _record(image: RawImage, empty_boxes: bool) -> Record:
     boxes_N4 = np.array(image.boxes, dtype=np.float64).reshape(-1, 4)
-    kept = keep(boxes_N4, image.width, image.height)
+    kept = np.array([_usable(box, image.width, image.height, empty_boxes) for box in image.boxes], dtype=bool)
     return Record(
         path=image.path,
         width=image.width,
@@ -292,19 +288,24 @@ def in_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
 def fill_sizes(raw: Raw, images: Sequence[RawImage]) -> None:
     """Take width and height from the image file where the annotation does not tell them."""
     unknown = [image for image in images if image.width <= 0 or image.height <= 0]
-    sizes = in_threads(lambda image: size_or_none(image.path), unknown)
+    sizes = in_threads(lambda image: _size_or_error(image.path), unknown)
     for image, size in zip(unknown, sizes, strict=True):
-        image.width, image.height = size or (0, 0)
-        if size is None and image.path.is_file():
-            raw.fault("undecodable-image", image.path, "is not an image that can be decoded")
+        if not isinstance(size, str):
+            image.width, image.height = size
+        elif image.path.is_file():
+            raw.fault("undecodable-image", image.path, size)
 
 
-def size_or_none(path: Path) -> tuple[int, int] | None:
-    """Width and height from the header, None when it has none."""
+def _size_or_error(path: Path) -> tuple[int, int] | str:
     try:
         return image_size(path)
-    except (UserError, OSError):
-        return None
+    except UserError as error:
+        return reason(error, path)
+
+
+def reason(error: UserError, path: Path) -> str:
+    """What is wrong with a file, without its name and the full stop."""
+    return str(error).removeprefix(f"{path}: ").removesuffix(".")
 
 
 def check_names(raw: Raw, where: object, names: Sequence[str]) -> None:

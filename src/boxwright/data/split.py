@@ -40,31 +40,25 @@ def split(records: Sequence[Record], fraction: float, seed: int = 0) -> tuple[li
 
 
 def _class_counts(records: Sequence[Record]) -> np.ndarray:
-    """(images, classes + 1): objects of each class, and a last column of ones that stands for the image itself."""
+    """(images, classes + 1): objects of each class; the last column marks images without any."""
     n_classes = max((int(r.labels_N.max()) + 1 for r in records if len(r.labels_N)), default=0)
-    counts = [np.bincount(r.labels_N[~r.ignore_N], minlength=n_classes) for r in records]
-    return np.column_stack([np.array(counts).reshape(len(records), n_classes), np.ones(len(records), dtype=np.int64)])
+    rows = [np.bincount(r.labels_N[~r.ignore_N], minlength=n_classes) for r in records]
+    counts = np.array(rows).reshape(len(records), n_classes)
+    return np.column_stack([counts, counts.sum(1) == 0])
 
 
 def _deal(counts: np.ndarray, n_val: int) -> np.ndarray:
     """(images,) bool: which images go to the second part."""
-    share = n_val / len(counts)
-    wanted = np.stack([counts.sum(0) * (1 - share), counts.sum(0) * share])  # (2, classes + 1), what each part lacks
-    wanted[:, -1] = len(counts) - n_val, n_val
-    in_val, open_ = np.zeros(len(counts), dtype=bool), np.ones(len(counts), dtype=bool)
-    while open_.any():
-        left = counts[open_].sum(0)
+    share = np.array([1 - n_val / len(counts), n_val / len(counts)])
+    lack = counts.sum(0) * share[:, None]  # (2, classes + 1), objects that each part should still get
+    room = [len(counts) - n_val, n_val]
+    in_val, waiting = np.zeros(len(counts), dtype=bool), np.ones(len(counts), dtype=bool)
+    while waiting.any():
+        left = counts[waiting].sum(0)
         rarest = int(np.where(left > 0, left, left.max() + 1).argmin())
-        for i in np.flatnonzero(open_ & (counts[:, rarest] > 0)):
-            in_val[i] = part = _neediest(wanted, rarest, share)
-            wanted[part] -= counts[i]
-            open_[i] = False
+        for i in np.flatnonzero(waiting & (counts[:, rarest] > 0)):
+            part = int(lack[1, rarest] / share[1] > lack[0, rarest] / share[0]) if all(room) else int(room[1] > 0)
+            in_val[i], waiting[i] = part, False
+            lack[part] -= counts[i]
+            room[part] -= 1
     return in_val
-
-
-def _neediest(wanted: np.ndarray, column: int, share: float) -> int:
-    """The part that lacks a class most, relative to its size; a full part takes no more images."""
-    if wanted[:, -1].min() < 0.5:
-        return int(wanted[:, -1].argmax())
-    lack = wanted[:, column] / [1 - share, share]
-    return int(lack[1] > lack[0])

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from boxwright.data.raw import (
     IMAGE_SUFFIXES,
+    Fault,
     Raw,
     RawImage,
     by_split,
@@ -121,27 +122,37 @@ def _parse_folder(raw: Raw, folder: Folder) -> list[_Entry]:
     """The images of a split with their XML; broken files are noted and left out."""
     images = {file.stem: file for file in files_in(folder.images, IMAGE_SUFFIXES)}
     files = {file.stem: file for file in files_in(folder.annotations, [".xml"])}
-    stems = _listed(raw, folder.ids) if folder.ids else sorted({*images, *files})
+    stems = _listed(raw, folder.ids) if folder.ids else sorted(files)
     if stems and not any(stem in files for stem in stems):
         raw.fault("missing-split", folder.ids or folder.images, "none of its images has an XML file")
         return []
     entries = []
     for stem, root in zip(stems, in_threads(_parse, [files.get(stem) for stem in stems]), strict=True):
         file = files.get(stem, folder.annotations / f"{stem}.xml")
-        if isinstance(root, str):
-            raw.fault("broken-file", file, root)
+        if isinstance(root, Fault):
+            raw.faults.append(root)
+            images.pop(stem, None)
             continue
         image = images.get(stem) or _named_image(folder, root) or folder.images / f"{stem}.jpg"
-        if not image.is_file():
-            raw.fault("missing-image", file if stem in files else folder.ids, f"{image} does not exist")
-        elif root is None:
-            raw.fault("missing-annotation", file, f"does not exist, though {image} does")
         entries.append(_Entry(image, file, root))
-    return entries
+    if folder.ids is None:
+        taken = {entry.image for entry in entries}
+        spare = [image for image in images.values() if image not in taken]
+        entries += [_Entry(image, folder.annotations / f"{image.stem}.xml", None) for image in spare]
+    _note_missing(raw, entries)
+    return sorted(entries, key=lambda entry: entry.image) if folder.ids is None else entries
+
+
+def _note_missing(raw: Raw, entries: Sequence[_Entry]) -> None:
+    for entry in entries:
+        if not entry.image.is_file():
+            raw.fault("missing-image", entry.file, f"{entry.image} does not exist")
+        elif entry.root is None:
+            raw.fault("missing-annotation", entry.file, f"does not exist, though {entry.image} does")
 
 
 def _listed(raw: Raw, ids: Path) -> list[str]:
-    """The ids of a list; a second column (-1, 0 or 1) is dropped, an id given twice is noted."""
+    """The ids of a list; one given twice is noted."""
     lines = [line.strip() for line in (read_text(ids, raw) or "").splitlines() if line.strip()]
     for stem, count in Counter(lines).items():
         if count > 1:
@@ -149,17 +160,20 @@ def _listed(raw: Raw, ids: Path) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def _parse(file: Path | None) -> ET.Element | str | None:
+def _parse(file: Path | None) -> ET.Element | Fault | None:
     """The root element, or what is wrong with the file."""
     if file is None:
         return None
     try:
         root = ET.parse(file).getroot()
     except ET.ParseError as error:
-        return f"is not valid XML ({error})"
+        reason = str(error).partition(":")[0]
+        return Fault("broken-file", f"{file}:{error.position[0]}", f"is not valid XML ({reason})")
     except (OSError, LookupError, ValueError) as error:
-        return f"cannot be read ({error})"
-    return root if root.tag == "annotation" else f"opens with <{root.tag}>, not <annotation>"
+        return Fault("broken-file", str(file), f"cannot be read ({error})")
+    if root.tag != "annotation":
+        return Fault("broken-file", str(file), f"opens with <{root.tag}>, not <annotation>")
+    return root
 
 
 def _named_image(folder: Folder, root: ET.Element | None) -> Path | None:

@@ -1,0 +1,128 @@
+"""Recognising a data set, its splits, and one clear line for what cannot be read."""
+
+from dataclasses import replace
+
+import dataset_samples as samples
+import numpy as np
+import pytest
+
+from boxwright.config import UserError
+from boxwright.data.read import merge_val, read, train_and_val
+from boxwright.data.records import Dataset
+
+
+def two_yaml_files(root):
+    (samples.yolo(root) / "data.yaml").rename(root / "a.yaml")
+    (root / "b.yml").write_text("names: [a]\ntrain: images\n")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda r: None, r"data does not exist \(did you mean 'date'\?\)"),
+        (lambda r: r.mkdir(), r"data is empty"),
+        (lambda r: samples.image(r / "a.jpg"), r"no format that boxwright knows \(seen: 1 \.jpg\); known are COCO"),
+        (lambda r: samples.write_json(r / "labels" / "a.txt", 1), r"labels/ without data\.yaml"),
+        (lambda r: (samples.coco(r), samples.yolo(r)), r"2 formats at once: COCO \(annotations\.json\) and YOLO"),
+        (lambda r: (samples.voc(r), samples.yolo(r)), r"PASCAL VOC \(.*Annotations/\*\.xml\) and YOLO"),
+        (lambda r: (samples.coco(r / "a"), samples.voc(r / "b")), r"holds 2 data sets \(a, b\)"),
+        (lambda r: r.write_text("words"), r"data is no annotation file"),
+        (lambda r: samples.write_json(r / "annotations.json", {}), r"annotations\.json: has no list `images`"),
+        (lambda r: samples.coco(r, {"images": [], "annotations": [], "categories": []}), r"holds no images"),
+        (lambda r: (samples.image(r / "a.jpg"), samples.xml(r / "a.xml")), r"names no classes"),
+        (two_yaml_files, r"several YAML files with class names \(a\.yaml, b\.yml\)"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_gets_one_line(tmp_path, make, message):
+    (tmp_path / "date").mkdir()
+    make(tmp_path / "data")
+    with pytest.raises(UserError, match=message) as caught:
+        read(tmp_path / "data")
+    assert "\n" not in str(caught.value)
+
+
+def test_class_lists_that_differ_are_named(tmp_path):
+    for first, split in ((1, "train"), (11, "val")):
+        content = samples.coco_content(2, first)
+        if split == "val":
+            content["categories"][0]["name"] = "wolf"
+        samples.write_json(tmp_path / "annotations" / f"{split}.json", content)
+        for row in content["images"]:
+            samples.image(tmp_path / "images" / row["file_name"])
+    with pytest.raises(UserError, match=r"val\.json: lacks 'dog' and adds 'wolf', compared with .*train\.json"):
+        read(tmp_path)
+
+
+def test_classes_in_another_order_are_matched_by_name(tmp_path):
+    for first, split in ((1, "train"), (11, "val")):
+        content = samples.coco_content(2, first)
+        if split == "val":
+            content["categories"] = [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}]
+        samples.write_json(tmp_path / "annotations" / f"{split}.json", content)
+        for row in content["images"]:
+            samples.image(tmp_path / "images" / row["file_name"])
+    dataset = read(tmp_path)
+    assert dataset.splits["train"][0].labels_N.tolist() == [0, 1]
+    assert dataset.splits["val"][0].labels_N.tolist() == [1, 0]
+
+
+def test_val_share_makes_a_split_only_where_there_is_none(tmp_path, capsys):
+    dataset = read(samples.coco(tmp_path / "a"), val=0.34)
+    assert {split: len(records) for split, records in dataset.splits.items()} == {"train": 2, "val": 1}
+    assert capsys.readouterr().err == ""
+    dataset = read(samples.voc(tmp_path / "b"), val=0.34)
+    assert {split: len(records) for split, records in dataset.splits.items()} == {"train": 2, "val": 1}
+    assert "1 images of its own" in capsys.readouterr().err
+    dataset = read(samples.voc(tmp_path / "c", {"trainval": list("abcd"), "test": ["e"]}), val=0.5)
+    assert {split: len(records) for split, records in dataset.splits.items()} == {"train": 2, "val": 2, "test": 1}
+
+
+def test_train_and_val(tmp_path):
+    dataset = read(samples.coco(tmp_path))
+    with pytest.raises(UserError, match=r"no split to validate on \(it has: all\); .*--val 0\.2.*--val-data"):
+        train_and_val(dataset)
+    train, val = train_and_val(dataset, 0.34)
+    assert (len(train), len(val)) == (2, 1)
+    assert not {r.path for r in train} & {r.path for r in val}
+
+
+def test_val_that_is_train_is_refused(tmp_path, capsys):
+    root = samples.yolo(tmp_path, "train: images/train\nval: images/train\nnames: [cat, dog]\n")
+    with pytest.raises(UserError, match="every validation image is a training image too"):
+        train_and_val(read(root))
+    (root / "data.yaml").write_text("train: images/train\nval: images\nnames: [cat, dog]\n")
+    train_and_val(read(root))
+    assert "2 of 3 validation images" in capsys.readouterr().err
+
+
+def test_test_split_is_never_trained_or_validated_on(tmp_path):
+    with pytest.raises(UserError, match=r"no train split, only test; name one `train`"):
+        train_and_val(read(samples.voc(tmp_path / "a", {"test": ["a"]})), 0.2)
+    with pytest.raises(UserError, match=r"no split to validate on \(it has: train, test\)"):
+        train_and_val(read(samples.voc(tmp_path / "b", {"train": ["a"], "test": ["b"]})))
+
+
+def test_merge_val_matches_classes_by_name(tmp_path):
+    content = samples.coco_content()
+    content["categories"] = [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}, {"id": 8, "name": "unused"}]
+    train, val = read(samples.coco(tmp_path / "a")), read(samples.coco(tmp_path / "b", content))
+    merged = merge_val(train, val)
+    assert merged.names == ("cat", "dog")
+    assert merged.category_ids == (7, 3)
+    assert merged.splits["train"] == train.splits["all"]
+    assert [r.labels_N.tolist() for r in merged.splits["val"]] == [[1, 0], [1], [1]]
+    assert [r.path for r in merged.splits["val"]] == [r.path for r in val.splits["all"]]
+
+
+def test_merge_val_refuses_classes_that_train_lacks(tmp_path):
+    train = read(samples.coco(tmp_path))
+    val = replace(train, names=("cat", "wolf"))
+    with pytest.raises(UserError, match=r"objects of classes that .* lacks: wolf"):
+        merge_val(train, val)
+    with pytest.raises(UserError, match=r"several splits \(train, test\) and none is called `val`"):
+        merge_val(train, replace(train, splits={"train": [], "test": []}))
+
+
+def test_category_ids_default_to_positions_from_one(tmp_path):
+    assert Dataset(tmp_path, "voc", ("a", "b"), {}).category_ids == (1, 2)
+    assert np.array_equal(read(samples.yolo(tmp_path)).category_ids, [1, 2])

@@ -1,0 +1,270 @@
+"""Every layout that people have, read from disk."""
+
+import json
+import shutil
+
+import dataset_samples as samples
+import numpy as np
+import pytest
+from PIL import Image
+
+from boxwright.data.read import read
+
+BOXES_CAT = [[4, 5, 14.5, 17]]
+
+
+def summary(dataset):
+    """Images and boxes by split."""
+    return {split: (len(rs), sum(len(r.boxes_N4) for r in rs)) for split, rs in dataset.splits.items()}
+
+
+# COCO
+
+
+def test_coco_single_file(tmp_path):
+    dataset = read(samples.coco(tmp_path))
+    assert dataset.format == "coco"
+    assert (dataset.names, dataset.category_ids) == (("cat", "dog"), (3, 7))
+    assert summary(dataset) == {"all": (3, 4)}
+    record = dataset.splits["all"][1]
+    assert (record.image_id, record.width, record.height) == (2, 40, 30)
+    assert record.boxes_N4.tolist() == BOXES_CAT
+    assert "annotations.json" in record.source
+    assert "2" in record.source
+
+
+@pytest.mark.parametrize(
+    ("files", "images", "splits"),
+    [
+        (["annotations/instances_{}2017.json"], "{}2017", ("train", "val")),
+        (["annotations/instances_{}2017.json"], "images/{}2017", ("train", "val")),
+        (["annotations/{}.json"], "images", ("train", "val")),
+        (["annotations/{}.json"], "images/{}", ("train", "test")),
+        (["{}/_annotations.coco.json"], "{}", ("train", "valid", "test")),
+        (["{}/annotations.json"], "{}/images", ("train", "val")),
+        (["{}.json"], "{}", ("train", "val")),
+        (["{}.json"], "images", ("train", "val")),
+        (["annotations_{}.json"], ".", ("train", "val")),
+        (["annotations/instances_{}.json"], "{}", ("train", "minival")),
+    ],
+)
+def test_coco_layouts(tmp_path, files, images, splits):
+    for k, split in enumerate(splits):
+        content = samples.coco_content(2, first=10 * k + 1)
+        samples.write_json(tmp_path / files[0].format(split), content)
+        for row in content["images"]:
+            samples.image(tmp_path / images.format(split) / row["file_name"])
+    dataset = read(tmp_path)
+    assert summary(dataset) == {split.replace("valid", "val"): (2, 3) for split in splits}
+    assert all(r.path.is_file() for rs in dataset.splits.values() for r in rs)
+
+
+def test_coco_bare_file(tmp_path):
+    samples.coco(tmp_path)
+    assert summary(read(tmp_path / "annotations.json")) == {"all": (3, 4)}
+    (tmp_path / "annotations.json").rename(tmp_path / "images" / "my_labels.json")
+    assert summary(read(str(tmp_path / "images" / "my_labels.json"))) == {"all": (3, 4)}
+
+
+def test_coco_leaves_other_tasks_alone(tmp_path):
+    samples.coco(tmp_path)
+    (tmp_path / "annotations").mkdir()
+    shutil.move(tmp_path / "annotations.json", tmp_path / "annotations" / "instances_train2017.json")
+    samples.write_json(tmp_path / "annotations" / "captions_train2017.json", {"images": [], "annotations": []})
+    assert summary(read(tmp_path)) == {"train": (3, 4)}
+
+
+def test_coco_ignore_flags_and_sizes_from_the_header(tmp_path):
+    content = samples.coco_content()
+    content["annotations"][0]["iscrowd"] = 1
+    content["annotations"][1]["difficult"] = 1
+    del content["images"][0]["width"], content["images"][0]["height"]
+    records = read(samples.coco(tmp_path, content)).splits["all"]
+    assert [r.ignore_N.tolist() for r in records] == [[True, False], [True], [False]]
+    assert (records[0].width, records[0].height) == (40, 30)
+
+
+def test_coco_file_names_with_folders_and_backslashes(tmp_path):
+    content = samples.coco_content(2)
+    content["images"][0]["file_name"] = "images/a/001.jpg"
+    content["images"][1]["file_name"] = "images\\b\\001.jpg"
+    samples.write_json(tmp_path / "annotations.json", content)
+    for name in "ab":
+        samples.image(tmp_path / "images" / name / "001.jpg")
+    assert len({r.path for r in read(tmp_path).splits["all"]}) == 2
+
+
+def test_coco_category_that_is_only_a_heading_is_no_class(tmp_path):
+    content = samples.coco_content()
+    for row in content["categories"]:
+        row["supercategory"] = "animals"
+    content["categories"].append({"id": 0, "name": "animals", "supercategory": "none"})
+    assert read(samples.coco(tmp_path, content)).names == ("cat", "dog")
+
+
+def test_coco_supercategory_of_itself_is_a_class(tmp_path):
+    content = samples.coco_content()
+    content["categories"].append({"id": 9, "name": "person", "supercategory": "person"})
+    assert read(samples.coco(tmp_path, content)).names == ("cat", "dog", "person")
+
+
+# VOC
+
+
+def test_voc_devkit_with_lists(tmp_path):
+    samples.voc(tmp_path, {"train": ["a b", "b"], "val": ["c"], "trainval": ["a b", "b", "c"]})
+    (tmp_path / "ImageSets" / "Main" / "cat_train.txt").write_text("b  1\nc -1\n")
+    dataset = read(tmp_path)
+    assert (dataset.format, dataset.names, dataset.category_ids) == ("voc", ("cat", "dog"), (1, 2))
+    assert summary(dataset) == {"train": (2, 4), "val": (1, 2)}
+    assert dataset.splits["val"][0].boxes_N4.tolist() == [[4, 5, 14, 17], [20, 10, 28, 18]]
+    assert [r.image_id for r in dataset.splits["train"]] == [1, 2]
+
+
+def test_voc_trainval_stays_without_train(tmp_path):
+    assert list(read(samples.voc(tmp_path, {"trainval": ["a"], "test": ["b"]})).splits) == ["trainval", "test"]
+
+
+def test_voc_nested_one_level_down(tmp_path):
+    samples.voc(tmp_path / "BCCD")
+    (tmp_path / "README.md").write_text("words")
+    dataset = read(tmp_path)
+    assert (summary(dataset), dataset.root) == ({"train": (2, 4), "val": (1, 2)}, tmp_path)
+
+
+@pytest.mark.parametrize(("xml", "images"), [("annotations", "images"), (".", "."), ("Annotations", "JPEGImages")])
+def test_voc_without_lists(tmp_path, xml, images):
+    for stem in "ab":
+        samples.xml(tmp_path / xml / f"{stem}.xml", samples.thing(difficult=int(stem == "b")))
+        samples.image(tmp_path / images / f"{stem}.png")
+    records = read(tmp_path).splits["all"]
+    assert [(r.path.name, r.ignore_N.tolist()) for r in records] == [("a.png", [False]), ("b.png", [True])]
+
+
+def test_voc_split_folders(tmp_path):
+    for split in ("train", "valid"):
+        samples.xml(tmp_path / split / f"{split}.xml", samples.thing())
+        samples.image(tmp_path / split / f"{split}.jpg")
+    assert summary(read(tmp_path)) == {"train": (1, 1), "val": (1, 1)}
+
+
+def test_voc_image_found_by_filename_and_size_by_header(tmp_path):
+    samples.xml(tmp_path / "Annotations" / "a.xml", samples.thing(), name="other.png", width=0, height="")
+    samples.image(tmp_path / "JPEGImages" / "other.png", 21, 17)
+    (record,) = read(tmp_path).splits["all"]
+    assert (record.path.name, record.width, record.height) == ("other.png", 21, 17)
+
+
+def test_voc_image_without_xml_is_background(tmp_path):
+    samples.image(samples.voc(tmp_path, {"train": ["a"]}) / "JPEGImages" / "b.jpg")
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("a\nb\n")
+    assert summary(read(tmp_path)) == {"train": (2, 2)}
+
+
+def test_voc_class_list_keeps_order_and_unused_classes(tmp_path):
+    (samples.voc(tmp_path) / "classes.txt").write_text("dog\nzebra\ncat\n")
+    dataset = read(tmp_path)
+    assert dataset.names == ("dog", "zebra", "cat")
+    assert dataset.splits["val"][0].labels_N.tolist() == [2, 0]
+
+
+# YOLO
+
+
+@pytest.mark.parametrize(
+    "yaml",
+    [
+        "train: images/train\nval: images/val\nnames: [cat, dog]\n",
+        "path: .\ntrain: images/train\nval: images/val\ntest:\nnc: 2\nnames:\n  0: cat\n  1: dog\n",
+        "path: ../{here}\ntrain: images/train\nval: [images/val]\nnames: ['cat', 'dog']\n",
+        "path: /nowhere/else\ntrain: ./images/train\nval: images/val\nnames: [cat, dog]\n",
+        "train: ../images/train\nvalid: ../images/val\nnames: [cat, dog]\n",
+        "train: train.txt\nval: images/val\nnames: [cat, dog]\n",
+    ],
+)
+def test_yolo_layouts(tmp_path, yaml):
+    samples.yolo(tmp_path, yaml.format(here=tmp_path.name))
+    (tmp_path / "train.txt").write_text("./images/train/a.jpg\nimages/train/b.jpg\n\n")
+    dataset = read(tmp_path)
+    assert (dataset.format, dataset.names) == ("yolo", ("cat", "dog"))
+    assert summary(dataset) == {"train": (2, 4), "val": (1, 2)}
+    assert dataset.splits["val"][0].boxes_N4[0].tolist() == [15, 7.5, 25, 22.5]
+    assert summary(read(tmp_path / "data.yaml")) == summary(dataset)
+
+
+def test_yolo_roboflow_layout(tmp_path):
+    for split in ("train", "valid", "test"):
+        samples.image(tmp_path / split / "images" / f"{split}.jpg")
+        (tmp_path / split / "labels").mkdir()
+        (tmp_path / split / "labels" / f"{split}.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "data.yaml").write_text(
+        "train: ../train/images\nval: ../valid/images\ntest: ../test/images\nnc: 1\nnames: ['no']\n"
+    )
+    dataset = read(tmp_path)
+    assert dataset.names == ("no",)
+    assert summary(dataset) == {"train": (1, 1), "val": (1, 1), "test": (1, 1)}
+
+
+def test_yolo_rows_of_every_kind(tmp_path):
+    (samples.yolo(tmp_path) / "labels" / "val" / "c.txt").write_text(
+        "0 0.5 0.5 0.25 0.5\n1.0 0.1 0.2 0.5 0.2 0.3 0.9\n\n0\t0.1 0.1  0.2 0.1 0.2 0.3 0.1 0.3\r\n"
+    )
+    (tmp_path / "labels" / "train" / "a.txt").write_text("")
+    (tmp_path / "labels" / "train" / "b.txt").unlink()
+    samples.image(tmp_path / "images" / "train" / "more" / "d.jpg")
+    (tmp_path / "labels" / "train" / "more").mkdir()
+    (tmp_path / "labels" / "train" / "more" / "d.txt").write_text("1 0.5 0.5 1 1\n")
+    dataset = read(tmp_path)
+    (record,) = dataset.splits["val"]
+    np.testing.assert_allclose(record.boxes_N4, [[15, 7.5, 25, 22.5], [4, 6, 20, 27], [4, 3, 8, 9]])
+    assert record.labels_N.tolist() == [0, 1, 0]
+    assert summary(dataset)["train"] == (3, 1)
+
+
+def test_yolo_keypoint_rows_open_with_a_box(tmp_path):
+    root = samples.yolo(tmp_path, "train: images/train\nval: images/val\nnames: [cat]\nkpt_shape: [2, 3]\n")
+    for name in ("train/a", "train/b", "val/c"):
+        (root / "labels" / f"{name}.txt").write_text("0 0.5 0.5 0.5 0.5 0.1 0.1 2 0.9 0.9 1\n")
+    assert read(root).splits["val"][0].boxes_N4.tolist() == [[10, 7.5, 30, 22.5]]
+
+
+def test_yolo_class_numbers_with_holes(tmp_path):
+    yaml = "train: images/train\nval: images/val\nnames:\n  4: dog\n  1: cat\n"
+    root = samples.yolo(tmp_path, yaml)
+    for name in ("train/a", "train/b", "val/c"):
+        (root / "labels" / f"{name}.txt").write_text("4 0.5 0.5 0.5 0.5\n")
+    dataset = read(root)
+    assert dataset.names == ("cat", "dog")
+    assert dataset.splits["val"][0].labels_N.tolist() == [1]
+
+
+def test_yolo_size_is_that_of_the_image_as_displayed(tmp_path):
+    root = samples.yolo(tmp_path)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(root / "images" / "val" / "c.jpg", exif=exif)
+    assert (read(root).splits["val"][0].width, read(root).splits["val"][0].height) == (30, 40)
+
+
+# All formats
+
+
+def test_boxes_without_area_are_left_out_and_counted_once(tmp_path, capsys):
+    content = samples.coco_content()
+    boxes = [[4, 5, 0, 3], [8, 8, -2, 4], [50, 50, 5, 5], [float("nan"), 1, 2, 3]]
+    for row, box in zip(content["annotations"], boxes, strict=True):
+        row["bbox"] = box
+    content["annotations"].append({"id": 9, "image_id": 1, "category_id": 3, "bbox": [-5, -5, 20, 100]})
+    content["annotations"].append({"id": 10, "image_id": 99, "category_id": 3, "bbox": [1, 1, 2, 2]})
+    dataset = read(samples.coco(tmp_path, content))
+    assert [r.boxes_N4.tolist() for r in dataset.splits["all"]] == [[[-5, -5, 15, 95]], [], []]
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "5 objects" in said
+    assert f"boxwright check {tmp_path}" in said
+
+
+def test_byte_order_mark_is_no_fault(tmp_path):
+    file = samples.coco(tmp_path) / "annotations.json"
+    file.write_text(json.dumps(samples.coco_content()), encoding="utf-8-sig")
+    assert summary(read(tmp_path)) == {"all": (3, 4)}

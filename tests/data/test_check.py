@@ -171,7 +171,7 @@ PLANTED = [
     ("class-count", yolo_yaml("train: images/train\nnc: 3\nnames: [cat, dog]\n"), "data.yaml"),
     ("unused-class", lambda r: coco_with(r, add("categories", id=9, name="emu")), ""),
     ("empty-split", lambda r: text("ImageSets/Main/test.txt", "\n")(samples.voc(r)), "test.txt"),
-    ("empty-split", lambda r: _with_folder(yolo_yaml("train: images/train\ntest: new\nnames: [cat, dog]\n")(r)), "yaml"),
+    ("empty-split", lambda r: _with_folder(yolo_yaml("train: images/train\ntest: new\nnames: [a, b]\n")(r)), "yaml"),
     ("empty-split", lambda r: coco_splits(r, lambda c: [c[k].clear() for k in ("images", "annotations")]), "val.json"),
     ("missing-annotation", lambda r: remove(samples.voc(r), "Annotations/b.xml"), "b.xml"),
     ("background-image", lambda r: coco_with(r, lambda c: c["annotations"].pop(1)), ""),

@@ -208,20 +208,27 @@ def _annotate(
     for i, row in enumerate(rows):
         mark = row["id"] if isinstance(row.get("id"), (int, str)) else f"number {i + 1}"
         seen[mark] += 1
-        where = f"{file}, annotation {mark}"
         box = _box(row["bbox"])
+        problem = _problem(row, by_id, positions)
         if box is None:
-            raw.fault("broken-record", where, f"`bbox` is not four numbers: {str(row['bbox'])[:60]}")
-        elif row["image_id"] not in by_id:
-            raw.fault("orphan-annotation", where, f"there is no image with the id {row['image_id']}")
-        elif not _hashable(row["category_id"]) or row["category_id"] not in positions:
-            raw.fault("unknown-class", where, f"there is no category with the id {row['category_id']}")
+            raw.fault("broken-record", f"{file}, annotation {mark}", f"`bbox` is not four numbers: {row['bbox']!s:.60}")
+        elif problem:
+            raw.fault(problem[0], f"{file}, annotation {mark}", problem[1])
         else:
             ignore = row.get("iscrowd") in (1, "1") or row.get("difficult") in (1, "1")
             by_id[row["image_id"]].add(box, positions[row["category_id"]], ignore, mark)
     for mark, count in seen.items():
         if count > 1:
             raw.fault("duplicate-annotation-id", f"{file}, annotation {mark}", f"{count} annotations have this id")
+
+
+def _problem(row: dict[str, Any], by_id: dict[Any, RawImage], positions: dict[Any, int]) -> tuple[str, str] | None:
+    """The kind and the words of what keeps an annotation from its image and class."""
+    if row["image_id"] not in by_id:
+        return "orphan-annotation", f"there is no image with the id {row['image_id']}"
+    if not _hashable(row["category_id"]) or row["category_id"] not in positions:
+        return "unknown-class", f"there is no category with the id {row['category_id']}"
+    return None
 
 
 def _box(bbox: object) -> tuple[float, float, float, float] | None:

@@ -24,7 +24,7 @@ _FOLDERS: dict[str, Callable[[Path, str], Path]] = {
 }
 
 
-def convert(data: Path, out: Path, to: Format) -> Path:
+def convert(data: Path, out: Path, to: Format = "coco") -> Path:
     """Write a data set in another format: all splits, all classes, background images, every box as it stands.
 
     Images are hard-linked where the file system allows it and copied elsewhere. Nothing is left behind when it fails.

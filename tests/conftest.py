@@ -56,7 +56,7 @@ def white_boxes() -> WhiteBoxes:
 
 @pytest.fixture
 def paint() -> Callable[..., Path]:
-    """A function that writes a dark image with a white rectangle: ``paint(path, (width, height), (x1, y1, x2, y2))``."""
+    """A function that writes a dark image with a white box: ``paint(path, (width, height), (x1, y1, x2, y2))``."""
 
     def write(path: Path, size: tuple[int, int], box: tuple[int, int, int, int] | None) -> Path:
         image = Image.new("RGB", size, (20, 30, 40))

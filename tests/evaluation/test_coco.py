@@ -99,6 +99,21 @@ def test_classes_are_matched_by_name() -> None:
     assert score([truth], [strangers], NAMES).ap == 0.0
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_detections_of_other_classes_change_nothing(seed: int) -> None:
+    records, detections = random_case(seed)
+    strange = [
+        Detections(
+            np.concatenate([d.boxes_N4[:1], d.boxes_N4]),
+            np.concatenate([d.scores_N[:1], d.scores_N]),
+            np.concatenate([0 * d.labels_N[:1], d.labels_N + 1]),
+            ("unicorn", *NAMES),
+        )
+        for d in detections
+    ]
+    assert score(records, strange, NAMES).stats == score(records, detections, NAMES).stats
+
+
 def test_boxes_without_area_are_no_objects() -> None:
     truth = record([[0, 0, 50, 50], [80, 80, 70, 70], [5, 5, 5, 9], [np.nan, 0, 9, 9]], [0, 0, 0, 0])
     report = score([truth], [found([[0, 0, 50, 50]], [0.9], [0])], NAMES)
@@ -139,13 +154,13 @@ def _cells(report: Report) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_thousand_images_in_three_seconds() -> None:
+def test_a_thousand_images_in_three_seconds_of_computing() -> None:
     draw = np.random.default_rng(0)
     records = [record(random_boxes(draw, 8).tolist(), draw.integers(0, 4, 8).tolist()) for _ in range(1000)]
     said = [
         found(random_boxes(draw, 100).tolist(), draw.random(100).tolist(), draw.integers(0, 4, 100).tolist())
         for _ in records
     ]
-    start = time.perf_counter()
+    start = time.process_time()  # not the clock on the wall: the machine may be shared
     score(records, said, NAMES)
-    assert time.perf_counter() - start < 6  # twice the promise, as the machine may be shared
+    assert time.process_time() - start < 3

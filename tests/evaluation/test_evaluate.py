@@ -103,8 +103,8 @@ def test_choice_of_the_split(data: Path) -> None:
     dataset = read(data)
     records = dataset.splits["all"]
 
-    def splits(*names: str):  # noqa: ANN202
-        return type(dataset)(dataset.root, "coco", dataset.names, {name: records for name in names})
+    def splits(*names: str):
+        return type(dataset)(dataset.root, "coco", dataset.names, dict.fromkeys(names, records))
 
     assert choose_split(splits("train", "val", "test"), None)[0] == "test"
     assert choose_split(splits("train", "val"), None)[0] == "val"

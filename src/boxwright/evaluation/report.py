@@ -124,7 +124,8 @@ th { color: var(--dim); font-weight: 600; } tfoot td { font-weight: 700; border-
   no-repeat 0 50% / 100% 76%; }
 .charts, .pictures { display: grid; gap: .9rem; align-items: start; }
 .charts { grid-template-columns: repeat(auto-fit, minmax(min(460px, 100%), 1fr)); }
-.pictures { grid-template-columns: repeat(auto-fill, minmax(min(340px, 100%), 1fr)); }
+.pictures { grid-template-columns: repeat(auto-fill, minmax(min(480px, 100%), 1fr)); }
+@media (min-width: 1000px) { .charts { grid-template-columns: 3fr 2fr; } }
 figure { margin: 0; padding: .5rem; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 figure:has(:checked) { grid-column: 1 / -1; }
 img { display: block; width: 100%; background: #fff; border-radius: 6px; cursor: zoom-in; }

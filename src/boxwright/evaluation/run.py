@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from boxwright.config import require
-
 from boxwright.data.loader import eval_batches
 from boxwright.types import Batch, Detections, Detector, Predictions
 

@@ -16,9 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from boxwright.config import UserError, require
 from boxwright.data.images import open_image
+from boxwright.files import write_whole
 from boxwright.inference.predictor import Found, check_threshold, load
 from boxwright.inference.sources import collect, short_names
-from boxwright.files import write_whole
 from boxwright.show import draw
 
 CSV_HEAD = ("file", "label", "score", "x1", "y1", "x2", "y2")

@@ -102,7 +102,7 @@ def test_stream_decodes_no_further_than_it_must(
     path = paint(tmp_path / "x.png", SIZE, BOX)
     taken = []
 
-    def endless():  # noqa: ANN202
+    def endless():
         while True:
             taken.append(1)
             yield path

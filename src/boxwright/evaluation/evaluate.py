@@ -39,14 +39,14 @@ def evaluate(
     """Score a detector on annotated images.
 
     Prints COCO's twelve numbers and a table of classes. Classes are matched by name: one that the detector does not
-    know scores 0, what it finds of classes that the data does not name is left out.
+    know scores 0, what it finds of classes that the data does not name is left out. Writes index.html, metrics.json,
+    predictions.json (COCO results, with the data's own ids), pr_curves.png, confusion.png, confusion.csv and pictures/.
 
     Args:
         weights: a checkpoint or the folder of a training run.
         data: a COCO, VOC or YOLO data set, a folder or file.
         split: which images; by default test, or val, or the only split.
-        out: folder for index.html, metrics.json, predictions.json (COCO results, with the data's own ids),
-            pr_curves.png, confusion.png, confusion.csv and pictures/; if open, evaluate-DATA-SPLIT beside the weights.
+        out: folder of the page, the predictions and the charts; by default evaluate-DATA-SPLIT beside the weights.
         batch_size: images computed at once.
         device: auto, cpu, cuda or mps.
 

@@ -175,6 +175,8 @@ def _tell(console: Console, summary: Summary, overlays: bool) -> None:
     pictures = f"{summary.folder / 'overlays'}, " if overlays else ""
     console.print(f"written: {pictures}{summary.folder / 'predictions.json'} and predictions.csv", markup=False)
     if summary.skipped:
-        console.print(f"{len(summary.skipped)} images could not be read:", markup=False)
+        console.print(
+            f"{len(summary.skipped)} of {summary.images + len(summary.skipped)} images could not be read:", markup=False
+        )
         for error in summary.skipped:
             console.print(f"  {error}", markup=False)

@@ -112,7 +112,7 @@ def test_choice_of_the_split(data: Path) -> None:
     assert choose_split(splits("mine"), None)[0] == "mine"
     assert choose_split(splits("train", "val"), "train")[0] == "train"
     with pytest.raises(UserError, match="did you mean 'train'"):
-        choose_split(splits("train", "val"), "trian")
+        choose_split(splits("train", "val"), "trainn")
     with pytest.raises(UserError, match="choose one of train, extra"):
         choose_split(splits("train", "extra"), None)
     records.clear()

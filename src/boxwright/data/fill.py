@@ -63,7 +63,7 @@ def write_images(
 
 def _progress(console: Console) -> Progress:
     columns = TextColumn("Decoding images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    return Progress(*columns, console=console, transient=True, disable=console.quiet)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _in_order(

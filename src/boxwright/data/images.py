@@ -97,6 +97,8 @@ def _open(path: Path) -> Image.Image:
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
     """How to turn the stored image upright. Reads the header only (`PngImageFile.getexif` would decode the image)."""
+    if image.format == "TIFF":  # Pillow turns these itself
+        return None
     try:
         return _TURNS.get(Image.Image.getexif(image).get(_ORIENTATION, 1))
     except Exception:  # damaged EXIF says nothing about orientation, and the pixels may be fine
@@ -129,7 +131,7 @@ def _to_8_bit(values_HW: np.ndarray) -> np.ndarray:
     ranges = (255, 65535) if np.all(values_HW == values_HW.round()) and high > 1 else (1, 255, 65535)
     full = next((full for full in ranges if low >= 0 and high <= full), None)
     if full is None:
-        values_HW, full = values_HW - low, high - low
+        values_HW, full = values_HW - low, (high - low) or 1
     return (values_HW * (255 / full)).round().astype(np.uint8)
 
 

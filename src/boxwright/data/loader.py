@@ -1,4 +1,4 @@
-"""Batches in order or shuffled and augmented, prepared by one background thread while the network works.
+"""Batches in order or shuffled and augmented, prepared by background threads while the network works.
 
 Everything random is a function of numbers that a checkpoint holds: the order of (seed, epoch), the augmentation of
 (seed, epoch, step, rank). A run resumed at any step therefore sees exactly the batches it would have seen.
@@ -7,10 +7,12 @@ Everything random is a function of numbers that a checkpoint holds: the order of
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from queue import Full, Queue
-from threading import Event, Thread
-from typing import Any, TypeVar
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from threading import Barrier
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +24,9 @@ from boxwright.data.cache import Cache
 from boxwright.types import Batch
 
 T = TypeVar("T")
-DEPTH = 2  # batches prepared ahead
+R = TypeVar("R")
+THREADS = 2
+AHEAD = 3  # batches ready or in the making
 
 
 def steps_per_epoch(n_images: int, batch_size: int, world: int = 1, views: int = 1) -> int:
@@ -68,17 +72,20 @@ def train_batches(
         batch = _gather(cache, order[places % len(cache)], device)
         return augment(batch, settings, mix(seed, epoch, step, rank))
 
-    return prefetch(prepare(step) for step in range(first, steps))
+    return prefetch(prepare, range(first, steps), device)
 
 
 def eval_batches(
     cache: Cache, batch_size: int, device: torch.device | str = "cpu", rank: int = 0, world: int = 1
 ) -> Iterator[Batch]:
-    """Every image once, uint8, in order; of several processes, each takes every `world`-th image. The last batch is
-    smaller where the number does not divide."""
+    """Every image once, uint8, in order; of several processes, each takes every `world`-th image.
+
+    The last batch is smaller where the number does not divide.
+    """
     require(batch_size >= 1, f"the batch size must be at least 1, not {batch_size}.")
-    mine = torch.arange(rank, len(cache), world)
-    return prefetch(_gather(cache, part, device) for part in mine.split(batch_size) if len(part))
+    mine = range(rank, len(cache), world)
+    parts = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
+    return prefetch(lambda part: _gather(cache, part, device), parts, device)
 
 
 def check(settings: Augment) -> None:
@@ -96,42 +103,38 @@ def mix(*numbers: int) -> int:
     return int(np.random.SeedSequence([number % 2**63 for number in numbers]).generate_state(1)[0])
 
 
-def prefetch(items: Iterable[T], depth: int = DEPTH) -> Iterator[T]:
-    """The same items, made ahead in one thread, which ends with this iterator. Its exceptions are raised here."""
-    queue: Queue[tuple[str, Any]] = Queue(depth)
-    stop = Event()
+def prefetch(make: Callable[[T], R], items: Iterable[T], device: torch.device | str = "cpu") -> Iterator[R]:
+    """`map(make, items)` in order, made a little ahead by background threads, which end with this iterator.
 
-    def offer(kind: str, value: Any) -> bool:
-        while not stop.is_set():
-            try:
-                queue.put((kind, value), timeout=0.1)
-                return True
-            except Full:
-                continue
-        return False
-
-    def work() -> None:
+    Exceptions in `make` are raised here. Each thread computes on one core: the cores belong to the network, and a
+    parallel loop of OpenMP that waits for a core which the network holds stops both.
+    """
+    waiting = iter(items)
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="boxwright-prefetch") as pool:
         try:
-            for item in items:
-                if not offer("item", item):
-                    return
-            offer("end", None)
-        except BaseException as error:  # whatever it is, the caller's thread is where it belongs
-            offer("error", error)
+            _settle(pool, torch.device(device))
+            pending = deque(pool.submit(make, item) for item in islice(waiting, AHEAD))
+            while pending:
+                made = pending.popleft().result()
+                pending.extend(pool.submit(make, item) for item in islice(waiting, 1))
+                yield made
+        finally:
+            pool.shutdown(cancel_futures=True)
 
-    thread = Thread(target=work, name="boxwright-prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, value = queue.get()
-            if kind == "error":
-                raise value
-            if kind == "end":
-                return
-            yield value
-    finally:
-        stop.set()
-        thread.join()
+
+def _settle(pool: ThreadPoolExecutor, device: torch.device) -> None:
+    """Give each thread of the pool one core and the right device (page-locked memory belongs to the current one)."""
+    everyone = Barrier(THREADS)
+
+    def settle(_: int) -> None:
+        torch.set_num_threads(1)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
+        everyone.wait()  # so that no thread takes two of these tasks
+
+    before = torch.get_num_threads()
+    list(pool.map(settle, range(THREADS)))
+    torch.set_num_threads(before)  # unchanged in this thread, but what threads started later get
 
 
 def _distinct(batch_size: int, views: int) -> int:
@@ -141,7 +144,7 @@ def _distinct(batch_size: int, views: int) -> int:
     return batch_size // views
 
 
-def _gather(cache: Cache, index_B: Tensor, device: torch.device | str) -> Batch:
+def _gather(cache: Cache, indices: Sequence[int] | Tensor, device: torch.device | str) -> Batch:
     """From the cache to the device; through page-locked memory where that makes the copy asynchronous."""
-    batch = cache.batch(index_B, pin=torch.device(device).type == "cuda")
+    batch = cache.batch(indices, pin=torch.device(device).type == "cuda")
     return batch.to(device)

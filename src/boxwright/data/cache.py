@@ -88,9 +88,8 @@ class Cache:
         counts_B = self.targets["starts"][index_B + 1] - starts_B
         slots_N = torch.arange(max(1, int(counts_B.max())))
         valid_BN = slots_N < counts_B[:, None]
-        rows_BN = torch.where(
-            valid_BN, starts_B[:, None] + slots_N, len(self.targets["labels"]) - 1
-        )  # the row of zeros
+        zeros = len(self.targets["labels"]) - 1
+        rows_BN = torch.where(valid_BN, starts_B[:, None] + slots_N, zeros)
         return Batch(
             images_BCHW=images_BCHW,
             sizes_B2=self.targets["sizes_B2"][index_B],
@@ -229,7 +228,9 @@ def _user_errors(home: Path, need: int = 0) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _no_room(home, need, shutil.disk_usage(home).free) from error
         reason = error.strerror or str(error)
-        raise UserError(f"the cache cannot be written to {home}: {reason}; set BOXWRIGHT_CACHE to a folder.") from error
+        raise UserError(
+            f"the cache cannot be written to {home}: {reason}; set BOXWRIGHT_CACHE to one that can."
+        ) from error
 
 
 # Building

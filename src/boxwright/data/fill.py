@@ -7,7 +7,9 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +24,8 @@ from boxwright.data.images import fit, open_image
 from boxwright.data.records import Record
 
 JPEG_QUALITY = 95
+HUGE = 2**25  # pixels; images over it are decoded one at a time, since each may take gigabytes
+_one_at_a_time = Lock()
 
 
 def cpu_count() -> int:
@@ -82,7 +86,8 @@ def _in_order(
 
 def _fitted(record: Record, side: int, mode: str) -> _Fitted | UserError:
     try:
-        image = open_image(record.path, side)
+        with _one_at_a_time if record.width * record.height > HUGE else nullcontext():
+            image = open_image(record.path, side)
         _check_shape(record, image)
     except UserError as error:
         return error

@@ -1,16 +1,22 @@
 """`dense`: every cell of a feature pyramid votes, and one cell wins per object: no anchors, no NMS.
 
         image ── backbone ──┬─ stride  8 ─┐
-                            ├─ stride 16 ─┼─ pyramid ─ tower ┬─ box: distances to the four sides, in cells
-                            └─ stride 32 ─┘                  ├─ many: class scores, several cells an object
-                                                             └─ one: class scores, a single cell an object
+                            ├─ stride 16 ─┼─ pyramid ─ towers ┬─ boxes: distances to the four sides, in cells
+                            └─ stride 32 ─┘                   └─ many:  class scores, high in several cells an object
+                                                                  │
+                                        the best cells of all levels look at each other (rivals)
+                                                                  │
+                                                              one:  class scores, high in a single cell an object
 
-The `one` scores are what a user sees: one-to-one assignment whose cost includes the class teaches the network to keep
-quiet in all cells but the best ("What makes for end-to-end object detection?", Sun et al. 2021). Such sparse targets
-teach slowly, so in training the `many` scores see the best cells of each object (task-aligned assignment, Feng et al.
-2021) and shape the features and boxes; they cost nothing at inference.
+The `one` scores are what a user sees. They are taught by one-to-one assignment whose cost includes the class ("What
+makes for end-to-end object detection?", Sun et al. 2021), which makes all cells but the best of an object keep quiet. A
+cell can only know that another does better by looking at it, on other levels too: so the best cells attend to each other,
+with the overlap and order of their boxes as a bias ("Relation networks for object detection", Hu et al. 2018).
+The `many` scores are taught by the best cells of each object (task-aligned assignment, Feng et al. 2021); they choose
+the cells that compete, and give features and boxes more to learn from than one cell an object could.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,7 +31,8 @@ from boxwright.models.matcher import match
 from boxwright.types import Batch, Detector, Predictions, image_mask, pixels
 
 PRIOR = 0.01  # the score of an untrained cell, so that the many negatives do not swamp the first steps
-CANDIDATES = 10  # cells an object teaches in the `many` branch
+TEACHERS = 10  # cells an object teaches in the `many` branch
+RIVALS = 300  # cells that compete to be the one
 DETECTIONS = 100  # kept per image, as COCO counts
 
 
@@ -39,7 +46,6 @@ class DenseConfig:
         channels: width of the pyramid and the towers.
         depth: 3x3 convolutions in each tower.
         strides: input pixels per cell of each level.
-        one_to_many: train the dense branch beside the one-to-one branch.
     """
 
     backbone: str = "tf_efficientnet_lite0"
@@ -47,7 +53,6 @@ class DenseConfig:
     channels: int = 96
     depth: int = 2
     strides: tuple[int, ...] = (8, 16, 32)
-    one_to_many: bool = True
 
 
 SIZES = {
@@ -58,13 +63,14 @@ SIZES = {
 
 
 class Raw(NamedTuple):
-    """Outputs of all Q cells of all levels. Boxes and centres are in [0, 1] of the canvas."""
+    """Outputs of all Q cells of all levels, and of the R best of them. Boxes and centres are in [0, 1] of the canvas."""
 
-    one_BQK: Tensor
     many_BQK: Tensor
     boxes_BQ4: Tensor
     centres_Q2: Tensor
-    reach_Q2: Tensor  # half the smallest region that a cell of this level answers for
+    reach_Q2: Tensor  # the stride: also the least half side of the region that teaches a cell
+    one_BRK: Tensor
+    cells_BR: Tensor  # which cells the rivals are
 
 
 class Dense(Detector):
@@ -82,6 +88,7 @@ class Dense(Detector):
         self.backbone = Backbone(config.backbone, config.strides, pretrained)
         self.pyramid = Pyramid(self.backbone.channels, config.channels)
         self.head = Head(config.channels, config.depth, len(config.strides), len(names))
+        self.rivals = Rivals(config.channels, len(names))
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """The timm network's."""
@@ -92,11 +99,18 @@ class Dense(Detector):
         mask_B1HW = image_mask(images_BCHW, sizes_B2)[:, None]
         filled = torch.where(mask_B1HW, pixels(images_BCHW), self.backbone.mean)
         maps = self.pyramid(self.backbone(filled.contiguous(memory_format=torch.channels_last)))
-        one, many, distances = zip(*(self.head(x, level) for level, x in enumerate(maps)), strict=True)
-        centres_Q2, reach_Q2 = self._cells(maps, images_BCHW.shape[-2:])
+        return self._vote(maps, images_BCHW.shape[-2:])
+
+    def _vote(self, maps: list[Tensor], size: torch.Size) -> Raw:
+        """What the cells of all levels say, in canvas coordinates."""
+        many, distances, features = zip(*(self.head(x, level) for level, x in enumerate(maps)), strict=True)
+        centres_Q2, reach_Q2 = self._cells(maps, size)
         distances_BQ4 = torch.cat(distances, 1).float() * reach_Q2.repeat(1, 2)
         boxes_BQ4 = torch.cat([centres_Q2 - distances_BQ4[..., :2], centres_Q2 + distances_BQ4[..., 2:]], -1)
-        return Raw(torch.cat(one, 1).float(), torch.cat(many, 1).float(), boxes_BQ4, centres_Q2, reach_Q2)
+        many_BQK = torch.cat(many, 1).float()
+        cells_BR = many_BQK.amax(-1).topk(min(RIVALS, len(centres_Q2))).indices
+        chosen = (rows(x, cells_BR) for x in (torch.cat(features, 1), many_BQK, boxes_BQ4))
+        return Raw(many_BQK, boxes_BQ4, centres_Q2, reach_Q2, self.rivals(*chosen).float(), cells_BR)
 
     def _cells(self, maps: list[Tensor], size: torch.Size) -> tuple[Tensor, Tensor]:
         """Centres and strides of all cells, as fractions of the canvas, (Q, 2) each, x first."""
@@ -110,39 +124,42 @@ class Dense(Detector):
         return torch.cat(centres), torch.cat(strides)
 
     def loss(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
-        """`one`: quality focal loss of the one-to-one scores; `many`: of the one-to-many scores; `l1`, `giou`: of boxes."""
+        """`one` and `many`: quality focal losses of the two scores; `l1` and `giou`: of the boxes, in both roles."""
         pairs_BNQ = candidates(raw, batch)
-        one = self._branch(raw, batch, raw.one_BQK, one_to_one(raw, batch, pairs_BNQ))
-        losses = {"one": one["class"], "l1": one["l1"], "giou": one["giou"]}
-        if self.config.one_to_many:
-            many = self._branch(raw, batch, raw.many_BQK, one_to_many(raw, batch, pairs_BNQ))
-            losses = {"one": one["class"], "many": many["class"]}
-            losses |= {key: one[key] + many[key] for key in ("l1", "giou")}
-        return losses
-
-    def _branch(self, raw: Raw, batch: Batch, logits_BQK: Tensor, quality_BNQ: Tensor) -> dict[str, Tensor]:
-        """Losses of one branch, given the quality (wanted score) of each assigned pair, 0 elsewhere."""
-        total = across_devices(quality_BNQ.sum())
-        image, obj, cell = quality_BNQ.nonzero(as_tuple=True)
-        weight = quality_BNQ[image, obj, cell]
-        wanted_BQK = torch.zeros_like(logits_BQK)
-        wanted_BQK[image, cell, batch.labels_BN[image, obj]] = weight
-        said, truth = raw.boxes_BQ4[image, cell], batch.boxes_BN4[image, obj]
-        return {
-            "class": quality_focal(logits_BQK, wanted_BQK).sum() / total,
-            "l1": 5 * ((said - truth).abs().sum(-1) * weight).sum() / total,
-            "giou": 2 * ((1 - giou(said, truth)) * weight).sum() / total,
-        }
+        boxes_BR4 = rows(raw.boxes_BQ4, raw.cells_BR)
+        one = _branch(raw.one_BRK, boxes_BR4, batch, one_to_one(raw, batch, pairs_BNQ))
+        many = _branch(raw.many_BQK, raw.boxes_BQ4, batch, one_to_many(raw, batch, pairs_BNQ))
+        boxes = {key: one[key] + many[key] for key in ("l1", "giou")}
+        return {"one": one["class"], "many": many["class"]} | boxes
 
     @torch.no_grad()
     def decode(self, raw: Raw) -> Predictions:
-        """The cells and classes with the highest one-to-one scores; there is nothing to suppress."""
-        scores_BQK = raw.one_BQK.sigmoid()
-        kept = min(DETECTIONS, scores_BQK[0].numel())
-        scores_BD, index_BD = scores_BQK.flatten(1).topk(kept)
-        cell_BD1 = (index_BD // scores_BQK.shape[-1])[..., None]
-        boxes_BD4 = raw.boxes_BQ4.gather(1, cell_BD1.expand(-1, -1, 4))
-        return Predictions(boxes_BD4.clamp(0, 1), scores_BD, index_BD % scores_BQK.shape[-1])
+        """The rivals and classes with the highest scores; there is nothing to suppress."""
+        scores_BRK = raw.one_BRK.sigmoid()
+        kept, classes = min(DETECTIONS, scores_BRK[0].numel()), scores_BRK.shape[-1]
+        scores_BD, index_BD = scores_BRK.flatten(1).topk(kept)
+        cells_BD = raw.cells_BR.gather(1, index_BD // classes)
+        return Predictions(rows(raw.boxes_BQ4, cells_BD).clamp(0, 1), scores_BD, index_BD % classes)
+
+
+def rows(x_BQE: Tensor, index_BR: Tensor) -> Tensor:
+    """(B, R, E): the rows of each image that `index_BR` names."""
+    return x_BQE.gather(1, index_BR[..., None].expand(-1, -1, x_BQE.shape[-1]))
+
+
+def _branch(logits_BQK: Tensor, boxes_BQ4: Tensor, batch: Batch, quality_BNQ: Tensor) -> dict[str, Tensor]:
+    """Losses of one branch, given the quality (wanted score) of each assigned pair, 0 elsewhere."""
+    total = across_devices(quality_BNQ.sum())
+    image, obj, cell = quality_BNQ.nonzero(as_tuple=True)
+    weight = quality_BNQ[image, obj, cell]
+    wanted_BQK = torch.zeros_like(logits_BQK)
+    wanted_BQK[image, cell, batch.labels_BN[image, obj]] = weight
+    said, truth = boxes_BQ4[image, cell], batch.boxes_BN4[image, obj]
+    return {
+        "class": quality_focal(logits_BQK, wanted_BQK).sum() / total,
+        "l1": 5 * ((said - truth).abs().sum(-1) * weight).sum() / total,
+        "giou": 2 * ((1 - giou(said, truth)) * weight).sum() / total,
+    }
 
 
 class Pyramid(nn.Module):
@@ -168,20 +185,61 @@ class Head(nn.Module):
         super().__init__()
         self.class_tower = nn.Sequential(*(_block(width) for _ in range(depth)))
         self.box_tower = nn.Sequential(*(_block(width) for _ in range(depth)))
-        self.select = _block(width)  # looks around a cell, to tell whether a neighbour does better
-        self.one, self.many = nn.Conv2d(width, classes, 1), nn.Conv2d(width, classes, 1)
+        self.many = nn.Conv2d(width, classes, 3, padding=1)
         self.distance = nn.Conv2d(width, 4, 3, padding=1)
         self.log_scale = nn.Parameter(torch.zeros(levels))
-        for scores in (self.one, self.many):
-            nn.init.constant_(scores.bias, -torch.log(torch.tensor(1 / PRIOR - 1)).item())  # type: ignore[arg-type]
+        nn.init.constant_(self.many.bias, math.log(PRIOR / (1 - PRIOR)))  # type: ignore[arg-type]
 
     def forward(self, x_BCHW: Tensor, level: int) -> tuple[Tensor, Tensor, Tensor]:
-        """One-to-one scores, one-to-many scores (B, HW, K; logits) and distances (B, HW, 4; in cells, >= 0)."""
+        """Class logits (B, HW, K), distances (B, HW, 4; in cells, >= 0) and features (B, HW, C) of the cells of a level."""
         said = self.class_tower(x_BCHW)
-        distances = self.distance(self.box_tower(x_BCHW)) + 1
-        outputs = self.one(self.select(said)), self.many(said), F.softplus(distances) * self.log_scale[level].exp()
-        one, many, sides = (y.flatten(2).transpose(1, 2) for y in outputs)
-        return one, many, sides
+        distances = F.softplus(self.distance(self.box_tower(x_BCHW)) + 1) * self.log_scale[level].exp()
+        many, sides, features = (y.flatten(2).transpose(1, 2) for y in (self.many(said), distances, said))
+        return many, sides, features
+
+
+class Rivals(nn.Module):
+    """The best cells look at each other, and each lowers its scores if another says the same object better."""
+
+    def __init__(self, width: int, classes: int, heads: int = 8, layers: int = 2):
+        super().__init__()
+        self.enter = nn.Linear(width + classes + 4, width)
+        self.layers = nn.ModuleList(RivalLayer(width, heads) for _ in range(layers))
+        self.leave = nn.Linear(width, classes)
+        nn.init.zeros_(self.leave.weight)  # at first every cell keeps its own scores
+        nn.init.zeros_(self.leave.bias)
+
+    def forward(self, features_BRC: Tensor, many_BRK: Tensor, boxes_BR4: Tensor) -> Tensor:
+        """Class logits (B, R, K) once the rivals are known; boxes and scores are looked at, not taught, here."""
+        many_BRK, boxes_BR4 = many_BRK.detach(), boxes_BR4.detach()
+        overlap_BRR = iou(boxes_BR4[:, :, None], boxes_BR4[:, None])
+        best_BR = many_BRK.amax(-1)
+        better_BRR = (best_BR[:, None] > best_BR[..., None]).to(overlap_BRR)
+        relation_BRR3 = torch.stack([overlap_BRR, better_BRR, overlap_BRR * better_BRR], -1)
+        x_BRC = self.enter(torch.cat([features_BRC, many_BRK, boxes_BR4], -1))
+        for layer in self.layers:
+            x_BRC = layer(x_BRC, relation_BRR3)
+        return many_BRK + self.leave(x_BRC)
+
+
+class RivalLayer(nn.Module):
+    """Pre-norm attention with a bias from the relation of each pair, then a two-layer perceptron."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.bias = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, heads))
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x_BRC: Tensor, relation_BRR3: Tensor) -> Tensor:
+        """The rivals (B, R, C), each told of the others."""
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in self.qkv(self.norm(x_BRC)).chunk(3, -1))
+        bias_BHRR = self.bias(relation_BRR3).permute(0, 3, 1, 2)
+        heard = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_BHRR.to(q.dtype))
+        x_BRC = x_BRC + self.out(heard.transpose(1, 2).flatten(2))
+        return x_BRC + self.mlp(self.norm_mlp(x_BRC))
 
 
 def _block(width: int) -> nn.Sequential:
@@ -199,15 +257,15 @@ def candidates(raw: Raw, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def one_to_one(raw: Raw, batch: Batch, pairs_BNQ: Tensor) -> Tensor:
-    """Quality (IoU) of the one cell of least cost per object: 2 x focal + 5 x L1 + 2 x (1 - GIoU); (B, N, Q), else 0."""
-    score_BNQ = _score_of_label(raw.one_BQK, batch.labels_BN)
-    truth_BN14, said_B1Q4 = batch.boxes_BN4[:, :, None], raw.boxes_BQ4[:, None]
-    distance_BNQ = (truth_BN14 - said_B1Q4).abs().sum(-1)
-    cost_BNQ = 2 * focal_cost(score_BNQ) + 5 * distance_BNQ + 2 * (1 - giou(truth_BN14, said_B1Q4))
-    matched_BN = match(cost_BNQ.masked_fill(~pairs_BNQ, 1e6), batch.valid_BN)
-    chosen_BNQ = F.one_hot(matched_BN.clamp(min=0), pairs_BNQ.shape[-1]) * (matched_BN >= 0)[..., None]
-    quality_BNQ = iou(truth_BN14, said_B1Q4)
-    return chosen_BNQ * quality_BNQ.clamp(min=PRIOR)  # a box still far off must learn, too
+    """Quality (IoU) of the one rival of least cost per object: 2 x focal + 5 x L1 + 2 x (1 - GIoU); (B, N, R), else 0."""
+    pairs_BNR = pairs_BNQ.gather(2, raw.cells_BR[:, None].expand(-1, pairs_BNQ.shape[1], -1))
+    score_BNR = _score_of_label(raw.one_BRK, batch.labels_BN)
+    truth_BN14, said_B1R4 = batch.boxes_BN4[:, :, None], rows(raw.boxes_BQ4, raw.cells_BR)[:, None]
+    distance_BNR = (truth_BN14 - said_B1R4).abs().sum(-1)
+    cost_BNR = 2 * focal_cost(score_BNR) + 5 * distance_BNR + 2 * (1 - giou(truth_BN14, said_B1R4))
+    matched_BN = match(cost_BNR.masked_fill(~pairs_BNR, 1e6), batch.valid_BN)
+    chosen_BNR = F.one_hot(matched_BN.clamp(min=0), raw.cells_BR.shape[1]) * (matched_BN >= 0)[..., None]
+    return chosen_BNR * pairs_BNR * iou(truth_BN14, said_B1R4).clamp(min=PRIOR)  # a box still far off must learn, too
 
 
 @torch.no_grad()
@@ -219,7 +277,7 @@ def one_to_many(raw: Raw, batch: Batch, pairs_BNQ: Tensor) -> Tensor:
     """
     iou_BNQ = iou(batch.boxes_BN4[:, :, None], raw.boxes_BQ4[:, None])
     align_BNQ = _score_of_label(raw.many_BQK, batch.labels_BN).sqrt() * iou_BNQ**6 * pairs_BNQ
-    count = min(CANDIDATES, align_BNQ.shape[-1])
+    count = min(TEACHERS, align_BNQ.shape[-1])
     best_BNQ = torch.zeros_like(pairs_BNQ).scatter_(-1, align_BNQ.topk(count).indices, True) & pairs_BNQ
     owner_BQ = iou_BNQ.masked_fill(~best_BNQ, -1).argmax(1)
     best_BNQ &= F.one_hot(owner_BQ, pairs_BNQ.shape[1]).transpose(1, 2).bool()

@@ -1,0 +1,158 @@
+"""`dense` beside torchvision's detectors: same backbone and weights, images, augmentation, optimizer, epochs, scorer.
+
+    python benchmarks/peers.py DATA --train-split train --val-split test --image-size 320 --epochs 20 --peers fcos
+    python benchmarks/peers.py voc-animals-train --val-data voc-animals-val --image-size 256 --epochs 10 \\
+        --peers fcos retinanet --classes cat cow dog horse sheep
+
+Each detector is trained in turn from ImageNet weights; then all are scored on the validation images with their averaged
+weights of the last epoch. `--classes` adds the mean over some classes. `--write FILE` appends the table to a file.
+"""
+
+import argparse
+import datetime
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
+
+from boxwright.data.cache import Cache, build
+from boxwright.data.loader import steps_per_epoch, train_batches
+from boxwright.data.read import merge_val, name_splits, read, train_and_val
+from boxwright.evaluation.coco import Report, score
+from boxwright.evaluation.run import detect
+from boxwright.models import zoo
+from boxwright.models.backbone import Backbone
+from boxwright.training.optim import make_optimizer, moving_average, rate_factor, set_rate
+from boxwright.types import Batch, Detector, Predictions, pixels
+
+WIDTH = 128  # of the peers' pyramids
+STRIDES = (8, 16, 32)
+
+
+class Pyramid(BackboneWithFPN):
+    """Our backbone, with its weights and frozen stem, under torchvision's feature pyramid with levels 3 to 7."""
+
+    def __init__(self, backbone: Backbone):
+        nn.Module.__init__(self)
+        self.body, self.out_channels = backbone, WIDTH
+        self.fpn = FeaturePyramidNetwork(backbone.channels, WIDTH, LastLevelP6P7(WIDTH, WIDTH))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return self.fpn({str(i): x for i, x in enumerate(self.body(images))})
+
+
+class Peer(Detector):
+    """A torchvision detector behind the contract of ours; it sees the same canvas, and resizes nothing."""
+
+    def __init__(self, kind: str, names: tuple[str, ...], image_size: int, backbone: str):
+        super().__init__()
+        self.names, self.image_size = names, image_size
+        base = Backbone(backbone, STRIDES)
+        network, sizes = (FCOS, None) if kind == "fcos" else (RetinaNet, [(s, s * 2 ** (1 / 3), s * 2 ** (2 / 3)) for s in (32, 64, 128, 256, 512)])  # fmt: skip
+        options = {} if sizes is None else {"anchor_generator": AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 5)}
+        self.network = network(
+            Pyramid(base), len(names) + 1, min_size=image_size, max_size=image_size,
+            image_mean=[0.0] * 3, image_std=[1.0] * 3, score_thresh=0.001, **options,
+        )  # fmt: skip
+
+    def backbone_parameters(self) -> list[nn.Parameter]:
+        return list(self.network.backbone.body.parameters())
+
+    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor) -> Tensor:
+        images = pixels(images_BCHW)
+        return images if self.training else self.network(list(images))
+
+    def loss(self, raw: Tensor, batch: Batch) -> dict[str, Tensor]:
+        rows = zip(batch.boxes_BN4, batch.labels_BN, batch.valid_BN, strict=True)
+        side = raw.shape[-1]
+        targets = [{"boxes": boxes[valid] * side, "labels": labels[valid] + 1} for boxes, labels, valid in rows]
+        return self.network(list(raw), targets)
+
+    def decode(self, raw: list[dict[str, Tensor]]) -> Predictions:
+        boxes, scores, labels = torch.zeros(len(raw), 100, 4), torch.zeros(len(raw), 100), torch.zeros(len(raw), 100)
+        for row, found in enumerate(raw):
+            kept = min(100, len(found["scores"]))
+            boxes[row, :kept] = found["boxes"][:kept].cpu() / self.image_size
+            scores[row, :kept], labels[row, :kept] = found["scores"][:kept].cpu(), found["labels"][:kept].cpu() - 1
+        return Predictions(boxes, scores, labels.long().clamp(min=0))
+
+
+def train(detector: Detector, cache: Cache, recipe: zoo.Recipe, epochs: int, device: str) -> tuple[Detector, float]:
+    """The averaged detector after `epochs`, and the minutes that took: `boxwright train`'s recipe, without its files."""
+    detector.to(device, memory_format=torch.channels_last).train()
+    optimizer, average = make_optimizer(detector, recipe.optim), moving_average(detector, recipe.optim.ema)
+    steps, started = steps_per_epoch(len(cache), recipe.batch_size), time.perf_counter()
+    for step in range(epochs * steps):
+        epoch, place = divmod(step, steps)
+        if place == 0:
+            batches = train_batches(cache, recipe.batch_size, recipe.augment, seed=0, epoch=epoch, device=device)
+        batch = next(batches)
+        set_rate(optimizer, rate_factor(step, epochs * steps, recipe.optim))
+        torch.manual_seed(step)
+        loss = sum(detector.loss(detector(batch.images_BCHW, batch.sizes_B2), batch).values())
+        loss.backward()
+        nn.utils.clip_grad_norm_(detector.parameters(), recipe.optim.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update_parameters(detector)
+        if place == steps - 1:
+            print(f"  epoch {epoch + 1}: loss {loss.item():.3f}, {(time.perf_counter() - started) / 60:.1f} min", flush=True)
+    return average.module.eval(), (time.perf_counter() - started) / 60
+
+
+def row(name: str, report: Report, minutes: float, parameters: int, classes: list[str]) -> str:
+    """One line of the table."""
+    cells = [name, f"{parameters / 1e6:.1f}", f"{minutes:.1f}", f"{report.ap:.3f}", f"{report.ap50:.3f}"]
+    if classes:
+        cells += [f"{sum(report.per_class[c][k] for c in classes) / len(classes):.3f}" for k in ("ap", "ap50")]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--val-data", type=Path)
+    parser.add_argument("--train-split")
+    parser.add_argument("--val-split")
+    parser.add_argument("--image-size", type=int, default=320)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--peers", nargs="+", choices=("fcos", "retinanet"), default=["fcos"])
+    parser.add_argument("--classes", nargs="+", default=[])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--write", type=Path)
+    a = parser.parse_args()
+
+    dataset = name_splits(read(a.data), a.train_split, a.val_split)
+    dataset = merge_val(dataset, read(a.val_data)) if a.val_data else dataset
+    records, val_records = train_and_val(dataset)
+    cache, val_cache = build(records, a.image_size), build(val_records, a.image_size)
+    recipe = zoo.recipe("dense")
+    makers = {"dense": partial(zoo.build, "dense", "nano", dataset.names, image_size=a.image_size)}
+    makers |= {peer: partial(Peer, peer, dataset.names, a.image_size, "tf_efficientnet_lite0") for peer in a.peers}
+    extra = f" mean AP | mean AP50 ({', '.join(a.classes)}) |" if a.classes else ""
+    lines = [f"| detector | M parameters | minutes | AP | AP50 |{extra}", "| --- " * (5 + 2 * bool(a.classes)) + "|"]
+    for name, make in makers.items():
+        print(name, flush=True)
+        torch.manual_seed(0)
+        detector = make()
+        trained, minutes = train(detector, cache, recipe, a.epochs, a.device)
+        report = score(val_records, detect(trained, val_cache, 16, a.device), dataset.names)
+        lines.append(row(name, report, minutes, sum(p.numel() for p in detector.parameters()), a.classes))
+        print(lines[-1], flush=True)
+    machine = torch.cuda.get_device_name() if a.device != "cpu" else f"CPU, {torch.get_num_threads()} threads"
+    title = f"{datetime.date.today()}, {a.data.name}, {len(records)} images, {a.image_size} px, {a.epochs} epochs, {machine}"
+    text = "\n".join([f"\n{title}\n", *lines, ""])
+    print(text)
+    if a.write:
+        with a.write.open("a") as stream:
+            stream.write(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""A training step of `dense` with Lite0: ours beside the plain eager loop, taking turns in one run.
+
+    python benchmarks/training_step.py [--steps 10] [--batch 16] [--image-size 320]
+
+Plain: the same network and loss, contiguous (NCHW) memory, every weight learning, batch norms in training mode. The two
+middle rows add our changes one by one: channels-last memory, then norms with ImageNet statistics and a resting stem.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+from torch import nn
+
+from boxwright.config import Optim
+from boxwright.models.dense import SIZES, Dense
+from boxwright.training.optim import make_optimizer
+from boxwright.types import Batch
+
+
+def synthetic(count: int, side: int, objects: int = 12) -> Batch:
+    """A batch of noise with a dozen boxes an image, as BCCD has."""
+    corner = torch.rand(count, objects, 2) * 0.7
+    return Batch(
+        images_BCHW=torch.rand(count, 3, side, side),
+        sizes_B2=torch.full((count, 2), side),
+        originals_B2=torch.full((count, 2), side),
+        boxes_BN4=torch.cat([corner, corner + 0.05 + torch.rand(count, objects, 2) * 0.2], -1),
+        labels_BN=torch.randint(0, 3, (count, objects)),
+        valid_BN=torch.ones(count, objects, dtype=torch.bool),
+        index_B=torch.arange(count),
+    )
+
+
+class Contiguous(Dense):
+    """The same detector on memory as torch lays it out by default."""
+
+    def forward(self, images_BCHW, sizes_B2):
+        images = (images_BCHW - self.backbone.mean) / self.backbone.std
+        maps = self.pyramid(self.backbone.net(images))
+        return self._vote(maps, images.shape[-2:])
+
+
+def make(kind: type[Dense], frozen: bool) -> tuple[Dense, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    detector = kind(SIZES["nano"], ("a", "b", "c"))
+    if not frozen:
+        detector.backbone.frozen = False
+        detector.requires_grad_(True)
+    if kind is Dense:
+        detector.to(memory_format=torch.channels_last)
+    return detector.train(), make_optimizer(detector, Optim(lr=1e-3, backbone_factor=0.2, weight_decay=0.05))
+
+
+def step(detector: Dense, optimizer: torch.optim.Optimizer, batch: Batch) -> float:
+    started = time.perf_counter()
+    sum(detector.loss(detector(batch.images_BCHW, batch.sizes_B2), batch).values()).backward()
+    nn.utils.clip_grad_norm_(detector.parameters(), 10.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--image-size", type=int, default=320)
+    a = parser.parse_args()
+    batch = synthetic(a.batch, a.image_size)
+    sides = {
+        "plain eager loop": make(Contiguous, frozen=False),
+        "+ channels-last": make(Dense, frozen=False),
+        "+ resting stem and norms (ours)": make(Dense, frozen=True),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(a.steps + 2):
+        for name, (detector, optimizer) in sides.items():
+            took = step(detector, optimizer, batch)
+            if turn >= 2:  # the first steps warm up
+                seconds[name].append(took)
+    plain = statistics.median(seconds["plain eager loop"])
+    print(f"batch {a.batch}, {a.image_size} px, {torch.get_num_threads()} threads, median of {a.steps} steps")
+    for name, taken in seconds.items():
+        median = statistics.median(taken)
+        print(f"{name:<32} {a.batch / median:6.2f} images/s   {plain / median:.2f} x")
+
+
+if __name__ == "__main__":
+    main()

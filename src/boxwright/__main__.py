@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from itertools import zip_longest
 from typing import Any, NoReturn
 
 from boxwright import __version__
@@ -78,7 +79,7 @@ def _spelt(arguments: list[str], function: Callable[..., Any]) -> list[str]:
     """The arguments as the parser wants them: underscores in names, and a bare switch said to be true."""
     switches = {f"--{p.name}" for p in inspect.signature(function).parameters.values() if p.annotation in (bool, "bool")}
     spelt = []
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
         name, equals, value = argument.partition("=")
         if name.startswith("--"):
             name = "--" + name[2:].replace("-", "_")

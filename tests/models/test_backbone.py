@@ -43,6 +43,6 @@ def test_a_wrong_backbone_is_named_with_the_mend(name, strides, said):
 
 
 def test_missing_weights_are_one_clear_error(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="tf_efficientnet_lite0"):
         Backbone("test_resnet", (8,))

@@ -203,7 +203,7 @@ class Rivals(nn.Module):
 
     def __init__(self, width: int, classes: int, heads: int = 8, layers: int = 2):
         super().__init__()
-        self.enter = nn.Linear(width + classes + 4, width)
+        self.enter = nn.Linear(width + classes + 5, width)
         self.layers = nn.ModuleList(RivalLayer(width, heads) for _ in range(layers))
         self.leave = nn.Linear(width, classes)
         nn.init.zeros_(self.leave.weight)  # at first every cell keeps its own scores
@@ -212,13 +212,15 @@ class Rivals(nn.Module):
     def forward(self, features_BRC: Tensor, many_BRK: Tensor, boxes_BR4: Tensor) -> Tensor:
         """Class logits (B, R, K) once the rivals are known; boxes and scores are looked at, not taught, here."""
         many_BRK, boxes_BR4 = many_BRK.detach(), boxes_BR4.detach()
+        best_BR, label_BR = many_BRK.max(-1)
         overlap_BRR = iou(boxes_BR4[:, :, None], boxes_BR4[:, None])
-        best_BR = many_BRK.amax(-1)
         better_BRR = (best_BR[:, None] > best_BR[..., None]).to(overlap_BRR)
-        relation_BRR3 = torch.stack([overlap_BRR, better_BRR, overlap_BRR * better_BRR], -1)
-        x_BRC = self.enter(torch.cat([features_BRC, many_BRK, boxes_BR4], -1))
+        same_BRR = (label_BR[:, None] == label_BR[..., None]).to(overlap_BRR)
+        threat_BRR = overlap_BRR * better_BRR * same_BRR  # all that NMS would look at; here it is one input of many
+        relation_BRR4 = torch.stack([overlap_BRR, better_BRR, same_BRR, threat_BRR], -1)
+        x_BRC = self.enter(torch.cat([features_BRC, many_BRK, boxes_BR4, threat_BRR.amax(-1, keepdim=True)], -1))
         for layer in self.layers:
-            x_BRC = layer(x_BRC, relation_BRR3)
+            x_BRC = layer(x_BRC, relation_BRR4)
         return many_BRK + self.leave(x_BRC)
 
 
@@ -230,13 +232,13 @@ class RivalLayer(nn.Module):
         self.heads = heads
         self.norm, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.bias = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, heads))
+        self.bias = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, heads))
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
-    def forward(self, x_BRC: Tensor, relation_BRR3: Tensor) -> Tensor:
+    def forward(self, x_BRC: Tensor, relation_BRR4: Tensor) -> Tensor:
         """The rivals (B, R, C), each told of the others."""
         q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in self.qkv(self.norm(x_BRC)).chunk(3, -1))
-        bias_BHRR = self.bias(relation_BRR3).permute(0, 3, 1, 2)
+        bias_BHRR = self.bias(relation_BRR4).permute(0, 3, 1, 2)
         heard = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_BHRR.to(q.dtype))
         x_BRC = x_BRC + self.out(heard.transpose(1, 2).flatten(2))
         return x_BRC + self.mlp(self.norm_mlp(x_BRC))

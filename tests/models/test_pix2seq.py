@@ -1,0 +1,136 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from boxwright.config import UserError
+from boxwright.models.pix2seq import SIZES, Pix2Seq, Pix2SeqConfig
+from boxwright.types import Batch
+
+CONFIG = Pix2SeqConfig(
+    backbone="test_efficientnet", image_size=96, encoder_layers=1, encoder_dim=32, encoder_hidden=64, encoder_heads=4,
+    decoder_layers=2, decoder_dim=24, decoder_hidden=48, decoder_heads=3, max_objects=6, length=32, bins=50,
+    first_coordinate=120, vocabulary=180,
+)  # fmt: skip
+
+
+@pytest.fixture
+def detector():
+    torch.manual_seed(0)
+    return Pix2Seq(CONFIG, ("cat", "dog"), pretrained=False)
+
+
+def losses(detector, batch, seed=0):
+    torch.manual_seed(seed)
+    return detector.loss(detector(batch.images_BCHW, batch.sizes_B2), batch)
+
+
+def test_any_height_and_width(detector):
+    memory = detector(torch.rand(2, 3, 101, 75), torch.tensor([[101, 75], [50, 60]]))
+    assert memory.shape == (2, 7 * 5, 24)
+    assert detector.decode(memory).boxes_BD4.shape == (2, 6, 4)
+
+
+def test_what_lies_in_the_padding_says_nothing(detector, batch):
+    detector.eval()
+    noisy = batch.images_BCHW.clone()
+    noisy[1, :, 64:] = 255
+    clean = detector(batch.images_BCHW, batch.sizes_B2)
+    torch.testing.assert_close(detector(noisy, batch.sizes_B2), clean)
+
+
+def test_padding_is_seen_as_grey(detector, batch):
+    detector.eval()
+    grey = batch.images_BCHW / 255
+    grey[1, :, 64:] = 0.3
+    whole = torch.full_like(batch.sizes_B2, 96)
+    torch.testing.assert_close(detector(grey, whole), detector(batch.images_BCHW, batch.sizes_B2))
+
+
+def test_an_untrained_network_gives_valid_predictions(detector, batch):
+    for grammar in (True, False):
+        detector.config = replace(CONFIG, grammar=grammar)
+        said = detector.eval().decode(detector(batch.images_BCHW, batch.sizes_B2))
+        assert said.boxes_BD4.shape == (2, 6, 4)
+        assert ((said.boxes_BD4 >= 0) & (said.boxes_BD4 <= 1)).all()
+        assert (said.boxes_BD4[..., 2:] >= said.boxes_BD4[..., :2]).all()
+        assert (said.scores_BD.diff(dim=1) <= 0).all()
+        assert ((said.scores_BD > 0) & (said.scores_BD <= 1)).all()
+        assert ((said.labels_BD >= 0) & (said.labels_BD < 2)).all()
+
+
+def test_decoding_is_repeatable_even_from_the_nucleus(detector, batch):
+    detector.config = replace(CONFIG, top_p=0.9)
+    memory = detector.eval()(batch.images_BCHW, batch.sizes_B2)
+    first, again = detector.decode(memory), detector.decode(memory)
+    assert (first.boxes_BD4 == again.boxes_BD4).all()
+
+
+def test_the_loss_is_the_weighted_mean_over_tokens(detector, batch):
+    """An untrained network finds all tokens about equally likely, whatever the weights."""
+    loss = losses(detector.eval(), batch)["tokens"].item()
+    assert abs(loss - torch.tensor(180.0).log()) < 1
+
+
+def test_more_sentences_an_image_do_not_change_what_is_expected(detector, batch):
+    detector.eval()
+    few = torch.stack([losses(detector, batch, seed)["tokens"] for seed in range(20)]).mean()
+    detector.config = replace(CONFIG, sentences=20)
+    torch.testing.assert_close(losses(detector, batch)["tokens"], few, rtol=0.05, atol=0.05)
+
+
+def test_loss_does_not_depend_on_padding_rows(detector, batch):
+    detector.config = replace(CONFIG, sentences=200)
+    wide = Batch(
+        **vars(batch)
+        | {
+            "boxes_BN4": torch.cat([batch.boxes_BN4, torch.zeros(2, 5, 4)], 1),
+            "labels_BN": torch.cat([batch.labels_BN, torch.zeros(2, 5, dtype=torch.long)], 1),
+            "valid_BN": torch.cat([batch.valid_BN, torch.zeros(2, 5, dtype=torch.bool)], 1),
+        }
+    )
+    one, other = (losses(detector.eval(), b)["tokens"] for b in (batch, wide))
+    torch.testing.assert_close(one, other, rtol=0.02, atol=0.02)
+
+
+def test_images_without_objects_have_a_finite_loss_and_gradients(detector, batch):
+    empty = Batch(**vars(batch) | {"valid_BN": torch.zeros_like(batch.valid_BN)})
+    losses(detector, empty)["tokens"].backward()
+    assert all(torch.isfinite(p.grad).all() for p in detector.parameters() if p.grad is not None)
+
+
+def test_every_parameter_learns(detector, batch):
+    losses(detector.eval(), batch)["tokens"].backward()
+    assert [name for name, p in detector.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_a_small_set_is_learned_and_detected(detector, batch):
+    torch.manual_seed(0)
+    config = replace(CONFIG, dropout=0.0, drop_path=0.0, sentences=4, decoder_dim=48)
+    detector = Pix2Seq(config, ("cat", "dog"), pretrained=False)
+    optimizer = torch.optim.AdamW(detector.parameters(), 3e-3)
+    for _ in range(150):
+        loss = detector.loss(detector(batch.images_BCHW, batch.sizes_B2), batch)["tokens"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 1.0
+    said = detector.eval().decode(detector(batch.images_BCHW, batch.sizes_B2))
+    second = said.boxes_BD4[1, 0], said.labels_BD[1, 0]
+    torch.testing.assert_close(second[0], batch.boxes_BN4[1, 0], rtol=0, atol=0.03)
+    assert second[1] == batch.labels_BN[1, 0]
+
+
+def test_more_classes_than_words_are_refused():
+    with pytest.raises(UserError, match="19 classes"):
+        Pix2Seq(CONFIG, tuple(map(str, range(20))), pretrained=False)
+
+
+def test_a_sentence_too_short_for_its_objects_is_refused():
+    with pytest.raises(UserError, match="length=29"):
+        Pix2Seq(replace(CONFIG, length=29), ("cat",), pretrained=False)
+
+
+def test_sizes_grow():
+    counts = [sum(p.numel() for p in Pix2Seq(c, ("cat",), pretrained=False).parameters()) for c in SIZES.values()]
+    assert counts == sorted(counts)

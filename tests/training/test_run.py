@@ -1,0 +1,206 @@
+"""The verb `train` as a user meets it: whole runs of a tiny detector on painted squares and discs."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image, ImageDraw
+
+import boxwright
+from boxwright.__main__ import main
+from boxwright.config import Augment, Optim, UserError
+from boxwright.models.dense import Dense
+
+COMMON = ["--backbone", "test_efficientnet", "--pretrained", "false", "--image-size", "64", "--batch-size", "4", "--device", "cpu"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """24 images of white squares and yellow discs in COCO form, 16 to train on, 8 to validate on."""
+    root, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    for split, count in (("train", 16), ("val", 8)):
+        images, annotations = [], []
+        for number in range(1, count + 1):
+            canvas = Image.new("RGB", (64, 48), (30, 60, 40))
+            for _ in range(int(random.integers(1, 4))):
+                label, side = int(random.integers(0, 2)), int(random.integers(10, 20))
+                x, y = int(random.integers(0, 64 - side)), int(random.integers(0, 48 - side))
+                draw = ImageDraw.Draw(canvas)
+                (draw.rectangle, draw.ellipse)[label]((x, y, x + side - 1, y + side - 1), fill=("white", "yellow")[label])
+                row = {"id": len(annotations) + 1, "image_id": number, "category_id": label + 1}
+                annotations.append(row | {"bbox": [x, y, side, side], "area": side * side, "iscrowd": 0})
+            (root / split).mkdir(exist_ok=True)
+            canvas.save(root / split / f"{number}.png")
+            images.append({"id": number, "file_name": f"{number}.png", "width": 64, "height": 48})
+        categories = [{"id": 1, "name": "square"}, {"id": 2, "name": "disc"}]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (root / "annotations").mkdir(exist_ok=True)
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("BOXWRIGHT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def start(data: Path, out: Path, *more: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "boxwright", "train", str(data), "--out", str(out), *COMMON, *more]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_rows(process: subprocess.Popen, out: Path, count: int) -> None:
+    """Until metrics.csv has so many rows; a process that ends before fails the test with its output."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if (out / "metrics.csv").is_file() and len(rows(out)) >= count:
+            return
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.02)
+    raise AssertionError("no progress")
+
+
+def train(data: Path, out: Path, **more) -> Path:
+    settings = {"backbone": "test_efficientnet", "pretrained": False, "image_size": 64, "batch_size": 4, "device": "cpu"}
+    return boxwright.train(data, out=out, **settings | {"epochs": 2} | more)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_step_and_resumed_gives_the_same_losses(data, tmp_path):
+    epochs = ["--epochs", "4"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(data, whole, *epochs).wait(300) == 0
+    process = start(data, killed, *epochs)
+    wait_for_rows(process, killed, 6)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert start(data, killed, *epochs, "--resume").wait(300) == 0
+    assert rows(killed) == rows(whole)
+    weights = [boxwright.load(run / "last", device="cpu").detector.state_dict() for run in (whole, killed)]
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_in_the_middle_of_an_epoch_and_says_how_to_go_on(data, tmp_path):
+    whole = train(data, tmp_path / "whole", epochs=3)
+    out = tmp_path / "stopped"
+    process = start(data, out, "--epochs", "3")
+    wait_for_rows(process, out, 5)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume goes on" in said
+    assert "Traceback" not in said
+    train(data, out, epochs=3, resume=True)
+    assert [row["loss"] for row in rows(out)] == [row["loss"] for row in rows(whole)]
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(data, tmp_path):
+    out = tmp_path / "two"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "boxwright"]
+    command = [*launcher, "train", str(data), "--out", str(out), *COMMON, "--epochs", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "cpu x 2" in done.stdout
+    assert len(rows(out)) == 4  # 16 images, 2 epochs, 2 processes of 4
+    assert rows(out)[-1]["val_ap"] != ""
+
+
+def test_a_run_leaves_what_it_promises_and_config_repeats_it(data, tmp_path):
+    out = train(data, tmp_path / "run")
+    for name in ("best.safetensors", "last.safetensors", "state.safetensors", "metrics.csv", "curves.png", "config.yaml"):
+        assert (out / name).is_file()
+    assert list((out / "tensorboard").iterdir())
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+    assert [int(row["step"]) for row in rows(out)] == list(range(1, 9))
+    again = tmp_path / "again"
+    assert main(["train", "--config", str(out / "config.yaml"), "--out", str(again)]) == 0
+    assert rows(again) == rows(out)
+
+
+def test_the_card_and_the_names_travel_with_the_weights(data, tmp_path):
+    detector = boxwright.load(train(data, tmp_path / "run", epochs=1), device="cpu").detector
+    assert detector.names == ("square", "disc")
+    assert detector.card["epoch"] == 1
+    assert detector.card["settings"]["batch_size"] == 4
+
+
+def test_gradients_add_up_over_accumulated_batches(data, tmp_path):
+    out = train(data, tmp_path / "run", batch_size=2, optim=Optim(accumulate=4), epochs=1)
+    assert len(rows(out)) == 2
+
+
+def test_training_goes_on_from_given_weights(data, tmp_path):
+    first = train(data, tmp_path / "first", epochs=3)
+    second = train(data, tmp_path / "second", weights=first / "last", epochs=1, optim=Optim(lr=1e-6))
+    assert float(rows(second)[0]["loss"]) < float(rows(first)[0]["loss"])
+
+
+def test_patience_ends_a_run_that_gets_no_better(data, tmp_path):
+    out = train(data, tmp_path / "run", epochs=6, optim=Optim(lr=1e-9, patience=2))
+    assert len(rows(out)) < 6 * 4
+
+
+def test_views_fill_a_batch_with_draws_of_fewer_images(data, tmp_path):
+    out = train(data, tmp_path / "run", epochs=1, augment=Augment(views=2))
+    assert len(rows(out)) == 8
+
+
+def test_a_held_out_split_is_made_where_none_is_named(data, tmp_path, capsys):
+    train(data / "annotations" / "instances_train.json", tmp_path / "run", epochs=1, val=0.25)
+    assert "12 images to train on, 4 to validate on" in capsys.readouterr().out
+
+
+def test_show_batches_only_draws(data, tmp_path):
+    out = train(data, tmp_path / "run", show_batches=True)
+    assert [path.name for path in out.iterdir()] == ["batches.png"]
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_batch_on_disk(data, tmp_path, monkeypatch):
+    original = Dense.loss
+
+    def broken(self, raw, batch):
+        losses = original(self, raw, batch)
+        broken.calls += 1
+        return losses | {"giou": losses["giou"] * float("nan")} if broken.calls == 6 else losses
+
+    broken.calls = 0
+    monkeypatch.setattr(Dense, "loss", broken)
+    with pytest.raises(UserError, match=r"not finite at step 6 .*giou.*not-finite-step-6"):
+        train(data, tmp_path / "run")
+    assert (tmp_path / "run" / "not-finite-step-6.safetensors").is_file()
+    assert (tmp_path / "run" / "state.safetensors").is_file()
+
+
+def test_another_run_is_never_overwritten_nor_resumed_with_other_settings(data, tmp_path):
+    out = train(data, tmp_path / "run", epochs=1)
+    before = (out / "best.safetensors").read_bytes()
+    with pytest.raises(UserError, match="holds a run already; add --resume"):
+        train(data, out, epochs=1)
+    with pytest.raises(UserError, match="begun with other settings"):
+        train(data, out, epochs=2, resume=True)
+    assert (out / "best.safetensors").read_bytes() == before
+    assert yaml.safe_load((out / "config.yaml").read_text())["epochs"] == 1
+
+
+def test_weights_of_another_shape_are_refused(data, tmp_path):
+    first = train(data, tmp_path / "first", epochs=1)
+    with pytest.raises(UserError, match="same --model, --size and classes"):
+        train(data, tmp_path / "second", weights=first, backbone="test_resnet")

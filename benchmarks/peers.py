@@ -54,8 +54,8 @@ class Peer(Detector):
         super().__init__()
         self.names, self.image_size = names, image_size
         base = Backbone(backbone, STRIDES)
-        network, sizes = (FCOS, None) if kind == "fcos" else (RetinaNet, [(s, s * 2 ** (1 / 3), s * 2 ** (2 / 3)) for s in (32, 64, 128, 256, 512)])  # fmt: skip
-        options = {} if sizes is None else {"anchor_generator": AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 5)}
+        network = {"fcos": FCOS, "retinanet": RetinaNet}[kind]
+        options = {} if kind == "fcos" else {"anchor_generator": anchors()}
         self.network = network(
             Pyramid(base), len(names) + 1, min_size=image_size, max_size=image_size,
             image_mean=[0.0] * 3, image_std=[1.0] * 3, score_thresh=0.001, **options,
@@ -83,8 +83,14 @@ class Peer(Detector):
         return Predictions(boxes, scores, labels.long().clamp(min=0))
 
 
+def anchors() -> AnchorGenerator:
+    """RetinaNet's, as torchvision's own builders make them."""
+    sizes = tuple((s, int(s * 2 ** (1 / 3)), int(s * 2 ** (2 / 3))) for s in (32, 64, 128, 256, 512))
+    return AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 5)
+
+
 def train(detector: Detector, cache: Cache, recipe: zoo.Recipe, epochs: int, device: str) -> tuple[Detector, float]:
-    """The averaged detector after `epochs`, and the minutes that took: `boxwright train`'s recipe, without its files."""
+    """The averaged detector after `epochs`, and the minutes that took: `boxwright train` without its files."""
     detector.to(device, memory_format=torch.channels_last).train()
     optimizer, average = make_optimizer(detector, recipe.optim), moving_average(detector, recipe.optim.ema)
     steps, started = steps_per_epoch(len(cache), recipe.batch_size), time.perf_counter()
@@ -102,8 +108,9 @@ def train(detector: Detector, cache: Cache, recipe: zoo.Recipe, epochs: int, dev
         optimizer.zero_grad()
         average.update_parameters(detector)
         if place == steps - 1:
-            print(f"  epoch {epoch + 1}: loss {loss.item():.3f}, {(time.perf_counter() - started) / 60:.1f} min", flush=True)
-    return average.module.eval(), (time.perf_counter() - started) / 60
+            minutes = (time.perf_counter() - started) / 60
+            print(f"  epoch {epoch + 1}: loss {loss.item():.3f}, {minutes:.1f} min", flush=True)
+    return average.module.eval(), minutes
 
 
 def row(name: str, report: Report, minutes: float, parameters: int, classes: list[str]) -> str:
@@ -146,8 +153,8 @@ def main() -> None:
         lines.append(row(name, report, minutes, sum(p.numel() for p in detector.parameters()), a.classes))
         print(lines[-1], flush=True)
     machine = torch.cuda.get_device_name() if a.device != "cpu" else f"CPU, {torch.get_num_threads()} threads"
-    title = f"{datetime.date.today()}, {a.data.name}, {len(records)} images, {a.image_size} px, {a.epochs} epochs, {machine}"
-    text = "\n".join([f"\n{title}\n", *lines, ""])
+    title = f"{datetime.date.today()}, {a.data.name}, {len(records)} images, {a.image_size} px, {a.epochs} epochs"
+    text = "\n".join([f"\n{title}, {machine}\n", *lines, ""])
     print(text)
     if a.write:
         with a.write.open("a") as stream:

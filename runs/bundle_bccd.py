@@ -39,7 +39,9 @@ def pack(dataset: Dataset, records: list[Record], target: Path, split: str, shri
         else:
             file = target / split / f"{record.path.stem}.webp"
             size = record.width // shrink, record.height // shrink
-            Image.open(record.path).convert("RGB").resize(size, Image.Resampling.BICUBIC).save(file, quality=80, method=6)
+            Image.open(record.path).convert("RGB").resize(size, Image.Resampling.BICUBIC).save(
+                file, quality=80, method=6
+            )
         width, height = Image.open(file).size
         images.append({"id": number, "file_name": Path(file).name, "width": width, "height": height})
         for (x1, y1, x2, y2), label in zip(record.boxes_N4 / shrink, record.labels_N, strict=True):

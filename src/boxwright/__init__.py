@@ -8,11 +8,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from boxwright.bundled.demo import demo
     from boxwright.config import Augment, Optim, UserError
     from boxwright.data.check import check
     from boxwright.data.convert import convert
     from boxwright.data.read import read
-    from boxwright.bundled.demo import demo
     from boxwright.evaluation.evaluate import evaluate
     from boxwright.inference.predict import predict
     from boxwright.inference.predictor import Predictor, load

@@ -77,7 +77,9 @@ def _run(verb: str, arguments: list[str]) -> Any:
 
 def _spelt(arguments: list[str], function: Callable[..., Any]) -> list[str]:
     """The arguments as the parser wants them: underscores in names, and a bare switch said to be true."""
-    switches = {f"--{p.name}" for p in inspect.signature(function).parameters.values() if p.annotation in (bool, "bool")}
+    switches = {
+        f"--{p.name}" for p in inspect.signature(function).parameters.values() if p.annotation in (bool, "bool")
+    }
     spelt = []
     for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
         name, equals, value = argument.partition("=")
@@ -90,7 +92,7 @@ def _spelt(arguments: list[str], function: Callable[..., Any]) -> list[str]:
 
 
 def _one_line(message: str) -> str:
-    """The parser's message without its layout; of a value that fits no type, only the option, the value and the types."""
+    """The parser's message without its layout; of a value that fits no type, option, value and types."""
     said = " ".join(message.split()).rstrip(".")
     misfit = re.search(r'^Parser key "(.+?)": Does not validate .* Given value: (.*)$', said)
     if misfit:

@@ -1,8 +1,8 @@
+import pix2seq_golden
 import pytest
 import torch
 
 from boxwright.models.decoding import Decoder, Sampling, generate, nucleus
-from tests.models import pix2seq_golden
 
 GOLDEN = pix2seq_golden.tokens()
 FREE = torch.ones(5, 60, dtype=torch.bool)

@@ -1,7 +1,7 @@
+import pix2seq_golden
 import torch
 
 from boxwright.models.positions import sincos, sincos_2d
-from tests.models import pix2seq_golden
 
 GOLDEN = pix2seq_golden.tokens()
 

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -14,7 +16,7 @@ def test_warm_up_then_constant_then_cosine_to_one_percent():
     rates = [rate_factor(step, 100, SETTINGS) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9:40] == [1.0] * 31
-    assert all(b < a for a, b in zip(rates[40:], rates[41:], strict=False))
+    assert all(b < a for a, b in pairwise(rates[40:]))
     assert rates[-1] == pytest.approx(FLOOR)
 
 

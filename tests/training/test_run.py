@@ -20,7 +20,10 @@ from boxwright.__main__ import main
 from boxwright.config import Augment, Optim, UserError
 from boxwright.models.dense import Dense
 
-COMMON = ["--backbone", "test_efficientnet", "--pretrained", "false", "--image-size", "64", "--batch-size", "4", "--device", "cpu"]  # fmt: skip
+SETTINGS = {"backbone": "test_efficientnet", "pretrained": False, "image_size": 64, "batch_size": 4, "device": "cpu"}
+COMMON = [f"--{name}={str(value).lower()}" for name, value in SETTINGS.items()]
+LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+PROMISED = ("best.safetensors", "last.safetensors", "state.safetensors", "metrics.csv", "curves.png", "config.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +37,8 @@ def data(tmp_path_factory) -> Path:
             for _ in range(int(random.integers(1, 4))):
                 label, side = int(random.integers(0, 2)), int(random.integers(10, 20))
                 x, y = int(random.integers(0, 64 - side)), int(random.integers(0, 48 - side))
-                draw = ImageDraw.Draw(canvas)
-                (draw.rectangle, draw.ellipse)[label]((x, y, x + side - 1, y + side - 1), fill=("white", "yellow")[label])
+                draw, place = ImageDraw.Draw(canvas), (x, y, x + side - 1, y + side - 1)
+                (draw.rectangle, draw.ellipse)[label](place, fill=("white", "yellow")[label])
                 row = {"id": len(annotations) + 1, "image_id": number, "category_id": label + 1}
                 annotations.append(row | {"bbox": [x, y, side, side], "area": side * side, "iscrowd": 0})
             (root / split).mkdir(exist_ok=True)
@@ -76,8 +79,7 @@ def wait_for_rows(process: subprocess.Popen, out: Path, count: int) -> None:
 
 
 def train(data: Path, out: Path, **more) -> Path:
-    settings = {"backbone": "test_efficientnet", "pretrained": False, "image_size": 64, "batch_size": 4, "device": "cpu"}
-    return boxwright.train(data, out=out, **settings | {"epochs": 2} | more)
+    return boxwright.train(data, out=out, **SETTINGS | {"epochs": 2} | more)
 
 
 @pytest.mark.slow
@@ -113,8 +115,7 @@ def test_ctrl_c_saves_in_the_middle_of_an_epoch_and_says_how_to_go_on(data, tmp_
 @pytest.mark.slow
 def test_two_processes_train_one_model(data, tmp_path):
     out = tmp_path / "two"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "boxwright"]
-    command = [*launcher, "train", str(data), "--out", str(out), *COMMON, "--epochs", "2"]
+    command = [*LAUNCHER, "-m", "boxwright", "train", str(data), "--out", str(out), *COMMON, "--epochs", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -125,8 +126,7 @@ def test_two_processes_train_one_model(data, tmp_path):
 
 def test_a_run_leaves_what_it_promises_and_config_repeats_it(data, tmp_path):
     out = train(data, tmp_path / "run")
-    for name in ("best.safetensors", "last.safetensors", "state.safetensors", "metrics.csv", "curves.png", "config.yaml"):
-        assert (out / name).is_file()
+    assert all((out / name).is_file() for name in PROMISED)
     assert list((out / "tensorboard").iterdir())
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
     assert [int(row["step"]) for row in rows(out)] == list(range(1, 9))

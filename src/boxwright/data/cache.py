@@ -3,7 +3,7 @@
 A finished cache is a folder named by its key, never changed again:
 
     cache.json      version, mode, side, number of images, bytes
-    images.bin      mode `pixels`: (n, 3, S, S) uint8; mode `jpeg`: the fitted images as JPEG files, one after another
+    images.bin      mode `pixels`: (n, S, S, 3) uint8; mode `jpeg`: the fitted images as JPEG files, one after another
     targets/        a TensorDict: sizes_B2, originals_B2; boxes and labels of all images one after another, with
                     `starts` saying where each image's begin: one crowded image must not pad the other million
 
@@ -58,7 +58,7 @@ class Cache:
         folder: where it lies.
         side: of the square canvas, in pixels.
         mode: `pixels` or `jpeg`.
-        images: uint8; (n, 3, S, S) pixels, or (bytes,) JPEG files.
+        images: uint8; (n, S, S, 3) pixels, or (bytes,) JPEG files.
         targets: what `images` is not; see the head of the file.
     """
 
@@ -74,16 +74,18 @@ class Cache:
     def batch(self, indices: Sequence[int] | Tensor, *, pin: bool = False) -> Batch:
         """The images at these positions, uint8, on the CPU, with targets padded to the most objects of any of them.
 
+        The images are channels-last in memory, as decoders write and resizing and convolutions read them fastest.
+
         Args:
             indices: at least one position, from 0.
             pin: put the images into page-locked memory, from where they copy to a CUDA device without waiting.
         """
         index_B = torch.as_tensor(indices, dtype=torch.int64)
-        images_BCHW = torch.empty(len(index_B), 3, self.side, self.side, dtype=torch.uint8, pin_memory=pin)
+        images_BHWC = torch.empty(len(index_B), self.side, self.side, 3, dtype=torch.uint8, pin_memory=pin)
         if self.mode == "pixels":
-            torch.index_select(self.images, 0, index_B, out=images_BCHW)
+            torch.index_select(self.images, 0, index_B, out=images_BHWC)
         else:
-            list(self._decoders.map(self._decode, index_B.tolist(), images_BCHW))
+            list(self._decoders.map(self._decode, index_B.tolist(), images_BHWC))
         starts_B = self.targets["starts"][index_B]
         counts_B = self.targets["starts"][index_B + 1] - starts_B
         slots_N = torch.arange(max(1, int(counts_B.max())))
@@ -91,7 +93,7 @@ class Cache:
         zeros = len(self.targets["labels"]) - 1
         rows_BN = torch.where(valid_BN, starts_B[:, None] + slots_N, zeros)
         return Batch(
-            images_BCHW=images_BCHW,
+            images_BCHW=images_BHWC.permute(0, 3, 1, 2),
             sizes_B2=self.targets["sizes_B2"][index_B],
             originals_B2=self.targets["originals_B2"][index_B],
             boxes_BN4=self.targets["boxes"][rows_BN],
@@ -104,11 +106,12 @@ class Cache:
     def _decoders(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(cpu_count(), thread_name_prefix="boxwright-jpeg")
 
-    def _decode(self, position: int, out_CHW: Tensor) -> None:
+    def _decode(self, position: int, out_HWC: Tensor) -> None:
         first, last = self.targets["offsets"][position : position + 2].tolist()
         height, width = self.targets["sizes_B2"][position].tolist()
         image_CHW = decode_jpeg(self.images[first:last], ImageReadMode.RGB)
-        out_CHW.zero_()[:, :height, :width].copy_(image_CHW)  # type: ignore[arg-type] - a list only when given a list
+        assert isinstance(image_CHW, Tensor)  # a list only for a list
+        out_HWC.zero_()[:height, :width] = image_CHW.permute(1, 2, 0)
 
 
 def default_folder() -> Path:
@@ -268,7 +271,7 @@ def _load(path: Path) -> Cache | None:
         about = json.loads((path / "cache.json").read_text())
         side, count, length = about["side"], about["images"], about["bytes"]
         require((path / "images.bin").stat().st_size == length, "images.bin is cut short")
-        shape = torch.Size([count, 3, side, side] if about["mode"] == "pixels" else [length])
+        shape = torch.Size([count, side, side, 3] if about["mode"] == "pixels" else [length])
         images = MemoryMappedTensor.from_filename(path / "images.bin", torch.uint8, shape).as_subclass(Tensor)
         targets = TensorDict.load_memmap(path / "targets").to_dict()
         targets = {key: value.as_subclass(Tensor) for key, value in targets.items()}

@@ -93,7 +93,7 @@ def _fitted(record: Record, side: int, mode: str) -> _Fitted | UserError:
         return error
     canvas_SS3, (height, width) = fit(image, side)
     if mode == "pixels":
-        return _Fitted(canvas_SS3.transpose(2, 0, 1).tobytes(), (height, width))
+        return _Fitted(canvas_SS3.tobytes(), (height, width))
     file = io.BytesIO()
     Image.fromarray(canvas_SS3[:height, :width]).save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return _Fitted(file.getvalue(), (height, width))

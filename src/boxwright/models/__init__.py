@@ -1,0 +1,1 @@
+"""The detectors, one a file, and what several of them share."""

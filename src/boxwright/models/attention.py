@@ -17,8 +17,8 @@ class KeysValues(NamedTuple):
     keys_BHLE: Tensor
     values_BHLE: Tensor
 
-    def write(self, start: int, new: "KeysValues") -> "KeysValues":
-        """Store new rows from `start` on, in place; returns what is written so far."""
+    def store(self, start: int, new: "KeysValues") -> "KeysValues":
+        """Write new rows from `start` on, in place; returns all rows up to them."""
         end = start + new.keys_BHLE.shape[2]
         for whole, part in zip(self, new, strict=True):
             whole[:, :, start:end] = part
@@ -39,11 +39,11 @@ class Attention(nn.Module):
         self.heads = heads
         self.query, self.key, self.value, self.output = (dense(dim, dim) for _ in range(4))
 
-    def look(self, source_BME: Tensor) -> KeysValues:
+    def keys_values(self, source_BME: Tensor) -> KeysValues:
         """Keys and values of what can be looked at."""
         return KeysValues(self._split(self.key(source_BME)), self._split(self.value(source_BME)))
 
-    def answer(self, x_BLE: Tensor, seen: KeysValues, causal: bool = False) -> Tensor:
+    def forward(self, x_BLE: Tensor, seen: KeysValues, causal: bool = False) -> Tensor:
         """(B, L, E): what each position gathers; `causal` hides all later positions."""
         queries_BHLE = self._split(self.query(x_BLE))
         mixed_BHLE = F.scaled_dot_product_attention(queries_BHLE, seen.keys_BHLE, seen.values_BHLE, is_causal=causal)
@@ -86,8 +86,8 @@ class EncoderBlock(nn.Module):
     def forward(self, x_BME: Tensor) -> Tensor:
         """Same shape as given."""
         normed_BME = self.self_norm(x_BME)
-        answer_BME = self.self_attention.answer(normed_BME, self.self_attention.look(normed_BME))
-        return self.mlp(x_BME + self.drop_path(answer_BME))
+        attended_BME = self.self_attention(normed_BME, self.self_attention.keys_values(normed_BME))
+        return self.mlp(x_BME + self.drop_path(attended_BME))
 
 
 class DecoderBlock(nn.Module):
@@ -100,27 +100,26 @@ class DecoderBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
         self.mlp = Mlp(dim, hidden, dropout, drop_path)
 
-    def forward(self, x_BLE: Tensor, image: KeysValues, written: KeysValues | None = None, start: int = 0) -> Tensor:
+    def forward(self, x_BLE: Tensor, image: KeysValues, cache: KeysValues | None = None, start: int = 0) -> Tensor:
         """The next layer's view of the words.
 
         Args:
             x_BLE: words, either the whole sentence or those from `start` on.
-            image: `cross_attention.look(memory)`; one image may serve several consecutive rows of x.
-            written: cache with room for the whole sentence, which is written to; None if x is the whole sentence.
+            image: `cross_attention.keys_values(memory)`; one image may serve several consecutive rows of x.
+            cache: room for the whole sentence, which is written to; None if x is the whole sentence.
             start: position of the first word of x; a continuation (start > 0) is one word long.
         """
         normed_BLE = self.self_norm(x_BLE)
-        seen = self.self_attention.look(normed_BLE)
-        if written is not None:
-            seen = written.write(start, seen)
-        answer_BLE = self.self_attention.answer(normed_BLE, seen, causal=start == 0)
-        x_BLE = x_BLE + self.drop_path(answer_BLE)
+        seen = self.self_attention.keys_values(normed_BLE)
+        if cache is not None:
+            seen = cache.store(start, seen)
+        x_BLE = x_BLE + self.drop_path(self.self_attention(normed_BLE, seen, causal=start == 0))
         return self.mlp(x_BLE + self.drop_path(self._look_at_image(self.cross_norm(x_BLE), image)))
 
     def _look_at_image(self, x_BLE: Tensor, image: KeysValues) -> Tensor:
         """Sentences of one image ask side by side, as one long row: its keys and values are used as they are."""
         images = len(image.keys_BHLE)
-        return self.cross_attention.answer(x_BLE.reshape(images, -1, x_BLE.shape[-1]), image).view_as(x_BLE)
+        return self.cross_attention(x_BLE.reshape(images, -1, x_BLE.shape[-1]), image).view_as(x_BLE)
 
 
 def norm(dim: int) -> nn.LayerNorm:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import timm
 import torch
+from timm.data.config import resolve_data_config
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -44,8 +45,9 @@ class Backbone(nn.Module):
             _freeze_until_stride(self.net, 4)
         self.channels: list[int] = self.net.feature_info.channels()  # type: ignore[union-attr]
         config = timm.get_pretrained_cfg(name)
-        self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
+        colours = resolve_data_config(pretrained_cfg=config.to_dict() if config else {})
+        self.register_buffer("mean", torch.tensor(colours["mean"]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(colours["std"]).view(3, 1, 1), persistent=False)
 
     def forward(self, pixels_BCHW: Tensor) -> list[Tensor]:
         """Feature maps (B, C, H / stride, W / stride), one a stride, of pixels in [0, 1]."""
@@ -65,7 +67,7 @@ def _create(name: str, strides: Sequence[int]) -> nn.Module:
     if not timm.is_model(name):
         raise UserError(f"timm has no model {name!r}{nearest(name, timm.list_models())}; `timm.list_models()` has all.")
     try:
-        reductions = timm.create_model(name, features_only=True).feature_info.reduction()
+        reductions = timm.create_model(name, features_only=True).feature_info.reduction()  # type: ignore[union-attr]
     except (RuntimeError, AttributeError) as error:
         raise UserError(f"{name} gives no feature maps; choose a timm model with `features_only`.") from error
     missing = sorted(set(strides) - set(reductions))

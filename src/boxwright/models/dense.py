@@ -9,9 +9,9 @@
                                                               one:  class scores, high in a single cell an object
 
 The `one` scores are what a user sees. They are taught by one-to-one assignment whose cost includes the class ("What
-makes for end-to-end object detection?", Sun et al. 2021), which makes all cells but the best of an object keep quiet. A
-cell can only know that another does better by looking at it, on other levels too: so the best cells attend to each other,
-with the overlap and order of their boxes as a bias ("Relation networks for object detection", Hu et al. 2018).
+makes for end-to-end object detection?", Sun et al. 2021), which makes all cells but the best of an object keep quiet.
+A cell can only know that another does better by looking at it, on other levels too: so the best cells attend to each
+other, with the overlap and order of their boxes as a bias ("Relation networks for object detection", Hu et al. 2018).
 The `many` scores are taught by the best cells of each object (task-aligned assignment, Feng et al. 2021); they choose
 the cells that compete, and give features and boxes more to learn from than one cell an object could.
 """
@@ -63,7 +63,7 @@ SIZES = {
 
 
 class Raw(NamedTuple):
-    """Outputs of all Q cells of all levels, and of the R best of them. Boxes and centres are in [0, 1] of the canvas."""
+    """Outputs of all Q cells, and of the R best of them. Boxes and centres are in [0, 1] of the canvas."""
 
     many_BQK: Tensor
     boxes_BQ4: Tensor
@@ -179,7 +179,7 @@ class Pyramid(nn.Module):
 
 
 class Head(nn.Module):
-    """Two towers that all levels share; only the scale of the distances is each level's own (FCOS, Tian et al. 2019)."""
+    """Two towers that all levels share; each has a scale of distances of its own (FCOS, Tian et al. 2019)."""
 
     def __init__(self, width: int, depth: int, levels: int, classes: int):
         super().__init__()
@@ -191,7 +191,7 @@ class Head(nn.Module):
         nn.init.constant_(self.many.bias, math.log(PRIOR / (1 - PRIOR)))  # type: ignore[arg-type]
 
     def forward(self, x_BCHW: Tensor, level: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Class logits (B, HW, K), distances (B, HW, 4; in cells, >= 0) and features (B, HW, C) of the cells of a level."""
+        """Class logits (B, HW, K), distances (B, HW, 4; in cells, >= 0) and features (B, HW, C) of a level."""
         said = self.class_tower(x_BCHW)
         distances = F.softplus(self.distance(self.box_tower(x_BCHW)) + 1) * self.log_scale[level].exp()
         many, sides, features = (y.flatten(2).transpose(1, 2) for y in (self.many(said), distances, said))
@@ -259,7 +259,7 @@ def candidates(raw: Raw, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def one_to_one(raw: Raw, batch: Batch, pairs_BNQ: Tensor) -> Tensor:
-    """Quality (IoU) of the one rival of least cost per object: 2 x focal + 5 x L1 + 2 x (1 - GIoU); (B, N, R), else 0."""
+    """Quality (IoU) of the rival of least cost for each object: 2 focal + 5 L1 + 2 (1 - GIoU); (B, N, R), else 0."""
     pairs_BNR = pairs_BNQ.gather(2, raw.cells_BR[:, None].expand(-1, pairs_BNQ.shape[1], -1))
     score_BNR = _score_of_label(raw.one_BRK, batch.labels_BN)
     truth_BN14, said_B1R4 = batch.boxes_BN4[:, :, None], rows(raw.boxes_BQ4, raw.cells_BR)[:, None]

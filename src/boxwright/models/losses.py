@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def across_devices(count: Tensor) -> Tensor:
-    """A normaliser averaged over all devices (at least 1), so that the loss does not depend on how images are spread."""
+    """A normaliser averaged over all devices, at least 1: the loss must not depend on how images are spread."""
     if dist.is_available() and dist.is_initialized():
         count = count.clone()
         dist.all_reduce(count)

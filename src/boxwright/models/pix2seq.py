@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from boxwright.config import require
 from boxwright.models.attention import EncoderBlock, Mlp, dense, norm
 from boxwright.models.backbone import Backbone
-from boxwright.models.decoding import Sampling, Writer, write
+from boxwright.models.decoding import Decoder, Sampling, generate
 from boxwright.models.positions import sincos_2d
 from boxwright.models.sentences import sentences
 from boxwright.models.vocabulary import PROMPT, Vocabulary
@@ -106,7 +106,7 @@ class Pix2Seq(Detector):
         self.backbone = Backbone(c.backbone, [c.stride], pretrained)
         self.encoder = Encoder(self.backbone.channels[0], c)
         self.bridge = Bridge(c)
-        self.decoder = Writer(
+        self.decoder = Decoder(
             c.vocabulary, c.length, c.decoder_layers, c.decoder_dim, c.decoder_hidden, c.decoder_heads, c.dropout,
             c.drop_path,
         )  # fmt: skip
@@ -127,9 +127,11 @@ class Pix2Seq(Detector):
         """`tokens`: cross-entropy of the next word, its mean over words by their weights."""
         c = self.config
         said = sentences(batch, self.vocabulary, c.max_objects, c.length, c.sentences)
-        logits_BLV = self.decoder(said.inputs_BL, raw)
-        each_BL = F.cross_entropy(logits_BLV.transpose(1, 2), said.targets_BL, reduction="none")
-        return {"tokens": (each_BL * said.weights_BL).sum() / (said.weights_BL.sum() + 1e-9)}
+        logits_BLV, weights_BL = self.decoder(said.inputs_BL, raw), said.weights_BL
+        each_BL = F.cross_entropy(logits_BLV.flatten(0, 1), said.targets_BL.flatten(), reduction="none").view_as(
+            weights_BL
+        )
+        return {"tokens": (each_BL * weights_BL).sum() / (weights_BL.sum() + 1e-9)}
 
     @torch.no_grad()
     def decode(self, raw: Tensor) -> Predictions:
@@ -139,8 +141,8 @@ class Pix2Seq(Detector):
         word was written there, noise included.
         """
         c, classes = self.config, len(self.names)
-        slots_SV = self.vocabulary.slots(classes, raw.device) | (not c.grammar)
-        said = write(self.decoder, raw, PROMPT, c.max_objects, slots_SV, Sampling(c.top_p))
+        grammar_SV = self.vocabulary.grammar(classes, raw.device) | (not c.grammar)
+        said = generate(self.decoder, raw, PROMPT, c.max_objects, grammar_SV, Sampling(c.top_p))
         first = int(self.vocabulary.class_tokens(torch.tensor(0)))
         scores_BD, labels_BD = said.logits_BNV.softmax(-1)[..., first : first + classes].max(-1)
         boxes_BD4 = self.vocabulary.boxes(said.tokens_BL.unflatten(1, (-1, WORDS))[..., :4])

@@ -47,10 +47,10 @@ def sentences(batch: Batch, vocabulary: Vocabulary, max_objects: int, length: in
     scale_B14 = _image_part(batch).repeat_interleave(each, 0)[:, None]
     boxes_BM4 = with_noise(boxes_BM4 / scale_B14, real_BM) * scale_B14
     classes_BM = torch.where(real_BM, vocabulary.class_tokens(labels_BM), NOISE)
-    return written(boxes_BM4, classes_BM, corrupted(classes_BM, vocabulary), vocabulary, length)
+    return compose(boxes_BM4, classes_BM, corrupted(classes_BM, vocabulary), vocabulary, length)
 
 
-def written(boxes_BM4: Tensor, classes_BM: Tensor, seen_BM: Tensor, vocabulary: Vocabulary, length: int) -> Sentences:
+def compose(boxes_BM4: Tensor, classes_BM: Tensor, seen_BM: Tensor, vocabulary: Vocabulary, length: int) -> Sentences:
     """The sentences of objects in their order.
 
     Args:

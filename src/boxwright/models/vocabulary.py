@@ -62,7 +62,7 @@ class Vocabulary:
         """Ids of class positions, of any shape."""
         return labels + FIRST_CLASS + 1
 
-    def slots(self, classes: int, device: torch.device | str = "cpu") -> Tensor:
+    def grammar(self, classes: int, device: torch.device | str = "cpu") -> Tensor:
         """Which ids each of the five slots of an object may hold, (5, size) bool.
 
         Coordinates in the first four; one of the given number of classes, or noise, in the last.

@@ -1,0 +1,1 @@
+"""How a detector learns: the loop, its optimizer, its checkpoints and what it shows."""

@@ -156,7 +156,7 @@ class Loop:
                 losses = self.model(batch)
                 values = torch.stack([value.detach() for value in losses.values()]).tolist()
                 self._require_finite(dict(zip(losses, values, strict=True)), batch)
-                self.fabric.backward(sum(losses.values()) / self.accumulate)
+                self.fabric.backward(torch.stack(list(losses.values())).sum() / self.accumulate)
             for name, value in zip(losses, values, strict=True):
                 sums[name] = sums.get(name, 0.0) + value / self.accumulate
         if self.plan.optim.clip:

@@ -19,6 +19,7 @@ def make_optimizer(detector: Detector, settings: Optim) -> torch.optim.AdamW:
     `embedding`) do not. Each group's full rate is its ``peak``, which `set_rate` scales.
     """
     assert settings.lr is not None
+    assert settings.backbone_factor is not None
     backbone = {id(p) for p in detector.backbone_parameters()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in detector.named_parameters():
@@ -68,4 +69,4 @@ def moving_average(detector: Detector, decay: float) -> AveragedModel:
         done = int(updates)
         torch._foreach_lerp_(averages, currents, 1 - min(decay, (1 + done) / (10 + done)))
 
-    return AveragedModel(detector, multi_avg_fn=blend)
+    return AveragedModel(detector, multi_avg_fn=blend)  # type: ignore[arg-type]

@@ -20,10 +20,10 @@ from boxwright.data.cache import build as build_cache
 from boxwright.data.loader import train_batches
 from boxwright.data.read import merge_val, name_splits, read, train_and_val
 from boxwright.data.records import Record
+from boxwright.evaluation.run import choose_device
 from boxwright.files import write_whole
 from boxwright.models import zoo
 from boxwright.models.weights import load_detector
-from boxwright.evaluation.run import choose_device
 from boxwright.training.checkpoint import FILE as STATE
 from boxwright.training.loop import Loop, Plan
 from boxwright.types import Detector
@@ -151,7 +151,9 @@ def _run(loop: Loop, out: Path, console: Console) -> None:
     console.print(f"curves: {out / 'curves.png'}   next: boxwright evaluate {out / 'best'} DATA")
 
 
-def _show_batches(cache: Cache, names: tuple[str, ...], batch_size: int, augment: Augment, seed: int, out: Path) -> Path:
+def _show_batches(
+    cache: Cache, names: tuple[str, ...], batch_size: int, augment: Augment, seed: int, out: Path
+) -> Path:
     """One picture of the first batch as the network gets it."""
     picture = show.show_batch(next(train_batches(cache, batch_size, augment, seed=seed, epoch=0)), names)
     write_whole(out / "batches.png", lambda temporary: picture.save(temporary, format="png"))

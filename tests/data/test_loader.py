@@ -162,15 +162,20 @@ def test_order_is_kept_and_only_a_little_is_made_ahead() -> None:
     results.close()
 
 
-def test_the_caller_keeps_its_threads() -> None:
+def test_each_thread_computes_on_one_core_and_others_keep_theirs() -> None:
     before = torch.get_num_threads()
-    assert list(prefetch(lambda _: torch.get_num_threads(), range(4))) == [1, 1, 1, 1]
-    assert torch.get_num_threads() == before
-    later = []
-    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
-    thread.start()
-    thread.join()
-    assert later == [before]
+    torch.set_num_threads(3)
+    try:
+        counts = prefetch(lambda _: (torch.ones(200_000).sin_(), torch.get_num_threads())[1], range(6))
+        assert list(counts) == [1] * 6
+        assert torch.get_num_threads() == 3
+        later: list[int] = []
+        thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert later == [3]
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_jpeg_caches_are_read_by_the_same_loader(tmp_path: Path) -> None:

@@ -74,7 +74,16 @@ def _create(name: str, strides: Sequence[int]) -> nn.Module:
     if missing:
         raise UserError(f"{name} has feature maps at strides {reductions}, not at {missing}; choose another backbone.")
     indices = tuple(reductions.index(stride) for stride in strides)
-    return timm.create_model(name, features_only=True, out_indices=indices)
+    return _cut(timm.create_model(name, features_only=True, out_indices=indices))
+
+
+def _cut(net: nn.Module) -> nn.Module:
+    """Without the stages behind the last wanted map, which timm's EfficientNets would compute in vain."""
+    blocks = getattr(net, "blocks", None)
+    if isinstance(blocks, nn.Sequential):
+        stages = [int(module.split(".")[1]) for module in net.feature_info.module_name()]  # type: ignore[union-attr]
+        net.blocks = blocks[: max(stages) + 1]
+    return net
 
 
 def _load(net: nn.Module, name: str) -> None:

@@ -232,7 +232,7 @@ class RivalLayer(nn.Module):
         self.heads = heads
         self.norm, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.bias = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, heads))
+        self.bias = nn.Linear(4, heads)
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
     def forward(self, x_BRC: Tensor, relation_BRR4: Tensor) -> Tensor:

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# `dense` beside torchvision's FCOS on voc-animals, 256 px, 10 epochs: bash runs/voc_animals_cpu.sh FOLDER
+# FOLDER holds voc-animals-train and voc-animals-val (COCO JSON). About an hour on 2 CPU cores.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python benchmarks/peers.py "$1/voc-animals-train" --val-data "$1/voc-animals-val" --image-size 256 --epochs 10 \
+    --peers fcos --classes cat cow dog horse sheep --write benchmarks/results/peers.md

@@ -46,3 +46,10 @@ def test_missing_weights_are_one_clear_error(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="tf_efficientnet_lite0"):
         Backbone("test_resnet", (8,))
+
+
+def test_nothing_is_computed_in_vain():
+    backbone = Backbone("test_efficientnet", [16], pretrained=False)
+    (features,) = backbone(torch.rand(1, 3, 64, 64))
+    features.sum().backward()
+    assert [name for name, p in backbone.named_parameters() if p.grad is None] == []

@@ -127,7 +127,7 @@ def _settle(pool: ThreadPoolExecutor, device: torch.device) -> None:
     everyone = Barrier(THREADS)
 
     def settle(_: int) -> None:
-        torch.get_num_threads()  # a thread takes over the global number when it first asks: later would undo the next line
+        torch.get_num_threads()  # the first call takes over the global number; later it would undo the next line
         torch.set_num_threads(1)
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)

@@ -206,7 +206,8 @@ class Rivals(nn.Module):
         self.enter = nn.Linear(width + classes + 5, width)
         self.layers = nn.ModuleList(RivalLayer(width, heads) for _ in range(layers))
         self.leave = nn.Linear(width, classes)
-        nn.init.zeros_(self.leave.weight)  # at first every cell keeps its own scores
+        self.strength = nn.Parameter(torch.tensor(6.0))  # begins as Soft-NMS (Bodla et al. 2017), then learns
+        nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
     def forward(self, features_BRC: Tensor, many_BRK: Tensor, boxes_BR4: Tensor) -> Tensor:
@@ -216,12 +217,13 @@ class Rivals(nn.Module):
         overlap_BRR = iou(boxes_BR4[:, :, None], boxes_BR4[:, None])
         better_BRR = (best_BR[:, None] > best_BR[..., None]).to(overlap_BRR)
         same_BRR = (label_BR[:, None] == label_BR[..., None]).to(overlap_BRR)
-        threat_BRR = overlap_BRR * better_BRR * same_BRR  # all that NMS would look at; here it is one input of many
+        threat_BRR = overlap_BRR * better_BRR * same_BRR
+        threat_BR1 = threat_BRR.amax(-1, keepdim=True)
         relation_BRR4 = torch.stack([overlap_BRR, better_BRR, same_BRR, threat_BRR], -1)
-        x_BRC = self.enter(torch.cat([features_BRC, many_BRK, boxes_BR4, threat_BRR.amax(-1, keepdim=True)], -1))
+        x_BRC = self.enter(torch.cat([features_BRC, many_BRK, boxes_BR4, threat_BR1], -1))
         for layer in self.layers:
             x_BRC = layer(x_BRC, relation_BRR4)
-        return many_BRK + self.leave(x_BRC)
+        return many_BRK - self.strength * threat_BR1.square() + self.leave(x_BRC)
 
 
 class RivalLayer(nn.Module):

@@ -1,8 +1,10 @@
 """The verb `train`: decides everything that was left open, says so, and runs the loop."""
 
+import ctypes
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -172,9 +174,23 @@ def _introduction(
     )
 
 
+def keep_memory() -> None:
+    """Let glibc keep freed memory for the next step, instead of giving it back and faulting it in anew, page by page.
+
+    Worth a quarter more images per second on a CPU (`benchmarks/training_step.py`); elsewhere nothing happens.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        mmap_threshold, trim_threshold, most = -3, -1, 2**31 - 1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(mmap_threshold, 2**30)
+        libc.mallopt(trim_threshold, most)
+
+
 def make_fabric(device: str, precision: str, devices: int, nodes: int) -> tuple[Fabric, str]:
     """A launched Fabric, and one line on what was chosen and why."""
     kind, why = choose_device(device)
+    if kind == "cpu":
+        keep_memory()
     if precision == "auto":
         half = kind == "cuda" and torch.cuda.is_bf16_supported()
         precision = "bf16-mixed" if half else "32-true"

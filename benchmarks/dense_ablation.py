@@ -9,6 +9,7 @@
 
 import argparse
 import datetime
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from boxwright.evaluation.coco import score
 from boxwright.evaluation.run import detect
 from boxwright.models import zoo
 from boxwright.models.dense import SIZES, Dense, Raw, _branch, candidates, one_to_one
+from boxwright.training.run import keep_memory
 from boxwright.types import Batch, Predictions
 
 DATA = Path(boxwright.bundled.__path__[0]) / "bccd"
@@ -59,13 +61,16 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--write", type=Path)
     a = parser.parse_args()
+    keep_memory()
     dataset, recipe = read(DATA), zoo.recipe("dense")
+    plan = {"optim": asdict(recipe.optim), "augment": asdict(recipe.augment), "epochs": a.epochs, "seed": 0}
+    plan["batch_size"] = recipe.batch_size
     cache, test = build(dataset.splits["train"], 320), dataset.splits["test"]
     test_cache = build(test, 320)
     lines = [f"\n{datetime.date.today()}, BCCD, {a.epochs} epochs\n", "| `dense` | AP | AP50 |", "| --- | --- | --- |"]
     for name, kind in {"whole": Dense, "one-to-one only": OneToOneOnly}.items():
         torch.manual_seed(0)
-        detector, _ = train(kind(SIZES["nano"], dataset.names), cache, recipe, a.epochs, "cpu")
+        detector = train(kind(SIZES["nano"], dataset.names), cache, plan, "cpu")
         for said, decode in {name: detector.decode, f"{name} + NMS": with_nms}.items():
             detector.decode = decode
             report = score(test, detect(detector, test_cache), dataset.names)

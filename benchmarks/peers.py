@@ -1,34 +1,37 @@
-"""`dense` beside torchvision's detectors: same backbone and weights, images, augmentation, optimizer, epochs, scorer.
+"""A trained `dense` beside torchvision's detectors: same backbone, weights, images, augmentation, optimizer and epochs.
 
-    python benchmarks/peers.py DATA --train-split train --val-split test --image-size 320 --epochs 20 --peers fcos
-    python benchmarks/peers.py voc-animals-train --val-data voc-animals-val --image-size 256 --epochs 10 \\
-        --peers fcos retinanet --classes cat cow dog horse sheep
+    boxwright train DATA --train-split train --val-split test --epochs 20 --out RUN
+    python benchmarks/peers.py DATA RUN --train-split train --val-split test --peers fcos
 
-Each detector is trained in turn from ImageNet weights; then all are scored on the validation images with their averaged
-weights of the last epoch. `--classes` adds the mean over some classes. `--write FILE` appends the table to a file.
+RUN is the folder of a run of `boxwright train` on the same data: its config.yaml gives image size, epochs, batch size,
+augmentation, optimizer and seed, which the peers are then trained with. All are scored on the validation images with
+the averaged weights of the last epoch. `--classes` adds the mean over some classes, `--write FILE` appends the table.
 """
 
 import argparse
 import datetime
 import time
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
 
+from boxwright.config import Augment, Optim
 from boxwright.data.cache import Cache, build
 from boxwright.data.loader import steps_per_epoch, train_batches
 from boxwright.data.read import merge_val, name_splits, read, train_and_val
 from boxwright.evaluation.coco import Report, score
 from boxwright.evaluation.run import detect
-from boxwright.models import zoo
 from boxwright.models.backbone import Backbone
+from boxwright.models.weights import load_detector
 from boxwright.training.optim import make_optimizer, moving_average, rate_factor, set_rate
+from boxwright.training.run import keep_memory
 from boxwright.types import Batch, Detector, Predictions, pixels
 
 WIDTH = 128  # of the peers' pyramids
@@ -89,33 +92,32 @@ def anchors() -> AnchorGenerator:
     return AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 5)
 
 
-def train(detector: Detector, cache: Cache, recipe: zoo.Recipe, epochs: int, device: str) -> tuple[Detector, float]:
-    """The averaged detector after `epochs`, and the minutes that took: `boxwright train` without its files."""
+def train(detector: Detector, cache: Cache, plan: dict[str, Any], device: str) -> Detector:
+    """The averaged detector of the last epoch: what `boxwright train` does with the plan, without its files."""
+    optim, augment, epochs, seed = Optim(**plan["optim"]), Augment(**plan["augment"]), plan["epochs"], plan["seed"]
     detector.to(device, memory_format=torch.channels_last).train()
-    optimizer, average = make_optimizer(detector, recipe.optim), moving_average(detector, recipe.optim.ema)
-    steps, started = steps_per_epoch(len(cache), recipe.batch_size), time.perf_counter()
-    for step in range(epochs * steps):
-        epoch, place = divmod(step, steps)
-        if place == 0:
-            batches = train_batches(cache, recipe.batch_size, recipe.augment, seed=0, epoch=epoch, device=device)
-        batch = next(batches)
-        set_rate(optimizer, rate_factor(step, epochs * steps, recipe.optim))
-        torch.manual_seed(step)
-        loss = sum(detector.loss(detector(batch.images_BCHW, batch.sizes_B2), batch).values())
-        loss.backward()
-        nn.utils.clip_grad_norm_(detector.parameters(), recipe.optim.clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        average.update_parameters(detector)
-        if place == steps - 1:
-            minutes = (time.perf_counter() - started) / 60
-            print(f"  epoch {epoch + 1}: loss {loss.item():.3f}, {minutes:.1f} min", flush=True)
-    return average.module.eval(), minutes
+    optimizer, average = make_optimizer(detector, optim), moving_average(detector, optim.ema)
+    steps, started = steps_per_epoch(len(cache), plan["batch_size"]), time.perf_counter()
+    for epoch in range(epochs):
+        batches = train_batches(cache, plan["batch_size"], augment, seed=seed, epoch=epoch, device=device)
+        for step, batch in enumerate(batches, start=epoch * steps):
+            set_rate(optimizer, rate_factor(step, epochs * steps, optim))
+            torch.manual_seed(step)
+            loss = torch.stack(list(detector.loss(detector(batch.images_BCHW, batch.sizes_B2), batch).values())).sum()
+            loss.backward()
+            nn.utils.clip_grad_norm_(detector.parameters(), optim.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            average.update_parameters(detector)
+        minutes = (time.perf_counter() - started) / 60
+        print(f"  epoch {epoch + 1}: loss {loss.item():.3f}, {minutes:.1f} min", flush=True)
+    return average.module.eval()
 
 
-def row(name: str, report: Report, minutes: float, parameters: int, classes: list[str]) -> str:
+def row(name: str, report: Report, detector: Detector, classes: list[str]) -> str:
     """One line of the table."""
-    cells = [name, f"{parameters / 1e6:.1f}", f"{minutes:.1f}", f"{report.ap:.3f}", f"{report.ap50:.3f}"]
+    parameters = sum(p.numel() for p in detector.parameters())
+    cells = [name, f"{parameters / 1e6:.1f}", f"{report.ap:.3f}", f"{report.ap50:.3f}"]
     if classes:
         cells += [f"{sum(report.per_class[c][k] for c in classes) / len(classes):.3f}" for k in ("ap", "ap50")]
     return f"| {' | '.join(cells)} |"
@@ -124,41 +126,45 @@ def row(name: str, report: Report, minutes: float, parameters: int, classes: lis
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
+    parser.add_argument("run", type=Path)
     parser.add_argument("--val-data", type=Path)
     parser.add_argument("--train-split")
     parser.add_argument("--val-split")
-    parser.add_argument("--image-size", type=int, default=320)
-    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--peers", nargs="+", choices=("fcos", "retinanet"), default=["fcos"])
     parser.add_argument("--classes", nargs="+", default=[])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--write", type=Path)
     a = parser.parse_args()
 
+    keep_memory()
+    plan = yaml.safe_load((a.run / "config.yaml").read_text())
+    ours = load_detector(a.run / "last.safetensors", a.device)
     dataset = name_splits(read(a.data), a.train_split, a.val_split)
     dataset = merge_val(dataset, read(a.val_data)) if a.val_data else dataset
     records, val_records = train_and_val(dataset)
-    cache, val_cache = build(records, a.image_size), build(val_records, a.image_size)
-    recipe = zoo.recipe("dense")
-    makers = {"dense": partial(zoo.build, "dense", "nano", dataset.names, image_size=a.image_size)}
-    makers |= {peer: partial(Peer, peer, dataset.names, a.image_size, "tf_efficientnet_lite0") for peer in a.peers}
+    cache, val_cache = build(records, ours.image_size), build(val_records, ours.image_size)
     extra = f" mean AP | mean AP50 ({', '.join(a.classes)}) |" if a.classes else ""
-    lines = [f"| detector | M parameters | minutes | AP | AP50 |{extra}", "| --- " * (5 + 2 * bool(a.classes)) + "|"]
-    for name, make in makers.items():
+    title = (
+        f"{datetime.date.today()}, {a.data.name}, {len(records)} images, {ours.image_size} px, {plan['epochs']} epochs"
+    )
+    lines = [
+        f"\n{title}\n",
+        f"| detector | M parameters | AP | AP50 |{extra}",
+        "| --- " * (4 + 2 * bool(a.classes)) + "|",
+    ]
+    for name in ("dense", *a.peers):
         print(name, flush=True)
-        torch.manual_seed(0)
-        detector = make()
-        trained, minutes = train(detector, cache, recipe, a.epochs, a.device)
-        report = score(val_records, detect(trained, val_cache, 16, a.device), dataset.names)
-        lines.append(row(name, report, minutes, sum(p.numel() for p in detector.parameters()), a.classes))
+        torch.manual_seed(plan["seed"])
+        detector = ours
+        if name != "dense":
+            peer = Peer(name, dataset.names, ours.image_size, ours.config.backbone)
+            detector = train(peer, cache, plan, a.device)
+        report = score(val_records, detect(detector, val_cache, 16, a.device), dataset.names)
+        lines.append(row(name, report, detector, a.classes))
         print(lines[-1], flush=True)
-    machine = torch.cuda.get_device_name() if a.device != "cpu" else f"CPU, {torch.get_num_threads()} threads"
-    title = f"{datetime.date.today()}, {a.data.name}, {len(records)} images, {a.image_size} px, {a.epochs} epochs"
-    text = "\n".join([f"\n{title}, {machine}\n", *lines, ""])
-    print(text)
     if a.write:
         with a.write.open("a") as stream:
-            stream.write(text)
+            stream.write("\n".join([*lines, ""]))
 
 
 if __name__ == "__main__":

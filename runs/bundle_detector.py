@@ -1,6 +1,6 @@
 """The demo's trained detector in half precision, scored as it ships, and its model card.
 
-    python runs/bundle_detector.py boxwright-demo/train src/boxwright/bundled
+python runs/bundle_detector.py boxwright-demo/train src/boxwright/bundled
 """
 
 import csv

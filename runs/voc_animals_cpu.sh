@@ -3,5 +3,8 @@
 # FOLDER holds voc-animals-train and voc-animals-val (COCO JSON). About an hour on 2 CPU cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-python benchmarks/peers.py "$1/voc-animals-train" --val-data "$1/voc-animals-val" --image-size 256 --epochs 10 \
-    --peers fcos --classes cat cow dog horse sheep --write benchmarks/results/peers.md
+run=$(mktemp -d)
+data=$1/voc-animals
+boxwright train "$data-train" --val-data "$data-val" --image-size 256 --epochs 10 --out "$run"
+python benchmarks/peers.py "$data-train" "$run" --val-data "$data-val" --peers fcos \
+    --classes cat cow dog horse sheep --write benchmarks/results/peers.md

@@ -1,0 +1,58 @@
+"""A short look at `pix2seq` learning on voc-animals without a GPU: does the loss fall, is AP above chance?
+
+    python runs/pix2seq_voc_cpu.py FOLDER [--epochs 3]
+
+FOLDER holds voc-animals-train and voc-animals-val (COCO JSON). A sentence of 16 objects (no image has many more), 256 px,
+four sentences an image; scored on the first 200 validation images, before and after. `runs/pix2seq_voc_gpu.sh` is the
+real run. Writes metrics.csv and curves.png into runs/pix2seq-voc-cpu.
+"""
+
+import argparse
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from boxwright import show
+from boxwright.config import Augment, Optim, fill_in
+from boxwright.data.cache import build
+from boxwright.data.read import merge_val, read, train_and_val
+from boxwright.evaluation.coco import score
+from boxwright.evaluation.run import detect
+from boxwright.models import zoo
+from boxwright.models.pix2seq import SIZES, Pix2Seq
+from boxwright.training.loop import Loop, Plan
+from boxwright.training.run import make_fabric
+
+OUT = Path("runs/pix2seq-voc-cpu")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--epochs", type=int, default=3)
+    a = parser.parse_args()
+    dataset = merge_val(read(a.folder / "voc-animals-train"), read(a.folder / "voc-animals-val"))
+    records, val_records = train_and_val(dataset)
+    val_records = val_records[:200]
+    config = replace(SIZES["nano"], image_size=256, max_objects=16, length=80, sentences=4)
+    torch.manual_seed(0)
+    detector = Pix2Seq(config, dataset.names)
+    cache, val_cache = build(records, 256), build(val_records, 256)
+    chance = score(val_records, detect(detector, val_cache), dataset.names)
+    recipe = zoo.recipe("pix2seq")
+    augment = fill_in(Augment(scale=(0.8, 1.25)), recipe.augment)
+    plan = Plan(OUT, a.epochs, 16, augment, fill_in(Optim(lr=1e-3), recipe.optim), 0, {}, "")
+    fabric, _ = make_fabric("cpu", "32-true", 1, 1)
+    progress = Loop(fabric, detector, plan, cache, (val_cache, val_records), resume=False).run()
+    show.curves(OUT / "metrics.csv", OUT / "curves.png")
+    with (OUT / "metrics.csv").open() as stream:
+        losses = [float(row["loss"]) for row in csv.DictReader(stream)]
+    tenth = len(losses) // 10
+    print(f"loss {sum(losses[:tenth]) / tenth:.3f} (first tenth) to {sum(losses[-tenth:]) / tenth:.3f} (last tenth)")
+    print(f"AP {chance.ap:.5f}, AP50 {chance.ap50:.5f} untrained; AP {progress.best_ap:.5f} after {a.epochs} epochs")
+
+
+if __name__ == "__main__":
+    main()

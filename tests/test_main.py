@@ -1,3 +1,4 @@
+import errno
 import subprocess
 import sys
 import time
@@ -40,7 +41,8 @@ def test_every_public_name_is_there():
         (["check"], "data"),
         (["check", "DATA", "--jsn"], "did you mean 'json'?"),
         (["train", "DATA", "--epoch", "3"], "did you mean 'epochs'?"),
-        (["train", "DATA", "--model", "dens"], "dense"),
+        (["train", "DATA", "--model", "dens"], "--model can't be 'dens' (did you mean 'dense'?), it must be one of"),
+        (["predict", "W", "S", "--threshold", "half"], "--threshold can't be 'half', it must be one of: float"),
         (["train", "DATA", "--epochs", "many"], "epochs"),
         (["train", "DATA", "--epochs", "0"], "--epochs must be at least 1"),
         (["train", "no-such-folder"], "no-such-folder does not exist"),
@@ -61,6 +63,21 @@ def test_an_unknown_yaml_key_gets_the_nearest_right_one(tmp_path, capsys):
     (tmp_path / "run.yaml").write_text("epoch: 3\n")
     assert main(["train", "DATA", "--config", str(tmp_path / "run.yaml")]) == 2
     assert "did you mean 'epochs'?" in capsys.readouterr().err
+
+
+def test_a_yaml_file_that_is_no_text_is_named(tmp_path, capsys):
+    (tmp_path / "run.yaml").write_bytes(b"\xff\xfe")
+    assert main(["train", "DATA", "--config", str(tmp_path / "run.yaml")]) == 2
+    assert "run.yaml is not text in UTF-8" in capsys.readouterr().err
+
+
+def test_a_file_system_that_refuses_is_no_traceback(monkeypatch, capsys):
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied", "/some/file")
+
+    monkeypatch.setattr("boxwright.__main__._run", refuse)
+    assert main(["check", "DATA"]) == 2
+    assert capsys.readouterr().err == "error: /some/file: Permission denied.\n"
 
 
 def test_every_verb_has_help_and_a_page(capsys):

@@ -46,6 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a file system that refuses is the user's to mend, wherever it shows itself
+        return _fail(f"{error.filename or verb}: {error.strerror or error}.")
     return getattr(result, "exit_code", 0)
 
 
@@ -68,6 +70,12 @@ def _run(verb: str, arguments: list[str]) -> Any:
 
         def __init__(self, *args: Any, **kwargs: Any):
             super().__init__(*args, **kwargs | {"allow_abbrev": False})
+
+        def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return super().parse_path(cfg_path, *args, **kwargs)
+            except UnicodeDecodeError as error:
+                self.error(f"{cfg_path} is not text in UTF-8", error)
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             raise UserError(f"{_one_line(message)}{_hint(message, self)} See `boxwright {verb} --help`.") from ex
@@ -92,12 +100,18 @@ def _spelt(arguments: list[str], function: Callable[..., Any]) -> list[str]:
 
 
 def _one_line(message: str) -> str:
-    """The parser's message without its layout; of a value that fits no type, option, value and types."""
+    """The parser's message without its layout; of a value that fits no type: option, value and what fits."""
     said = " ".join(message.split()).rstrip(".")
     misfit = re.search(r'^Parser key "(.+?)": Does not validate .* Given value: (.*)$', said)
     if misfit:
         kinds = re.sub(r"<class '(\w+)'>", r"\1", said.split("Subtypes: [")[1].split("] Errors:")[0])
         said = f"--{misfit[1]} can't be {misfit[2]!r}, it must be one of: {kinds.replace('NoneType', 'null')}"
+    misfit = re.search(r'^Parser key "(.+?)": Expected a (.+)[.] Got value: (.*)$', said)
+    if misfit:
+        name, kind, value = misfit.groups()
+        words = re.findall(r"'(\w[\w-]*)'", kind) if "Literal[" in kind else []
+        kinds = ", ".join(words) or re.sub(r"<class '(\w+)'>", r"\1", kind)
+        said = f"--{name} can't be {value!r}{nearest(value, words)}, it must be one of: {kinds}"
     return f"{said}."
 
 

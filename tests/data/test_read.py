@@ -95,6 +95,25 @@ def test_val_that_is_train_is_refused(tmp_path, capsys):
     assert "2 of 3 validation images" in capsys.readouterr().err
 
 
+def test_without_an_object_there_is_nothing_to_learn_or_to_score(tmp_path):
+    content = samples.coco_content(4)
+    background = content | {"annotations": []}
+    with pytest.raises(UserError, match="none of the 3 training images has an object"):
+        train_and_val(read(samples.coco(tmp_path / "a", background)), 0.25)
+    root = samples.voc(tmp_path / "b", {"train": ["a"], "val": ["b"]})
+    samples.xml(root / "Annotations" / "b.xml", samples.thing(difficult=1))
+    with pytest.raises(UserError, match="none of the 1 validation images has an object"):
+        train_and_val(read(root))
+
+
+def test_a_class_that_no_training_image_shows_is_named(tmp_path, capsys):
+    root = samples.voc(tmp_path, {"train": ["a"], "val": ["b"]})
+    samples.xml(root / "Annotations" / "a.xml", samples.thing("cat"))
+    samples.xml(root / "Annotations" / "b.xml", samples.thing("cat") + samples.thing("emu"))
+    train_and_val(read(root))
+    assert "no training image has an object of emu" in capsys.readouterr().err
+
+
 def test_test_split_is_never_trained_or_validated_on(tmp_path):
     with pytest.raises(UserError, match=r"no train split, only test; name one `train`"):
         train_and_val(read(samples.voc(tmp_path / "a", {"test": ["a"]})), 0.2)

@@ -122,6 +122,8 @@ def test_choice_of_the_split(data: Path) -> None:
 
 def test_devices() -> None:
     assert choose_device("cpu")[0] == "cpu"
+    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES"):
+        choose_device("cuda:1")
     assert choose_device("auto")[0] in ("cpu", "cuda", "mps")
     with pytest.raises(UserError, match="not 'gpu'"):
         choose_device("gpu")

@@ -45,6 +45,18 @@ def test_boxes_are_in_pixels_of_the_file_even_if_it_is_decoded_reduced(
     np.testing.assert_allclose(predictor.predict(path).boxes_N4, [[500, 250, 1500, 750]], atol=32)
 
 
+@pytest.mark.parametrize("mode", ["I;16", "LA", "P", "CMYK", "F"])
+def test_an_opened_image_of_any_mode_is_read_as_its_file_is(predictor: Predictor, tmp_path: Path, mode: str) -> None:
+    array = np.zeros((32, 64), np.uint16)
+    array[8:16, 16:32] = 65535
+    image = Image.fromarray(array)
+    image = image if mode == "I;16" else Image.fromarray((array // 257).astype(np.uint8)).convert(mode)
+    image.save(path := tmp_path / "x.tif")
+    found = predictor.predict(image)
+    np.testing.assert_array_equal(found.boxes_N4, [[16, 8, 32, 16]])
+    np.testing.assert_array_equal(found.boxes_N4, predictor.predict(path).boxes_N4)
+
+
 def test_threshold(predictor: Predictor, paint: Callable[..., Path], tmp_path: Path) -> None:
     path = paint(tmp_path / "x.png", SIZE, BOX)
     assert len(predictor.predict(path, threshold=0.89)) == 1
@@ -53,6 +65,8 @@ def test_threshold(predictor: Predictor, paint: Callable[..., Path], tmp_path: P
     assert predictor.predict([]) == []
     with pytest.raises(UserError, match="threshold"):
         predictor.predict(path, threshold=1.5)
+    with pytest.raises(UserError, match="batch size must be at least 1"):
+        predictor.predict([path], batch_size=0)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +80,8 @@ def test_threshold(predictor: Predictor, paint: Callable[..., Path], tmp_path: P
         (torch.full((3, 8, 8), 200.0), "divide by 255"),
         (torch.full((3, 8, 8), torch.nan), "divide by 255"),
         (torch.zeros(3, 8, 8, dtype=torch.int64), "uint8"),
+        (np.zeros((0, 8, 3), np.uint8), "must have pixels, not 8 x 0"),
+        (Image.new("RGB", (5, 0)), "must have pixels"),
         (7, "path, PIL image, array or tensor"),
         ("nowhere.jpg", "missing"),
     ],

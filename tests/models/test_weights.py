@@ -3,6 +3,7 @@ import pickle
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from boxwright.config import UserError
@@ -47,6 +48,27 @@ def test_a_foreign_safetensors_file_is_refused(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "best.safetensors")
     with pytest.raises(UserError, match="not a boxwright checkpoint"):
         load_detector(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [{"names": "3"}, {"config": "{"}, {"config": '{"foo": 1}'}, {"config": "[]"}, {"card": "}"}, {"names": None}],
+)
+def test_a_damaged_header_is_one_clear_error(detector, tmp_path, header):
+    file = tmp_path / "best.safetensors"
+    save_detector(file, detector, {})
+    with safe_open(file, framework="pt") as stored:
+        facts = {key: value for key, value in (stored.metadata() | header).items() if value is not None}
+    save_file(detector.state_dict(), file, metadata=facts)
+    with pytest.raises(UserError, match=r"^.*best.safetensors does not fit .*damaged .*$"):
+        load_detector(file)
+
+
+def test_unknown_detectors_and_sizes_are_named():
+    with pytest.raises(UserError, match="did you mean 'dense'"):
+        zoo.recipe("dens")
+    with pytest.raises(UserError, match="size can't be 'tiny', it must be one of: nano"):
+        zoo.build("dense", "tiny", ("a",))
 
 
 def test_missing_weights_say_what_to_give(tmp_path):

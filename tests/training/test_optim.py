@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from boxwright.config import Optim, fill_in
+from boxwright.config import Optim, UserError, fill_in
 from boxwright.models import zoo
-from boxwright.training.optim import FLOOR, make_optimizer, moving_average, rate_factor, set_rate
+from boxwright.training.optim import FLOOR, check, make_optimizer, moving_average, rate_factor, set_rate
 
 SETTINGS = fill_in(Optim(warmup=0.1, hold=0.4, lr=1e-3, backbone_factor=0.1, weight_decay=0.05), Optim())
 
@@ -50,3 +50,15 @@ def test_the_average_follows_quickly_at_first_and_slowly_later():
         seen.append(average.module.weight.item())
     assert seen[0] == pytest.approx(1 - 2 / 11)
     assert seen[-1] == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"lr": -1.0}, {"lr": float("nan")}, {"warmup": 1.5}, {"hold": -0.1}, {"ema": 2.0}, {"accumulate": 0},
+     {"clip": -1.0}, {"patience": -1}, {"weight_decay": -0.1}, {"backbone_factor": -1.0}],
+)  # fmt: skip
+def test_settings_outside_their_range_are_refused(wrong):
+    settings = zoo.recipe("dense").optim
+    check(settings)
+    with pytest.raises(UserError, match=f"--optim.{next(iter(wrong))} must be"):
+        check(fill_in(Optim(**wrong), settings))

@@ -1,6 +1,7 @@
 """The verb `train` as a user meets it: whole runs of a tiny detector on painted squares and discs."""
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from PIL import Image, ImageDraw
 
 import boxwright
 from boxwright.__main__ import main
-from boxwright.config import Augment, Optim, UserError
+from boxwright.config import Augment, Optim, UserError, require
 from boxwright.models.dense import Dense
 
 SETTINGS = {"backbone": "test_efficientnet", "pretrained": False, "image_size": 64, "batch_size": 4, "device": "cpu"}
@@ -153,9 +154,10 @@ def test_training_goes_on_from_given_weights(data, tmp_path):
     assert float(rows(second)[0]["loss"]) < float(rows(first)[0]["loss"])
 
 
-def test_patience_ends_a_run_that_gets_no_better(data, tmp_path):
-    out = train(data, tmp_path / "run", epochs=6, optim=Optim(lr=1e-9, patience=2))
-    assert len(rows(out)) < 6 * 4
+def test_patience_ends_a_run_that_gets_no_better(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("boxwright.training.loop.Loop._validate", lambda *_: (0.1, 0.2))
+    out = train(data, tmp_path / "run", epochs=6, optim=Optim(patience=2))
+    assert len(rows(out)) == 3 * 4
 
 
 def test_views_fill_a_batch_with_draws_of_fewer_images(data, tmp_path):
@@ -192,7 +194,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_batch_on_disk(data, tmp_path, 
 def test_another_run_is_never_overwritten_nor_resumed_with_other_settings(data, tmp_path):
     out = train(data, tmp_path / "run", epochs=1)
     before = (out / "best.safetensors").read_bytes()
-    with pytest.raises(UserError, match="holds a run already; add --resume"):
+    with pytest.raises(UserError, match=r"holds a run already .*; add --resume"):
         train(data, out, epochs=1)
     with pytest.raises(UserError, match="begun with other settings"):
         train(data, out, epochs=2, resume=True)
@@ -204,3 +206,51 @@ def test_weights_of_another_shape_are_refused(data, tmp_path):
     first = train(data, tmp_path / "first", epochs=1)
     with pytest.raises(UserError, match="same --model, --size and classes"):
         train(data, tmp_path / "second", weights=first, backbone="test_resnet")
+
+
+def test_weights_without_their_state_are_not_written_over(data, tmp_path):
+    (tmp_path / "best.safetensors").write_text("precious")
+    with pytest.raises(UserError, match=r"holds a run already \(best.safetensors\)"):
+        train(data, tmp_path)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("best.safetensors", "precious")]
+
+
+def test_names_and_folders_with_brackets_train_and_are_shown_whole(data, tmp_path, capsys):
+    content = json.loads((data / "annotations" / "instances_train.json").read_text())
+    for category, name in zip(content["categories"], ("a[/c]", "[red] b/ü"), strict=True):
+        category["name"] = name
+    for image in content["images"]:
+        image["file_name"] = str(data / "train" / image["file_name"])
+    (tmp_path / "odd.json").write_text(json.dumps(content))
+    out = train(str(tmp_path / "odd.json"), str(tmp_path / "run [/x]"), epochs=1)
+    said = capsys.readouterr().out
+    assert "classes: a[/c], [red] b/ü" in said
+    assert str(out / "best.safetensors") in said
+    assert boxwright.load(out / "best", device="cpu").names == ("a[/c]", "[red] b/ü")
+
+
+def test_what_stopped_a_run_is_told_even_if_its_curves_cannot_be_drawn(data, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("boxwright.training.run.show.curves", refuse)
+    monkeypatch.setattr("boxwright.training.loop.save_detector", lambda *_: require(False, "stopped"))
+    with pytest.raises(UserError, match="stopped"):
+        train(data, tmp_path / "run", epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"seed": -1}, "--seed"), ({"seed": 2**63}, "--seed"), ({"optim": Optim(lr=-1.0)}, "--optim.lr"),
+        ({"augment": Augment(views=0)}, "augment.views"), ({"augment": Augment(flip=2.0)}, "augment.flip"),
+    ],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused_before_anything_is_written(data, tmp_path, settings, said):
+    with pytest.raises(UserError, match=said):
+        train(data, tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_date_can_be_a_seed(data, tmp_path):
+    assert len(rows(train(data, tmp_path / "run", epochs=1, seed=20261121))) == 4

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from rich.console import Console
-
+from boxwright.console import make_console
 from boxwright.evaluation.coco import Report
 from boxwright.evaluation.evaluate import evaluate
 
@@ -12,7 +11,7 @@ DATA = HERE / "bccd"
 WEIGHTS = HERE / "dense-nano-bccd.safetensors"
 
 
-def demo(train: bool = False, out: Path = Path("boxwright-demo")) -> Report:
+def demo(train: bool = False, out: Path | str = Path("boxwright-demo")) -> Report:
     """Detect blood cells in the 72 held-out images of BCCD, and score, draw and tabulate the result.
 
     Args:
@@ -22,9 +21,10 @@ def demo(train: bool = False, out: Path = Path("boxwright-demo")) -> Report:
     Returns:
         The scores on the test split.
     """
+    out = Path(out)
     weights = _train(out / "train") if train else WEIGHTS
     report = evaluate(weights, DATA, split="test", out=out)
-    Console(soft_wrap=True).print(
+    make_console().print(
         f"\nOpen {out / 'index.html'} to see it. Next, on your own images:\n"
         "  boxwright check DATA            every fault in a COCO, VOC or YOLO data set, and its mend\n"
         "  boxwright train DATA            a detector of your own classes, in runs/train\n"

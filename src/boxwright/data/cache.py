@@ -39,6 +39,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from boxwright.config import UserError, require
+from boxwright.console import make_console
 from boxwright.data.fill import cpu_count, make_targets, require_all, write_images
 from boxwright.data.records import Record
 from boxwright.types import Batch
@@ -142,7 +143,7 @@ def build(
     require(len(records), "there are no images to put into the cache.")
     require(side >= 1, f"the side of the canvas must be at least 1 pixel, not {side}.")
     home = folder or default_folder()
-    console = Console(quiet=quiet)
+    console = make_console(quiet=quiet)
     paths = {name: home / key for name, key in _keys(records, side).items() if mode in ("auto", name)}
     for path in paths.values():
         if cache := _load(path):
@@ -197,7 +198,7 @@ def _choose(mode: Mode, estimates: dict[str, int], home: Path, console: Console)
     else:
         chosen, reason = "pixels", "which fit in half of the memory and of the free disk" if memory < np.inf else ""
     need = estimates[chosen]
-    console.print(f"Cache of {chosen} {reason}: {_bytes(need)} in {home} ({_bytes(free)} free)", highlight=False)
+    console.print(f"Cache of {chosen} {reason}: {_bytes(need)} in {home} ({_bytes(free)} free)")
     if need > free:
         raise _no_room(home, need, free)
     return chosen

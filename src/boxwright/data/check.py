@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
 from boxwright.config import UserError
-from boxwright.data.images import open_image
+from boxwright.console import make_console
+from boxwright.data.images import open_image, same_shape
 from boxwright.data.raw import KINDS, Fault, Raw, RawImage, reason
 from boxwright.data.read import read_raw
 
@@ -78,7 +78,7 @@ class CheckReport:
         }
 
 
-def check(data: Path, json: bool = False) -> CheckReport:
+def check(data: Path | str, json: bool = False) -> CheckReport:
     """Read a whole data set, decode every image, and report all faults at once with the way to mend them.
 
     Args:
@@ -103,7 +103,7 @@ def _image_faults(raw: Raw) -> Iterator[Fault]:
     """Decode every image; compare sizes; find the same picture twice."""
     everywhere = [(split, image) for split, images in raw.splits.items() for image in images]
     paths = list({image.path: None for _, image in everywhere if image.path.is_file()})
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     with ThreadPoolExecutor() as pool:
         results = track(pool.map(_decode, paths), "decoding", len(paths), console=console, transient=True)
         decoded = dict(zip(paths, results, strict=True))
@@ -119,7 +119,8 @@ def _image_faults(raw: Raw) -> Iterator[Fault]:
             width, height = result[0]
             if (image.width, image.height) != (width, height):
                 said = f"{image.width} x {image.height}"
-                yield Fault("wrong-size", image.source, f"says {said} pixels, {image.path.name} has {width} x {height}")
+                kind = "wrong-size" if same_shape(result[0], (image.width, image.height)) else "wrong-shape"
+                yield Fault(kind, image.source, f"says {said} pixels, {image.path.name} has {width} x {height}")
     yield from _repeated(by_content)
 
 
@@ -298,22 +299,20 @@ def _class_counts(raw: Raw) -> dict[str, dict[str, Any]]:
 
 
 def _print(report: CheckReport) -> None:
-    console = Console(highlight=False)
-    console.print(Text(f"{report.data} ({report.format})", style="bold"), soft_wrap=True)
-    console.print(_split_table(report))
-    console.print(_class_table(report))
+    console = make_console()
+    console.print(Text(f"{report.data} ({report.format})", style="bold"))
+    console.print(_split_table(report), soft_wrap=False)
+    console.print(_class_table(report), soft_wrap=False)
     kinds = Counter(fault.kind for fault in report.faults)
     for kind, count in kinds.items():
         level = KINDS[kind].level
         console.print()
-        console.print(
-            Text.assemble((f"{level}: {kind}", _STYLES[level]), f" ({count}): {KINDS[kind].mend}"), soft_wrap=True
-        )
+        console.print(Text.assemble((f"{level}: {kind}", _STYLES[level]), f" ({count}): {KINDS[kind].mend}"))
         for fault in report.faults:
             if fault.kind == kind:
-                console.print(Text(f"  {fault.where}: {fault.what}"), soft_wrap=True)
+                console.print(Text(f"  {fault.where}: {fault.what}"))
     console.print()
-    console.print(_verdict(report), soft_wrap=True)
+    console.print(_verdict(report))
 
 
 def _verdict(report: CheckReport) -> Text:

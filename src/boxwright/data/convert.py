@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-
 from boxwright.config import UserError, require
+from boxwright.console import make_console
 from boxwright.data import coco, voc, yolo
 from boxwright.data.raw import to_dataset
 from boxwright.data.read import read_raw, say
@@ -24,7 +23,7 @@ _FOLDERS: dict[str, Callable[[Path, str], Path]] = {
 }
 
 
-def convert(data: Path, out: Path, to: Format = "coco") -> Path:
+def convert(data: Path | str, out: Path | str, to: Format = "coco") -> Path:
     """Write a data set in another format: all splits, all classes, background images, every box as it stands.
 
     Images are hard-linked where the file system allows it and copied elsewhere. Nothing is left behind when it fails.
@@ -60,10 +59,8 @@ def convert(data: Path, out: Path, to: Format = "coco") -> Path:
     images = sum(map(len, dataset.splits.values()))
     boxes = sum(len(record.boxes_N4) for records in dataset.splits.values() for record in records)
     splits = ", ".join(f"{split} {len(records):,}" for split, records in dataset.splits.items())
-    Console(highlight=False).print(
+    make_console().print(
         f"{out} ({to}): {images:,} images ({splits}), {boxes:,} boxes, {len(dataset.names)} classes",
-        markup=False,
-        soft_wrap=True,
     )
     return out
 

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from boxwright.config import UserError
-from boxwright.data.images import fit, open_image
+from boxwright.data.images import fit, open_image, same_shape
 from boxwright.data.records import Record
 
 JPEG_QUALITY = 95
@@ -101,8 +101,7 @@ def _fitted(record: Record, side: int, mode: str) -> _Fitted | UserError:
 
 def _check_shape(record: Record, image: Image.Image) -> None:
     """Boxes are in pixels of the annotation. An image resized since then is fine, one of another shape is not."""
-    ratio = (image.width * record.height) / max(1, image.height * record.width)
-    if abs(ratio - 1) > 0.02 + 1.5 / min(image.size):
+    if not same_shape(image.size, (record.width, record.height)):
         raise UserError(
             f"{record.path}: the image is {image.width} x {image.height}, its annotation says "
             f"{record.width} x {record.height} ({record.source})."

@@ -47,7 +47,7 @@ def open_image(path: Path, side: int | None = None) -> Image.Image:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(f"it has {image.width} x {image.height} pixels, and {MAX_PIXELS:,} are the limit")
             image.load()
-            rgb = _to_rgb(image)
+            rgb = to_rgb(image)
             return rgb.transpose(turn) if turn is not None else rgb
     except (
         Exception
@@ -67,6 +67,12 @@ def image_size(path: Path) -> tuple[int, int]:
             return image.size[::-1] if turned else image.size
     except Exception as error:  # see open_image
         raise _unreadable(path, error) from error
+
+
+def same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two sizes (width, height) may be the same picture: their aspect ratios agree, up to rounding."""
+    ratio = (one[0] * other[1]) / max(1, one[1] * other[0])
+    return abs(ratio - 1) <= 0.02 + 1.5 / max(1, min(one))
 
 
 def fit(image: Image.Image, side: int) -> tuple[np.ndarray, tuple[int, int]]:
@@ -111,7 +117,8 @@ def _decode_reduced(image: Image.Image, side: int) -> None:
     image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode in mode RGB; see the head of this file for transparency and 16-bit grey."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image).astype(np.uint16) / 257).round().astype(np.uint8))
     elif image.mode in ("I", "F"):

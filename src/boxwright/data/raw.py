@@ -47,6 +47,7 @@ KINDS: dict[str, Kind] = {
     "duplicate-class": Kind("error", True, "give every class a name of its own"),
     "class-lists-differ": Kind("error", True, "give every split the same classes"),
     "duplicate-id": Kind("error", True, "give every image an id of its own"),
+    "wrong-shape": Kind("error", True, "correct width, height and boxes; an image that EXIF turns counts as turned"),
     # What training passes over.
     "orphan-annotation": Kind("error", False, "restore the image or remove the annotation"),
     "not-a-number": Kind("error", False, "draw the box again or remove it"),

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
 from boxwright.config import UserError, nearest, require
+from boxwright.console import make_console
 from boxwright.data import coco, voc, yolo
 from boxwright.data.raw import Raw, subfolders, to_dataset
 from boxwright.data.records import Dataset, Record
@@ -55,7 +55,7 @@ def read(path: Path | str, val: float = 0.0, seed: int = 0) -> Dataset:
 
 def say(message: str) -> None:
     """One line for the user, beside the output proper."""
-    Console(stderr=True, highlight=False).print(message, style="yellow", markup=False, soft_wrap=True)
+    make_console(stderr=True).print(message, style="yellow")
 
 
 def read_raw(path: Path) -> Raw:
@@ -153,8 +153,8 @@ def name_splits(dataset: Dataset, train: str | None, val: str | None) -> Dataset
 
 def _joined(dataset: Dataset, wanted: str) -> list[Record]:
     for name in wanted.split("+"):
-        known = ", ".join(dataset.splits)
-        require(name in dataset.splits, f"{dataset.root} has no split {name!r}; it has {known}")
+        hint, known = nearest(name, dataset.splits), ", ".join(dataset.splits)
+        require(name in dataset.splits, f"{dataset.root} has no split {name!r}{hint}; it has {known}")
     return [record for name in wanted.split("+") for record in dataset.splits[name]]
 
 
@@ -167,15 +167,19 @@ def train_and_val(dataset: Dataset, val: float = 0.0, seed: int = 0) -> tuple[li
         seed: of that split.
 
     Raises:
-        UserError: there is nothing to validate on, or it is the training images themselves.
+        UserError: there is nothing to validate on, or it is the training images themselves, or one of the two parts
+            has no object.
     """
     train = dataset.splits[_train_split(dataset)]
     if "val" not in dataset.splits:
         splits = ", ".join(dataset.splits)
         hint = "hold some images out with `--val 0.2`, or give another data set with `--val-data`"
         require(val, f"{dataset.root} has no split to validate on (it has: {splits}); {hint}")
-        return split(train, val, seed)
+        train, held_out = split(train, val, seed)
+        _check_objects(dataset, train, held_out)
+        return train, held_out
     held_out = dataset.splits["val"]
+    _check_objects(dataset, train, held_out)
     paths = {record.path.resolve() for record in train}
     shared = sum(record.path.resolve() in paths for record in held_out)
     if held_out and shared == len(held_out):
@@ -186,6 +190,17 @@ def train_and_val(dataset: Dataset, val: float = 0.0, seed: int = 0) -> tuple[li
     if shared:
         say(f"{dataset.root}: {shared} of {len(held_out)} validation images are training images too: scores flatter")
     return train, held_out
+
+
+def _check_objects(dataset: Dataset, train: Sequence[Record], val: Sequence[Record]) -> None:
+    """Without an object there is nothing to learn or to score; a class without one is worth a word."""
+    for part, records in (("training", train), ("validation", val)):
+        found = any((~record.ignore_N).any() for record in records)
+        require(found, f"{dataset.root}: none of the {len(records)} {part} images has an object; annotate some")
+    learnt = {label for record in train for label in record.labels_N[~record.ignore_N].tolist()}
+    never = [name for label, name in enumerate(dataset.names) if label not in learnt]
+    if never:
+        say(f"{dataset.root}: no training image has an object of {', '.join(never)}: never learnt, and never found")
 
 
 def merge_val(train: Dataset, val: Dataset) -> Dataset:

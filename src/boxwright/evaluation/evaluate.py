@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.progress import track
 
 from boxwright import show
 from boxwright.config import UserError, nearest, require
+from boxwright.console import make_console
 from boxwright.data.cache import build
 from boxwright.data.read import read
 from boxwright.data.records import Dataset, Record
@@ -29,10 +29,10 @@ PICTURES = 8  # images drawn, spread over the split
 
 
 def evaluate(
-    weights: Path,
-    data: Path,
+    weights: Path | str,
+    data: Path | str,
     split: str | None = None,
-    out: Path | None = None,
+    out: Path | str | None = None,
     batch_size: int = 16,
     device: str = "auto",
 ) -> Report:
@@ -53,7 +53,7 @@ def evaluate(
     Returns:
         The report: stats, per_class, summary(), table().
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console()
     require(batch_size >= 1, f"--batch_size must be at least 1, not {batch_size}.")
     kind, why = choose_device(device)
     detector = load_detector(weights, kind)
@@ -61,22 +61,22 @@ def evaluate(
     split, reason = choose_split(dataset, split)
     records = dataset.splits[split]
     missing = missing_classes(detector.names, dataset.names)
-    out = out or find_weights(Path(weights)).parent / f"evaluate-{_name(data)}-{split}"
+    out = Path(out or find_weights(Path(weights)).parent / f"evaluate-{_name(data)}-{split}")
 
-    console.print(f"{weights} on {data}, split {split} ({reason}): {len(records)} images; {kind} ({why})", markup=False)
+    console.print(f"{weights} on {data}, split {split} ({reason}): {len(records)} images; {kind} ({why})")
     if missing:
-        console.print(f"the detector does not know, and scores 0 on: {', '.join(missing)}", markup=False)
+        console.print(f"the detector does not know, and scores 0 on: {', '.join(missing)}")
     cache = build(records, detector.image_size)
     batches = detect_batches(detector, cache, batch_size, kind)
     n_batches = -(-len(records) // batch_size)
     shown = track(batches, "detecting", n_batches, console=console, transient=True, disable=not console.is_terminal)
     detections = [renamed(found, dataset.names) for batch in shown for found in batch]
     report = score(records, detections, dataset.names)
-    console.print(report.summary(), markup=False)
+    console.print(report.summary())
     console.print(report.table())
     facts = {"weights": str(weights), "data": str(data), "split": split, "unknown_classes": missing}
     write_results(out, report, records, detections, dataset, facts)
-    console.print(f"written: {out / 'index.html'}, predictions.json, metrics.json and charts beside it", markup=False)
+    console.print(f"written: {out / 'index.html'}, predictions.json, metrics.json and charts beside it")
     return report
 
 

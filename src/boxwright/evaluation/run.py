@@ -64,7 +64,7 @@ def choose_device(device: str) -> tuple[str, str]:
     if device == "auto":
         kind = next(name for name, there in available.items() if there)
         return kind, "found" if kind != "cpu" else "no GPU found"
-    kind = device.split(":")[0]
-    require(kind in available, f"--device is auto, cpu, cuda or mps, not {device!r}.")
-    require(available[kind], f"--device {device}: torch {torch.__version__} sees none here; use --device auto.")
+    which = "; CUDA_VISIBLE_DEVICES chooses among several GPUs" if ":" in device else ""
+    require(device in available, f"--device is auto, cpu, cuda or mps, not {device!r}{which}.")
+    require(available[device], f"--device {device}: torch {torch.__version__} sees none here; use --device auto.")
     return device, "as asked"

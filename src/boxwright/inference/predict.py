@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from boxwright.config import UserError, require
+from boxwright.console import make_console
 from boxwright.data.images import open_image
 from boxwright.files import write_whole
-from boxwright.inference.predictor import Found, check_threshold, load
+from boxwright.inference.predictor import Found, check_batch_size, check_threshold, load
 from boxwright.inference.sources import collect, short_names
 from boxwright.show import draw
 
@@ -48,9 +49,9 @@ class Summary:
 
 
 def predict(
-    weights: Path,
-    source: str,
-    out: Path = Path("predictions"),
+    weights: Path | str,
+    source: Path | str,
+    out: Path | str = Path("predictions"),
     threshold: float = 0.5,
     overlays: bool = True,
     batch_size: int = 8,
@@ -74,9 +75,9 @@ def predict(
     Returns:
         The counts; its exit_code is 1 if an image could not be read.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console, out = make_console(), Path(out)
     check_threshold(threshold)
-    require(batch_size >= 1, f"--batch_size must be at least 1, not {batch_size}.")
+    check_batch_size(batch_size)
     paths = _outside(collect(source), out, source)
     predictor = load(weights, device)
     summary = Summary(out)
@@ -89,7 +90,7 @@ def predict(
     return summary
 
 
-def _outside(paths: list[Path], out: Path, source: str) -> list[Path]:
+def _outside(paths: list[Path], out: Path, source: Path | str) -> list[Path]:
     """Without the overlays that an earlier call may have left in a folder below the source."""
     folder = out.resolve()
     kept = [path for path in paths if folder not in path.resolve().parents]
@@ -171,12 +172,10 @@ def _fill_both(
 def _tell(console: Console, summary: Summary, overlays: bool) -> None:
     counts = ", ".join(f"{name} {count}" for name, count in summary.objects.most_common())
     total = summary.objects.total()
-    console.print(f"{total} objects in {summary.images} images{': ' + counts if counts else ''}", markup=False)
-    pictures = f"{summary.folder / 'overlays'}, " if overlays else ""
-    console.print(f"written: {pictures}{summary.folder / 'predictions.json'} and predictions.csv", markup=False)
+    console.print(f"{total} objects in {summary.images} images{': ' + counts if counts else ''}")
+    pictures = f"{summary.folder / 'overlays'}, " if overlays and summary.images else ""
+    console.print(f"written: {pictures}{summary.folder / 'predictions.json'} and predictions.csv")
     if summary.skipped:
-        console.print(
-            f"{len(summary.skipped)} of {summary.images + len(summary.skipped)} images could not be read:", markup=False
-        )
+        console.print(f"{len(summary.skipped)} of {summary.images + len(summary.skipped)} images could not be read:")
         for error in summary.skipped:
-            console.print(f"  {error}", markup=False)
+            console.print(f"  {error}")

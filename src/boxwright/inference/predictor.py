@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from boxwright.config import UserError, require
-from boxwright.data.images import fit, image_size, open_image
+from boxwright.data.images import fit, image_size, open_image, to_rgb
 from boxwright.evaluation.run import choose_device, detect_batch
 from boxwright.inference.sources import collect
 from boxwright.models.weights import load_detector
@@ -94,6 +94,7 @@ class Predictor:
             UserError: if a file cannot be read, or an array is none of these.
         """
         check_threshold(threshold)
+        check_batch_size(batch_size)
         side = self.detector.image_size
         if not isinstance(image, list | tuple):
             return self._detect([_decode(image, side)], threshold)[0]
@@ -131,7 +132,7 @@ class Predictor:
     ) -> Iterator[Found]:
         """`stream`, with the images."""
         check_threshold(threshold)
-        require(batch_size >= 1, f"the batch size must be at least 1, not {batch_size}.")
+        check_batch_size(batch_size)
         paths = collect(source) if isinstance(source, str | Path) else source
         decoded = _readable(_decode_ahead(paths, self.detector.image_size, 2 * batch_size), skipped)
         for chunk in _chunks(decoded, batch_size):
@@ -149,6 +150,11 @@ def check_threshold(threshold: float) -> None:
     require(0 <= threshold < 1, f"the score threshold must be at least 0 and under 1, not {threshold}.")
 
 
+def check_batch_size(batch_size: int) -> None:
+    """Raise `UserError` unless the batch size is at least 1."""
+    require(batch_size >= 1, f"the batch size must be at least 1, not {batch_size}.")
+
+
 @dataclass
 class _Ready:
     """A decoded image and its size (width, height) before any reduction."""
@@ -162,12 +168,13 @@ def _decode(picture: Picture, side: int) -> _Ready:
         path = Path(picture)
         return _Ready(open_image(path, side), image_size(path))
     image = _to_pil(picture)
+    require(min(image.size), f"an image must have pixels, not {image.width} x {image.height}.")
     return _Ready(image, image.size)
 
 
 def _to_pil(picture: Image.Image | np.ndarray | Tensor) -> Image.Image:
     if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
+        return to_rgb(picture)
     if isinstance(picture, Tensor):
         require(
             picture.ndim == 3 and len(picture) == 3,

@@ -51,13 +51,16 @@ def load_detector(path: Path | str, device: torch.device | str = "cpu") -> Detec
     header, state = read_tensors(file, "a boxwright checkpoint")
     if header.get("format") != FORMAT:
         raise UserError(f"{file} is a safetensors file, but not a boxwright checkpoint; give one that `train` wrote.")
-    names, config = tuple(json.loads(header["names"])), json.loads(header["config"])
-    detector = zoo.rebuild(header["model"], config, names)
     try:
+        names, config, card = (json.loads(header[key]) for key in ("names", "config", "card"))
+        detector = zoo.rebuild(header["model"], config, tuple(names))
         detector.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"{file} does not fit the detector it names: {str(error)[:300]}") from error
-    detector.card = json.loads(header["card"])  # type: ignore[assignment]
+    except UserError:
+        raise
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(f"{file} does not fit the detector it names, or is damaged ({reason}).") from error
+    detector.card = card  # type: ignore[assignment]
     return detector.to(device).eval()
 
 
@@ -78,8 +81,9 @@ def read_tensors(file: Path, what: str) -> tuple[dict[str, str], dict[str, torch
     except SafetensorError as error:
         with file.open("rb") as stream:
             start = stream.read(2)
-        pickled = start in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")
-        reason = "a pickle, which could run code and is never opened" if pickled else f"cut short or damaged ({error})"
+        pickled = start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+        foreign = f"no safetensors file, or one that is cut short or damaged ({error})"
+        reason = "a pickle, which could run code and is never opened" if pickled else foreign
         raise UserError(f"{file} is not {what}: it is {reason}.") from error
     except OSError as error:
         raise UserError(f"{file} can't be read: {error.strerror or error}.") from error

@@ -1,9 +1,10 @@
 """The detectors by name: their sizes, and the recipe each is trained by unless told otherwise."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from boxwright.config import Augment, DetectorName, Optim, Size, UserError
+from boxwright.config import Augment, DetectorName, Optim, Size, UserError, nearest, require
 from boxwright.models.dense import SIZES as DENSE_SIZES
 from boxwright.models.dense import Dense, DenseConfig
 from boxwright.models.pix2seq import SIZES as PIX2SEQ_SIZES
@@ -50,6 +51,7 @@ RECIPES = {
 
 def recipe(model: DetectorName) -> Recipe:
     """The recipe of a detector, the same for each size."""
+    _check_choice("model", model, RECIPES)
     return RECIPES[model]
 
 
@@ -63,10 +65,16 @@ def build(
     pretrained: bool = True,
 ) -> Detector:
     """A detector to train: `size` decides everything that is not given."""
+    _check_choice("model", model, DETECTORS)
     network, _, sizes = DETECTORS[model]
+    _check_choice("size", size, sizes)
     given = {"image_size": image_size, "backbone": backbone}
     config = replace(sizes[size], **{key: value for key, value in given.items() if value is not None})
     return network(config, names, pretrained)
+
+
+def _check_choice(what: str, word: str, known: Iterable[str]) -> None:
+    require(word in known, f"{what} can't be {word!r}{nearest(word, known)}, it must be one of: {', '.join(known)}.")
 
 
 def rebuild(model: str, config: dict[str, Any], names: tuple[str, ...]) -> Detector:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from boxwright.config import Augment, Optim, UserError, require
 from boxwright.data.cache import Cache
-from boxwright.data.loader import steps_per_epoch, train_batches
+from boxwright.data.loader import mix, steps_per_epoch, train_batches
 from boxwright.data.records import Record
 from boxwright.evaluation.coco import score
 from boxwright.evaluation.run import detect
@@ -151,7 +151,7 @@ class Loop:
         for part in range(self.accumulate):
             batch = next(batches)
             draw = self.progress.step * self.accumulate + part
-            torch.manual_seed(((self.plan.seed << 40) + draw) * self.fabric.world_size + self.fabric.global_rank)
+            torch.manual_seed(mix(self.plan.seed, draw, self.fabric.global_rank))
             with self.fabric.no_backward_sync(self.model, enabled=part + 1 < self.accumulate):
                 losses = self.model(batch)
                 values = torch.stack([value.detach() for value in losses.values()]).tolist()

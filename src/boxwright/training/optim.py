@@ -6,10 +6,22 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from boxwright.config import Optim
+from boxwright.config import Optim, require
 from boxwright.types import Detector
 
 FLOOR = 0.01  # of the peak rate, at the end of the descent
+RANGES = {
+    "lr": (0, math.inf), "backbone_factor": (0, math.inf), "weight_decay": (0, math.inf), "warmup": (0, 1),
+    "hold": (0, 1), "clip": (0, math.inf), "accumulate": (1, math.inf), "ema": (0, 1), "patience": (0, math.inf),
+}  # fmt: skip
+
+
+def check(settings: Optim) -> None:
+    """Raise `UserError` for settings outside their range; none may be open."""
+    for name, (low, high) in RANGES.items():
+        value = getattr(settings, name)
+        said = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+        require(low <= value <= high, f"--optim.{name} must be {said}, not {value}.")
 
 
 def make_optimizer(detector: Detector, settings: Optim) -> torch.optim.AdamW:

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +17,11 @@ from lightning_fabric import Fabric
 from rich.console import Console
 
 from boxwright import show
-from boxwright.config import Augment, DetectorName, Optim, Size, fill_in, require
+from boxwright.config import Augment, DetectorName, Optim, Size, UserError, fill_in, require
+from boxwright.console import make_console
 from boxwright.data.cache import Cache
 from boxwright.data.cache import build as build_cache
+from boxwright.data.loader import check as check_augment
 from boxwright.data.loader import train_batches
 from boxwright.data.read import merge_val, name_splits, read, train_and_val
 from boxwright.data.records import Record
@@ -28,18 +31,20 @@ from boxwright.models import zoo
 from boxwright.models.weights import load_detector
 from boxwright.training.checkpoint import FILE as STATE
 from boxwright.training.loop import Loop, Plan
+from boxwright.training.optim import check as check_optim
 from boxwright.types import Detector
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+PLACES = ("data", "val_data", "out", "device", "devices", "nodes", "precision", "cache")  # where, not what
 
 
 def train(
-    data: Path,
+    data: Path | str,
     model: DetectorName = "dense",
     size: Size = "nano",
-    out: Path = Path("runs/train"),
+    out: Path | str = Path("runs/train"),
     *,
-    val_data: Path | None = None,
+    val_data: Path | str | None = None,
     val: float = 0.2,
     train_split: str | None = None,
     val_split: str | None = None,
@@ -47,7 +52,7 @@ def train(
     batch_size: int | None = None,
     image_size: int | None = None,
     backbone: str | None = None,
-    weights: Path | None = None,
+    weights: Path | str | None = None,
     pretrained: bool = True,
     augment: Augment = Augment(),  # noqa: B008
     optim: Optim = Optim(),  # noqa: B008
@@ -95,19 +100,22 @@ def train(
         The run's folder: best.safetensors, last.safetensors, state.safetensors, metrics.csv, curves.png,
         config.yaml and tensorboard/.
     """
+    data, out = Path(data), Path(out)
     given = {name: value for name, value in locals().items() if name not in ("resume", "show_batches")}
+    data, out = Path(data), Path(out)
     _check_numbers(given)
     recipe = zoo.recipe(model)
     augment, optim = fill_in(augment, recipe.augment), fill_in(optim, recipe.optim)
     epochs, batch_size = epochs or recipe.epochs, batch_size or recipe.batch_size
+    check_augment(augment)
+    check_optim(optim)
     given |= {"augment": asdict(augment), "optim": asdict(optim), "epochs": epochs, "batch_size": batch_size}
     names, records, val_records = _data(data, val_data, train_split, val_split, val, seed)
     if not (resume or show_batches):
-        unused = not (out / STATE).exists()
-        require(unused, f"{out} holds a run already; add --resume to go on with it, or give another --out.")
+        _require_unused(out)
 
     fabric, machine = make_fabric(device, precision, devices, nodes)
-    console = Console(quiet=not fabric.is_global_zero, highlight=False, soft_wrap=True)
+    console = make_console(quiet=not fabric.is_global_zero)
     torch.manual_seed(seed)
     detector = _detector(weights, model, size, names, image_size, backbone, pretrained)
     train_cache, val_cache = (
@@ -117,9 +125,9 @@ def train(
         return _show_batches(train_cache, names, batch_size, augment, seed, out)
 
     config = {name: _plain(value) for name, value in given.items()}
-    digest = _digest(config, names, records)
-    card = {"trained on": f"{len(records)} images of {data.name}", "settings": config}
-    plan = Plan(out, epochs, batch_size, augment, optim, seed, card, digest)
+    decided = {name: value for name, value in config.items() if name not in PLACES}
+    card = {"trained on": f"{len(records)} images of {data.name}", "settings": decided}
+    plan = Plan(out, epochs, batch_size, augment, optim, seed, card, _digest(decided, names, records))
     loop = Loop(fabric, detector, plan, train_cache, (val_cache, val_records), resume)
     if fabric.is_global_zero:
         text = yaml.safe_dump(config, sort_keys=False)
@@ -130,7 +138,7 @@ def train(
 
 
 def _data(
-    data: Path, val_data: Path | None, train_split: str | None, val_split: str | None, val: float, seed: int
+    data: Path, val_data: Path | str | None, train_split: str | None, val_split: str | None, val: float, seed: int
 ) -> tuple[tuple[str, ...], list[Record], list[Record]]:
     """Classes, training images, validation images."""
     dataset = name_splits(read(data), train_split, val_split)
@@ -140,17 +148,24 @@ def _data(
 
 
 def _run(loop: Loop, out: Path, console: Console) -> None:
-    """The loop with a first and a last word; the curves are drawn whatever happens."""
+    """The loop with a last word; the curves are drawn whatever happens."""
     try:
         progress = loop.run()
-    except KeyboardInterrupt:
-        console.print(f"stopped at step {loop.progress.step} of {loop.total}; the same command with --resume goes on")
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            step = f"step {loop.progress.step} of {loop.total}"
+            console.print(f"stopped at {step}; the same command with --resume goes on")
+        with suppress(UserError):  # what stopped the run is the news, not that its curves can't be written either
+            _draw_curves(loop, out)
         raise
-    finally:
-        if loop.fabric.is_global_zero and (out / "metrics.csv").is_file():
-            write_whole(out / "curves.png", lambda temporary: show.curves(out / "metrics.csv", temporary))
+    _draw_curves(loop, out)
     console.print(f"best AP {progress.best_ap:.3f} after epoch {progress.best_epoch}: {out / 'best.safetensors'}")
     console.print(f"curves: {out / 'curves.png'}   next: boxwright evaluate {out / 'best'} DATA")
+
+
+def _draw_curves(loop: Loop, out: Path) -> None:
+    if loop.fabric.is_global_zero and (out / "metrics.csv").is_file():
+        write_whole(out / "curves.png", lambda temporary: show.curves(out / "metrics.csv", temporary))
 
 
 def _show_batches(
@@ -159,7 +174,7 @@ def _show_batches(
     """One picture of the first batch as the network gets it."""
     picture = show.show_batch(next(train_batches(cache, batch_size, augment, seed=seed, epoch=0)), names)
     write_whole(out / "batches.png", lambda temporary: picture.save(temporary, format="png"))
-    Console(soft_wrap=True).print(f"what the network sees: {out / 'batches.png'}")
+    make_console().print(f"what the network sees: {out / 'batches.png'}")
     return out
 
 
@@ -195,6 +210,8 @@ def make_fabric(device: str, precision: str, devices: int, nodes: int) -> tuple[
         half = kind == "cuda" and torch.cuda.is_bf16_supported()
         precision = "bf16-mixed" if half else "32-true"
         why += "; bf16 mixed precision, which this GPU computes natively" if half else "; full precision"
+    seen = {"cuda": torch.cuda.device_count(), "mps": 1}.get(kind, devices)
+    require(devices <= seen, f"--devices {devices}: torch sees {seen} of {kind} here.")
     devices = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
     strategy = "ddp" if devices * nodes > 1 else "auto"
     fabric = Fabric(accelerator=kind, devices=devices, num_nodes=nodes, precision=precision, strategy=strategy)  # type: ignore[arg-type]
@@ -206,10 +223,18 @@ def _check_numbers(given: dict[str, Any]) -> None:
     least = {"epochs": 1, "batch_size": 1, "image_size": 64, "devices": 1, "nodes": 1}
     for name, low in least.items():
         require(given[name] is None or given[name] >= low, f"--{name} must be at least {low}, not {given[name]}.")
+    require(0 <= given["seed"] < 2**63, f"--seed must be at least 0 and under 2^63, not {given['seed']}.")
+
+
+def _require_unused(out: Path) -> None:
+    """Weights are never written over those of another run, even where its state was thrown away."""
+    there = [name for name in (STATE, "best.safetensors", "last.safetensors") if (out / name).exists()]
+    said = f"{out} holds a run already ({', '.join(there)})"
+    require(not there, f"{said}; add --resume to go on with it, or give another --out.")
 
 
 def _detector(
-    weights: Path | None,
+    weights: Path | str | None,
     model: DetectorName,
     size: Size,
     names: tuple[str, ...],
@@ -232,12 +257,10 @@ def _shapes(detector: Detector) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in detector.state_dict().items()}
 
 
-def _digest(config: dict[str, Any], names: Sequence[str], records: Sequence[Record]) -> str:
+def _digest(decided: dict[str, Any], names: Sequence[str], records: Sequence[Record]) -> str:
     """Of the settings and data that change what a step computes."""
-    places = ("data", "val_data", "out", "device", "devices", "nodes", "precision", "cache")
-    facts = {name: value for name, value in config.items() if name not in places}
     images = [(record.path.name, record.boxes_N4.tolist()) for record in records]
-    return hashlib.sha256(json.dumps([facts, list(names), images], sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([decided, list(names), images], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _plain(value: Any) -> Any:

@@ -7,9 +7,11 @@ from pathlib import Path
 from types import TracebackType
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
+
+from boxwright.console import make_console
+from boxwright.files import write_whole, writing
 
 HEAD = ("step", "epoch", "lr", "loss")
 TAIL = ("val_ap", "val_ap50")
@@ -29,10 +31,10 @@ class Watch:
     """
 
     def __init__(self, folder: Path, total: int, done: int, active: bool):
-        self.console = Console(quiet=not active)
+        self.console = make_console(quiet=not active)
         self.active, self.file = active, folder / "metrics.csv"
         self.rows = _rows_until(self.file, done) if active else []
-        self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1) if active else None
+        self.events = _event_writer(folder / "tensorboard", done) if active else None
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -86,14 +88,22 @@ class Watch:
         if len(self.rows) == 1:
             self._rewrite()
             return
-        with self.file.open("a", newline="") as stream:
+        with writing(self.file), self.file.open("a", newline="") as stream:
             csv.DictWriter(stream, _columns(self.rows), restval="").writerow(row)
 
     def _rewrite(self) -> None:
-        with self.file.open("w", newline="") as stream:
+        write_whole(self.file, self._write_rows)
+
+    def _write_rows(self, file: Path) -> None:
+        with file.open("w", newline="") as stream:
             writer = csv.DictWriter(stream, _columns(self.rows), restval="")
             writer.writeheader()
             writer.writerows(self.rows)
+
+
+def _event_writer(folder: Path, done: int) -> SummaryWriter:
+    with writing(folder):
+        return SummaryWriter(str(folder), purge_step=done + 1)
 
 
 def _columns(rows: list[dict[str, str]]) -> list[str]:
@@ -105,8 +115,8 @@ def _rows_until(file: Path, step: int) -> list[dict[str, str]]:
     """The complete rows of an earlier part of the run, up to the step it is resumed from."""
     if not file.is_file() or step == 0:
         return []
-    with file.open(newline="") as stream:
-        return [row for row in csv.DictReader(stream) if (row["step"] or "").isdigit() and int(row["step"]) <= step]
+    with file.open(newline="", errors="replace") as stream:  # of a damaged file, the rows that can be read
+        return [row for row in csv.DictReader(stream) if (row.get("step") or "").isdigit() and int(row["step"]) <= step]
 
 
 def _memory() -> str:

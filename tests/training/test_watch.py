@@ -1,0 +1,32 @@
+import pytest
+
+from boxwright.config import UserError
+from boxwright.training.watch import Watch, _rows_until
+
+
+def test_a_folder_or_file_in_the_way_is_named(tmp_path):
+    (tmp_path / "a" / "metrics.csv").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"metrics.csv can't be written"), Watch(tmp_path / "a", 2, 0, True):
+        pass
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "tensorboard").write_text("mine")
+    with pytest.raises(UserError, match=r"tensorboard can't be written"):
+        Watch(tmp_path / "b", 2, 0, True)
+    assert (tmp_path / "b" / "tensorboard").read_text() == "mine"
+
+
+def test_a_row_that_cannot_be_written_is_a_clear_error(tmp_path):
+    with Watch(tmp_path, 3, 0, True) as watch:
+        watch.step(1, 0.5, 1e-3, {"l1": 1.0}, 1.0)
+        (tmp_path / "metrics.csv").unlink()
+        (tmp_path / "metrics.csv").mkdir()
+        with pytest.raises(UserError, match=r"metrics.csv can't be written: Is a directory"):
+            watch.step(2, 1.0, 1e-3, {"l1": 1.0}, 1.0)
+
+
+def test_of_a_damaged_table_the_rows_that_can_be_read_are_kept(tmp_path):
+    file = tmp_path / "metrics.csv"
+    file.write_bytes(b"step,loss\n1,2.5\n\xff\xfe,3\n2,2.0\n3,1.5\n4")
+    assert [row["step"] for row in _rows_until(file, 3)] == ["1", "2", "3"]
+    file.write_bytes(b"\xff\xfe\x00")
+    assert _rows_until(file, 3) == []

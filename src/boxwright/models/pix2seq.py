@@ -1,12 +1,12 @@
 """`pix2seq`: an image is read, and its objects are written down as one sentence.
 
-        image ── backbone ── encoder ── bridge ──┐ (what the writer looks at)
+        image ── backbone ── encoder ── bridge ──┐ (what the decoder looks at)
                                                  v
         >   y1  x1  y2  x2 class   y1  x1  y2  x2 class   y1  x1  y2  x2 noise   ...
             └─ first object ───┘   └─ second object ──┘   └─ nothing there ──┘
 
 Every word is chosen from one vocabulary: 1000 coordinates, the classes, and the word for noise. Objects come in any
-order. After the last object the writer goes on with boxes that are none, says so by the word for noise, and their
+order. After the last object the decoder goes on with boxes that are none, says so by the word for noise, and their
 scores are low ("Pix2seq: a language modeling framework for object detection", Chen et al. 2022). Architecture,
 sentences, loss and scores are those of google-research/pix2seq, its ResNet replaced by any timm backbone.
 """
@@ -116,10 +116,17 @@ class Pix2Seq(Detector):
         return list(self.backbone.parameters())
 
     def forward(self, images_BCHW: Tensor, sizes_B2: Tensor) -> Tensor:
-        """What the writer looks at, (B, cells, decoder_dim); H and W may be any size."""
+        """What the decoder looks at, (B, cells, decoder_dim); H and W may be any size."""
+        return self.encode(self.features(images_BCHW, sizes_B2))
+
+    def features(self, images_BCHW: Tensor, sizes_B2: Tensor) -> Tensor:
+        """The backbone's map, (B, channels, H / stride, W / stride)."""
         mask_B1HW = image_mask(images_BCHW, sizes_B2)[:, None]
         filled_BCHW = pixels(images_BCHW).where(mask_B1HW, PADDING)
-        (features_BCHW,) = self.backbone(filled_BCHW.contiguous(memory_format=torch.channels_last))
+        return self.backbone(filled_BCHW.contiguous(memory_format=torch.channels_last))[0]
+
+    def encode(self, features_BCHW: Tensor) -> Tensor:
+        """From the backbone's map to what the decoder looks at."""
         height, width = features_BCHW.shape[-2:]
         return self.bridge(self.encoder(features_BCHW), height, width)
 

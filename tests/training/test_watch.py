@@ -1,7 +1,15 @@
+import errno
+
 import pytest
 
 from boxwright.config import UserError
 from boxwright.training.watch import Watch, _rows_until
+
+
+def note_steps(folder, count):
+    with Watch(folder, count, 0, True) as watch:
+        for step in range(1, count + 1):
+            watch.step(step, 0.5, 1e-3, {"l1": 1.0}, 1.0)
 
 
 def test_a_folder_or_file_in_the_way_is_named(tmp_path):
@@ -22,6 +30,16 @@ def test_a_row_that_cannot_be_written_is_a_clear_error(tmp_path):
         (tmp_path / "metrics.csv").mkdir()
         with pytest.raises(UserError, match=r"metrics.csv can't be written: Is a directory"):
             watch.step(2, 1.0, 1e-3, {"l1": 1.0}, 1.0)
+
+
+def test_a_full_disk_under_tensorboard_is_one_line(tmp_path, capfd, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", refuse)
+    with pytest.raises(UserError, match=r"tensorboard can't be written: No space left"):
+        note_steps(tmp_path, 1000)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_of_a_damaged_table_the_rows_that_can_be_read_are_kept(tmp_path):

@@ -102,7 +102,6 @@ def train(
     """
     data, out = Path(data), Path(out)
     given = {name: value for name, value in locals().items() if name not in ("resume", "show_batches")}
-    data, out = Path(data), Path(out)
     _check_numbers(given)
     recipe = zoo.recipe(model)
     augment, optim = fill_in(augment, recipe.augment), fill_in(optim, recipe.optim)

@@ -3,6 +3,8 @@
 import csv
 import resource
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -32,9 +34,10 @@ class Watch:
 
     def __init__(self, folder: Path, total: int, done: int, active: bool):
         self.console = make_console(quiet=not active)
-        self.active, self.file = active, folder / "metrics.csv"
+        self.active, self.file, self.folder = active, folder / "metrics.csv", folder / "tensorboard"
         self.rows = _rows_until(self.file, done) if active else []
-        self.events = _event_writer(folder / "tensorboard", done) if active else None
+        with writing(self.folder):
+            self.events = SummaryWriter(str(self.folder), purge_step=done + 1) if active else None
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -48,15 +51,20 @@ class Watch:
         self.ap = self.rows[-1].get("val_ap", "") if self.rows else ""
 
     def __enter__(self) -> "Watch":
-        self.bar.start()
         if self.active:
             self._rewrite()
+        self.bar.start()
+        self.hook, threading.excepthook = threading.excepthook, _report_thread
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.bar.stop()
-        if self.events:
-            self.events.close()
+        try:
+            with suppress(OSError) if error else writing(self.folder):
+                if self.events:
+                    self.events.close()
+        finally:
+            threading.excepthook = self.hook
 
     def step(self, step: int, epoch: float, lr: float, losses: dict[str, float], images_per_second: float) -> None:
         """Note one optimizer step."""
@@ -67,7 +75,7 @@ class Watch:
         self._append({key: repr(value) for key, value in row.items()})
         for key, value in row.items():
             if key != "step":
-                self.events.add_scalar(key.replace("loss_", "loss/"), value, step)  # type: ignore[union-attr]
+                self._chart(key.replace("loss_", "loss/"), value, step)
         said = f"loss {row['loss']:.3f}  AP {self.ap or '-'}  {images_per_second:.1f} images/s  {_memory()}"
         self.bar.update(self.task, completed=step, said=said)
 
@@ -78,10 +86,14 @@ class Watch:
         self.ap = f"{ap:.3f}"
         self.rows[-1] |= {"val_ap": repr(ap), "val_ap50": repr(ap50)}
         self._rewrite()
-        self.events.add_scalar("val/ap", ap, step)  # type: ignore[union-attr]
-        self.events.add_scalar("val/ap50", ap50, step)  # type: ignore[union-attr]
+        self._chart("val/ap", ap, step)
+        self._chart("val/ap50", ap50, step)
         loss = float(self.rows[-1]["loss"])
         self.console.print(f"epoch {epoch:>3}  loss {loss:.3f}  AP {ap:.3f}  AP50 {ap50:.3f}  ({seconds:.0f} s)")
+
+    def _chart(self, name: str, value: float, step: int) -> None:
+        with writing(self.folder):
+            self.events.add_scalar(name, value, step)  # type: ignore[union-attr]
 
     def _append(self, row: dict[str, str]) -> None:
         self.rows.append(row)
@@ -101,9 +113,10 @@ class Watch:
             writer.writerows(self.rows)
 
 
-def _event_writer(folder: Path, done: int) -> SummaryWriter:
-    with writing(folder):
-        return SummaryWriter(str(folder), purge_step=done + 1)
+def _report_thread(thread: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread hands a full disk on to the next call, which says so in one line; once is enough."""
+    if not issubclass(thread.exc_type, OSError):
+        threading.__excepthook__(thread)
 
 
 def _columns(rows: list[dict[str, str]]) -> list[str]:

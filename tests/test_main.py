@@ -1,4 +1,5 @@
 import errno
+import os
 import subprocess
 import sys
 import time
@@ -87,6 +88,13 @@ def test_every_verb_has_help_and_a_page(capsys):
         assert stop.value.code == 0
         assert f"boxwright {verb}" in capsys.readouterr().out
         assert (ROOT / "docs" / f"{verb}.md").is_file()
+
+
+def test_a_name_that_the_terminal_cannot_show_is_no_traceback():
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    code = "from boxwright.__main__ import main; main(['--version']); print('gr\\xf6\\xdfe')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.splitlines()[1] == "gr\\xf6\\xdfe"
 
 
 def test_version(capsys):

@@ -4,6 +4,7 @@ A verb's module is imported only when it is called, so that help answers at once
 """
 
 import inspect
+import io
 import os
 import re
 import sys
@@ -28,6 +29,9 @@ VERBS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb and return the exit code: 0, 1 for faults found, 2 for a mistake in the input, 130 for Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a class or file name that the terminal cannot show
     verb = arguments[0] if arguments else "--help"
     if verb in ("-h", "--help"):
         print(_overview())

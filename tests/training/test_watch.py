@@ -1,4 +1,5 @@
 import errno
+import threading
 
 import pytest
 
@@ -18,8 +19,10 @@ def test_a_folder_or_file_in_the_way_is_named(tmp_path):
         pass
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "tensorboard").write_text("mine")
+    hook = threading.excepthook
     with pytest.raises(UserError, match=r"tensorboard can't be written"):
-        Watch(tmp_path / "b", 2, 0, True)
+        note_steps(tmp_path / "b", 1)
+    assert threading.excepthook is hook
     assert (tmp_path / "b" / "tensorboard").read_text() == "mine"
 
 

@@ -4,7 +4,8 @@ import csv
 import resource
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -36,8 +37,8 @@ class Watch:
         self.console = make_console(quiet=not active)
         self.active, self.file, self.folder = active, folder / "metrics.csv", folder / "tensorboard"
         self.rows = _rows_until(self.file, done) if active else []
-        with writing(self.folder):
-            self.events = SummaryWriter(str(self.folder), purge_step=done + 1) if active else None
+        self.done = done
+        self.events: SummaryWriter | None = None
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -51,20 +52,20 @@ class Watch:
         self.ap = self.rows[-1].get("val_ap", "") if self.rows else ""
 
     def __enter__(self) -> "Watch":
-        if self.active:
-            self._rewrite()
-        self.bar.start()
-        self.hook, threading.excepthook = threading.excepthook, _report_thread
+        with ExitStack() as stack:
+            stack.enter_context(_quiet_writer())
+            if self.active:
+                self._rewrite()
+                with writing(self.folder):
+                    self.events = SummaryWriter(str(self.folder), purge_step=self.done + 1)
+            stack.enter_context(self.bar)
+            self.stack = stack.pop_all()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.bar.stop()
-        try:
-            with suppress(OSError) if error else writing(self.folder):
-                if self.events:
-                    self.events.close()
-        finally:
-            threading.excepthook = self.hook
+        with self.stack, suppress(OSError) if error else writing(self.folder):
+            if self.events:
+                self.events.close()
 
     def step(self, step: int, epoch: float, lr: float, losses: dict[str, float], images_per_second: float) -> None:
         """Note one optimizer step."""
@@ -113,10 +114,20 @@ class Watch:
             writer.writerows(self.rows)
 
 
-def _report_thread(thread: threading.ExceptHookArgs) -> None:
-    """TensorBoard's thread hands a full disk on to the next call, which says so in one line; once is enough."""
-    if not issubclass(thread.exc_type, OSError):
-        threading.__excepthook__(thread)
+@contextmanager
+def _quiet_writer() -> Iterator[None]:
+    """TensorBoard's thread hands a full disk on to the next call, which says so in one line: once is enough."""
+    hook = threading.excepthook
+
+    def report(thread: threading.ExceptHookArgs) -> None:
+        if not issubclass(thread.exc_type, OSError):
+            hook(thread)
+
+    threading.excepthook = report
+    try:
+        yield
+    finally:
+        threading.excepthook = hook
 
 
 def _columns(rows: list[dict[str, str]]) -> list[str]:

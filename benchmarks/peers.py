@@ -138,26 +138,27 @@ def main() -> None:
 
     keep_memory()
     plan = yaml.safe_load((a.run / "config.yaml").read_text())
-    ours = load_detector(a.run / "last.safetensors", a.device)
+    shape = load_detector(a.run / "last.safetensors").config
     dataset = name_splits(read(a.data), a.train_split, a.val_split)
     dataset = merge_val(dataset, read(a.val_data)) if a.val_data else dataset
     records, val_records = train_and_val(dataset)
-    cache, val_cache = build(records, ours.image_size), build(val_records, ours.image_size)
+    cache, val_cache = build(records, shape.image_size), build(val_records, shape.image_size)
     extra = f" mean AP | mean AP50 ({', '.join(a.classes)}) |" if a.classes else ""
     title = (
-        f"{datetime.date.today()}, {a.data.name}, {len(records)} images, {ours.image_size} px, {plan['epochs']} epochs"
+        f"{datetime.date.today()}, {a.data.name}, {len(records)} images, {shape.image_size} px, {plan['epochs']} epochs"
     )
     lines = [
         f"\n{title}\n",
         f"| detector | M parameters | AP | AP50 |{extra}",
         "| --- " * (4 + 2 * bool(a.classes)) + "|",
     ]
-    for name in ("dense", *a.peers):
+    for name in (*a.peers, "dense"):
         print(name, flush=True)
         torch.manual_seed(plan["seed"])
-        detector = ours
-        if name != "dense":
-            peer = Peer(name, dataset.names, ours.image_size, ours.config.backbone)
+        if name == "dense":
+            detector = load_detector(a.run / "last.safetensors", a.device)
+        else:
+            peer = Peer(name, dataset.names, shape.image_size, shape.backbone)
             detector = train(peer, cache, plan, a.device)
         report = score(val_records, detect(detector, val_cache, 16, a.device), dataset.names)
         lines.append(row(name, report, detector, a.classes))

@@ -32,7 +32,7 @@ from boxwright.types import Batch, Detector, Predictions, image_mask, pixels
 
 PRIOR = 0.01  # the score of an untrained cell, so that the many negatives do not swamp the first steps
 TEACHERS = 10  # cells an object teaches in the `many` branch
-RIVALS = 300  # cells that compete to be the one
+RIVALS = 200  # cells that compete to be the one: two for each detection that is kept
 DETECTIONS = 100  # kept per image, as COCO counts
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -250,6 +251,11 @@ def test_settings_out_of_range_are_refused_before_anything_is_written(data, tmp_
     with pytest.raises(UserError, match=said):
         train(data, tmp_path / "run", **settings)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_may_live_in_a_thread(data, tmp_path):
+    with ThreadPoolExecutor(1) as pool:
+        assert (pool.submit(train, data, tmp_path / "run", epochs=1).result() / "best.safetensors").is_file()
 
 
 def test_a_date_can_be_a_seed(data, tmp_path):

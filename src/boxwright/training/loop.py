@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import current_thread, main_thread
 from types import FrameType
 from typing import Any
 
@@ -227,12 +228,16 @@ def _even(shares: list[list[Any]]) -> list[list[Any]]:
 
 
 class _Interrupt:
-    """Turns Ctrl-C and SIGTERM into a wish that the loop honours between two steps; a second one kills at once."""
+    """Turns Ctrl-C and SIGTERM into a wish that the loop honours between two steps; a second one kills at once.
+
+    Only the main thread hears signals; in another one nothing changes.
+    """
 
     asked = False
 
     def __enter__(self) -> "_Interrupt":
-        self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        heard = (signal.SIGINT, signal.SIGTERM) if current_thread() is main_thread() else ()
+        self.before = {number: signal.signal(number, self._ask) for number in heard}
         return self
 
     def _ask(self, number: int, frame: FrameType | None) -> None:

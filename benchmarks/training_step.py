@@ -4,7 +4,8 @@
 
 Plain: the same network and loss, contiguous (NCHW) memory, every weight learning, batch norms in training mode. The
 next rows add our changes one by one: channels-last memory, norms with ImageNet statistics and a resting stem, memory
-that glibc keeps between steps. The last applies to the whole process, so it is measured after the others have taken turns.
+that glibc keeps between steps. The last applies to the whole process, so it is measured after the others have taken
+turns.
 """
 
 import argparse

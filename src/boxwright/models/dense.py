@@ -32,7 +32,6 @@ from boxwright.types import Batch, Detector, Predictions, image_mask, pixels
 
 PRIOR = 0.01  # the score of an untrained cell, so that the many negatives do not swamp the first steps
 TEACHERS = 10  # cells an object teaches in the `many` branch
-RIVALS = 200  # cells that compete to be the one: two for each detection that is kept
 DETECTIONS = 100  # kept per image, as COCO counts
 
 
@@ -46,6 +45,8 @@ class DenseConfig:
         channels: width of the pyramid and the towers.
         depth: 3x3 convolutions in each tower.
         strides: input pixels per cell of each level.
+        rivals: cells that compete to be the one; about ten cells say the same object, so leave room for as many times
+            the objects of an image.
     """
 
     backbone: str = "tf_efficientnet_lite0"
@@ -53,12 +54,13 @@ class DenseConfig:
     channels: int = 96
     depth: int = 2
     strides: tuple[int, ...] = (8, 16, 32)
+    rivals: int = 300
 
 
 SIZES = {
     "nano": DenseConfig(),
-    "small": DenseConfig("tf_efficientnet_lite1", image_size=416, channels=128, depth=3),
-    "medium": DenseConfig("tf_efficientnet_lite2", image_size=512, channels=160, depth=4),
+    "small": DenseConfig("tf_efficientnet_lite1", image_size=416, channels=128, depth=3, rivals=500),
+    "medium": DenseConfig("tf_efficientnet_lite2", image_size=512, channels=160, depth=4, rivals=700),
 }
 
 
@@ -108,7 +110,7 @@ class Dense(Detector):
         distances_BQ4 = torch.cat(distances, 1).float() * reach_Q2.repeat(1, 2)
         boxes_BQ4 = torch.cat([centres_Q2 - distances_BQ4[..., :2], centres_Q2 + distances_BQ4[..., 2:]], -1)
         many_BQK = torch.cat(many, 1).float()
-        cells_BR = many_BQK.amax(-1).topk(min(RIVALS, len(centres_Q2))).indices
+        cells_BR = many_BQK.amax(-1).topk(min(self.config.rivals, len(centres_Q2))).indices
         chosen = (rows(x, cells_BR) for x in (torch.cat(features, 1), many_BQK, boxes_BQ4))
         return Raw(many_BQK, boxes_BQ4, centres_Q2, reach_Q2, self.rivals(*chosen).float(), cells_BR)
 

@@ -29,7 +29,7 @@ class Recipe:
 
 RECIPES = {
     "dense": Recipe(
-        epochs=15,
+        epochs=20,
         batch_size=16,
         augment=Augment(scale=(0.6, 1.4), flip=0.5, colour=0.3, min_visible=0.25, views=1),
         optim=Optim(

@@ -30,7 +30,7 @@ def test_the_quickstart_works_from_its_first_line_to_its_last(tmp_path):
     assert (tmp_path / "runs/cells/batches.png").is_file()
     assert (tmp_path / "runs/cells/test/index.html").is_file()
     assert (tmp_path / "found").is_dir()
-    assert done.stdout.count("\n") == 364
+    assert done.stdout.count("\n") == 72
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -101,17 +101,18 @@ def test_a_run_killed_at_any_step_and_resumed_gives_the_same_losses(data, tmp_pa
 
 @pytest.mark.slow
 def test_ctrl_c_saves_in_the_middle_of_an_epoch_and_says_how_to_go_on(data, tmp_path):
-    whole = train(data, tmp_path / "whole", epochs=3)
-    out = tmp_path / "stopped"
-    process = start(data, out, "--epochs", "3")
-    wait_for_rows(process, out, 5)
+    epochs = ["--epochs", "3"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert start(data, whole, *epochs).wait(300) == 0
+    process = start(data, stopped, *epochs)
+    wait_for_rows(process, stopped, 5)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "--resume goes on" in said
     assert "Traceback" not in said
-    train(data, out, epochs=3, resume=True)
-    assert [row["loss"] for row in rows(out)] == [row["loss"] for row in rows(whole)]
+    assert start(data, stopped, *epochs, "--resume").wait(300) == 0
+    assert rows(stopped) == rows(whole)
 
 
 @pytest.mark.slow

@@ -24,12 +24,12 @@ from boxwright.evaluation.run import detect
 from boxwright.models.pix2seq import Pix2Seq, Pix2SeqConfig
 from boxwright.training.optim import make_optimizer, rate_factor, set_rate
 
-IMAGES, STEPS = 16, 1000
+IMAGES, STEPS = 16, 1200
 CONFIG = Pix2SeqConfig(
     image_size=224, encoder_layers=2, encoder_dim=128, encoder_hidden=512, encoder_heads=4, decoder_layers=3,
-    decoder_dim=128, decoder_hidden=512, decoder_heads=4, max_objects=32, length=160, dropout=0.0, drop_path=0.0,
+    decoder_dim=128, decoder_hidden=512, decoder_heads=8, max_objects=28, length=140, dropout=0.0, drop_path=0.0,
 )  # fmt: skip
-OPTIM = Optim(lr=3e-3, backbone_factor=0.0, weight_decay=0.05, warmup=0.04, hold=0.5, clip=1.0)
+OPTIM = Optim(lr=2e-3, backbone_factor=0.0, weight_decay=0.05, warmup=0.04, hold=0.1, clip=1.0)
 
 
 def main(data: Path) -> None:

@@ -11,7 +11,9 @@ FREE = torch.ones(5, 60, dtype=torch.bool)
 @pytest.fixture
 def decoder():
     torch.manual_seed(0)
-    decoder = Decoder(tokens=60, length=40, layers=2, dim=24, hidden=48, heads=3, dropout=0.1, drop_path=0.1).eval()
+    decoder = Decoder(
+        tokens=60, length=40, slots=5, layers=2, dim=24, hidden=48, heads=3, dropout=0.1, drop_path=0.1
+    ).eval()
     for table in (decoder.token_embedding, decoder.position_embedding):
         torch.nn.init.normal_(table, std=0.5)  # so that the choices are clear
     return decoder

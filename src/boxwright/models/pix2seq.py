@@ -107,8 +107,8 @@ class Pix2Seq(Detector):
         self.encoder = Encoder(self.backbone.channels[0], c)
         self.bridge = Bridge(c)
         self.decoder = Decoder(
-            c.vocabulary, c.length, c.decoder_layers, c.decoder_dim, c.decoder_hidden, c.decoder_heads, c.dropout,
-            c.drop_path,
+            c.vocabulary, c.length, WORDS, c.decoder_layers, c.decoder_dim, c.decoder_hidden, c.decoder_heads,
+            c.dropout, c.drop_path,
         )  # fmt: skip
 
     def backbone_parameters(self) -> list[nn.Parameter]:

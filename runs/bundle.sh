@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What ships inside the package, from the original data: bash runs/bundle.sh BCCD
 # BCCD is the folder with Annotations/, JPEGImages/ and ImageSets/ (github Shenggan/BCCD_Dataset, MIT).
-# Packs the images, trains the detector as `boxwright demo --train` does (under 10 minutes on 2 cores), and writes the
+# Packs the images, trains the detector as `boxwright demo --train` does (about 10 minutes on 2 cores), and writes the
 # weights in half precision with their model card.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -191,7 +191,7 @@ def _introduction(
 def keep_memory() -> None:
     """Let glibc keep freed memory for the next step, instead of giving it back and faulting it in anew, page by page.
 
-    Worth a quarter more images per second on a CPU (`benchmarks/training_step.py`); elsewhere nothing happens.
+    Worth a fifth more images per second on a CPU (`benchmarks/training_step.py`); elsewhere nothing happens.
     """
     if platform.libc_ver()[0] == "glibc":
         mmap_threshold, trim_threshold, most = -3, -1, 2**31 - 1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h

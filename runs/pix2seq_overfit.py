@@ -24,7 +24,7 @@ from boxwright.evaluation.run import detect
 from boxwright.models.pix2seq import Pix2Seq, Pix2SeqConfig
 from boxwright.training.optim import make_optimizer, rate_factor, set_rate
 
-IMAGES, STEPS = 16, 1200
+IMAGES, STEPS = 16, 1000
 CONFIG = Pix2SeqConfig(
     image_size=224, encoder_layers=2, encoder_dim=128, encoder_hidden=512, encoder_heads=4, decoder_layers=3,
     decoder_dim=128, decoder_hidden=512, decoder_heads=8, max_objects=28, length=140, dropout=0.0, drop_path=0.0,

@@ -2,7 +2,8 @@ import pix2seq_golden
 import pytest
 import torch
 
-from boxwright.models.decoding import Decoder, Sampling, generate, nucleus
+from boxwright.models.decoder import Decoder
+from boxwright.models.decoding import Sampling, generate, nucleus
 
 GOLDEN = pix2seq_golden.tokens()
 FREE = torch.ones(5, 60, dtype=torch.bool)

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from boxwright.config import require
 from boxwright.models.attention import EncoderBlock, Mlp, dense, norm
 from boxwright.models.backbone import Backbone
-from boxwright.models.decoding import Decoder, Sampling, generate
+from boxwright.models.decoder import Decoder
+from boxwright.models.decoding import Sampling, generate
 from boxwright.models.positions import sincos_2d
 from boxwright.models.sentences import sentences
 from boxwright.models.vocabulary import PROMPT, Vocabulary

@@ -1,0 +1,105 @@
+"""The autoregressive decoder: after each token it scores all tokens of the vocabulary for the next place.
+
+Training reads whole given sentences at once (`Decoder.forward`); generation makes one token after the other
+(`Decoder.step`), and keeps the keys and values of every layer, so that nothing is ever computed twice. Both give the
+same scores.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from boxwright.models.attention import DecoderBlock, KeysValues, norm
+
+
+class Cache(NamedTuple):
+    """For each layer, room for the keys and values of a whole sentence, and those of the image."""
+
+    sentence: list[KeysValues]
+    image: list[KeysValues]
+
+
+class Decoder(nn.Module):
+    """A transformer decoder with learned positions and one table for reading and scoring tokens.
+
+    Args:
+        tokens: ids in the vocabulary.
+        length: the longest sentence.
+        slots: tokens of an object.
+        layers: number of blocks.
+        dim, hidden, heads, dropout, drop_path: of each block.
+    """
+
+    def __init__(
+        self,
+        tokens: int,
+        length: int,
+        slots: int,
+        layers: int,
+        dim: int,
+        hidden: int,
+        heads: int,
+        dropout: float,
+        drop_path: float,
+    ):
+        super().__init__()
+        self.token_embedding = nn.Parameter(table(tokens, dim))
+        self.position_embedding = nn.Parameter(positions(length, slots, dim))
+        self.layers = nn.ModuleList(DecoderBlock(dim, hidden, heads, dropout, drop_path) for _ in range(layers))
+        self.norm = norm(dim)
+        self.output_bias = nn.Parameter(torch.zeros(tokens))
+
+    def forward(self, tokens_BL: Tensor, memory_BME: Tensor) -> Tensor:
+        """Scores (B, L, V) of what follows each token of given sentences.
+
+        Args:
+            tokens_BL: several consecutive rows may belong to one image.
+            memory_BME: the encoded images.
+        """
+        x_BLE = self._embed(tokens_BL, 0)
+        for layer, image in zip(self.layers, self._image(memory_BME), strict=True):
+            x_BLE = layer(x_BLE, image)
+        return self._scores(x_BLE)
+
+    def start(self, memory_BME: Tensor, length: int) -> Cache:
+        """An empty cache for sentences of this length."""
+        image = self._image(memory_BME)
+        shape = (*image[0].keys_BHLE.shape[:2], length, image[0].keys_BHLE.shape[3])
+        return Cache([KeysValues(kv.keys_BHLE.new_empty(shape), kv.keys_BHLE.new_empty(shape)) for kv in image], image)
+
+    def step(self, tokens_BL: Tensor, start: int, cache: Cache) -> Tensor:
+        """Scores (B, V) of what follows the tokens that stand from `start` on; they are added to the cache."""
+        x_BLE = self._embed(tokens_BL, start)
+        for layer, sentence, image in zip(self.layers, cache.sentence, cache.image, strict=True):
+            x_BLE = layer(x_BLE, image, sentence, start)
+        return self._scores(x_BLE[:, -1])
+
+    def _image(self, memory_BME: Tensor) -> list[KeysValues]:
+        """The image's keys and values for each layer."""
+        return [layer.cross_attention.keys_values(memory_BME) for layer in self.layers]  # type: ignore[union-attr,operator]
+
+    def _embed(self, tokens_BL: Tensor, start: int) -> Tensor:
+        return self.token_embedding[tokens_BL] + self.position_embedding[start : start + tokens_BL.shape[1]]
+
+    def _scores(self, x: Tensor) -> Tensor:
+        return (self.norm(x) @ self.token_embedding.T + self.output_bias).float()
+
+
+def positions(length: int, slots: int, dim: int) -> Tensor:
+    """Initial values of the position table: a vector of the slot plus a vector of the object.
+
+    Rows drawn one by one, as published, must each find out what their slot is. On 16 images the loss was 0.78 instead
+    of 1.07 after 100 steps, and 0.458 instead of 0.466 after 500.
+    """
+    place = torch.arange(length)
+    return table(slots, dim)[place % slots] + table(length // slots + 1, dim)[place // slots]
+
+
+def table(rows: int, dim: int) -> Tensor:
+    """Initial values of an embedding table: normal with deviation 0.1, cut at two deviations.
+
+    Five times the published 0.02, which training from scratch on few images can't afford: after 50 steps on 4 images
+    the loss was 1.6 instead of 3.0.
+    """
+    return nn.init.trunc_normal_(torch.empty(rows, dim), std=0.1, a=-0.2, b=0.2)

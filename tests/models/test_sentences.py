@@ -167,6 +167,15 @@ def test_images_without_objects_are_all_noise():
     assert made.weights_BL.sum() == 8
 
 
+def test_without_noise_a_sentence_ends_after_its_last_object():
+    batch = make_batch([2, 0], [(100, 100), (50, 100)])
+    made = s.sentences(batch, VOCABULARY, 4, 24, each=2, noise=False)
+    said = [(row != PAD).sum().item() for row in made.targets_BL]
+    assert said == [10, 10, 0, 0]
+    assert (made.targets_BL != NOISE).all()
+    assert (made.weights_BL == torch.where(made.targets_BL == PAD, s.PAD_WEIGHT, 1.0)).all()
+
+
 def test_the_true_class_is_hardly_ever_read():
     torch.manual_seed(0)
     batch = make_batch([30], [(100, 100)])

@@ -49,6 +49,7 @@ class Pix2SeqConfig:
         dropout: rate inside the MLPs and before the encoder.
         drop_path: rate at which a block's addition is left out, the same in every layer.
         sentences: how many sentences of each image (other order, other noise) one training step writes.
+        noise: sentences are filled up with noise objects, and never end; else they end after the last object.
         grammar: coordinate slots hold only coordinates, class slots only classes; else any word may come anywhere.
         top_p: 0 writes the most probable words; more draws from the nucleus (the published code has 0.4).
     """
@@ -72,6 +73,7 @@ class Pix2SeqConfig:
     dropout: float = 0.1
     drop_path: float = 0.1
     sentences: int = 1
+    noise: bool = True
     grammar: bool = True
     top_p: float = 0.0
 
@@ -134,7 +136,7 @@ class Pix2Seq(Detector):
     def loss(self, raw: Tensor, batch: Batch) -> dict[str, Tensor]:
         """`tokens`: cross-entropy of the next word, its mean over words by their weights."""
         c = self.config
-        said = sentences(batch, self.vocabulary, c.max_objects, c.length, c.sentences)
+        said = sentences(batch, self.vocabulary, c.max_objects, c.length, c.sentences, c.noise)
         logits_BLV, weights_BL = self.decoder(said.inputs_BL, raw), said.weights_BL
         each_BL = F.cross_entropy(logits_BLV.flatten(0, 1), said.targets_BL.flatten(), reduction="none").view_as(
             weights_BL

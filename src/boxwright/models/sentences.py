@@ -30,7 +30,9 @@ class Sentences(NamedTuple):
     weights_BL: Tensor
 
 
-def sentences(batch: Batch, vocabulary: Vocabulary, max_objects: int, length: int, each: int = 1) -> Sentences:
+def sentences(
+    batch: Batch, vocabulary: Vocabulary, max_objects: int, length: int, each: int = 1, noise: bool = True
+) -> Sentences:
     """Sentences of a batch, `each` different ones an image (rows of one image follow each other).
 
     Args:
@@ -39,14 +41,16 @@ def sentences(batch: Batch, vocabulary: Vocabulary, max_objects: int, length: in
         max_objects: real and noise objects in a sentence; of more real ones, random ones are left out.
         length: ids in a sentence, padded from 5 x max_objects.
         each: sentences an image.
+        noise: fill up with noise objects; else the sentence ends after the last real one.
     """
     boxes_BN4, labels_BN, valid_BN = (
         x.repeat_interleave(each, 0) for x in (batch.boxes_BN4, batch.labels_BN, batch.valid_BN)
     )
     boxes_BM4, labels_BM, real_BM = shuffled(boxes_BN4, labels_BN, valid_BN, max_objects)
     scale_B14 = _image_part(batch).repeat_interleave(each, 0)[:, None]
-    boxes_BM4 = with_noise(boxes_BM4 / scale_B14, real_BM) * scale_B14
-    classes_BM = torch.where(real_BM, vocabulary.class_tokens(labels_BM), NOISE)
+    if noise:
+        boxes_BM4 = with_noise(boxes_BM4 / scale_B14, real_BM) * scale_B14
+    classes_BM = torch.where(real_BM, vocabulary.class_tokens(labels_BM), NOISE if noise else PAD)
     return compose(boxes_BM4, classes_BM, corrupted(classes_BM, vocabulary), vocabulary, length)
 
 

@@ -1,0 +1,60 @@
+"""Are ours and the original implementations equal? One line for each case of the given golden folders.
+
+    python benchmarks/parity.py FOLDER... [--tolerance 1e-4]
+
+A folder holds manifests (`manifest*.json`: the settings of a network and the names and shapes of its weights, which are
+a formula of their names), and what the original made of them (`*.npz`, `*.json`). Which family it is, its settings and
+its cases are read from the folder. Exit code 1 if any stage is beyond the tolerance, or tokens or assignments differ.
+"""
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+
+from golden import Result
+
+
+def family(folder: Path) -> str | None:
+    """The module that checks such a folder, by what its manifests hold."""
+    for file in sorted(folder.glob("manifest*.json")):
+        manifest = json.loads(file.read_text())
+        if "model_config" in manifest and "variables" in manifest:
+            return "parity_official"
+    return None
+
+
+def line(result: Result, tolerance: float) -> str:
+    """One case as one line."""
+    wrong = result.failures(tolerance)
+    stages = [f"{stage} {worst:.1e}" + " (!)" * (stage in wrong) for stage, worst in result.differences.items()]
+    equal = [f"{what} {'identical' if same else 'DIFFERENT'}" for what, same in result.identical.items()]
+    return f"{'FAIL' if wrong else 'ok  '} {result.case}: {', '.join(stages + equal)}"
+
+
+def main() -> int:
+    """Check all folders; the number of cases that are not equal decides the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    parser.add_argument("--tolerance", type=float, default=1e-4, help="largest difference allowed (default 1e-4)")
+    arguments = parser.parse_args()
+    failed = checked = 0
+    for folder in arguments.folders:
+        module = family(folder) if folder.is_dir() else None
+        if module is None:
+            print(f"FAIL {folder}: no golden folder of a known family (no manifest*.json with settings that we know).")
+            failed += 1
+            continue
+        for result in importlib.import_module(module).check(folder):
+            print(line(result, arguments.tolerance), flush=True)
+            for note in result.notes:
+                print(f"     not compared: {note}")
+            failed += bool(result.failures(arguments.tolerance))
+            checked += 1
+    print(f"{checked} cases, {failed} not equal")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

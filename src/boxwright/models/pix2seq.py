@@ -21,7 +21,7 @@ from boxwright.config import require
 from boxwright.models.attention import EncoderBlock, Mlp, dense, norm
 from boxwright.models.backbone import Backbone
 from boxwright.models.decoder import Decoder
-from boxwright.models.decoding import Sampling, generate
+from boxwright.models.decoding import Generated, Sampling, generate
 from boxwright.models.positions import sincos_2d
 from boxwright.models.sentences import sentences
 from boxwright.models.vocabulary import PROMPT, Vocabulary
@@ -143,24 +143,31 @@ class Pix2Seq(Detector):
         )
         return {"tokens": (each_BL * weights_BL).sum() / (weights_BL.sum() + 1e-9)}
 
-    @torch.no_grad()
     def decode(self, raw: Tensor) -> Predictions:
-        """Write, and read boxes and classes off the sentence; every object is scored, noise as well.
+        """Write, and read boxes and classes off the sentence; every object is scored, noise as well."""
+        said = self.read(self.write(raw))
+        scores_BD, order_BD = said.scores_BD.sort(dim=1, descending=True, stable=True)
+        boxes_BD4 = said.boxes_BD4.gather(1, order_BD[..., None].expand(-1, -1, 4))
+        return Predictions(boxes_BD4, scores_BD, said.labels_BD.gather(1, order_BD))
+
+    def write(self, raw: Tensor, objects: int | None = None) -> Generated:
+        """The sentences of as many objects, by default all that a sentence holds, as the settings have it."""
+        c = self.config
+        grammar_SV = self.vocabulary.grammar(len(self.names), raw.device) | (not c.grammar)
+        return generate(self.decoder, raw, PROMPT, objects or c.max_objects, grammar_SV, Sampling(c.top_p))
+
+    @torch.no_grad()
+    def read(self, said: Generated) -> Predictions:
+        """Boxes and classes in the order in which they were written.
 
         The score is the probability of the best class among all words of the vocabulary at the class slot, whichever
         word was written there, noise included.
         """
-        c, classes = self.config, len(self.names)
-        grammar_SV = self.vocabulary.grammar(classes, raw.device) | (not c.grammar)
-        said = generate(self.decoder, raw, PROMPT, c.max_objects, grammar_SV, Sampling(c.top_p))
         first = int(self.vocabulary.class_tokens(torch.tensor(0)))
-        scores_BD, labels_BD = said.logits_BNV.softmax(-1)[..., first : first + classes].max(-1)
+        scores_BD, labels_BD = said.logits_BNV.softmax(-1)[..., first : first + len(self.names)].max(-1)
         boxes_BD4 = self.vocabulary.boxes(said.tokens_BL.unflatten(1, (-1, WORDS))[..., :4])
         boxes_BD4[..., 2:] = torch.maximum(boxes_BD4[..., :2], boxes_BD4[..., 2:])  # a reversed box is an empty one
-        scores_BD, order_BD = scores_BD.sort(dim=1, descending=True, stable=True)
-        return Predictions(
-            boxes_BD4.gather(1, order_BD[..., None].expand(-1, -1, 4)), scores_BD, labels_BD.gather(1, order_BD)
-        )
+        return Predictions(boxes_BD4, scores_BD, labels_BD)
 
 
 class Encoder(nn.Module):

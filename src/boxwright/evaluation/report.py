@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from boxwright import page
 from boxwright.evaluation.coco import STAT_NAMES, Report, shown
-from boxwright.files import write_whole
 
 _MEANINGS = (
     "IoU 0.50 to 0.95", "IoU 0.50", "IoU 0.75", "objects under 32² px", "32² to 96² px", "over 96² px",
@@ -47,9 +46,7 @@ def write_page(
         _gallery("Pictures", "pictures", pictures),
         f"<h2>As pycocotools prints it</h2><pre>{escape(report.summary())}</pre>",
     ]
-    body = "\n".join(part for part in parts if part)
-    page = f"{_HEAD}<title>{escape(title)}</title>{_STYLE}</head><body>\n{body}\n</body></html>\n"
-    write_whole(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    page.write(path, title, parts, _STYLE)
 
 
 def _tiles(report: Report) -> str:
@@ -81,40 +78,17 @@ def _bar(value: float) -> str:
 
 def _gallery(title: str, kind: str, pictures: Sequence[tuple[str, Path]]) -> str:
     figures = "".join(
-        f'<figure><label><input type="checkbox"><img alt="{escape(caption)}" src="{_inside(file)}"></label>'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        f"<figure>{page.zoomable(_inside(file), caption)}<figcaption>{escape(caption)}</figcaption></figure>"
         for caption, file in pictures
     )
     return f'<h2>{title}</h2><section class="{kind}">{figures}</section>' if figures else ""
 
 
 def _inside(file: Path) -> str:
-    """The picture as text, so that the page needs no other file."""
-    kind = "png" if file.suffix.lower() == ".png" else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
+    return page.inside(file.read_bytes(), "png" if file.suffix.lower() == ".png" else "jpeg")
 
 
-_HEAD = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-"""
 _STYLE = """
-<style>
-:root { color-scheme: light dark; --ink: #1c2530; --dim: #64717f; --paper: #f6f7f9; --card: #fff;
-  --line: #dfe4ea; --bar: #cfe0fb; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6eaf0; --dim: #95a1af; --paper: #12161b; --card: #1b2129; --line: #2e3742; --bar: #274a80; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.2rem 4rem; max-width: 1200px; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; }
-h1 { margin: 0 0 .6rem; font-size: 1.7rem; } h2 { margin: 2.2rem 0 .7rem; font-size: 1.15rem; }
-p { margin: .3rem 0; color: var(--dim); max-width: 80ch; }
-.tiles { display: grid; grid-template-columns: repeat(6, 1fr); gap: .6rem; margin-top: 1.4rem; }
-.tiles div { display: flex; flex-direction: column; padding: .7rem .9rem; background: var(--card);
-  border: 1px solid var(--line); border-radius: 10px; }
-.tiles b { font-size: 1.5rem; font-variant-numeric: tabular-nums; }
-.tiles span { font-weight: 600; } .tiles small { color: var(--dim); }
 table { border-collapse: collapse; width: 100%; max-width: 760px; background: var(--card);
   border: 1px solid var(--line); font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid var(--line); }
@@ -126,14 +100,6 @@ th { color: var(--dim); font-weight: 600; } tfoot td { font-weight: 700; border-
 .charts { grid-template-columns: repeat(auto-fit, minmax(min(460px, 100%), 1fr)); }
 .pictures { grid-template-columns: repeat(auto-fill, minmax(min(480px, 100%), 1fr)); }
 @media (min-width: 1000px) { .charts { grid-template-columns: 3fr 2fr; } }
-figure { margin: 0; padding: .5rem; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
-figure:has(:checked) { grid-column: 1 / -1; }
-img { display: block; width: 100%; background: #fff; border-radius: 6px; cursor: zoom-in; }
-:checked + img { cursor: zoom-out; }
-input { position: absolute; opacity: 0; pointer-events: none; }
-:focus-visible + img { outline: 3px solid #2f7ef6; }
-figcaption { padding: .4rem .2rem 0; color: var(--dim); font-size: .9rem; overflow-wrap: anywhere; }
 pre { padding: .9rem; overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   font-size: .85rem; }
-@media (max-width: 760px) { .tiles { grid-template-columns: repeat(3, 1fr); } }
-</style>"""
+"""

@@ -30,23 +30,28 @@ class Attention(nn.Module):
 
     Args:
         dim: width of what asks, of what is looked at, and of the answer.
-        heads: a divisor of `dim`.
+        heads: each is dim / heads wide, rounded down, so that heads which don't divide `dim` leave something out.
     """
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
-        assert dim % heads == 0, f"{heads} heads do not divide {dim}"
+        assert 0 < heads <= dim, f"{dim} can't be split into {heads} heads"
         self.heads = heads
-        self.query, self.key, self.value, self.output = (dense(dim, dim) for _ in range(4))
+        inner = dim // heads * heads
+        self.query, self.key, self.value = (dense(dim, inner) for _ in range(3))
+        self.output = dense(inner, dim)
 
-    def keys_values(self, source_BME: Tensor) -> KeysValues:
-        """Keys and values of what can be looked at."""
-        return KeysValues(self._split(self.key(source_BME)), self._split(self.value(source_BME)))
+    def keys_values(self, source_BME: Tensor, values_BME: Tensor | None = None) -> KeysValues:
+        """Keys and values of what can be looked at; DETR's kind makes values of something else, without positions."""
+        values_BME = source_BME if values_BME is None else values_BME
+        return KeysValues(self._split(self.key(source_BME)), self._split(self.value(values_BME)))
 
-    def forward(self, x_BLE: Tensor, seen: KeysValues, causal: bool = False) -> Tensor:
-        """(B, L, E): what each position gathers; `causal` hides all later positions."""
+    def forward(self, x_BLE: Tensor, seen: KeysValues, causal: bool = False, mask: Tensor | None = None) -> Tensor:
+        """(B, L, E): what each position gathers; `causal` hides all later positions, `mask` what it has False for."""
         queries_BHLE = self._split(self.query(x_BLE))
-        mixed_BHLE = F.scaled_dot_product_attention(queries_BHLE, seen.keys_BHLE, seen.values_BHLE, is_causal=causal)
+        mixed_BHLE = F.scaled_dot_product_attention(
+            queries_BHLE, seen.keys_BHLE, seen.values_BHLE, attn_mask=mask, is_causal=causal
+        )
         return self.output(mixed_BHLE.transpose(1, 2).flatten(2))
 
     def _split(self, x_BLE: Tensor) -> Tensor:

@@ -8,9 +8,11 @@ same scores.
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from boxwright.models.attention import DecoderBlock, KeysValues, norm
+from boxwright.models.positions import sincos, spread
 
 
 class Cache(NamedTuple):
@@ -21,7 +23,7 @@ class Cache(NamedTuple):
 
 
 class Decoder(nn.Module):
-    """A transformer decoder with learned positions and one table for reading and scoring tokens.
+    """A transformer decoder; by default with learned positions and one table for reading and scoring tokens.
 
     Args:
         tokens: ids in the vocabulary.
@@ -29,6 +31,9 @@ class Decoder(nn.Module):
         slots: tokens of an object.
         layers: number of blocks.
         dim, hidden, heads, dropout, drop_path: of each block.
+        learned_positions: else places are sines and cosines.
+        shared: one table reads and scores tokens; else each task has its own.
+        output_bias: each token's score has a bias.
     """
 
     def __init__(
@@ -42,13 +47,20 @@ class Decoder(nn.Module):
         heads: int,
         dropout: float,
         drop_path: float,
+        learned_positions: bool = True,
+        shared: bool = True,
+        output_bias: bool = True,
     ):
         super().__init__()
         self.token_embedding = nn.Parameter(table(tokens, dim))
-        self.position_embedding = nn.Parameter(positions(length, slots, dim))
+        self.output_embedding = None if shared else nn.Parameter(table(tokens, dim))
+        if learned_positions:
+            self.position_embedding = nn.Parameter(positions(length, slots, dim))
+        else:
+            self.register_buffer("position_embedding", sincos(spread(length), dim), persistent=False)
         self.layers = nn.ModuleList(DecoderBlock(dim, hidden, heads, dropout, drop_path) for _ in range(layers))
         self.norm = norm(dim)
-        self.output_bias = nn.Parameter(torch.zeros(tokens))
+        self.output_bias = nn.Parameter(torch.zeros(tokens)) if output_bias else None
 
     def forward(self, tokens_BL: Tensor, memory_BME: Tensor) -> Tensor:
         """Scores (B, L, V) of what follows each token of given sentences.
@@ -83,7 +95,8 @@ class Decoder(nn.Module):
         return self.token_embedding[tokens_BL] + self.position_embedding[start : start + tokens_BL.shape[1]]
 
     def _scores(self, x: Tensor) -> Tensor:
-        return (self.norm(x) @ self.token_embedding.T + self.output_bias).float()
+        table = self.token_embedding if self.output_embedding is None else self.output_embedding
+        return F.linear(self.norm(x), table, self.output_bias).float()
 
 
 def positions(length: int, slots: int, dim: int) -> Tensor:

@@ -11,7 +11,9 @@ scores are low ("Pix2seq: a language modeling framework for object detection", C
 sentences, loss and scores are those of google-research/pix2seq, its ResNet replaced by any timm backbone.
 """
 
+import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,15 +22,17 @@ from torch import Tensor, nn
 from boxwright.config import require
 from boxwright.models.attention import EncoderBlock, Mlp, dense, norm
 from boxwright.models.backbone import Backbone
-from boxwright.models.decoder import Decoder
+from boxwright.models.decoder import Decoder, table
 from boxwright.models.decoding import Generated, Sampling, generate
-from boxwright.models.positions import sincos_2d
+from boxwright.models.positions import resize_2d, sincos_2d
 from boxwright.models.sentences import sentences
+from boxwright.models.stems import PATCHES, make_stem
 from boxwright.models.vocabulary import PROMPT, Vocabulary
 from boxwright.types import Batch, Detector, Predictions, image_mask, pixels
 
 PADDING = 0.3  # colour of the canvas beside the image, in [0, 1]; attention looks at it, too
 WORDS = 5  # an object: four coordinates and its class
+Positions = Literal["learned", "sincos"]
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,20 @@ class Pix2SeqConfig:
     """The shape of a `pix2seq` detector.
 
     Attributes:
-        backbone: a timm model with a feature map at the stride.
+        backbone: a timm model with a feature map at the stride; `patches`, one convolution, as a plain ViT has it; or
+            `pix2seq_resnet50` (101, 152, 200; `x0.5` behind it halves its width), the published code's, at 16 or 32.
         image_size: side of the canvas, in pixels.
         stride: pixels per cell that the encoder sees.
+        grid: rows and columns of cells that a table of learned positions has; by default those of `image_size`.
+        encoder_positions: of the cells, in the encoder and again in the bridge.
+        cls_token: put a learned cell in front of all others.
+        bridge: from encoder to decoder, a projection and a norm, then nothing (`linear`), positions (`linear_p`), or
+            positions and an MLP (`mlp`).
         encoder_layers, encoder_dim, encoder_hidden, encoder_heads: blocks, width, MLP width and heads of the encoder.
         decoder_layers, decoder_dim, decoder_hidden, decoder_heads: the same of the decoder.
+        decoder_positions: of the words.
+        shared_embedding: one table reads and scores words.
+        output_bias: each word's score has a bias.
         max_objects: objects in a sentence, noise included; no more are ever detected.
         length: words in a sentence, at least 5 x max_objects; the rest is padding.
         bins: values that a coordinate can take.
@@ -57,6 +70,10 @@ class Pix2SeqConfig:
     backbone: str = "tf_efficientnet_lite0"
     image_size: int = 320
     stride: int = 16
+    grid: tuple[int, int] | None = None
+    encoder_positions: Positions = "sincos"
+    cls_token: bool = False
+    bridge: Literal["linear", "linear_p", "mlp"] = "mlp"
     encoder_layers: int = 3
     encoder_dim: int = 256
     encoder_hidden: int = 1024
@@ -65,6 +82,9 @@ class Pix2SeqConfig:
     decoder_dim: int = 256
     decoder_hidden: int = 1024
     decoder_heads: int = 8
+    decoder_positions: Positions = "learned"
+    shared_embedding: bool = True
+    output_bias: bool = True
     max_objects: int = 100
     length: int = 512
     bins: int = 1000
@@ -106,16 +126,17 @@ class Pix2Seq(Detector):
         require(len(names) <= most, f"pix2seq has words for {most} classes, not {len(names)}; raise first_coordinate.")
         require(words <= config.length, f"{config.max_objects} objects are {words} words, over length={config.length}.")
         c = config
-        self.backbone = Backbone(c.backbone, [c.stride], pretrained)
+        stem = make_stem(c.backbone, c.stride, c.encoder_dim)
+        self.backbone = Backbone(c.backbone, [c.stride], pretrained) if stem is None else stem
         self.encoder = Encoder(self.backbone.channels[0], c)
         self.bridge = Bridge(c)
         self.decoder = Decoder(
             c.vocabulary, c.length, WORDS, c.decoder_layers, c.decoder_dim, c.decoder_hidden, c.decoder_heads,
-            c.dropout, c.drop_path,
+            c.dropout, c.drop_path, c.decoder_positions == "learned", c.shared_embedding, c.output_bias,
         )  # fmt: skip
 
     def backbone_parameters(self) -> list[nn.Parameter]:
-        """The timm network's."""
+        """Those of the timm network, or of what stands in its place."""
         return list(self.backbone.parameters())
 
     def forward(self, images_BCHW: Tensor, sizes_B2: Tensor) -> Tensor:
@@ -123,7 +144,7 @@ class Pix2Seq(Detector):
         return self.encode(self.features(images_BCHW, sizes_B2))
 
     def features(self, images_BCHW: Tensor, sizes_B2: Tensor) -> Tensor:
-        """The backbone's map, (B, channels, H / stride, W / stride)."""
+        """The backbone's map, (B, channels, H / stride, W / stride), rounded up (by `patches`, down)."""
         mask_B1HW = image_mask(images_BCHW, sizes_B2)[:, None]
         filled_BCHW = pixels(images_BCHW).where(mask_B1HW, PADDING)
         return self.backbone(filled_BCHW.contiguous(memory_format=torch.channels_last))[0]
@@ -175,8 +196,12 @@ class Encoder(nn.Module):
 
     def __init__(self, channels: int, c: Pix2SeqConfig):
         super().__init__()
-        self.dropout = nn.Dropout(c.dropout)
-        self.stem_projection, self.stem_norm = dense(channels, c.encoder_dim), norm(c.encoder_dim)
+        patches = c.backbone == PATCHES  # their convolution is the projection already
+        self.dropout = nn.Dropout(0.0 if patches else c.dropout)
+        self.stem_projection = nn.Identity() if patches else dense(channels, c.encoder_dim)
+        self.stem_norm = norm(c.encoder_dim)
+        self.positions = CellPositions(c, c.encoder_dim)
+        self.cls_token_embedding = nn.Parameter(table(1, c.encoder_dim)) if c.cls_token else None
         self.layers = nn.ModuleList(
             EncoderBlock(c.encoder_dim, c.encoder_hidden, c.encoder_heads, c.dropout, c.drop_path)
             for _ in range(c.encoder_layers)
@@ -184,10 +209,12 @@ class Encoder(nn.Module):
         self.norm = norm(c.encoder_dim)
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
-        """(B, H * W, encoder_dim) of a feature map; positions are added once."""
+        """(B, H * W, encoder_dim) of a feature map, one cell more with a cls token; positions are added once."""
         height, width = features_BCHW.shape[-2:]
         x_BME = self.stem_norm(self.stem_projection(self.dropout(features_BCHW.flatten(2).transpose(1, 2))))
-        x_BME = x_BME + sincos_2d(height, width, x_BME.shape[-1], x_BME.device)
+        x_BME = x_BME + self.positions(height, width, x_BME.device)
+        if self.cls_token_embedding is not None:
+            x_BME = torch.cat([self.cls_token_embedding.expand(len(x_BME), -1, -1), x_BME], 1)
         for layer in self.layers:
             x_BME = layer(x_BME)
         return self.norm(x_BME)
@@ -199,12 +226,34 @@ class Bridge(nn.Module):
     def __init__(self, c: Pix2SeqConfig):
         super().__init__()
         self.projection, self.norm = dense(c.encoder_dim, c.decoder_dim), norm(c.decoder_dim)
+        self.positions = None if c.bridge == "linear" else CellPositions(c, c.decoder_dim)
         hidden = c.decoder_dim * (
             c.encoder_hidden // c.encoder_dim
         )  # the encoder's ratio, as the published code has it
-        self.mlp = Mlp(c.decoder_dim, hidden, c.dropout, c.drop_path)
+        self.mlp = Mlp(c.decoder_dim, hidden, c.dropout, c.drop_path) if c.bridge == "mlp" else nn.Identity()
 
     def forward(self, x_BME: Tensor, height: int, width: int) -> Tensor:
-        """(B, height * width, decoder_dim)."""
+        """(B, M, decoder_dim) of all cells; a cls token, which comes first, has no position."""
         x_BME = self.norm(self.projection(x_BME))
-        return self.mlp(x_BME + sincos_2d(height, width, x_BME.shape[-1], x_BME.device))
+        if self.positions is not None:
+            extra = x_BME.shape[1] - height * width
+            x_BME = x_BME + F.pad(self.positions(height, width, x_BME.device), (0, 0, extra, 0))
+        return self.mlp(x_BME)
+
+
+class CellPositions(nn.Module):
+    """Where a cell stands, as sines and cosines or as a learned table."""
+
+    def __init__(self, c: Pix2SeqConfig, dim: int):
+        super().__init__()
+        round_up = c.backbone != PATCHES
+        side = (c.image_size + (c.stride - 1) * round_up) // c.stride
+        self.dim, self.grid = dim, c.grid or (side, side)
+        learned = c.encoder_positions == "learned"
+        self.embedding = nn.Parameter(table(math.prod(self.grid), dim)) if learned else None
+
+    def forward(self, height: int, width: int, device: torch.device) -> Tensor:
+        """(height * width, dim)."""
+        if self.embedding is not None:
+            return resize_2d(self.embedding, self.grid, (height, width))
+        return sincos_2d(height, width, self.dim, device)

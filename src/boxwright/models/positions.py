@@ -7,23 +7,37 @@ to 2 pi over the whole range, whatever the number of cells (architectures/transf
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
 def sincos(positions_N: Tensor, dim: int) -> Tensor:
     """Codes (N, dim) of positions in any unit: all sines, then all cosines, with rates 1 / 10000^(2 i / dim)."""
-    half = torch.arange(dim // 2, device=positions_N.device)
+    half = torch.arange((dim + 1) // 2, device=positions_N.device)
     angles_NE = positions_N[:, None] / 10000 ** (2 * half / dim)
-    return torch.cat([angles_NE.sin(), angles_NE.cos()], 1)
+    return torch.cat([angles_NE.sin(), angles_NE[:, : dim // 2].cos()], 1)
 
 
 def sincos_2d(height: int, width: int, dim: int, device: torch.device | str = "cpu") -> Tensor:
-    """Codes (height * width, dim) of a grid, row by row: the first half of the channels says y, the second x."""
-    y_HE, x_WE = (sincos(_spread(n, device), dim // 2) for n in (height, width))
+    """Codes (height * width, dim) of a grid, row by row: the first half of the channels says y, the second x.
+
+    A single row or column is a line, and its codes are those of a line.
+    """
+    if height == 1 or width == 1:
+        return sincos(spread(height * width, device), dim)
+    y_HE, x_WE = (sincos(spread(n, device), dim // 2) for n in (height, width))
     y_HWE = y_HE[:, None].expand(-1, width, -1)
     return torch.cat([y_HWE, x_WE.expand_as(y_HWE)], -1).flatten(0, 1)
 
 
-def _spread(count: int, device: torch.device | str) -> Tensor:
+def resize_2d(table_NE: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """A learned table (height * width, dim) for a grid of another size, bilinear; the same where the size is."""
+    if old == new:
+        return table_NE
+    grid_1EHW = table_NE.T.unflatten(1, old)[None]
+    return F.interpolate(grid_1EHW, new, mode="bilinear", antialias=True)[0].flatten(1).T
+
+
+def spread(count: int, device: torch.device | str = "cpu") -> Tensor:
     """0 to 2 pi in equal steps."""
     return torch.arange(count, device=device) / max(count - 1, 1) * (2 * math.pi)

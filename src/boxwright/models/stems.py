@@ -1,0 +1,139 @@
+"""What turns pixels into a feature map in google-research/pix2seq: its ResNet, or one convolution over patches.
+
+Both see pixels in [0, 1] as they are, without mean and deviation, and both learn from the first layer on, norms
+included. Against torchvision's ResNet (the strided convolution of a block is the 3x3 one, in both):
+
+- the max-pool of the stem pads as TensorFlow's SAME does, an even side only at its end (symmetric padding moves the
+  encoder's output by 0.4);
+- running variances are those of the batches themselves, not corrected by n / (n - 1);
+- widths can be scaled, and the network may end one stage early, at stride 16.
+"""
+
+import math
+import re
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck
+
+from boxwright.config import UserError
+
+BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}  # of each stage, by depth
+PATCHES = "patches"
+_RESNET = re.compile(r"pix2seq_resnet(\d+)(?:x(\d*\.?\d+))?")
+
+
+def make_stem(name: str, stride: int, width: int) -> "ResNet | Patches | None":
+    """The stem of this name, or None for any other name.
+
+    Args:
+        name: `pix2seq_resnet50` (or 101, 152, 200), with `x0.5` behind it at half the width, or `patches`.
+        stride: pixels per cell; of a ResNet 16 (without its last stage) or 32, of patches any.
+        width: channels of patches.
+
+    Raises:
+        UserError: for a depth or stride that the ResNet does not have.
+    """
+    if name == PATCHES:
+        return Patches(stride, width)
+    match = _RESNET.fullmatch(name)
+    if match is None:
+        return None
+    depth, scale = int(match[1]), float(match[2] or 1)
+    if depth not in BLOCKS or stride not in (16, 32) or scale <= 0:
+        depths = ", ".join(map(str, BLOCKS))
+        raise UserError(f"{name} at stride {stride}: pix2seq_resnet has the depths {depths} and the strides 16 and 32.")
+    return ResNet(BLOCKS[depth][: 4 if stride == 32 else 3], scale)
+
+
+class Patches(nn.Module):
+    """One convolution whose windows lie side by side; pixels left over at the right and bottom are dropped.
+
+    Attributes:
+        channels: of its one feature map.
+    """
+
+    def __init__(self, stride: int, width: int):
+        super().__init__()
+        self.channels = [width]
+        self.projection = nn.Conv2d(3, width, stride, stride)
+        nn.init.xavier_uniform_(self.projection.weight)
+        nn.init.zeros_(self.projection.bias)  # type: ignore[arg-type]
+
+    def forward(self, pixels_BCHW: Tensor) -> list[Tensor]:
+        """(B, channels, H // stride, W // stride), as the only map."""
+        return [self.projection(pixels_BCHW)]
+
+
+class ResNet(nn.Module):
+    """Bottleneck stages behind a 7x7 stem.
+
+    Args:
+        blocks: of each stage.
+        scale: of all widths.
+
+    Attributes:
+        channels: of its one feature map.
+    """
+
+    def __init__(self, blocks: tuple[int, ...], scale: float):
+        super().__init__()
+        width = int(64 * scale)
+        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+        self.bn1 = BatchNorm(width)
+        stages, inputs = [], width
+        for stage, count in enumerate(blocks):
+            planes = int(64 * 2**stage * scale)
+            stages.append(_stage(inputs, planes, count, 1 if stage == 0 else 2))
+            inputs = planes * Bottleneck.expansion
+        self.stages = nn.ModuleList(stages)
+        self.channels = [inputs]
+        self._begin()
+
+    def forward(self, pixels_BCHW: Tensor) -> list[Tensor]:
+        """(B, channels, ceil(H / stride), ceil(W / stride)), as the only map."""
+        x_BCHW = pool_same(F.relu(self.bn1(self.conv1(pixels_BCHW))))
+        for stage in self.stages:
+            x_BCHW = stage(x_BCHW)
+        return [x_BCHW]
+
+    def _begin(self) -> None:
+        """Variance scaling by fan-in; the last norm of each block at zero, so that a block begins as its shortcut."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                std = math.sqrt(1 / module.weight[0].numel()) / 0.87962566103423978  # of a normal cut at two deviations
+                nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+            if isinstance(module, Bottleneck):
+                nn.init.zeros_(module.bn3.weight)  # type: ignore[arg-type]
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm whose running variance is the mean of the batches' own variances, as TensorFlow keeps it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Same shape as given."""
+        if not self.training:
+            return super().forward(input)
+        assert self.running_var is not None
+        assert self.momentum is not None
+        before_C = self.running_var.clone()
+        output = super().forward(input)
+        with torch.no_grad():
+            news_C = self.running_var - (1 - self.momentum) * before_C
+            self.running_var -= news_C / (input.numel() // input.shape[1])
+        return output
+
+
+def pool_same(x_BCHW: Tensor) -> Tensor:
+    """Max-pool 3x3 at stride 2, padded as TensorFlow's SAME: by (0, 1) where a side is even, by (1, 1) where odd."""
+    (top, left) = (side % 2 for side in x_BCHW.shape[-2:])
+    return F.max_pool2d(F.pad(x_BCHW, (left, 1, top, 1), value=-torch.inf), 3, 2)
+
+
+def _stage(inputs: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
+    outputs = planes * Bottleneck.expansion
+    shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), BatchNorm(outputs))
+    first = Bottleneck(inputs, planes, stride, shortcut, norm_layer=BatchNorm)
+    rest = [Bottleneck(outputs, planes, norm_layer=BatchNorm) for _ in range(blocks - 1)]
+    return nn.Sequential(first, *rest)

@@ -4,25 +4,11 @@ The parts are those of google-research/pix2seq (architectures/transformers.py), 
 key, value and output projections, all with biases; dropout only inside the MLP; one drop-path rate for all layers.
 """
 
-from typing import NamedTuple
-
 import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-
-class KeysValues(NamedTuple):
-    """What attention looks at, head by head: each (B, heads, length, width of a head)."""
-
-    keys_BHLE: Tensor
-    values_BHLE: Tensor
-
-    def store(self, start: int, new: "KeysValues") -> "KeysValues":
-        """Write new rows from `start` on, in place; returns all rows up to them."""
-        end = start + new.keys_BHLE.shape[2]
-        for whole, part in zip(self, new, strict=True):
-            whole[:, :, start:end] = part
-        return KeysValues(self.keys_BHLE[:, :, :end], self.values_BHLE[:, :, :end])
+from boxwright.models.caches import KeysValues, Place
 
 
 class Attention(nn.Module):
@@ -53,6 +39,13 @@ class Attention(nn.Module):
             queries_BHLE, seen.keys_BHLE, seen.values_BHLE, attn_mask=mask, is_causal=causal
         )
         return self.output(mixed_BHLE.transpose(1, 2).flatten(2))
+
+    def weights(self, x_BLE: Tensor, seen: KeysValues) -> Tensor:
+        """(B, heads, L, M): the share that each position gathers from each thing seen, all 1 in sum. Only to look at:
+        `forward` never holds them.
+        """
+        queries_BHLE = self._split(self.query(x_BLE))
+        return (queries_BHLE @ seen.keys_BHLE.mT / queries_BHLE.shape[-1] ** 0.5).softmax(-1)
 
     def _split(self, x_BLE: Tensor) -> Tensor:
         return x_BLE.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -105,20 +98,25 @@ class DecoderBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
         self.mlp = Mlp(dim, hidden, dropout, drop_path)
 
-    def forward(self, x_BLE: Tensor, image: KeysValues, cache: KeysValues | None = None, start: int = 0) -> Tensor:
+    def forward(
+        self, x_BLE: Tensor, image: KeysValues, cache: KeysValues | None = None, place: Place | None = None
+    ) -> Tensor:
         """The next layer's view of the words.
 
         Args:
-            x_BLE: words, either the whole sentence or those from `start` on.
+            x_BLE: words, either the whole sentence or those at `place`.
             image: `cross_attention.keys_values(memory)`; one image may serve several consecutive rows of x.
-            cache: room for the whole sentence, which is written to; None if x is the whole sentence.
-            start: position of the first word of x; a continuation (start > 0) is one word long.
+            cache: what is written so far, to which these words are added; None if x is the whole sentence.
+            place: where x stands in the sentence; None if x is the whole sentence.
         """
         normed_BLE = self.self_norm(x_BLE)
         seen = self.self_attention.keys_values(normed_BLE)
-        if cache is not None:
-            seen = cache.store(start, seen)
-        x_BLE = x_BLE + self.drop_path(self.self_attention(normed_BLE, seen, causal=start == 0))
+        if cache is None or place is None:
+            attended_BLE = self.self_attention(normed_BLE, seen, causal=True)
+        else:
+            cache.write(place.positions_L, seen)
+            attended_BLE = self.self_attention(normed_BLE, cache, mask=place.hidden_LR)
+        x_BLE = x_BLE + self.drop_path(attended_BLE)
         return self.mlp(x_BLE + self.drop_path(self._look_at_image(self.cross_norm(x_BLE), image)))
 
     def _look_at_image(self, x_BLE: Tensor, image: KeysValues) -> Tensor:

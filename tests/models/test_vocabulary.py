@@ -52,10 +52,18 @@ def test_a_box_is_written_top_left_bottom_right():
 
 def test_the_grammar_has_coordinates_then_a_class_or_noise():
     vocabulary = Vocabulary(50, 120, 180)
-    grammar = vocabulary.grammar(3)
-    assert grammar.shape == (5, 180)
-    assert all(row.nonzero().flatten().tolist() == list(range(120, 170)) for row in grammar[:4])
-    assert grammar[4].nonzero().flatten().tolist() == [NOISE, *vocabulary.class_tokens(torch.arange(3)).tolist()]
+    allowed = vocabulary.grammar(3).allowed_PV
+    assert allowed.shape == (5, 180)
+    assert all(row.nonzero().flatten().tolist() == list(range(120, 170)) for row in allowed[:4])
+    assert allowed[4].nonzero().flatten().tolist() == [NOISE, *vocabulary.class_tokens(torch.arange(3)).tolist()]
+
+
+def test_a_grammar_of_some_classes():
+    vocabulary = Vocabulary(50, 120, 180)
+    grammar = vocabulary.grammar(3, only=[1])
+    assert grammar.allowed_PV[4].nonzero().flatten().tolist() == [NOISE, int(vocabulary.class_tokens(torch.tensor(1)))]
+    assert len(grammar.class_tokens_K) == 3
+    assert vocabulary.grammar(3, free=True).allowed_PV.all()
 
 
 def test_a_vocabulary_that_overlaps_itself_is_refused():

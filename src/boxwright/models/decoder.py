@@ -5,21 +5,13 @@ Training reads whole given sentences at once (`Decoder.forward`); generation mak
 same scores.
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from boxwright.models.attention import DecoderBlock, KeysValues, norm
+from boxwright.models.attention import DecoderBlock, norm
+from boxwright.models.caches import Cache, KeysValues
 from boxwright.models.positions import sincos, spread
-
-
-class Cache(NamedTuple):
-    """For each layer, room for the keys and values of a whole sentence, and those of the image."""
-
-    sentence: list[KeysValues]
-    image: list[KeysValues]
 
 
 class Decoder(nn.Module):
@@ -69,30 +61,29 @@ class Decoder(nn.Module):
             tokens_BL: several consecutive rows may belong to one image.
             memory_BME: the encoded images.
         """
-        x_BLE = self._embed(tokens_BL, 0)
+        x_BLE = self.token_embedding[tokens_BL] + self.position_embedding[: tokens_BL.shape[1]]
         for layer, image in zip(self.layers, self._image(memory_BME), strict=True):
             x_BLE = layer(x_BLE, image)
         return self._scores(x_BLE)
 
-    def start(self, memory_BME: Tensor, length: int) -> Cache:
-        """An empty cache for sentences of this length."""
-        image = self._image(memory_BME)
-        shape = (*image[0].keys_BHLE.shape[:2], length, image[0].keys_BHLE.shape[3])
-        return Cache([KeysValues(kv.keys_BHLE.new_empty(shape), kv.keys_BHLE.new_empty(shape)) for kv in image], image)
+    def start(self, memory_BME: Tensor, length: int, each: int = 1) -> Cache:
+        """An empty cache for `each` sentences an image, of at most this length."""
+        return Cache.empty(self._image(memory_BME), length, each)
 
-    def step(self, tokens_BL: Tensor, start: int, cache: Cache) -> Tensor:
-        """Scores (B, V) of what follows the tokens that stand from `start` on; they are added to the cache."""
-        x_BLE = self._embed(tokens_BL, start)
+    def step(self, tokens_BL: Tensor, positions_L: Tensor, cache: Cache) -> Tensor:
+        """Scores (B, V) of what follows the last of these tokens, which stand at these positions of their sentences.
+
+        They are added to the cache, in place. Nothing here depends on the positions but values.
+        """
+        x_BLE = self.token_embedding[tokens_BL] + self.position_embedding[positions_L]
+        place = cache.place(positions_L)
         for layer, sentence, image in zip(self.layers, cache.sentence, cache.image, strict=True):
-            x_BLE = layer(x_BLE, image, sentence, start)
+            x_BLE = layer(x_BLE, image, sentence, place)
         return self._scores(x_BLE[:, -1])
 
     def _image(self, memory_BME: Tensor) -> list[KeysValues]:
         """The image's keys and values for each layer."""
         return [layer.cross_attention.keys_values(memory_BME) for layer in self.layers]  # type: ignore[union-attr,operator]
-
-    def _embed(self, tokens_BL: Tensor, start: int) -> Tensor:
-        return self.token_embedding[tokens_BL] + self.position_embedding[start : start + tokens_BL.shape[1]]
 
     def _scores(self, x: Tensor) -> Tensor:
         table = self.token_embedding if self.output_embedding is None else self.output_embedding

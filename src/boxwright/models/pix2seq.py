@@ -27,7 +27,7 @@ from boxwright.models.decoding import Generated, Sampling, generate
 from boxwright.models.positions import resize_2d, sincos_2d
 from boxwright.models.sentences import sentences
 from boxwright.models.stems import PATCHES, make_stem
-from boxwright.models.vocabulary import PROMPT, Vocabulary
+from boxwright.models.vocabulary import Vocabulary
 from boxwright.types import Batch, Detector, Predictions, image_mask, pixels
 
 PADDING = 0.3  # colour of the canvas beside the image, in [0, 1]; attention looks at it, too
@@ -174,8 +174,8 @@ class Pix2Seq(Detector):
     def write(self, raw: Tensor, objects: int | None = None) -> Generated:
         """The sentences of as many objects, by default all that a sentence holds, as the settings have it."""
         c = self.config
-        grammar_SV = self.vocabulary.grammar(len(self.names), raw.device) | (not c.grammar)
-        return generate(self.decoder, raw, PROMPT, objects or c.max_objects, grammar_SV, Sampling(c.top_p))
+        grammar = self.vocabulary.grammar(len(self.names), free=not c.grammar, device=raw.device)
+        return generate(self.decoder, raw, grammar, objects or c.max_objects, Sampling(c.top_p))
 
     @torch.no_grad()
     def read(self, said: Generated) -> Predictions:
@@ -184,11 +184,10 @@ class Pix2Seq(Detector):
         The score is the probability of the best class among all words of the vocabulary at the class slot, whichever
         word was written there, noise included.
         """
-        first = int(self.vocabulary.class_tokens(torch.tensor(0)))
-        scores_BD, labels_BD = said.logits_BNV.softmax(-1)[..., first : first + len(self.names)].max(-1)
+        best_BD, labels_BD = said.class_log_probs_BNK.max(-1)
         boxes_BD4 = self.vocabulary.boxes(said.tokens_BL.unflatten(1, (-1, WORDS))[..., :4])
         boxes_BD4[..., 2:] = torch.maximum(boxes_BD4[..., :2], boxes_BD4[..., 2:])  # a reversed box is an empty one
-        return Predictions(boxes_BD4, scores_BD, labels_BD)
+        return Predictions(boxes_BD4, best_BD.exp(), labels_BD)
 
 
 class Encoder(nn.Module):

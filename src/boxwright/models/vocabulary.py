@@ -11,10 +11,13 @@ This is the layout of google-research/pix2seq (vocab.py, configs/config_det_fine
 labels 1 to 90, COCO's category ids.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from boxwright.models.grammar import Grammar
 
 PAD, PROMPT, NOISE, FIRST_CLASS = 0, 10, 30, 100
 
@@ -62,12 +65,22 @@ class Vocabulary:
         """Ids of class positions, of any shape."""
         return labels + FIRST_CLASS + 1
 
-    def grammar(self, classes: int, device: torch.device | str = "cpu") -> Tensor:
-        """Which ids each of the five slots of an object may hold, (5, size) bool.
+    def grammar(
+        self, classes: int, only: Sequence[int] | None = None, free: bool = False, device: torch.device | str = "cpu"
+    ) -> Grammar:
+        """Coordinates in the first four slots of an object, y2 >= y1 and x2 >= x1; a class or noise in the last.
 
-        Coordinates in the first four; one of the given number of classes, or noise, in the last.
+        Args:
+            classes: how many there are.
+            only: their positions that may be written, all by default.
+            free: any word may come anywhere, as in the published code.
+            device: of the tables.
         """
-        ids = torch.arange(self.size, device=device)
-        coordinate = (ids >= self.first_coordinate) & (ids < self.first_coordinate + self.bins)
-        named = (ids > FIRST_CLASS) & (ids <= FIRST_CLASS + classes) | (ids == NOISE)
-        return torch.stack([coordinate] * 4 + [named])
+        ids_V = torch.arange(self.size, device=device)
+        coordinate_V = (ids_V >= self.first_coordinate) & (ids_V < self.first_coordinate + self.bins)
+        class_tokens_K = self.class_tokens(torch.arange(classes, device=device))
+        named_V = ids_V == NOISE
+        named_V[class_tokens_K if only is None else class_tokens_K[list(only)]] = True
+        allowed_SV = torch.stack([coordinate_V] * 4 + [named_V]) | free
+        at_least = () if free else (None, None, 0, 1, None)
+        return Grammar(PROMPT, PAD, allowed_SV, class_tokens_K, at_least=at_least)

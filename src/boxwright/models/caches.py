@@ -1,0 +1,82 @@
+"""What a decoder remembers while a sentence is written: room for all of it is taken at once, and never moved.
+
+Positions are tensors and shapes depend on nothing but the bucket, so that a step can be compiled, or recorded once as
+a CUDA graph and played again. Attention looks at a whole bucket, with the places not yet written hidden by a mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class KeysValues(NamedTuple):
+    """What attention looks at, head by head: each (B, heads, length, width of a head)."""
+
+    keys_BHLE: Tensor
+    values_BHLE: Tensor
+
+    def room(self, rows: int, length: int) -> KeysValues:
+        """The like of these for `rows` sentences of this length, zero: garbage times a weight of zero may be no zero."""
+        shape = (rows, self.keys_BHLE.shape[1], length, self.keys_BHLE.shape[3])
+        return KeysValues(self.keys_BHLE.new_zeros(shape), self.values_BHLE.new_zeros(shape))
+
+    def write(self, positions_L: Tensor, new: KeysValues) -> None:
+        """Write at these positions, in place."""
+        self.keys_BHLE.index_copy_(2, positions_L, new.keys_BHLE)
+        self.values_BHLE.index_copy_(2, positions_L, new.values_BHLE)
+
+    def first(self, length: int) -> KeysValues:
+        """The first places, sharing their memory."""
+        return KeysValues(self.keys_BHLE[:, :, :length], self.values_BHLE[:, :, :length])
+
+
+class Place(NamedTuple):
+    """Where in their sentence the tokens of a step stand, and what they see of it.
+
+    Attributes:
+        positions_L: int64, the same in all rows.
+        hidden_LR: added to attention's scores: -inf where a token must not look, else 0; for each place of the cache.
+    """
+
+    positions_L: Tensor
+    hidden_LR: Tensor
+
+
+@dataclass(frozen=True)
+class Cache:
+    """For each layer, room for the keys and values of a whole sentence, and those of the image.
+
+    Several consecutive rows of `sentence` may belong to one image.
+    """
+
+    sentence: list[KeysValues]
+    image: list[KeysValues]
+
+    @classmethod
+    def empty(cls, image: list[KeysValues], length: int, each: int = 1) -> Cache:
+        """Room for `each` sentences an image, of at most this length."""
+        return cls([kv.room(each * len(kv.keys_BHLE), length) for kv in image], image)
+
+    @property
+    def rows(self) -> int:
+        """Sentences being written."""
+        return len(self.sentence[0].keys_BHLE)
+
+    def first(self, length: int) -> Cache:
+        """The same cache, where only the first places are looked at and can be written."""
+        return replace(self, sentence=[kv.first(length) for kv in self.sentence])
+
+    def reorder(self, rows_B: Tensor) -> None:
+        """Row i becomes what row `rows_B[i]` was, in place; rows stay with their image."""
+        for tensor in (t for kv in self.sentence for t in kv):
+            tensor.copy_(tensor.index_select(0, rows_B))
+
+    def place(self, positions_L: Tensor) -> Place:
+        """Tokens see themselves and all before them."""
+        keys_BHRE = self.sentence[0].keys_BHLE
+        later_LR = torch.arange(keys_BHRE.shape[2], device=keys_BHRE.device) > positions_L[:, None]
+        return Place(positions_L, torch.zeros_like(later_LR, dtype=keys_BHRE.dtype).masked_fill(later_LR, -torch.inf))

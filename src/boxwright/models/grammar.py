@@ -1,0 +1,51 @@
+"""What a list of boxes looks like in tokens: which token may stand where."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """A writer's language, as the engine that generates sentences must know it.
+
+    A sentence is `start`, then objects of `slots` tokens each, then perhaps `end`, which also fills what is left.
+
+    Attributes:
+        start: the token before the first object; it is not part of the result.
+        end: the token after the last object.
+        allowed_PV: which tokens place p of a sentence may hold, bool: row p modulo P. P is a multiple of `slots`.
+        class_tokens_K: the classes' tokens, in the order of the names.
+        slots: tokens of an object.
+        class_slot: which of them is the class.
+        at_least: for each slot, the earlier slot of the same object whose token is the least it may hold (y1 for y2),
+            or None; empty for none at all.
+    """
+
+    start: int
+    end: int
+    allowed_PV: Tensor
+    class_tokens_K: Tensor
+    slots: int = 5
+    class_slot: int = 4
+    at_least: tuple[int | None, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert len(self.allowed_PV) % self.slots == 0, f"{len(self.allowed_PV)} rows for objects of {self.slots} tokens"
+        assert len(self.at_least) in (0, self.slots)
+        assert all(low is None or low < slot for slot, low in enumerate(self.at_least))
+
+    def added_PV(self, end_bias: float) -> Tensor:
+        """What is added to the scores: -inf to tokens that may not stand there, `end_bias` to the end.
+
+        The end may stand where an object could begin, unless the bias is -inf. A table that allows it elsewhere, as
+        one that allows everything does, gets the same bias there; with -inf such a table stays as it is: the token is
+        written like any other, and nothing ends.
+        """
+        added_PV = torch.zeros(self.allowed_PV.shape, device=self.allowed_PV.device)
+        if end_bias > -torch.inf:
+            added_PV[:, self.end] = end_bias
+        ends_PV = torch.zeros_like(self.allowed_PV)
+        ends_PV[:: self.slots, self.end] = end_bias > -torch.inf
+        return added_PV.masked_fill(~(self.allowed_PV | ends_PV), -torch.inf)

@@ -1,0 +1,169 @@
+"""google-research/pix2seq: networks, training steps, and (in `parity_official_data`) language, images and schedules."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from boxwright.interop.pix2seq_official import official_to_ours
+from boxwright.models.pix2seq import Pix2Seq, Pix2SeqConfig
+from golden import Result, draw, picture
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def check(folder: Path) -> Iterator[Result]:
+    """All cases of a folder: its networks, with what is stored of them, and everything beside the networks."""
+    for file in sorted(folder.glob("manifest_*.json")):
+        name, manifest = file.stem.removeprefix("manifest_"), json.loads(file.read_text())
+        yield check_shapes(name, manifest)
+        if (folder / f"model_{name}.npz").exists():
+            yield check_network(name, manifest, load(folder / f"model_{name}.npz"))
+
+
+def load(file: Path) -> Arrays:
+    """All arrays of an npz file."""
+    with np.load(file, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def network_config(manifest: Mapping[str, Any], dropout: bool = False) -> Pix2SeqConfig:
+    """Our settings of a manifest's network."""
+    m = manifest["model_config"]
+    task = manifest.get("task_config") or manifest["repo_full_config"]["task"]
+    patches = m["resnet_variant"] == "c1"
+    resnet = f"pix2seq_resnet{m.get('resnet_depth')}x{m.get('resnet_width_multiplier')}"
+    stride = m["patch_size"] if patches else {"standard": 32, "c4": 16}[m["resnet_variant"]]
+    positions = {"sin_cos": "sincos", "learned": "learned"}
+    return Pix2SeqConfig(
+        backbone="patches" if patches else resnet,
+        image_size=max(m["image_size"]),
+        stride=stride,
+        grid=tuple(manifest["encoder_grid"]),
+        encoder_positions=positions[m["pos_encoding"]],  # type: ignore[arg-type]
+        cls_token=m["use_cls_token"],
+        bridge=m["dec_proj_mode"],
+        encoder_layers=m["num_encoder_layers"],
+        encoder_dim=m["dim_att"],
+        encoder_hidden=m["dim_att"] * (m["dim_mlp"] // m["dim_att"]),
+        encoder_heads=m["num_heads"],
+        decoder_layers=m["num_decoder_layers"],
+        decoder_dim=m["dim_att_dec"],
+        decoder_hidden=m["dim_att_dec"] * (m["dim_mlp_dec"] // m["dim_att_dec"]),
+        decoder_heads=m["num_heads_dec"],
+        decoder_positions=positions[m["pos_encoding_dec"]],  # type: ignore[arg-type]
+        shared_embedding=m["shared_decoder_embedding"],
+        output_bias=m["decoder_output_bias"],
+        max_objects=task["max_instances_per_image_test"],
+        length=m["max_seq_len"],
+        bins=task["quantization_bins"],
+        first_coordinate=m["coord_vocab_shift"],
+        vocabulary=m["vocab_size"],
+        dropout=m["drop_units"] if dropout else 0.0,
+        drop_path=m["drop_path"] if dropout else 0.0,
+        grammar=False,
+    )
+
+
+def build(manifest: Mapping[str, Any]) -> Pix2Seq:
+    """The network with all class words as its classes; its weights are still random."""
+    config = network_config(manifest)
+    names = tuple(f"label {n}" for n in range(1, config.first_coordinate - 100))
+    return Pix2Seq(config, names, pretrained=False)
+
+
+def with_weights(manifest: Mapping[str, Any]) -> Pix2Seq:
+    """The network with the weights of the formula."""
+    network = build(manifest)
+    weights = {v["name"]: draw(v["name"], v["shape"], v["kind"], v["fan_in"]) for v in manifest["variables"]}
+    network.load_state_dict(official_to_ours(weights))
+    return network.eval()
+
+
+def check_shapes(name: str, manifest: Mapping[str, Any]) -> Result:
+    """Names and shapes of all tensors, and the number of parameters, without filling any."""
+    with torch.device("meta"):
+        network = build(manifest)
+    result = Result(f"{name} tensors")
+    blank = {v["name"]: np.broadcast_to(np.float32(0), v["shape"]) for v in manifest["variables"]}
+    given = {key: tuple(value.shape) for key, value in official_to_ours(blank).items()}
+    ours = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    result.same("names and shapes", sorted(given.items()) == sorted(ours.items()), True)
+    parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    result.same("parameters", parameters, manifest["num_trainable_params"])
+    return result
+
+
+@torch.no_grad()
+def check_network(name: str, manifest: Mapping[str, Any], golden: Arrays) -> Result:
+    """A forward pass with given sentences, its loss, and sentences that the network writes."""
+    network, result = with_weights(manifest), Result(name)
+    images, sizes = stored_images(manifest, golden)
+    seen = watch(network)
+    memory = network(images, sizes)
+    encoder_out = network.encoder(network.features(images, sizes))
+    compare_stages(result, golden, seen)
+    compare_thinned(result, golden, "encoder_out", encoder_out)
+    compare_thinned(result, golden, "proj_ln_out", network.bridge.norm(network.bridge.projection(encoder_out)))
+    compare_thinned(result, golden, "encoded", memory)
+    logits = network.decoder(torch.from_numpy(golden["input_seq"]), memory)
+    result.compare("logits", logits, golden["logits"])
+    compare_loss(result, golden, logits)
+    return result
+
+
+def stored_images(manifest: Mapping[str, Any], golden: Arrays) -> tuple[Tensor, Tensor]:
+    """The images of a case, stored or by the formula, and their sizes, all canvas."""
+    height, width = manifest["model_config"]["image_size"]
+    count = len(golden["input_seq"])
+    made = [picture(height, width, 1.3 * b) for b in range(count)]
+    images_BHWC = golden["image"] if "image" in golden else np.stack(made).astype(np.float32)
+    return torch.from_numpy(images_BHWC).permute(0, 3, 1, 2), torch.tensor([[height, width]] * count)
+
+
+def watch(network: Pix2Seq) -> dict[str, Tensor]:
+    """What the layers of a network will say in its next pass, by the names under which it is stored."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(stage: str, module: Any) -> None:
+        module.register_forward_hook(lambda _, __, output: seen.update({stage: output}))
+
+    for stage, module in enumerate(getattr(network.backbone, "stages", [])):
+        keep(f"resnet_block_group{stage + 1}", module)
+    for number, layer in enumerate(network.encoder.layers):
+        keep(f"enc_layer_out_{number + 1}", layer)
+    for number, layer in enumerate(network.decoder.layers):
+        keep(f"dec_layer_out_{number}", layer)
+    return seen
+
+
+def compare_stages(result: Result, golden: Arrays, seen: Mapping[str, Tensor]) -> None:
+    """Layer by layer, where that is stored."""
+    for stage, ours in seen.items():
+        if stage in golden:
+            result.compare("layers", ours.permute(0, 2, 3, 1) if ours.ndim == 4 else ours, golden[stage])
+
+
+def compare_thinned(result: Result, golden: Arrays, stage: str, ours_BME: Tensor) -> None:
+    """A stage that may be stored whole, or every n-th cell of it, with mean and deviation of each cell."""
+    for key, value in golden.items():
+        match = re.fullmatch(rf"{stage}(?:_every(\d+))?", key)
+        if match:
+            result.compare(stage, ours_BME[:, :: int(match[1] or 1)], value)
+    if f"{stage}_token_mean" in golden:
+        result.compare(stage, ours_BME.mean(-1), golden[f"{stage}_token_mean"])
+        result.compare(stage, ours_BME.std(-1, correction=0), golden[f"{stage}_token_std"])
+
+
+def compare_loss(result: Result, golden: Arrays, logits_BLV: Tensor, prefix: str = "") -> None:
+    """Each token's cross-entropy, and its mean by weights."""
+    targets, weights = torch.from_numpy(golden["target_seq"]), torch.from_numpy(golden["token_weights"])
+    each = F.cross_entropy(logits_BLV.flatten(0, 1), targets.flatten(), reduction="none").view_as(weights)
+    result.compare("loss", each, golden[f"{prefix}loss_per_token"])
+    result.compare("loss", (each * weights).sum() / (weights.sum() + 1e-9), golden[f"{prefix}loss"])

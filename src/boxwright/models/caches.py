@@ -20,7 +20,7 @@ class KeysValues(NamedTuple):
     values_BHLE: Tensor
 
     def room(self, rows: int, length: int) -> KeysValues:
-        """The like of these for `rows` sentences of this length, zero: garbage times a weight of zero may be no zero."""
+        """The like of these for `rows` sentences of this length: zeros, as garbage times a weight of 0 may not be 0."""
         shape = (rows, self.keys_BHLE.shape[1], length, self.keys_BHLE.shape[3])
         return KeysValues(self.keys_BHLE.new_zeros(shape), self.values_BHLE.new_zeros(shape))
 
@@ -48,18 +48,23 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Cache:
-    """For each layer, room for the keys and values of a whole sentence, and those of the image.
+    """What a decoder has read and written.
 
-    Several consecutive rows of `sentence` may belong to one image.
+    Attributes:
+        sentence: for each layer, room for the keys and values of whole sentences; several consecutive ones may belong
+            to one image.
+        image: for each layer, the keys and values of the images.
+        seen_B11M: which cells of each image may be looked at, bool; None for all.
     """
 
     sentence: list[KeysValues]
     image: list[KeysValues]
+    seen_B11M: Tensor | None = None
 
     @classmethod
-    def empty(cls, image: list[KeysValues], length: int, each: int = 1) -> Cache:
+    def empty(cls, image: list[KeysValues], length: int, each: int = 1, seen_B11M: Tensor | None = None) -> Cache:
         """Room for `each` sentences an image, of at most this length."""
-        return cls([kv.room(each * len(kv.keys_BHLE), length) for kv in image], image)
+        return cls([kv.room(each * len(kv.keys_BHLE), length) for kv in image], image, seen_B11M)
 
     @property
     def rows(self) -> int:

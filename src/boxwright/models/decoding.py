@@ -14,20 +14,21 @@ from boxwright.models.caches import Cache
 from boxwright.models.grammar import Grammar
 from boxwright.models.sampling import Sampling, choose, draws
 
+GREEDY = Sampling()
 BUCKET = 16  # objects: attention looks at the places of whole buckets
 
 
 class Writing(Protocol):
     """What a decoder must be able to do."""
 
-    def start(self, memory: Any, length: int, each: int = 1) -> Cache:
+    def start(self, memory: Any, length: int, each: int = 1, /) -> Cache:
         """An empty cache for `each` sentences an image, of at most `length` tokens.
 
         `memory` is what the detector's own encoder gives.
         """
         ...
 
-    def step(self, tokens_BL: Tensor, positions_L: Tensor, cache: Cache) -> Tensor:
+    def step(self, tokens_BL: Tensor, positions_L: Tensor, cache: Cache, /) -> Tensor:
         """Scores (B, V), float32, of what follows the last of the tokens, which are added to the cache in place.
 
         Args:
@@ -60,7 +61,7 @@ def generate(
     memory: Any,
     grammar: Grammar,
     objects: int,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = GREEDY,
     given_BL: Tensor | None = None,
 ) -> Generated:
     """Sentences of at most this many objects.
@@ -111,7 +112,7 @@ class Draft:
         self.cache = decoder.start(memory, -(-self.length // 8) * 8)  # GPUs like lengths that 8 divides
         rows, device = self.cache.rows, grammar.allowed_PV.device
         self.ids_V = torch.arange(grammar.allowed_PV.shape[1], device=device)
-        self.added_PV = grammar.added_PV(sampling.end_bias)
+        self.added_PV = grammar.additions(sampling.end_bias)
         self.uniforms_BL = draws(sampling.seed, rows, self.length).to(device)
         self.tokens_BL = torch.full((rows, self.length + 1), grammar.end, device=device)
         self.tokens_BL[:, 0] = grammar.start

@@ -36,8 +36,8 @@ class Grammar:
         assert len(self.at_least) in (0, self.slots)
         assert all(low is None or low < slot for slot, low in enumerate(self.at_least))
 
-    def added_PV(self, end_bias: float) -> Tensor:
-        """What is added to the scores: -inf to tokens that may not stand there, `end_bias` to the end.
+    def additions(self, end_bias: float) -> Tensor:
+        """What is added to the scores, (P, V): -inf to tokens that may not stand there, `end_bias` to the end.
 
         The end may stand where an object could begin, unless the bias is -inf. A table that allows it elsewhere, as
         one that allows everything does, gets the same bias there; with -inf such a table stays as it is: the token is

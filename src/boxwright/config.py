@@ -10,7 +10,8 @@ from difflib import get_close_matches
 from typing import Any, Literal, TypeVar
 
 DetectorName = Literal["dense", "pix2seq"]
-Size = Literal["nano", "small", "medium"]
+Size = Literal["nano", "small", "medium", "resnet50", "resnet50-c4", "vit-b", "vit-l"]
+Rule = Literal["torch", "keras", "keras-kernels"]
 
 
 class UserError(ValueError):
@@ -45,8 +46,13 @@ class Optim:
         lr: peak learning rate of AdamW for everything but the backbone.
         backbone_factor: the backbone's learning rate, as a fraction of `lr`.
         weight_decay: applied to matrices and kernels only, not to biases, norms and embeddings.
+        rule: of AdamW: `torch`, or one of two under which the official Pix2Seq was trained: `keras` decays every
+            weight, `keras-kernels` (until May 2023) decays as `torch` does; both add epsilon before the bias of the
+            second moment is corrected.
+        beta2: decay of the second moment.
+        schedule: of the descent to 1 % of the peak, `cosine` or `linear`; with `linear`, the first step has rate 0.
         warmup: length of the linear warm-up, as a fraction of the run.
-        hold: fraction of the run spent at the peak before the cosine descent to 1 % of the peak; 1 never descends.
+        hold: fraction of the run after which the descent begins; 1 never descends.
         clip: largest gradient norm; 0 does not clip.
         accumulate: batches whose gradients are added up for one step.
         ema: decay of the exponential moving average of the weights that is evaluated and shipped; 0 keeps none.
@@ -56,6 +62,9 @@ class Optim:
     lr: float | None = None
     backbone_factor: float | None = None
     weight_decay: float | None = None
+    rule: Rule | None = None
+    beta2: float | None = None
+    schedule: Literal["cosine", "linear"] | None = None
     warmup: float | None = None
     hold: float | None = None
     clip: float | None = None

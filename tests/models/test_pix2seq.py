@@ -131,6 +131,10 @@ def test_a_sentence_too_short_for_its_objects_is_refused():
         Pix2Seq(replace(CONFIG, length=29), ("cat",), pretrained=False)
 
 
-def test_sizes_grow():
-    counts = [sum(p.numel() for p in Pix2Seq(c, ("cat",), pretrained=False).parameters()) for c in SIZES.values()]
-    assert counts == sorted(counts)
+def test_sizes_grow_and_the_published_ones_have_their_published_parameters():
+    with torch.device("meta"):
+        networks = {size: Pix2Seq(config, ("cat",), pretrained=False) for size, config in SIZES.items()}
+    counts = {size: sum(p.numel() for p in network.parameters()) for size, network in networks.items()}
+    assert list(counts.values()) == sorted(counts.values())
+    published = {"resnet50": 36_587_768, "resnet50-c4": 84_697_592, "vit-b": 115_169_976, "vit-l": 341_161_912}
+    assert {size: counts[size] for size in published} == published

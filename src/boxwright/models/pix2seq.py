@@ -103,7 +103,23 @@ SIZES = {
     "nano": _NANO,
     "small": replace(_NANO, backbone="tf_efficientnet_lite1", image_size=416, encoder_layers=4, decoder_layers=4),
     "medium": replace(_NANO, backbone="tf_efficientnet_lite2", image_size=512, encoder_layers=6, decoder_layers=6),
-}
+    # The published ones. They begin at random: their stems have no ImageNet weights, and learn at the full rate.
+    "resnet50": Pix2SeqConfig(
+        "pix2seq_resnet50", 640, 32, encoder_layers=6, decoder_layers=6,
+    ),
+    "resnet50-c4": Pix2SeqConfig(
+        "pix2seq_resnet50", 640, 16, encoder_layers=12, encoder_dim=512, encoder_hidden=2048, encoder_heads=16,
+        decoder_layers=8, decoder_dim=512, decoder_hidden=2048, decoder_heads=16,
+    ),
+    "vit-b": Pix2SeqConfig(
+        "patches", 640, 16, encoder_layers=12, encoder_dim=768, encoder_hidden=3072, encoder_heads=12,
+        decoder_layers=6, decoder_dim=512, decoder_hidden=2048, decoder_heads=16,
+    ),
+    "vit-l": Pix2SeqConfig(
+        "patches", 640, 16, encoder_layers=24, encoder_dim=1024, encoder_hidden=4096, encoder_heads=16,
+        decoder_layers=8, decoder_dim=512, decoder_hidden=2048, decoder_heads=16,
+    ),
+}  # fmt: skip
 
 
 class Pix2Seq(Detector):
@@ -136,8 +152,8 @@ class Pix2Seq(Detector):
         )  # fmt: skip
 
     def backbone_parameters(self) -> list[nn.Parameter]:
-        """Those of the timm network, or of what stands in its place."""
-        return list(self.backbone.parameters())
+        """The timm network's; what stands in its place has no pretrained weights."""
+        return list(self.backbone.parameters()) if isinstance(self.backbone, Backbone) else []
 
     def forward(self, images_BCHW: Tensor, sizes_B2: Tensor) -> Tensor:
         """What the decoder looks at, (B, cells, decoder_dim); H and W may be any size."""

@@ -33,8 +33,8 @@ RECIPES = {
         batch_size=16,
         augment=Augment(scale=(0.6, 1.4), flip=0.5, colour=0.3, min_visible=0.25, views=1),
         optim=Optim(
-            lr=1e-3, backbone_factor=0.2, weight_decay=0.05, warmup=0.05, hold=0.3, clip=10.0, accumulate=1, ema=0.998,
-            patience=0,
+            lr=1e-3, backbone_factor=0.2, weight_decay=0.05, rule="torch", beta2=0.999, schedule="cosine",
+            warmup=0.05, hold=0.3, clip=10.0, accumulate=1, ema=0.998, patience=0,
         ),
     ),
     "pix2seq": Recipe(
@@ -42,8 +42,8 @@ RECIPES = {
         batch_size=16,
         augment=Augment(scale=(0.3, 2.0), flip=0.5, colour=0.3, min_visible=0.25, views=1),
         optim=Optim(
-            lr=3e-4, backbone_factor=0.1, weight_decay=0.05, warmup=0.05, hold=0.3, clip=1.0, accumulate=1, ema=0.999,
-            patience=0,
+            lr=3e-4, backbone_factor=0.1, weight_decay=0.05, rule="torch", beta2=0.999, schedule="cosine",
+            warmup=0.05, hold=0.3, clip=1.0, accumulate=1, ema=0.999, patience=0,
         ),
     ),
 }  # fmt: skip

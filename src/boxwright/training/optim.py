@@ -1,18 +1,20 @@
 """How weights move: parameter groups, the learning rate over the run, and the moving average that is shipped."""
 
 import math
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from boxwright.config import Optim, require
+from boxwright.config import Optim, Rule, require
 from boxwright.types import Detector
 
 FLOOR = 0.01  # of the peak rate, at the end of the descent
 RANGES = {
-    "lr": (0, math.inf), "backbone_factor": (0, math.inf), "weight_decay": (0, math.inf), "warmup": (0, 1),
-    "hold": (0, 1), "clip": (0, math.inf), "accumulate": (1, math.inf), "ema": (0, 1), "patience": (0, math.inf),
+    "lr": (0, math.inf), "backbone_factor": (0, math.inf), "weight_decay": (0, math.inf), "beta2": (0, 0.999999),
+    "warmup": (0, 1), "hold": (0, 1), "clip": (0, math.inf), "accumulate": (1, math.inf), "ema": (0, 1),
+    "patience": (0, math.inf),
 }  # fmt: skip
 
 
@@ -22,13 +24,16 @@ def check(settings: Optim) -> None:
         value = getattr(settings, name)
         said = f"at least {low}" if high == math.inf else f"between {low} and {high}"
         require(low <= value <= high, f"--optim.{name} must be {said}, not {value}.")
+    for name, known in {"rule": get_args(Rule), "schedule": ("cosine", "linear")}.items():
+        value = getattr(settings, name)
+        require(value in known, f"--optim.{name} must be one of {', '.join(known)}, not {value}.")
 
 
 def make_optimizer(detector: Detector, settings: Optim) -> torch.optim.AdamW:
-    """AdamW over four groups: backbone or not, decayed or not.
+    """AdamW over up to four groups: backbone or not, decayed or not.
 
     Only kernels and matrices decay; biases, norms and embedding tables (anything of one dimension, or named
-    `embedding`) do not. Each group's full rate is its ``peak``, which `set_rate` scales.
+    `embedding`) do not, unless the rule is `keras`. Each group's full rate is its ``peak``, which `set_rate` scales.
     """
     assert settings.lr is not None
     assert settings.backbone_factor is not None
@@ -36,7 +41,7 @@ def make_optimizer(detector: Detector, settings: Optim) -> torch.optim.AdamW:
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in detector.named_parameters():
         if parameter.requires_grad:
-            decays = parameter.ndim > 1 and "embedding" not in name
+            decays = settings.rule == "keras" or (parameter.ndim > 1 and "embedding" not in name)
             groups.setdefault((id(parameter) in backbone, decays), []).append(parameter)
     options = [
         {
@@ -46,20 +51,38 @@ def make_optimizer(detector: Detector, settings: Optim) -> torch.optim.AdamW:
         }
         for (in_backbone, decays), parameters in groups.items()
     ]
-    return torch.optim.AdamW(options, lr=settings.lr)
+    kind = KerasAdamW if settings.rule in ("keras", "keras-kernels") else torch.optim.AdamW
+    return kind(options, lr=settings.lr, betas=(0.9, 0.999 if settings.beta2 is None else settings.beta2))
+
+
+class KerasAdamW(torch.optim.AdamW):
+    """AdamW with epsilon where Keras has it, outside of the correction of the second moment's bias."""
+
+    def step(self, closure: Any = None) -> Any:
+        """One update; all weights must have had the same number of them."""
+        done = max((int(state["step"]) for state in self.state.values()), default=0)
+        for group in self.param_groups:
+            group["eps"] = self.defaults["eps"] / math.sqrt(1 - group["betas"][1] ** (done + 1))
+        return super().step(closure)
 
 
 def rate_factor(step: int, total: int, settings: Optim) -> float:
-    """The learning rate at a step (from 0), as a fraction of the peak: warm-up, constant, one-cycle cosine."""
+    """The learning rate at a step (from 0), as a fraction of the peak: warm-up, constant, descent.
+
+    `linear` is the schedule of the official Pix2Seq (models/model_utils.py there): the steps before this one count.
+    """
     assert settings.warmup is not None
     assert settings.hold is not None
-    done = (step + 1) / total
-    if done <= settings.warmup:
+    linear = settings.schedule == "linear"
+    done = (step if linear else step + 1) / total
+    if done < settings.warmup:
         return done / settings.warmup
     start = max(settings.warmup, settings.hold)
     if done <= start or start >= 1:
         return 1.0
     progress = (done - start) / (1 - start)
+    if linear:
+        return 1 - (1 - FLOOR) * progress
     return FLOOR + (1 - FLOOR) * (1 + math.cos(math.pi * progress)) / 2
 
 

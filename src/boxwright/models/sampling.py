@@ -18,6 +18,8 @@ class Sampling(NamedTuple):
             neighbours.
         end_bias: added to the score of the token that ends a sentence: 0 ends as the model says, more sooner, less
             later, -inf never.
+        repeats: whether an object may be written twice, all its words the same.
+        beams: sentences that compete for each image, object by object; see `boxwright.models.beam`.
     """
 
     top_p: float = 0.0
@@ -26,6 +28,13 @@ class Sampling(NamedTuple):
     temperature: float = 1.0
     seed: int | tuple[int, ...] = 0
     end_bias: float = -torch.inf
+    repeats: bool = True
+    beams: int = 1
+
+    @property
+    def may_end(self) -> bool:
+        """Whether sentences can be shorter than asked."""
+        return self.end_bias > -torch.inf
 
 
 def choose(scores_BV: Tensor, sampling: Sampling, uniform_B1: Tensor) -> Tensor:

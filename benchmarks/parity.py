@@ -28,7 +28,11 @@ def family(folder: Path) -> str | None:
 def line(result: Result, tolerance: float) -> str:
     """One case as one line."""
     wrong = result.failures(tolerance)
-    stages = [f"{stage} {worst:.1e}" + " (!)" * (stage in wrong) for stage, worst in result.differences.items()]
+    limits = {stage: result.limit(stage, tolerance) for stage in result.differences}
+    wide = {stage: f" (limit {limit:.0e})" if limit > tolerance else "" for stage, limit in limits.items()}
+    stages = [
+        f"{stage} {worst:.1e}{wide[stage]}{' (!)' * (stage in wrong)}" for stage, worst in result.differences.items()
+    ]
     equal = [f"{what} {'identical' if same else 'DIFFERENT'}" for what, same in result.identical.items()]
     return f"{'FAIL' if wrong else 'ok  '} {result.case}: {', '.join(stages + equal)}"
 

@@ -12,7 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from boxwright.interop.pix2seq_official import official_to_ours
+from boxwright.models.decoding import generate
 from boxwright.models.pix2seq import Pix2Seq, Pix2SeqConfig
+from boxwright.models.sampling import Sampling
+from boxwright.models.vocabulary import PROMPT
+from boxwright.types import Batch, Predictions
 from golden import Result, draw, picture
 
 Arrays = Mapping[str, np.ndarray]
@@ -20,11 +24,15 @@ Arrays = Mapping[str, np.ndarray]
 
 def check(folder: Path) -> Iterator[Result]:
     """All cases of a folder: its networks, with what is stored of them, and everything beside the networks."""
+    from parity_official_train import check_training  # which needs the functions below
+
     for file in sorted(folder.glob("manifest_*.json")):
         name, manifest = file.stem.removeprefix("manifest_"), json.loads(file.read_text())
         yield check_shapes(name, manifest)
         if (folder / f"model_{name}.npz").exists():
             yield check_network(name, manifest, load(folder / f"model_{name}.npz"))
+        if (folder / f"train_{name}.json").exists():
+            yield from check_training(name, manifest, folder)
 
 
 def load(file: Path) -> Arrays:
@@ -108,14 +116,68 @@ def check_network(name: str, manifest: Mapping[str, Any], golden: Arrays) -> Res
     seen = watch(network)
     memory = network(images, sizes)
     encoder_out = network.encoder(network.features(images, sizes))
-    compare_stages(result, golden, seen)
     compare_thinned(result, golden, "encoder_out", encoder_out)
     compare_thinned(result, golden, "proj_ln_out", network.bridge.norm(network.bridge.projection(encoder_out)))
     compare_thinned(result, golden, "encoded", memory)
     logits = network.decoder(torch.from_numpy(golden["input_seq"]), memory)
+    compare_stages(result, golden, seen)
     result.compare("logits", logits, golden["logits"])
     compare_loss(result, golden, logits)
+    check_writing(result, network, memory, tuple(images.shape[-2:]), golden)
+    for prompt in (key for key in golden if re.fullmatch(r"prompt\d+", key)):
+        check_prompt(result, network, memory, golden, prompt)
     return result
+
+
+def check_writing(result: Result, network: Pix2Seq, memory: Tensor, canvas: tuple[int, int], golden: Arrays) -> None:
+    """The sentence of most probable tokens, the scores before each, and what is read off it."""
+    tokens = torch.from_numpy(golden["greedy_tokens"])
+    said = network.write(memory, objects=tokens.shape[1] // 5)
+    result.same("greedy tokens", said.tokens_BL, tokens)
+    start = torch.full_like(tokens[:, :1], PROMPT)
+    ours = step_logits(network, memory, torch.cat([start, tokens], 1), 1)
+    result.compare("greedy logits", ours, golden["greedy_logits"])
+    read, boxes = network.read(said), network.vocabulary.boxes(said.tokens_BL.unflatten(1, (-1, 5))[..., :4])
+    known = golden["det_class"] > 0
+    if not known.all():
+        result.notes.append("classes and scores where the best class is label 0, which no object ever has")
+    result.same("classes", (read.labels_BD.numpy() + 1)[known], golden["det_class"][known])
+    result.compare("scores", read.scores_BD.numpy()[known], golden["det_score"][known])
+    result.compare("boxes", boxes[..., [1, 0, 3, 2]], golden["det_bbox_yxyx_norm"])
+    result.compare("boxes", *in_pixels(boxes, canvas, golden))
+
+
+def in_pixels(boxes_BD4: Tensor, canvas: tuple[int, int], golden: Arrays) -> tuple[np.ndarray, np.ndarray]:
+    """Ours and the stored boxes in pixels of the original images, as shares of their sides, both clipped to them."""
+    sizes, originals = (torch.from_numpy(golden[key]).long() for key in ("unpadded_image_size", "orig_image_size"))
+    count, none = len(boxes_BD4), torch.zeros(boxes_BD4.shape[:2])
+    empty = torch.zeros(count, 0)
+    batch = Batch(torch.empty(count, 0, *canvas), sizes, originals, empty, empty, empty, empty)
+    said = Predictions(boxes_BD4, none + 1, none.long()).to_detections(batch, ("any",))
+    sides = originals.repeat(1, 2)[:, None].numpy()
+    ours = np.stack([detections.boxes_N4[:, [1, 0, 3, 2]] for detections in said])
+    return ours / sides, np.minimum(golden["det_bbox_yxyx_orig_pixels"], sides) / sides
+
+
+def check_prompt(result: Result, network: Pix2Seq, memory: Tensor, golden: Arrays, prompt: str) -> None:
+    """Sentences whose first tokens are given."""
+    given, tokens = (torch.from_numpy(golden[key]) for key in (prompt, f"{prompt}_greedy_tokens"))
+    ours = step_logits(network, memory, torch.cat([given, tokens], 1), given.shape[1])
+    result.compare("prompted logits", ours, golden[f"{prompt}_greedy_logits"])
+    result.same("prompted tokens", ours.argmax(-1), tokens)
+    if given.shape[1] % 5 == 1:
+        grammar = network.vocabulary.grammar(len(network.names), free=True, device=memory.device)
+        objects = (given.shape[1] - 1 + tokens.shape[1]) // 5
+        said = generate(network.decoder, memory, grammar, objects, Sampling(), given[:, 1:])
+        result.same("prompted tokens", said.tokens_BL[:, given.shape[1] - 1 :], tokens)
+
+
+def step_logits(network: Pix2Seq, memory: Tensor, tokens_BL: Tensor, prompt: int) -> Tensor:
+    """Scores (B, L - prompt, V) before each token but the given ones: these in one step, then token by token."""
+    length = tokens_BL.shape[1]
+    cache = network.decoder.start(memory, length)
+    spans = [(0, prompt)] + [(place, place + 1) for place in range(prompt, length - 1)]
+    return torch.stack([network.decoder.step(tokens_BL[:, a:b], torch.arange(a, b), cache) for a, b in spans], 1)
 
 
 def stored_images(manifest: Mapping[str, Any], golden: Arrays) -> tuple[Tensor, Tensor]:

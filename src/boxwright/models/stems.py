@@ -115,13 +115,15 @@ class BatchNorm(nn.BatchNorm2d):
         """Same shape as given."""
         if not self.training:
             return super().forward(input)
+        assert self.running_mean is not None
         assert self.running_var is not None
         assert self.momentum is not None
-        before_C = self.running_var.clone()
-        output = super().forward(input)
+        mean_C, variance_C = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
+        output = F.batch_norm(input, mean_C, variance_C, self.weight, self.bias, True, 1.0, self.eps)
+        count = input.numel() // input.shape[1]
         with torch.no_grad():
-            news_C = self.running_var - (1 - self.momentum) * before_C
-            self.running_var -= news_C / (input.numel() // input.shape[1])
+            self.running_mean.lerp_(mean_C, self.momentum)
+            self.running_var.lerp_(variance_C * ((count - 1) / count), self.momentum)
         return output
 
 

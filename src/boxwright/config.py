@@ -29,6 +29,8 @@ class Augment:
         colour: strength of brightness, contrast and saturation jitter; 0.4 draws factors from 0.6 to 1.4.
         min_visible: a box is dropped when less than this fraction of its area remains in the crop, 0 to 1.
         views: how many different draws of each image one batch holds.
+        geometry: `free`, or `pix2seq` as the official code has it: crops lie on the diagonal (one draw for both
+            offsets), sizes are cut to whole pixels, and an image that shrinks is not smoothed.
     """
 
     scale: tuple[float, float] | None = None
@@ -36,6 +38,7 @@ class Augment:
     colour: float | None = None
     min_visible: float | None = None
     views: int | None = None
+    geometry: Literal["free", "pix2seq"] | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ map is y' = scale * y + shift on each axis, in canvas pixels: nothing here rotat
 that is image stays at the top left of the canvas, as `Batch.sizes_B2` has it.
 
 Large-scale jitter after Ghiasi et al. 2021 and the official Pix2Seq (`scale_jitter`, `fixed_size_crop`, `random flip`);
-unlike there, the two crop offsets are independent (the official code draws one for both, so crops lie on the diagonal).
+unlike there, the two crop offsets are independent (the official code draws one for both, so crops lie on the diagonal),
+unless the settings ask for that code's `pix2seq` geometry, which is then followed to the pixel.
 """
 
 from dataclasses import dataclass, fields
@@ -32,8 +33,9 @@ CPU_CHUNK = 4  # images painted together on a CPU: temporaries stay in its cache
 
 @dataclass
 class _Plan:
-    """What happens to each image: a window of it, in whole pixels, is resized to a new size, then perhaps flipped.
+    """What happens to each image: a window of it is resized to a new size in whole pixels, then perhaps flipped.
 
+    Windows lie on whole pixels, too, but not in the `pix2seq` geometry: there the resized image is what is cut.
     Sizes and places are (y, x) in canvas pixels. Everything is drawn on the CPU, so that every device sees the same
     augmentation; `halve_B` stays there, so that choosing rows by it waits for no device.
     """
@@ -72,10 +74,29 @@ def augment(batch: Batch, settings: Augment, seed: int) -> Batch:
         remains, valid rows first. `sizes_B2` is the part of the canvas that is image now; `originals_B2` stays that of
         the file, so detections on an augmented batch cannot be mapped back.
     """
-    plan = _plan(batch, settings, seed)
-    boxes_BN4, labels_BN, valid_BN = _move_boxes(batch, plan, settings.min_visible or 0.0)
+    canvas = (batch.images_BCHW.shape[-2], batch.images_BCHW.shape[-1])
+    return _apply(batch, _plan(batch, settings, seed), settings, canvas)
+
+
+def official_view(batch: Batch, canvas: tuple[int, int], scale_B: Tensor, place_B: Tensor, flip_B: Tensor) -> Batch:
+    """The training images of google-research/pix2seq (data/transforms.py there), all draws given.
+
+    Args:
+        batch: images of any size, each at the top left of its canvas.
+        canvas: height and width of the result.
+        scale_B: relative to the image fitted into the canvas.
+        place_B: of the crop, in [0, 1): along both sides at once.
+        flip_B: bool.
+    """
+    settings = Augment(geometry="pix2seq")
+    rows_B, colour_B3 = torch.arange(len(batch)), torch.ones(len(batch), 3)
+    return _apply(batch, _official_plan(batch, rows_B, canvas, scale_B, place_B, flip_B, colour_B3), settings, canvas)
+
+
+def _apply(batch: Batch, plan: _Plan, settings: Augment, canvas: tuple[int, int]) -> Batch:
+    boxes_BN4, labels_BN, valid_BN = _move_boxes(batch, plan, settings.min_visible or 0.0, canvas)
     return Batch(
-        images_BCHW=_paint(batch.images_BCHW, plan),
+        images_BCHW=_paint(batch.images_BCHW, plan, canvas, settings.geometry == "pix2seq"),
         sizes_B2=plan.new_B2,
         originals_B2=batch.originals_B2[plan.source_B],
         boxes_BN4=boxes_BN4,
@@ -94,6 +115,10 @@ def _plan(batch: Batch, settings: Augment, seed: int) -> _Plan:
     place_B2, flip_B = draws[:, 4:6].to(device), draws[:, 6] < (settings.flip or 0.0)
 
     source_B = torch.arange(count, device=device) // (settings.views or 1)
+    if settings.geometry == "pix2seq":
+        return _official_plan(
+            batch, source_B, (side, side), jitter_B1[:, 0].to(device), place_B2[:, 0], flip_B.to(device), colour_B3
+        )
     old_B2 = batch.sizes_B2[source_B]
     scaled_B2, window_B1 = old_B2 * jitter_B1.to(device), (side / jitter_B1).round().clamp(min=1).long().to(device)
     window_B2 = torch.where(scaled_B2 > side, torch.minimum(window_B1, old_B2), old_B2)
@@ -110,23 +135,68 @@ def _plan(batch: Batch, settings: Augment, seed: int) -> _Plan:
     )
 
 
-def _paint(images_BCHW: Tensor, plan: _Plan) -> Tensor:
-    """The new images, float in [0, 1]."""
+def _official_plan(
+    batch: Batch,
+    source_B: Tensor,
+    canvas: tuple[int, int],
+    scale_B: Tensor,
+    place_B: Tensor,
+    flip_B: Tensor,
+    colour_B3: Tensor,
+) -> _Plan:
+    """Every step in float32 and in the original's order, so that sizes are cut to the same pixel."""
+    old_B2 = batch.sizes_B2[source_B]
+    canvas_2 = torch.tensor(canvas, device=old_B2.device)
+    scale_B1 = (canvas_2 * scale_B[:, None] / old_B2).amin(1, keepdim=True)
+    whole_B2 = (old_B2 * scale_B1).long().clamp(min=1)
+    offset_B2 = ((whole_B2 - canvas_2).clamp(min=0) * place_B[:, None]).long()
+    new_B2 = torch.minimum(whole_B2 - offset_B2, canvas_2)
+    return _Plan(
+        source_B=source_B,
+        corner_B2=offset_B2 * old_B2 / whole_B2,
+        window_B2=new_B2 * old_B2 / whole_B2,
+        old_B2=old_B2,
+        new_B2=new_B2,
+        flip_B=flip_B,
+        colour_B3=colour_B3,
+        halve_B=torch.zeros(len(source_B), dtype=torch.bool),
+    )
+
+
+def _paint(images_BCHW: Tensor, plan: _Plan, canvas: tuple[int, int], whole: bool) -> Tensor:
+    """The new images, float in [0, 1]; on a CPU, `whole` images are resized before they are cut."""
     count, unit = len(plan.source_B), 255.0 if images_BCHW.dtype == torch.uint8 else 1.0
-    out_BCHW = torch.empty(count, *images_BCHW.shape[1:], device=images_BCHW.device)
+    out_BCHW = torch.empty(count, images_BCHW.shape[1], *canvas, device=images_BCHW.device)
     on_cpu = images_BCHW.device.type == "cpu"
     for start in range(0, count, CPU_CHUNK if on_cpu else count):
         rows = slice(start, start + CPU_CHUNK if on_cpu else count)
         part, out = plan[rows], out_BCHW[rows]
-        new_BCHW = _resize_each(images_BCHW, part) if on_cpu else _sample_together(images_BCHW, part)
+        if on_cpu:
+            new_BCHW = (_resize_whole if whole else _resize_each)(images_BCHW, part, canvas)
+        else:
+            new_BCHW = _sample_together(images_BCHW, part, canvas)
         _recolour(new_BCHW, _colours(new_BCHW, part, unit), part, out)
     return out_BCHW
 
 
-def _resize_each(images_BCHW: Tensor, plan: _Plan) -> Tensor:
+def _resize_whole(images_BCHW: Tensor, plan: _Plan, canvas: tuple[int, int]) -> Tensor:
+    """The CPU's way in the `pix2seq` geometry: resized as a whole, in floats and not antialiased, then cut."""
+    new_BCHW = torch.zeros(len(plan.source_B), 3, *canvas)
+    scale_B2 = plan.new_B2 / plan.window_B2
+    wholes_B2, offsets_B2 = (plan.old_B2 * scale_B2).round().long(), (plan.corner_B2 * scale_B2).round().long()
+    geometry = torch.cat([plan.source_B[:, None], plan.old_B2, wholes_B2, offsets_B2, plan.new_B2], -1).tolist()
+    for out_CHW, flip, (source, *old, whole_y, whole_x, y, x, height, width) in zip(
+        new_BCHW, plan.flip_B.tolist(), geometry, strict=True
+    ):
+        old_1CHW = images_BCHW[source : source + 1, :, : old[0], : old[1]].float()
+        cut_CHW = F.interpolate(old_1CHW, (whole_y, whole_x), mode="bilinear")[0, :, y : y + height, x : x + width]
+        out_CHW[:, :height, :width] = cut_CHW.flip(-1) if flip else cut_CHW
+    return new_BCHW
+
+
+def _resize_each(images_BCHW: Tensor, plan: _Plan, canvas: tuple[int, int]) -> Tensor:
     """The CPU's way: resizing of bytes, antialiased, is three times as fast there as `grid_sample` of floats."""
-    side = images_BCHW.shape[-1]
-    new_BCHW = torch.zeros(len(plan.source_B), 3, side, side, dtype=images_BCHW.dtype)
+    new_BCHW = torch.zeros(len(plan.source_B), 3, *canvas, dtype=images_BCHW.dtype)
     geometry = torch.cat([plan.source_B[:, None], plan.corner_B2, plan.window_B2, plan.new_B2], -1).tolist()
     for out_CHW, flip, (source, y, x, rows, columns, height, width) in zip(
         new_BCHW, plan.flip_B.tolist(), geometry, strict=True
@@ -137,28 +207,31 @@ def _resize_each(images_BCHW: Tensor, plan: _Plan) -> Tensor:
     return new_BCHW.float()
 
 
-def _sample_together(images_BCHW: Tensor, plan: _Plan) -> Tensor:
+def _sample_together(images_BCHW: Tensor, plan: _Plan, canvas: tuple[int, int]) -> Tensor:
     """The way of other devices: one bilinear sampling of all images, and of those that shrink much a second one, from
     their half-size copy."""
     images_BCHW = images_BCHW.index_select(0, plan.source_B).float()
-    side, (scale_B2, shift_B2) = images_BCHW.shape[-1], plan.affine()
-    new_BCHW = _sample(images_BCHW, plan.old_B2, scale_B2, shift_B2, side)
+    scale_B2, shift_B2 = plan.affine()
+    new_BCHW = _sample(images_BCHW, plan.old_B2, scale_B2, shift_B2, canvas)
     rows = plan.halve_B.nonzero()[:, 0].to(images_BCHW.device)
     if len(rows):
         half_BCHW = F.avg_pool2d(images_BCHW.index_select(0, rows), 2, ceil_mode=True)
-        half = _sample(half_BCHW, plan.old_B2[rows] // 2, scale_B2[rows] * 2, shift_B2[rows], side)
+        half = _sample(half_BCHW, plan.old_B2[rows] // 2, scale_B2[rows] * 2, shift_B2[rows], canvas)
         new_BCHW.index_copy_(0, rows, half)
     return new_BCHW.mul_(_mask(new_BCHW, plan))
 
 
-def _sample(images_BCHW: Tensor, sizes_B2: Tensor, scale_B2: Tensor, shift_B2: Tensor, side: int) -> Tensor:
+def _sample(
+    images_BCHW: Tensor, sizes_B2: Tensor, scale_B2: Tensor, shift_B2: Tensor, canvas: tuple[int, int]
+) -> Tensor:
     """The map inverted at each pixel centre of the new canvas; samples stay inside the image, clear of the padding."""
-    centres_S1 = torch.arange(0.5, side, device=images_BCHW.device)[:, None]
-    old_BS2 = (centres_S1 - shift_B2[:, None]) / scale_B2[:, None]
-    last_B12 = (sizes_B2[:, None] - 0.5).clamp(min=0.5)
-    old_BS2 = torch.minimum(old_BS2.clamp(min=0.5), last_B12) * (2 / images_BCHW.shape[-1]) - 1
-    grid_BHW2 = torch.empty(len(images_BCHW), side, side, 2, device=images_BCHW.device)
-    grid_BHW2[..., 0], grid_BHW2[..., 1] = old_BS2[:, None, :, 1], old_BS2[:, :, None, 0]
+    grid_BHW2 = torch.empty(len(images_BCHW), *canvas, 2, device=images_BCHW.device)
+    for axis, (new, old) in enumerate(zip(canvas, images_BCHW.shape[-2:], strict=True)):
+        centres_S = torch.arange(0.5, new, device=images_BCHW.device)
+        old_BS = (centres_S - shift_B2[:, axis, None]) / scale_B2[:, axis, None]
+        last_B1 = (sizes_B2[:, axis, None] - 0.5).clamp(min=0.5)
+        old_BS = torch.minimum(old_BS.clamp(min=0.5), last_B1) * (2 / old) - 1
+        grid_BHW2[..., 1 - axis] = old_BS[:, None, :] if axis else old_BS[:, :, None]
     return F.grid_sample(images_BCHW, grid_BHW2, mode="bilinear", padding_mode="border", align_corners=False)
 
 
@@ -187,19 +260,25 @@ def _recolour(images_BCHW: Tensor, colours_B34: Tensor, plan: _Plan, out_BCHW: T
 
 def _mask(images_BCHW: Tensor, plan: _Plan) -> Tensor:
     """(B, 1, H, W) float, 1 on what is image; cheaper than bytes, which every multiplication would convert again."""
-    places_S = torch.arange(images_BCHW.shape[-1], device=images_BCHW.device)
-    rows_BS, columns_BS = ((places_S < size_B1).float() for size_B1 in plan.new_B2.split(1, -1))
+    rows_BS, columns_BS = (
+        (torch.arange(length, device=size_B1.device) < size_B1).float()
+        for length, size_B1 in zip(images_BCHW.shape[-2:], plan.new_B2.split(1, -1), strict=True)
+    )
     return (rows_BS[:, :, None] * columns_BS[:, None])[:, None]
 
 
-def _move_boxes(batch: Batch, plan: _Plan, min_visible: float) -> tuple[Tensor, Tensor, Tensor]:
+def _move_boxes(
+    batch: Batch, plan: _Plan, min_visible: float, canvas: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes, labels and validity after the map, the valid rows first and the others zero."""
-    side = batch.images_BCHW.shape[-1]
+    old_2, new_2 = (
+        torch.tensor(size[::-1], device=plan.new_B2.device) for size in (batch.images_BCHW.shape[2:], canvas)
+    )
     old_BN22 = batch.boxes_BN4[plan.source_B].unflatten(-1, (2, 2))
     scale_B112, shift_B112 = (each_B2.flip(-1)[:, None, None] for each_B2 in plan.affine())
-    new_BN22 = old_BN22 * scale_B112 + shift_B112 / side
+    new_BN22 = old_BN22 * (scale_B112 * (old_2 / new_2)) + shift_B112 / new_2
     whole_BN4 = torch.cat([new_BN22.amin(-2), new_BN22.amax(-2)], -1)
-    limit_B14 = plan.new_B2.flip(-1).repeat(1, 2)[:, None] / side
+    limit_B14 = (plan.new_B2.flip(-1) / new_2).repeat(1, 2)[:, None]
     clipped_BN4 = torch.minimum(whole_BN4.clamp(min=0), limit_B14)
     visible_BN = boxes.area(clipped_BN4)
     enough_BN = visible_BN >= min_visible * (1 - 1e-5) * boxes.area(whole_BN4)  # rounding must drop no box seen whole

@@ -95,6 +95,8 @@ def check(settings: Augment) -> None:
     for name in ("flip", "colour", "min_visible"):
         value = getattr(settings, name) or 0.0
         require(0 <= value <= 1, f"augment.{name} must lie between 0 and 1, not {value}.")
+    known = (None, "free", "pix2seq")
+    require(settings.geometry in known, f"augment.geometry must be free or pix2seq, not {settings.geometry}.")
     require(settings.views is None or settings.views >= 1, f"augment.views must be at least 1, not {settings.views}.")
 
 

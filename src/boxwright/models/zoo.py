@@ -31,7 +31,7 @@ RECIPES = {
     "dense": Recipe(
         epochs=20,
         batch_size=16,
-        augment=Augment(scale=(0.6, 1.4), flip=0.5, colour=0.3, min_visible=0.25, views=1),
+        augment=Augment(scale=(0.6, 1.4), flip=0.5, colour=0.3, min_visible=0.25, views=1, geometry="free"),
         optim=Optim(
             lr=1e-3, backbone_factor=0.2, weight_decay=0.05, rule="torch", beta2=0.999, schedule="cosine",
             warmup=0.05, hold=0.3, clip=10.0, accumulate=1, ema=0.998, patience=0,
@@ -40,7 +40,7 @@ RECIPES = {
     "pix2seq": Recipe(
         epochs=60,
         batch_size=16,
-        augment=Augment(scale=(0.3, 2.0), flip=0.5, colour=0.3, min_visible=0.25, views=1),
+        augment=Augment(scale=(0.3, 2.0), flip=0.5, colour=0.3, min_visible=0.25, views=1, geometry="free"),
         optim=Optim(
             lr=3e-4, backbone_factor=0.1, weight_decay=0.05, rule="torch", beta2=0.999, schedule="cosine",
             warmup=0.05, hold=0.3, clip=1.0, accumulate=1, ema=0.999, patience=0,

@@ -1,0 +1,113 @@
+"""The parts of DETR's kind of network: a ResNet that never changes its norms, codes of cells, blocks that norm last.
+
+Against the pre-norm blocks of `boxwright.models.attention`: each addition is followed by its norm (eps 1e-5), the MLP
+has a rectifier, and positions are not added once but to what asks and to the keys of every layer ("End-to-end object
+detection with transformers", Carion et al. 2020; numbers as in facebookresearch/detr).
+"""
+
+import math
+from collections import OrderedDict
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from boxwright.config import require
+from boxwright.models.attention import Attention
+from boxwright.models.caches import KeysValues, Place
+
+RESNET_CHANNELS = 2048  # of the last map, at stride 32
+
+
+def frozen_resnet(name: str) -> nn.Module:
+    """A ResNet of torchvision up to its last map; batch norm has fixed numbers, in training too."""
+    require(name in ("resnet50", "resnet101"), f"this detector has a resnet50 or resnet101, not {name!r}.")
+    network = torchvision.models.get_model(name, weights=None, norm_layer=FrozenBatchNorm2d)
+    del network.avgpool, network.fc
+    return nn.Sequential(OrderedDict(network.named_children()))
+
+
+def sine_2d(seen_BHW: Tensor, dim: int, normalised: bool) -> Tensor:
+    """Codes (B, H * W, dim) of the cells of images, DETR's: y in the first half of the channels, x in the second.
+
+    Args:
+        seen_BHW: True where a cell belongs to the image; only these are counted.
+        dim: channels, a multiple of 4; sines and cosines alternate.
+        normalised: count up to 2 pi; else in cells from 1.
+    """
+    codes = []
+    for axis in (1, 2):
+        place_BHW = seen_BHW.cumsum(axis).float()
+        if normalised:
+            last = place_BHW.narrow(axis, place_BHW.shape[axis] - 1, 1)
+            place_BHW = place_BHW / (last + 1e-6) * (2 * math.pi)
+        rates = 10000 ** (torch.arange(0, dim // 2, 2, device=seen_BHW.device) / (dim // 2))
+        angles = place_BHW[..., None] / rates
+        codes.append(torch.stack([angles.sin(), angles.cos()], -1).flatten(-2))
+    return torch.cat(codes, -1).flatten(1, 2)
+
+
+class EncoderBlock(nn.Module):
+    """Self-attention over all cells of the image, then an MLP."""
+
+    def __init__(self, dim: int, hidden: int, heads: int, dropout: float):
+        super().__init__()
+        self.attention, self.mlp = Attention(dim, heads), mlp(dim, hidden, dropout)
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BME: Tensor, positions_BME: Tensor, seen_B11M: Tensor) -> Tensor:
+        """Same shape as given; cells that are not seen are not looked at."""
+        placed_BME = x_BME + positions_BME
+        attended_BME = self.attention(placed_BME, self.attention.keys_values(placed_BME, x_BME), mask=seen_B11M)
+        x_BME = self.norm1(x_BME + self.dropout(attended_BME))
+        return self.norm2(x_BME + self.dropout(self.mlp(x_BME)))
+
+
+class DecoderBlock(nn.Module):
+    """Self-attention over what is written so far, attention to the image, then an MLP."""
+
+    def __init__(self, dim: int, hidden: int, heads: int, dropout: float):
+        super().__init__()
+        self.self_attention, self.cross_attention = Attention(dim, heads), Attention(dim, heads)
+        self.mlp = mlp(dim, hidden, dropout)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x_BLE: Tensor,
+        places_LE: Tensor | float,
+        image: KeysValues,
+        seen_B11M: Tensor,
+        cache: KeysValues | None = None,
+        place: Place | None = None,
+    ) -> Tensor:
+        """The next layer's view of the words, as `boxwright.models.attention.DecoderBlock` has it.
+
+        Args:
+            x_BLE: words, either the whole sentence or those at `place`.
+            places_LE: what tells where they stand.
+            image: keys and values of the image, which may serve several consecutive rows of x.
+            seen_B11M: which cells of the image may be looked at.
+            cache: what is written so far, to which these words are added; None if x is the whole sentence.
+            place: where x stands in the sentence; None if x is the whole sentence.
+        """
+        placed_BLE = x_BLE + places_LE
+        seen = self.self_attention.keys_values(placed_BLE, x_BLE)
+        if cache is None or place is None:
+            attended_BLE = self.self_attention(placed_BLE, seen, causal=True)
+        else:
+            cache.write(place.positions_L, seen)
+            attended_BLE = self.self_attention(placed_BLE, cache, mask=place.hidden_LR)
+        x_BLE = self.norm1(x_BLE + self.dropout(attended_BLE))
+        asking = (x_BLE + places_LE).reshape(len(seen_B11M), -1, x_BLE.shape[-1])  # the rows of an image side by side
+        looked_BLE = self.cross_attention(asking, image, mask=seen_B11M).view_as(x_BLE)
+        x_BLE = self.norm2(x_BLE + self.dropout(looked_BLE))
+        return self.norm3(x_BLE + self.dropout(self.mlp(x_BLE)))
+
+
+def mlp(dim: int, hidden: int, dropout: float) -> nn.Sequential:
+    """Two linear layers with a rectifier between."""
+    return nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, dim))

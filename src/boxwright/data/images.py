@@ -75,6 +75,16 @@ def same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
     return abs(ratio - 1) <= 0.02 + 1.5 / max(1, min(one))
 
 
+def fitted_size(height: int, width: int, canvas: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of an image resized to touch a canvas of this height and width, its aspect kept.
+
+    Computed in float32 and rounded half to even, as TensorFlow's `resize` does.
+    """
+    size_2 = np.array([height, width], np.float32)
+    fitted_2 = np.rint(size_2 * (np.array(canvas, np.float32) / size_2).min())
+    return max(1, int(fitted_2[0])), max(1, int(fitted_2[1]))
+
+
 def fit(image: Image.Image, side: int) -> tuple[np.ndarray, tuple[int, int]]:
     """An RGB image resized to touch the canvas, its aspect kept, at the top left; the rest of the canvas is zero.
 
@@ -83,8 +93,7 @@ def fit(image: Image.Image, side: int) -> tuple[np.ndarray, tuple[int, int]]:
     Returns:
         The canvas, (side, side, 3) uint8, and the (height, width) of the part that is image.
     """
-    scale = side / max(image.size)
-    width, height = (max(1, round(length * scale)) for length in image.size)
+    height, width = fitted_size(image.height, image.width, (side, side))
     canvas_SS3 = np.zeros((side, side, 3), np.uint8)
     resized = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=3.0)
     canvas_SS3[:height, :width] = np.asarray(resized)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from boxwright.data.convert import convert
     from boxwright.data.read import read
     from boxwright.evaluation.evaluate import evaluate
+    from boxwright.inference.explain import explain
     from boxwright.inference.predict import predict
     from boxwright.inference.predictor import Predictor, load
     from boxwright.training.run import train
@@ -34,6 +35,7 @@ _PLACES = {
     "convert": "boxwright.data.convert",
     "demo": "boxwright.bundled.demo",
     "evaluate": "boxwright.evaluation.evaluate",
+    "explain": "boxwright.inference.explain",
     "load": "boxwright.inference.predictor",
     "predict": "boxwright.inference.predict",
     "read": "boxwright.data.read",
@@ -41,7 +43,7 @@ _PLACES = {
 }
 __all__ = [
     "Augment", "Batch", "Detections", "Detector", "Optim", "Predictions", "Predictor", "UserError",
-    "check", "convert", "demo", "evaluate", "load", "predict", "read", "train",
+    "check", "convert", "demo", "evaluate", "explain", "load", "predict", "read", "train",
 ]  # fmt: skip
 
 

@@ -23,6 +23,7 @@ VERBS = {
     "train": ("boxwright.training.run", "annotated images in, a trained detector out"),
     "evaluate": ("boxwright.evaluation.evaluate", "score a detector: COCO's twelve numbers, classes, curves"),
     "predict": ("boxwright.inference.predict", "find objects in images, folders or lists of them"),
+    "explain": ("boxwright.inference.explain", "show how a detector that writes sentences came to its words"),
 }
 
 

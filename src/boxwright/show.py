@@ -59,6 +59,12 @@ def draw(image: Image.Image, detections: Detections, threshold: float = 0.0) -> 
     return _paint(image, marks)
 
 
+def draw_named(image: Image.Image, boxes_N4: np.ndarray, texts: Sequence[str], labels: Sequence[int]) -> Image.Image:
+    """A copy of the image with these boxes (xyxy, pixels), the first on top, each with its text; see `draw`."""
+    marks = [_Mark(box, text, colour(label)) for box, text, label in zip(boxes_N4, texts, labels, strict=True)]
+    return _paint(image, marks)
+
+
 def draw_truth(record: Record, names: Sequence[str]) -> Image.Image:
     """The annotated image; ignored objects (difficult, crowds) are grey."""
     marks = [

@@ -140,8 +140,8 @@ class Predictor:
             for (path, ready), detections in zip(chunk, found, strict=True):
                 yield Found(path, ready.image, ready.size, detections)
 
-    def _detect(self, ready: Sequence[_Ready], threshold: float) -> list[Detections]:
-        batch = _to_batch(ready, self.detector.image_size).to(self.device)
+    def _detect(self, ready: Sequence[Ready], threshold: float) -> list[Detections]:
+        batch = to_batch(ready, self.detector.image_size).to(self.device)
         return detect_batch(self.detector, batch, threshold)
 
 
@@ -156,20 +156,20 @@ def check_batch_size(batch_size: int) -> None:
 
 
 @dataclass
-class _Ready:
+class Ready:
     """A decoded image and its size (width, height) before any reduction."""
 
     image: Image.Image
     size: tuple[int, int]
 
 
-def _decode(picture: Picture, side: int) -> _Ready:
+def _decode(picture: Picture, side: int) -> Ready:
     if isinstance(picture, str | Path):
         path = Path(picture)
-        return _Ready(open_image(path, side), image_size(path))
+        return Ready(open_image(path, side), image_size(path))
     image = _to_pil(picture)
     require(min(image.size), f"an image must have pixels, not {image.width} x {image.height}.")
-    return _Ready(image, image.size)
+    return Ready(image, image.size)
 
 
 def _to_pil(picture: Image.Image | np.ndarray | Tensor) -> Image.Image:
@@ -199,7 +199,7 @@ def _to_uint8(image_CHW: Tensor) -> Tensor:
     return (image_CHW.float() * 255).round().to(torch.uint8)
 
 
-def _to_batch(ready: Sequence[_Ready], side: int) -> Batch:
+def to_batch(ready: Sequence[Ready], side: int) -> Batch:
     """Images without annotation as the batch that detectors take."""
     fitted = [fit(one.image, side) for one in ready]
     n = len(ready)
@@ -214,9 +214,9 @@ def _to_batch(ready: Sequence[_Ready], side: int) -> Batch:
     )
 
 
-def _decode_ahead(paths: Iterable[Path], side: int, ahead: int) -> Iterator[tuple[Path, Future[_Ready]]]:
+def _decode_ahead(paths: Iterable[Path], side: int, ahead: int) -> Iterator[tuple[Path, Future[Ready]]]:
     """Decode in threads, in order, never more than `ahead` images before the one that is asked for."""
-    waiting: deque[tuple[Path, Future[_Ready]]] = deque()
+    waiting: deque[tuple[Path, Future[Ready]]] = deque()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for path in paths:
             waiting.append((path, pool.submit(_decode, path, side)))
@@ -227,8 +227,8 @@ def _decode_ahead(paths: Iterable[Path], side: int, ahead: int) -> Iterator[tupl
 
 
 def _readable(
-    decoded: Iterable[tuple[Path, Future[_Ready]]], skipped: list[UserError] | None
-) -> Iterator[tuple[Path, _Ready]]:
+    decoded: Iterable[tuple[Path, Future[Ready]]], skipped: list[UserError] | None
+) -> Iterator[tuple[Path, Ready]]:
     for path, ready in decoded:
         try:
             yield path, ready.result()

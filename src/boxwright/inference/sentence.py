@@ -1,0 +1,167 @@
+"""How a sentence came about: what else the decoder might have written at each place, and where it looked."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from boxwright.config import require
+from boxwright.models.decoder import Decoder
+from boxwright.models.pix2seq import WORDS, Pix2Seq
+from boxwright.models.vocabulary import NOISE, PAD, PROMPT
+from boxwright.types import Batch, Detections, Detector
+
+SLOTS = ("y1", "x1", "y2", "x2", "class")
+
+
+@dataclass
+class Sentence:
+    """The sentence of one image: N objects of 5 words in the order they were written; V ids, R coordinates.
+
+    Attributes:
+        tokens_N5: the ids.
+        probabilities_N5V: of every id at each place, when all words before it were written; 1 in sum.
+        places_N4R: of every coordinate at the coordinates' places, 1 in sum.
+        chosen_N4: y1, x1, y2, x2 as they were written, in [0, 1] of the canvas.
+        attention_N5HW: the share that each cell of the canvas had of the decoder's attention when it chose the word:
+            mean over the layers and their heads, 1 in sum (less where a cls token takes some).
+        part_2: height and width of the part of the canvas that is image, in (0, 1].
+        end: the probability of the word that ended it; None if it was written to its full length.
+        found: the objects, in pixels of the original image, in the order written.
+        words: how each id is spelt.
+    """
+
+    tokens_N5: np.ndarray
+    probabilities_N5V: np.ndarray
+    places_N4R: np.ndarray
+    chosen_N4: np.ndarray
+    attention_N5HW: np.ndarray
+    part_2: tuple[float, float]
+    end: float | None
+    found: Detections
+    words: list[str]
+
+    def __len__(self) -> int:
+        return len(self.tokens_N5)
+
+    def likelihoods(self) -> np.ndarray:
+        """The probability of each word that was written, (N, 5)."""
+        return np.take_along_axis(self.probabilities_N5V, self.tokens_N5[..., None], -1)[..., 0]
+
+    @property
+    def log_likelihood(self) -> float:
+        """The natural logarithm of the sentence's probability, the end included."""
+        words = np.append(self.likelihoods(), 1.0 if self.end is None else self.end)
+        return float(np.log(words.clip(1e-30)).sum())
+
+    def box(self, position: int) -> tuple[float, float, float, float]:
+        """The box as it was written, xyxy in fractions of the image."""
+        y1, x1, y2, x2 = (self.chosen_N4[position] / np.array(self.part_2 * 2)).tolist()
+        return x1, y1, x2, y2
+
+    def best(self, most: int) -> list[int]:
+        """The positions of up to `most` objects, best score first."""
+        return np.argsort(-self.found.scores_N, kind="stable")[:most].tolist()
+
+    def likeliest(self, position: int, slot: int, most: int) -> list[tuple[str, float]]:
+        """The most probable words at a place and their probabilities."""
+        probabilities_V = self.probabilities_N5V[position, slot]
+        order = np.argsort(-probabilities_V, kind="stable")[:most].tolist()
+        return [(self.words[token], float(probabilities_V[token])) for token in order]
+
+
+def require_writer(detector: Detector) -> Pix2Seq:
+    """The detector, if it writes sentences.
+
+    Raises:
+        UserError: if it does not.
+    """
+    kind = type(detector).__name__.lower()
+    require(isinstance(detector, Pix2Seq), f"a {kind} writes no sentence to explain; explain can show: pix2seq.")
+    return detector  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def write_sentences(detector: Pix2Seq, batch: Batch, objects: int | None = None) -> list[Sentence]:
+    """Let the detector write, as its settings have it, then read each sentence once more and watch.
+
+    Args:
+        detector: in evaluation mode, on the device of the batch.
+        batch: of images; boxes are not looked at.
+        objects: how many objects to write, by default all that a sentence holds.
+    """
+    memory_BME = detector(batch.images_BCHW, batch.sizes_B2)
+    said = detector.write(memory_BME, objects)
+    found = detector.read(said).to_detections(batch, detector.names, threshold=-1)
+    read_BL = F.pad(said.tokens_BL[:, :-1], (1, 0), value=PROMPT)
+    logits_BLV, attention_BLM = read_again(detector.decoder, read_BL, memory_BME)
+    part_B2 = batch.sizes_B2 / torch.tensor(batch.images_BCHW.shape[-2:], device=batch.sizes_B2.device)
+    words = spelling(detector)
+    return [
+        _sentence(detector, tokens_L, logits_LV, attention_LM, part_2, objects_found, words)
+        for tokens_L, logits_LV, attention_LM, part_2, objects_found in zip(
+            said.tokens_BL, logits_BLV, attention_BLM, part_B2.tolist(), found, strict=True
+        )
+    ]
+
+
+def _sentence(
+    detector: Pix2Seq,
+    tokens_L: Tensor,
+    logits_LV: Tensor,
+    attention_LM: Tensor,
+    part_2: list[float],
+    found: Detections,
+    words: list[str],
+) -> Sentence:
+    """What one row of the batch comes to, up to the object in which the sentence ends."""
+    vocabulary, side = detector.vocabulary, math.isqrt(attention_LM.shape[-1])
+    cells_N5HW = attention_LM[:, -side * side :].unflatten(-1, (side, side)).unflatten(0, (-1, WORDS))
+    tokens_N5, logits_N5V = tokens_L.unflatten(0, (-1, WORDS)), logits_LV.unflatten(0, (-1, WORDS))
+    coordinates = slice(vocabulary.first_coordinate, vocabulary.first_coordinate + vocabulary.bins)
+    ends = (tokens_L == PAD).nonzero().flatten().tolist()
+    n = ends[0] // WORDS if ends else len(tokens_N5)
+    return Sentence(
+        tokens_N5=tokens_N5[:n].cpu().numpy(),
+        probabilities_N5V=logits_N5V[:n].softmax(-1).cpu().numpy(),
+        places_N4R=logits_N5V[:n, :4, coordinates].softmax(-1).cpu().numpy(),
+        chosen_N4=vocabulary.boxes(tokens_N5[:n, :4])[:, [1, 0, 3, 2]].cpu().numpy(),
+        attention_N5HW=cells_N5HW[:n].float().cpu().numpy(),
+        part_2=(part_2[0], part_2[1]),
+        end=float(logits_LV[ends[0]].softmax(-1)[PAD]) if ends else None,
+        found=Detections(found.boxes_N4[:n], found.scores_N[:n], found.labels_N[:n], found.names),
+        words=words,
+    )
+
+
+def read_again(decoder: Decoder, read_BL: Tensor, memory_BME: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores (B, L, V) of what follows each word; attention to the image (B, L, M), mean over layers and heads."""
+    seen: list[Tensor] = []
+    attentions = [layer.cross_attention for layer in decoder.layers]
+    hooks = [
+        one.register_forward_pre_hook(lambda module, given: seen.append(module.weights(*given).mean(1)))  # type: ignore[union-attr,operator]
+        for one in attentions
+    ]
+    try:
+        logits_BLV = decoder(read_BL, memory_BME)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return logits_BLV, torch.stack(seen).mean(0)
+
+
+def spelling(detector: Pix2Seq) -> list[str]:
+    """Each id of the vocabulary as it is shown: coordinates as numbers, classes by name."""
+    vocabulary = detector.vocabulary
+    words = [f"#{token}" for token in range(vocabulary.size)]
+    words[PAD], words[PROMPT], words[NOISE] = "end", ">", "noise"
+    for place in range(vocabulary.bins):
+        words[vocabulary.first_coordinate + place] = str(place)
+    for label, name in enumerate(detector.names):
+        words[int(vocabulary.class_tokens(torch.tensor(label)))] = name
+    return words

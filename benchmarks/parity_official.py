@@ -24,7 +24,8 @@ Arrays = Mapping[str, np.ndarray]
 
 def check(folder: Path) -> Iterator[Result]:
     """All cases of a folder: its networks, with what is stored of them, and everything beside the networks."""
-    from parity_official_train import check_training  # which needs the functions below
+    from parity_official_data import check_data  # which need the functions below
+    from parity_official_train import check_training
 
     for file in sorted(folder.glob("manifest_*.json")):
         name, manifest = file.stem.removeprefix("manifest_"), json.loads(file.read_text())
@@ -33,6 +34,7 @@ def check(folder: Path) -> Iterator[Result]:
             yield check_network(name, manifest, load(folder / f"model_{name}.npz"))
         if (folder / f"train_{name}.json").exists():
             yield from check_training(name, manifest, folder)
+    yield from check_data(folder)
 
 
 def load(file: Path) -> Arrays:

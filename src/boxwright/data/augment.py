@@ -93,6 +93,12 @@ def official_view(batch: Batch, canvas: tuple[int, int], scale_B: Tensor, place_
     return _apply(batch, _official_plan(batch, rows_B, canvas, scale_B, place_B, flip_B, colour_B3), settings, canvas)
 
 
+def official_size(old_B2: Tensor, canvas_2: Tensor, scale_B: Tensor) -> Tensor:
+    """Heights and widths before the crop, in float32 and in the original's order, so that they are cut alike."""
+    scale_B1 = (canvas_2 * scale_B[:, None] / old_B2).amin(1, keepdim=True)
+    return (old_B2 * scale_B1).long().clamp(min=1)
+
+
 def _apply(batch: Batch, plan: _Plan, settings: Augment, canvas: tuple[int, int]) -> Batch:
     boxes_BN4, labels_BN, valid_BN = _move_boxes(batch, plan, settings.min_visible or 0.0, canvas)
     return Batch(
@@ -144,11 +150,9 @@ def _official_plan(
     flip_B: Tensor,
     colour_B3: Tensor,
 ) -> _Plan:
-    """Every step in float32 and in the original's order, so that sizes are cut to the same pixel."""
     old_B2 = batch.sizes_B2[source_B]
     canvas_2 = torch.tensor(canvas, device=old_B2.device)
-    scale_B1 = (canvas_2 * scale_B[:, None] / old_B2).amin(1, keepdim=True)
-    whole_B2 = (old_B2 * scale_B1).long().clamp(min=1)
+    whole_B2 = official_size(old_B2, canvas_2, scale_B)
     offset_B2 = ((whole_B2 - canvas_2).clamp(min=0) * place_B[:, None]).long()
     new_B2 = torch.minimum(whole_B2 - offset_B2, canvas_2)
     return _Plan(

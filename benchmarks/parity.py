@@ -15,7 +15,6 @@ from pathlib import Path
 
 from golden import Result
 
-
 REPLICATIONS = ("transformer.vocal_embed.", "bbox_head.vocal_embed.", "transformer.embedding.word_embeddings.")
 OTHERS = ("encoder.model.", "decoder.decoder.layers.")  # moein-shariatnia/Pix2Seq: its weights are not worth importing
 

@@ -138,3 +138,15 @@ def test_sizes_grow_and_the_published_ones_have_their_published_parameters():
     assert list(counts.values()) == sorted(counts.values())
     published = {"resnet50": 36_587_768, "resnet50-c4": 84_697_592, "vit-b": 115_169_976, "vit-l": 341_161_912}
     assert {size: counts[size] for size in published} == published
+
+
+def test_only_the_labels_of_the_names_are_ever_detected(batch):
+    config = replace(CONFIG, class_ids=(1, 17))
+    detector = Pix2Seq(config, ("person", "cat"), pretrained=False).eval()
+    with torch.no_grad():
+        detector.decoder.output_bias[117] += 50  # the class word for label 17
+        detector.decoder.output_bias[105] += 90  # and one for a label that nobody has
+        said = detector.decode(detector(batch.images_BCHW, batch.sizes_B2))
+    assert set(said.labels_BD.flatten().tolist()) == {1}
+    with pytest.raises(UserError, match="not for these 2"):
+        Pix2Seq(replace(CONFIG, class_ids=(1,)), ("person", "cat"), pretrained=False)

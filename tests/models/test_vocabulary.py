@@ -69,3 +69,10 @@ def test_a_grammar_of_some_classes():
 def test_a_vocabulary_that_overlaps_itself_is_refused():
     with pytest.raises(AssertionError):
         Vocabulary(bins=1000, first_coordinate=1000, size=1999)
+
+
+def test_classes_can_have_labels_with_holes():
+    vocabulary = Vocabulary(class_ids=(1, 13, 90))
+    assert vocabulary.class_tokens(torch.tensor([[2, 0], [1, 1]])).tolist() == [[190, 101], [113, 113]]
+    allowed_V = vocabulary.grammar(3).allowed_PV[4]
+    assert allowed_V.nonzero().flatten().tolist() == [NOISE, 101, 113, 190]

@@ -12,6 +12,7 @@ sentences, loss and scores are those of google-research/pix2seq, its ResNet repl
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -23,9 +24,12 @@ from boxwright.config import require
 from boxwright.models.attention import EncoderBlock, Mlp, dense, norm
 from boxwright.models.backbone import Backbone
 from boxwright.models.decoder import Decoder, table
-from boxwright.models.decoding import Generated, Sampling, generate
+from boxwright.models.decoding import generate
+from boxwright.models.draft import Generated
+from boxwright.models.likelihood import Scores, log_probs, score
 from boxwright.models.positions import resize_2d, sincos_2d
-from boxwright.models.sentences import sentences
+from boxwright.models.sampling import Sampling
+from boxwright.models.sentences import sentences, spell
 from boxwright.models.stems import PATCHES, make_stem
 from boxwright.models.vocabulary import Vocabulary
 from boxwright.types import Batch, Detector, Predictions, image_mask, pixels
@@ -59,12 +63,17 @@ class Pix2SeqConfig:
         bins: values that a coordinate can take.
         first_coordinate: id of the first coordinate.
         vocabulary: number of ids.
+        class_ids: the label of each class, from 1; empty for 1, 2, 3... Published weights have COCO's, with holes.
         dropout: rate inside the MLPs and before the encoder.
         drop_path: rate at which a block's addition is left out, the same in every layer.
         sentences: how many sentences of each image (other order, other noise) one training step writes.
         noise: sentences are filled up with noise objects, and never end; else they end after the last object.
         grammar: coordinate slots hold only coordinates, class slots only classes; else any word may come anywhere.
         top_p: 0 writes the most probable words; more draws from the nucleus (the published code has 0.4).
+        nucleus, top_k, temperature, repeats, beams: of `boxwright.models.sampling.Sampling`.
+        end_bias: added to the score of the word that ends a sentence; -inf never ends. By default that is so where
+            sentences are filled up with noise, and else 0: they end as the network says.
+        scores: of `boxwright.models.likelihood.score`.
     """
 
     backbone: str = "tf_efficientnet_lite0"
@@ -90,12 +99,29 @@ class Pix2SeqConfig:
     bins: int = 1000
     first_coordinate: int = 1000
     vocabulary: int = 3000
+    class_ids: tuple[int, ...] = ()
     dropout: float = 0.1
     drop_path: float = 0.1
     sentences: int = 1
     noise: bool = True
     grammar: bool = True
     top_p: float = 0.0
+    nucleus: Literal["official", "standard"] = "official"
+    top_k: int = 0
+    temperature: float = 1.0
+    repeats: bool = True
+    beams: int = 1
+    end_bias: float | None = None
+    scores: Scores = "full"
+
+    @property
+    def sampling(self) -> Sampling:
+        """How words are chosen."""
+        usual = -math.inf if self.noise else 0.0
+        end_bias = usual if self.end_bias is None else self.end_bias
+        return Sampling(
+            self.top_p, self.nucleus, self.top_k, self.temperature, 0, end_bias, self.repeats, self.beams
+        )  # fmt: skip
 
 
 _NANO = Pix2SeqConfig()
@@ -137,9 +163,11 @@ class Pix2Seq(Detector):
     def __init__(self, config: Pix2SeqConfig, names: tuple[str, ...], pretrained: bool = True):
         super().__init__()
         self.config, self.names, self.image_size = config, tuple(names), config.image_size
-        self.vocabulary = Vocabulary(config.bins, config.first_coordinate, config.vocabulary)
+        self.vocabulary = Vocabulary(config.bins, config.first_coordinate, config.vocabulary, config.class_ids)
         most, words = self.vocabulary.most_classes, WORDS * config.max_objects
-        require(len(names) <= most, f"pix2seq has words for {most} classes, not {len(names)}; raise first_coordinate.")
+        labels = config.class_ids or range(1, len(names) + 1)
+        fits = len(labels) == len(names) and all(1 <= label <= most for label in labels)
+        require(fits, f"pix2seq has words for {most} classes, not for these {len(names)}; raise first_coordinate.")
         require(words <= config.length, f"{config.max_objects} objects are {words} words, over length={config.length}.")
         c = config
         stem = make_stem(c.backbone, c.stride, c.encoder_dim)
@@ -180,30 +208,90 @@ class Pix2Seq(Detector):
         )
         return {"tokens": (each_BL * weights_BL).sum() / (weights_BL.sum() + 1e-9)}
 
+    def likelihood(self, raw: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Log-likelihood of the true sentence of each image, and how many words it has, each (B,).
+
+        Objects stand in the order in which the data set has them, all their classes are read as noise (as in half of
+        training), and no noise objects follow; the word that ends the sentence counts where sentences end.
+        """
+        said = spell(batch, self.vocabulary, self.config.max_objects, not self.config.noise)
+        each_BL = log_probs(self.decoder, raw, said.inputs_BL, said.targets_BL)
+        return (each_BL * said.weights_BL).sum(1), said.weights_BL.sum(1)
+
     def decode(self, raw: Tensor) -> Predictions:
         """Write, and read boxes and classes off the sentence; every object is scored, noise as well."""
-        said = self.read(self.write(raw))
-        scores_BD, order_BD = said.scores_BD.sort(dim=1, descending=True, stable=True)
-        boxes_BD4 = said.boxes_BD4.gather(1, order_BD[..., None].expand(-1, -1, 4))
-        return Predictions(boxes_BD4, scores_BD, said.labels_BD.gather(1, order_BD))
+        return self.read(self.write(raw)).best_first()
 
-    def write(self, raw: Tensor, objects: int | None = None) -> Generated:
-        """The sentences of as many objects, by default all that a sentence holds, as the settings have it."""
-        c = self.config
-        grammar = self.vocabulary.grammar(len(self.names), free=not c.grammar, device=raw.device)
-        return generate(self.decoder, raw, grammar, objects or c.max_objects, Sampling(c.top_p))
+    def complete(
+        self, raw: Tensor, batch: Batch, classes: Sequence[int] | None = None, objects: int | None = None
+    ) -> Predictions:
+        """What is missing in the batch: its objects are the beginning of the sentence."""
+        return self.read(self.write(raw, objects, batch, classes), classes).best_first()
+
+    def write(
+        self,
+        raw: Tensor,
+        objects: int | None = None,
+        given: Batch | None = None,
+        classes: Sequence[int] | None = None,
+    ) -> Generated:
+        """Sentences as the settings have it.
+
+        Args:
+            raw: what the decoder looks at.
+            objects: in a sentence, given ones included; by default all that it holds.
+            given: objects that are said already.
+            classes: positions of those that may be said, by default all.
+
+        Raises:
+            UserError: for more objects than the table of positions holds, or no more than are given.
+        """
+        c, room = self.config, self.config.length // WORDS
+        objects = c.max_objects if objects is None else objects
+        said = f"the table of positions holds {room} objects"
+        require(0 < objects <= room, f"{said}, not {objects}; `detector.lengthen({objects})` makes room.")
+        given_BL = None if given is None or not given.valid_BN.any() else self._given(given).to(raw.device)
+        count = 0 if given_BL is None else given_BL.shape[1] // WORDS
+        require(count < objects, f"{count} objects are given, and no more than {objects} can be said.")
+        grammar = self.vocabulary.grammar(len(self.names), classes, not c.grammar, raw.device)
+        return generate(self.decoder, raw, grammar, objects, c.sampling, given_BL)
 
     @torch.no_grad()
-    def read(self, said: Generated) -> Predictions:
-        """Boxes and classes in the order in which they were written.
+    def read(self, said: Generated, classes: Sequence[int] | None = None) -> Predictions:
+        """Boxes and classes in the order in which they were written; of these classes only, where some are named.
 
-        The score is the probability of the best class among all words of the vocabulary at the class slot, whichever
-        word was written there, noise included.
+        By default the score is the probability of the best class among all words of the vocabulary at the class slot,
+        whichever word was written there, noise included.
         """
-        best_BD, labels_BD = said.class_log_probs_BNK.max(-1)
+        if classes is not None:
+            others_K = torch.ones(len(self.names), dtype=torch.bool, device=said.tokens_BL.device)
+            others_K[list(classes)] = False
+            said = said._replace(class_log_probs_BNK=said.class_log_probs_BNK.masked_fill(others_K, -torch.inf))
+        scores_BD, labels_BD = score(said, self.config.scores)
         boxes_BD4 = self.vocabulary.boxes(said.tokens_BL.unflatten(1, (-1, WORDS))[..., :4])
         boxes_BD4[..., 2:] = torch.maximum(boxes_BD4[..., :2], boxes_BD4[..., 2:])  # a reversed box is an empty one
-        return Predictions(boxes_BD4, best_BD.exp(), labels_BD)
+        return Predictions(boxes_BD4, scores_BD, labels_BD)
+
+    def lengthen(self, objects: int) -> None:
+        """Make room for more objects in a sentence: those beyond the table take the positions of the last one in it.
+
+        What the detector says of the first objects stays the same; training on images with more teaches it the rest.
+        """
+        c, table_LE = self.config, self.decoder.position_embedding
+        require(c.decoder_positions == "learned", "only learned positions can be lengthened; these are sines.")
+        require(objects >= c.max_objects, f"a sentence has room for {c.max_objects} objects already, not {objects}.")
+        last_SE = table_LE[: WORDS * c.max_objects].detach()[-WORDS:]
+        more_LE = last_SE.repeat(objects - c.max_objects, 1)
+        end = WORDS * c.max_objects
+        self.decoder.position_embedding = nn.Parameter(torch.cat([table_LE[:end], more_LE, table_LE[end:]]).detach())
+        length = c.length + WORDS * (objects - c.max_objects)
+        self.config = replace(c, max_objects=objects, length=length)
+
+    def _given(self, given: Batch) -> Tensor:
+        """The words of given objects, -1 behind the last of each image."""
+        classes_BN = self.vocabulary.class_tokens(given.labels_BN)
+        words_BN5 = torch.cat([self.vocabulary.coordinate_tokens(given.boxes_BN4), classes_BN[..., None]], -1)
+        return words_BN5.where(given.valid_BN[..., None], -1).flatten(1)
 
 
 class Encoder(nn.Module):

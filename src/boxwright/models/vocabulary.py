@@ -3,7 +3,7 @@
     0        nothing: padding, and the end of the sentence
     10       the prompt "detect objects"
     30       a noise object: "not an object", the class that is never drawn
-    100+     classes: label 0 is never used, so the class at position p of the names is 101 + p
+    100+     classes: label 0 is never used, so the class at position p of the names is 101 + p, unless it has another
     1000+    coordinates, one id a bin
     3000     ids in all
 
@@ -30,11 +30,13 @@ class Vocabulary:
         bins: how many values a coordinate can take.
         first_coordinate: id of the coordinate 0; ids from 100 to here are classes.
         size: number of ids.
+        class_ids: the label of each class, from 1; empty for 1, 2, 3... COCO's have holes.
     """
 
     bins: int = 1000
     first_coordinate: int = 1000
     size: int = 3000
+    class_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         assert FIRST_CLASS < self.first_coordinate <= self.size - self.bins, f"{self} does not fit"
@@ -61,9 +63,11 @@ class Vocabulary:
         """Boxes xyxy in [0, 1] of ids y1, x1, y2, x2; whatever is no coordinate becomes the nearest one."""
         return self.dequantise(tokens_B4 - self.first_coordinate).clamp(0, 1)[..., [1, 0, 3, 2]]
 
-    def class_tokens(self, labels: Tensor) -> Tensor:
+    def class_tokens(self, positions: Tensor) -> Tensor:
         """Ids of class positions, of any shape."""
-        return labels + FIRST_CLASS + 1
+        if not self.class_ids:
+            return positions + FIRST_CLASS + 1
+        return torch.tensor(self.class_ids, device=positions.device)[positions] + FIRST_CLASS
 
     def grammar(
         self, classes: int, only: Sequence[int] | None = None, free: bool = False, device: torch.device | str = "cpu"

@@ -9,11 +9,13 @@ from boxwright.models.dense import SIZES as DENSE_SIZES
 from boxwright.models.dense import Dense, DenseConfig
 from boxwright.models.pix2seq import SIZES as PIX2SEQ_SIZES
 from boxwright.models.pix2seq import Pix2Seq, Pix2SeqConfig
+from boxwright.models.replication import Replication, ReplicationConfig
 from boxwright.types import Detector
 
 DETECTORS: dict[str, tuple[type[Any], type[Any], dict[str, Any]]] = {
     "dense": (Dense, DenseConfig, DENSE_SIZES),
     "pix2seq": (Pix2Seq, Pix2SeqConfig, PIX2SEQ_SIZES),
+    "replication": (Replication, ReplicationConfig, {}),  # only imported, never begun
 }
 
 
@@ -65,7 +67,7 @@ def build(
     pretrained: bool = True,
 ) -> Detector:
     """A detector to train: `size` decides everything that is not given."""
-    _check_choice("model", model, DETECTORS)
+    _check_choice("model", model, RECIPES)
     network, _, sizes = DETECTORS[model]
     _check_choice("size", size, sizes)
     given = {"image_size": image_size, "backbone": backbone}

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from boxwright.config import require
+
 if TYPE_CHECKING:
     import supervision
 
@@ -67,6 +69,12 @@ class Predictions:
     boxes_BD4: Tensor
     scores_BD: Tensor
     labels_BD: Tensor
+
+    def best_first(self) -> Predictions:
+        """The same rows, sorted."""
+        scores_BD, order_BD = self.scores_BD.sort(dim=1, descending=True, stable=True)
+        boxes_BD4 = self.boxes_BD4.gather(1, order_BD[..., None].expand(-1, -1, 4))
+        return Predictions(boxes_BD4, scores_BD, self.labels_BD.gather(1, order_BD))
 
     def to_detections(self, batch: Batch, names: Sequence[str], threshold: float = 0.0) -> list[Detections]:
         """Detections of each image, in pixels of the original, clipped to it, with score above `threshold`."""
@@ -154,6 +162,37 @@ class Detector(nn.Module):
     def decode(self, raw: Any) -> Predictions:
         """Boxes, scores and classes, best first."""
         raise NotImplementedError
+
+    def complete(
+        self, raw: Any, batch: Batch, classes: Sequence[int] | None = None, objects: int | None = None
+    ) -> Predictions:
+        """What is missing in the batch, best first; only detectors that say one object after the other can be told
+        what is there.
+
+        Args:
+            raw: of the batch.
+            batch: its objects are given, and not said again.
+            classes: positions of those to look for, by default all.
+            objects: how many to say at most, given ones included.
+
+        Raises:
+            UserError: for objects given, or a number of them, where all are said at once.
+        """
+        kind = type(self).__name__.lower()
+        told = objects is not None or bool(batch.valid_BN.any())
+        require(not told, f"a {kind} says all objects at once; objects can be given to, and counted by, a pix2seq.")
+        said = self.decode(raw)
+        if classes is None:
+            return said
+        wanted_BD = torch.isin(said.labels_BD, torch.tensor(list(classes), device=said.labels_BD.device))
+        return Predictions(said.boxes_BD4, said.scores_BD * wanted_BD, said.labels_BD).best_first()
+
+    def likelihood(self, raw: Any, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        """Log-likelihood of what is true of each image, and of how many words it is the sum, each (B,).
+
+        None where nothing is said in words.
+        """
+        return None
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """The pretrained part, which learns at a fraction of the rate of the rest."""

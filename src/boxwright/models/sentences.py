@@ -54,6 +54,23 @@ def sentences(
     return compose(boxes_BM4, classes_BM, corrupted(classes_BM, vocabulary), vocabulary, length)
 
 
+def spell(batch: Batch, vocabulary: Vocabulary, max_objects: int, ends: bool) -> Sentences:
+    """The true sentences in the order of the data set, nothing drawn: weight 1 for each word of an object, else 0.
+
+    Args:
+        batch: boxes and labels.
+        vocabulary: the ids.
+        max_objects: more are left out.
+        ends: the word behind the last object counts, too.
+    """
+    real_BM = batch.valid_BN[:, :max_objects]
+    classes_BM = vocabulary.class_tokens(batch.labels_BN[:, :max_objects]).where(real_BM, PAD)
+    length = 5 * real_BM.shape[1] + ends
+    said = compose(batch.boxes_BN4[:, :max_objects], classes_BM, real_BM * NOISE, vocabulary, length)
+    words_B1 = 5 * real_BM.sum(1, keepdim=True) + ends
+    return said._replace(weights_BL=(torch.arange(length, device=words_B1.device) < words_B1).float())
+
+
 def compose(boxes_BM4: Tensor, classes_BM: Tensor, seen_BM: Tensor, vocabulary: Vocabulary, length: int) -> Sentences:
     """The sentences of objects in their order.
 

@@ -106,7 +106,7 @@ def outline(picture: Image.Image, box: Box) -> None:
     """Draw a box, given in fractions of the picture, thinly onto it."""
     x1, y1, x2, y2 = (side * length for side, length in zip(box, picture.size * 2, strict=True))
     corners = (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
-    ImageDraw.Draw(picture).rectangle(corners, outline=_MARK, width=max(1, round(max(picture.size) / 320)))
+    ImageDraw.Draw(picture).rectangle(corners, outline=_MARK, width=max(2, round(max(picture.size) / 300)))
 
 
 def _smeared(bins_R: np.ndarray, pixels: int, part: float) -> np.ndarray:

@@ -138,6 +138,12 @@ def test_a_run_leaves_what_it_promises_and_config_repeats_it(data, tmp_path):
     assert rows(again) == rows(out)
 
 
+@pytest.mark.slow
+def test_a_run_shows_how_its_best_sentences_begin(data, tmp_path):
+    run = boxwright.train(data, "pix2seq", out=tmp_path / "run", epochs=1, **SETTINGS)
+    assert sorted(p.name for p in (run / "explain").iterdir()) == ["00001-1.jpg", "00005-5.jpg", "00008-8.jpg"]
+
+
 def test_the_card_and_the_names_travel_with_the_weights(data, tmp_path):
     detector = boxwright.load(train(data, tmp_path / "run", epochs=1), device="cpu").detector
     assert detector.names == ("square", "disc")

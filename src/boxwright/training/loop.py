@@ -25,6 +25,7 @@ from boxwright.data.records import Record
 from boxwright.evaluation.coco import score
 from boxwright.evaluation.run import detect
 from boxwright.files import write_whole
+from boxwright.inference.sheets import write_sheets
 from boxwright.models.weights import save_detector
 from boxwright.training.checkpoint import Progress, load_state, save_state
 from boxwright.training.optim import make_optimizer, moving_average, rate_factor, set_rate
@@ -196,6 +197,7 @@ class Loop:
             save_detector(self.plan.folder / "last.safetensors", shipped, card)
             if better:
                 save_detector(self.plan.folder / "best.safetensors", shipped, card)
+                write_sheets(shipped, *self.val, self.plan.folder / "explain")
         self._save_state()
 
     def _validate(self, detector: Detector, cache: Cache, records: Sequence[Record]) -> tuple[float, float]:

@@ -98,7 +98,7 @@ def train(
 
     Returns:
         The run's folder: best.safetensors, last.safetensors, state.safetensors, metrics.csv, curves.png,
-        config.yaml and tensorboard/.
+        config.yaml, tensorboard/ and, of a detector that writes sentences, explain/.
     """
     data, out = Path(data), Path(out)
     given = {name: value for name, value in locals().items() if name not in ("resume", "show_batches")}

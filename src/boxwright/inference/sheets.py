@@ -1,0 +1,73 @@
+"""How a sentence begins, on one picture: what validation leaves behind, so that learning can be watched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from boxwright import heatmaps, show
+from boxwright.data.cache import Cache
+from boxwright.data.records import Record
+from boxwright.files import write_whole
+from boxwright.inference.explain import corner_picture
+from boxwright.inference.sentence import Sentence, write_sentences
+from boxwright.models.pix2seq import Pix2Seq
+from boxwright.types import Detector
+
+IMAGES, OBJECTS = 3, 3
+_PANEL = 320  # long side of each picture, in pixels
+
+
+def write_sheets(detector: Detector, cache: Cache, records: Sequence[Record], folder: Path) -> None:
+    """Write a picture of each of a few images, always the same ones; nothing for a detector without sentences.
+
+    Args:
+        detector: left in the mode it was in.
+        cache: the images.
+        records: the same images, for their names.
+        folder: where `NUMBER-NAME.jpg` goes.
+    """
+    if not isinstance(detector, Pix2Seq):
+        return
+    chosen = np.unique(np.linspace(0, len(cache) - 1, min(IMAGES, len(cache))).round().astype(int)).tolist()
+    batch, was_training = cache.batch(chosen), detector.training
+    detector.eval()
+    device = next(detector.parameters()).device
+    sentences = write_sentences(detector, batch.to(device), min(OBJECTS, detector.config.max_objects))
+    detector.train(was_training)
+    for position, pixels_CHW, size_2, sentence in zip(
+        chosen, batch.images_BCHW, batch.sizes_B2.tolist(), sentences, strict=True
+    ):
+        picture = sheet(_photo(pixels_CHW, *size_2), sentence)
+        file = folder / f"{position + 1:05d}-{records[position].path.stem}.jpg"
+        write_whole(file, lambda temporary, picture=picture: picture.save(temporary, format="jpeg", quality=85))
+
+
+def sheet(photo: Image.Image, sentence: Sentence) -> Image.Image:
+    """A row for each object: its words and its box, where both corners may lie, where the decoder looked."""
+    pictures, captions = [], []
+    for n in range(len(sentence)):
+        words = " ".join(sentence.words[token] for token in sentence.tokens_N5[n])
+        written = photo.copy()
+        heatmaps.outline(written, sentence.box(n))
+        looked_HW = sentence.attention_N5HW[n].mean(0)
+        pictures += [
+            written,
+            corner_picture(photo, sentence, n, 1),
+            corner_picture(photo, sentence, n, 3),
+            heatmaps.attention_heat(photo, looked_HW, sentence.part_2, sentence.box(n)),
+        ]
+        score = f"score {sentence.found.scores_N[n]:.2f}"
+        captions += [f"{n + 1}: {words}", "upper left corner", "lower right corner", f"attention; {score}"]
+    return show.grid(pictures or [photo], captions or ["ended before its first object"], columns=4, largest=_PANEL)
+
+
+def _photo(pixels_CHW: torch.Tensor, height: int, width: int) -> Image.Image:
+    """The part of the canvas that is image, as large as a panel."""
+    photo = Image.fromarray(pixels_CHW[:, :height, :width].permute(1, 2, 0).cpu().numpy())
+    scale = _PANEL / max(photo.size)
+    return photo.resize((round(width * scale) or 1, round(height * scale) or 1), Image.Resampling.BICUBIC)

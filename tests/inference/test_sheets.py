@@ -1,0 +1,49 @@
+"""What validation leaves of the sentences: the same pictures each time, and nothing where nothing is written."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from boxwright.data import cache
+from boxwright.data.records import Record
+from boxwright.inference.sheets import sheet, write_sheets
+from boxwright.models.pix2seq import Pix2Seq
+from boxwright.types import Detector
+
+
+@pytest.fixture
+def images(paint: Callable[..., Path], tmp_path: Path) -> tuple[cache.Cache, list[Record]]:
+    sizes = [(120, 80), (60, 90), (64, 64), (30, 200), (90, 90)]
+    paths = [paint(tmp_path / f"{n}.png", size, (5, 5, 25, 25)) for n, size in enumerate(sizes)]
+    nothing = (np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool), 1, "")
+    records = [Record(path, *size, *nothing) for path, size in zip(paths, sizes, strict=True)]
+    return cache.build(records, 96, folder=tmp_path / "cache", quiet=True), records
+
+
+def test_three_images_spread_over_the_split(
+    writer: Pix2Seq, images: tuple[cache.Cache, list[Record]], tmp_path: Path
+) -> None:
+    for _ in range(2):
+        write_sheets(writer.train(), *images, tmp_path / "out")
+        assert writer.training
+        assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["00001-0.jpg", "00003-2.jpg", "00005-4.jpg"]
+    with Image.open(tmp_path / "out" / "00001-0.jpg") as picture:
+        assert picture.width > 4 * 320
+
+
+def test_a_detector_without_sentences_leaves_nothing(
+    white_boxes: Detector, images: tuple[cache.Cache, list[Record]], tmp_path: Path
+) -> None:
+    write_sheets(white_boxes, *images, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sentence_of_nothing_has_a_sheet() -> None:
+    class Nothing:
+        def __len__(self) -> int:
+            return 0
+
+    assert sheet(Image.new("RGB", (320, 200)), Nothing()).size[0] > 320  # type: ignore[arg-type]

@@ -126,7 +126,7 @@ def check_network(name: str, manifest: Mapping[str, Any], golden: Arrays) -> Res
     result.compare("logits", logits, golden["logits"])
     compare_loss(result, golden, logits)
     check_writing(result, network, memory, tuple(images.shape[-2:]), golden)
-    for prompt in (key for key in golden if re.fullmatch(r"prompt\d+", key)):
+    for prompt in (key for key in golden if re.fullmatch(r"prompt\d+", key) and f"{key}_greedy_logits" in golden):
         check_prompt(result, network, memory, golden, prompt)
     return result
 
@@ -137,8 +137,9 @@ def check_writing(result: Result, network: Pix2Seq, memory: Tensor, canvas: tupl
     said = network.write(memory, objects=tokens.shape[1] // 5)
     result.same("greedy tokens", said.tokens_BL, tokens)
     start = torch.full_like(tokens[:, :1], PROMPT)
-    ours = step_logits(network, memory, torch.cat([start, tokens], 1), 1)
-    result.compare("greedy logits", ours, golden["greedy_logits"])
+    if "greedy_logits" in golden:
+        ours = step_logits(network, memory, torch.cat([start, tokens], 1), 1)
+        result.compare("greedy logits", ours, golden["greedy_logits"])
     read, boxes = network.read(said), network.vocabulary.boxes(said.tokens_BL.unflatten(1, (-1, 5))[..., :4])
     known = golden["det_class"] > 0
     if not known.all():

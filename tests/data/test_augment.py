@@ -1,6 +1,8 @@
 """Pixels and boxes move together."""
 
-from dataclasses import fields
+import json
+from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from PIL import Image
 from boxwright.boxes import area
 from boxwright.config import Augment
 from boxwright.data import augment as module
-from boxwright.data.augment import augment
+from boxwright.data.augment import augment, official_size, official_view
+from boxwright.data.images import fitted_size
 from boxwright.types import Batch, image_mask
 
 SIDE = 96
@@ -285,3 +288,51 @@ def test_both_ways_see_the_same(batch: Batch, monkeypatch: pytest.MonkeyPatch) -
     there = augment(batch, some, seed=0)
     assert (here.images_BCHW - there.images_BCHW).abs().mean() < 0.01
     assert torch.equal(here.boxes_BN4, there.boxes_BN4)
+
+
+# The geometry of google-research/pix2seq, against what its code made of five images (commit eabd4e9)
+
+
+@pytest.fixture(scope="module")
+def official() -> dict[str, np.ndarray]:
+    with np.load(Path(__file__).parents[1] / "golden" / "pix2seq_views.npz") as stored:
+        return dict(stored)
+
+
+def test_sizes_are_cut_and_rounded_as_the_official_ones(official):
+    for *old, canvas_y, canvas_x, eval_y, eval_x, scale, jitter_y, jitter_x in official["size_table"].tolist():
+        canvas = (int(canvas_y), int(canvas_x))
+        assert fitted_size(int(old[0]), int(old[1]), canvas) == (eval_y, eval_x)
+        jittered = official_size(torch.tensor([old]).long(), torch.tensor(canvas), torch.tensor([scale]))
+        assert jittered[0].tolist() == [jitter_y, jitter_x]
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_training_images_equal_the_official_ones(official, number):
+    case = json.loads(str(official["cases"]))[number]
+    h, w, c = np.ogrid[: case["in_size"][0], : case["in_size"][1], :3]
+    image = torch.from_numpy(0.5 + 0.5 * np.sin(0.05 * h * (c + 1) + 0.07 * w)).float().permute(2, 0, 1)
+    sizes, boxes = torch.tensor([case["in_size"]]), official["boxes"][~official["crowd"]][:, [1, 0, 3, 2]]
+    valid = torch.ones(1, len(boxes), dtype=torch.bool)
+    batch = Batch(image[None], sizes, sizes, torch.from_numpy(boxes)[None], valid.long(), valid, torch.tensor([0]))
+    draws = (case["draw_scale"], case["draw_crop_fraction"], case["draw_flip_coin"] > 0.5)
+    view = official_view(batch, tuple(case["target"]), *(torch.tensor([draw]) for draw in draws))
+    assert view.sizes_B2[0].tolist() == case["unpadded"]
+    seen = view.images_BCHW.where(image_mask(view.images_BCHW, view.sizes_B2)[:, None], 0.3)[0, :, 3::8, 3::8]
+    np.testing.assert_allclose(seen.permute(1, 2, 0), official[f"image{number}"], rtol=0, atol=1e-6)
+    left = view.boxes_BN4[view.valid_BN][:, [1, 0, 3, 2]]
+    np.testing.assert_allclose(left, official[f"boxes{number}"], rtol=0, atol=1e-6)
+
+
+def test_in_the_official_geometry_both_ways_see_the_same_and_crops_lie_on_the_diagonal(monkeypatch):
+    torch.manual_seed(0)
+    batch = painted([(10, 20, 60, 70)] * 24, [(96, 96)] * 24)
+    batch.images_BCHW = torch.rand(24, 3, SIDE, SIDE)
+    settings = replace(NOTHING, scale=(0.4, 2.0), flip=0.5, geometry="pix2seq")
+    seen = augment(batch, settings, 3)
+    monkeypatch.setattr(module, "_resize_whole", module._sample_together)
+    other = augment(batch, settings, 3)
+    torch.testing.assert_close(seen.images_BCHW, other.images_BCHW, rtol=0, atol=2e-4)
+    plan = module._plan(batch, settings, 3)
+    torch.testing.assert_close(plan.corner_B2[:, 0], plan.corner_B2[:, 1])
+    assert (plan.corner_B2 > 0).any()

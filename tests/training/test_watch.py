@@ -1,3 +1,4 @@
+import csv
 import errno
 import threading
 
@@ -51,3 +52,17 @@ def test_of_a_damaged_table_the_rows_that_can_be_read_are_kept(tmp_path):
     assert [row["step"] for row in _rows_until(file, 3)] == ["1", "2", "3"]
     file.write_bytes(b"\xff\xfe\x00")
     assert _rows_until(file, 3) == []
+
+
+@pytest.mark.parametrize("likelihood", [None, -1.5])
+def test_likelihood_stands_beside_ap_of_detectors_that_have_one(tmp_path, likelihood, capsys):
+    with Watch(tmp_path, 3, 0, True) as watch:
+        watch.step(1, 0.5, 1e-3, {"l1": 1.0}, 1.0)
+        watch.validation(1, 1, 0.25, 0.5, likelihood, 2.0)
+        watch.step(2, 0.5, 1e-3, {"l1": 1.0}, 1.0)
+    with Watch(tmp_path, 3, 2, True) as watch:
+        watch.step(3, 0.5, 1e-3, {"l1": 1.0}, 1.0)
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    assert [row.get("val_log_likelihood") for row in rows] == ([None] * 3 if likelihood is None else ["-1.5", "", ""])
+    assert [row["val_ap"] for row in rows] == ["0.25", "", ""]
+    assert ("log-likelihood -1.500" in capsys.readouterr().out) == (likelihood is not None)

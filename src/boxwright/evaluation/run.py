@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,25 +34,54 @@ def detect(
     return [found for batch in detect_batches(detector, cache, batch_size, device, rank, world) for found in batch]
 
 
+def validate(
+    detector: Detector, cache: Cache, batch_size: int, device: torch.device | str, rank: int = 0, world: int = 1
+) -> tuple[list[Detections], tuple[float, float]]:
+    """`detect`, and the log-likelihood of what is true of the images, with the number of words it is the sum of.
+
+    Both are 0 for a detector that doesn't say objects in words.
+    """
+    found, likelihood, words = [], 0.0, 0.0
+    with evaluating(detector), torch.inference_mode():
+        for batch in eval_batches(cache, batch_size, device=device, rank=rank, world=world):
+            raw = detector(batch.images_BCHW, batch.sizes_B2)
+            found += most_of(detector.decode(raw)).to_detections(batch, detector.names)
+            pair = detector.likelihood(raw, batch)
+            if pair is not None:
+                likelihood, words = likelihood + float(pair[0].double().sum()), words + float(pair[1].sum())
+    return found, (likelihood, words)
+
+
+@contextmanager
+def evaluating(detector: Detector) -> Iterator[None]:
+    """Evaluation mode, and then the mode (training or evaluation) as it was."""
+    was_training = detector.training
+    detector.eval()
+    try:
+        yield
+    finally:
+        detector.train(was_training)
+
+
 def detect_batches(
     detector: Detector, cache: Cache, batch_size: int, device: torch.device | str, rank: int = 0, world: int = 1
 ) -> Iterator[list[Detections]]:
     """`detect`, a batch at a time, for whoever shows the progress."""
-    was_training = detector.training
-    detector.eval()
-    try:
+    with evaluating(detector):
         for batch in eval_batches(cache, batch_size, device=device, rank=rank, world=world):
             yield detect_batch(detector, batch)
-    finally:
-        detector.train(was_training)
 
 
 @torch.inference_mode()
 def detect_batch(detector: Detector, batch: Batch, threshold: float = 0.0) -> list[Detections]:
     """Detections of one batch, in original pixels, with score above `threshold`; the detector must be in eval mode."""
     said = detector.decode(detector(batch.images_BCHW, batch.sizes_B2))
-    said = Predictions(said.boxes_BD4[:, :MOST], said.scores_BD[:, :MOST], said.labels_BD[:, :MOST])
-    return said.to_detections(batch, detector.names, threshold)
+    return most_of(said).to_detections(batch, detector.names, threshold)
+
+
+def most_of(said: Predictions) -> Predictions:
+    """The best `MOST` of each image."""
+    return Predictions(said.boxes_BD4[:, :MOST], said.scores_BD[:, :MOST], said.labels_BD[:, :MOST])
 
 
 def choose_device(device: str) -> tuple[str, str]:

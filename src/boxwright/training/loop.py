@@ -23,7 +23,7 @@ from boxwright.data.cache import Cache
 from boxwright.data.loader import mix, steps_per_epoch, train_batches
 from boxwright.data.records import Record
 from boxwright.evaluation.coco import score
-from boxwright.evaluation.run import detect
+from boxwright.evaluation.run import validate
 from boxwright.files import write_whole
 from boxwright.inference.sheets import write_sheets
 from boxwright.models.weights import save_detector
@@ -187,9 +187,9 @@ class Loop:
         self.model.eval()
         card = self.plan.card | {"epoch": epoch}
         started = time.perf_counter()
-        ap, ap50 = self._validate(shipped, *self.val)
+        ap, ap50, likelihood = self._validate(shipped, *self.val)
         card |= {"val_ap": round(ap, 4), "val_ap50": round(ap50, 4)}
-        watch.validation(self.progress.step, epoch, ap, ap50, time.perf_counter() - started)
+        watch.validation(self.progress.step, epoch, ap, ap50, likelihood, time.perf_counter() - started)
         better = not self.progress.best_epoch or ap > self.progress.best_ap
         if better:
             self.progress.best_ap, self.progress.best_epoch = ap, epoch
@@ -200,16 +200,24 @@ class Loop:
                 write_sheets(shipped, *self.val, self.plan.folder / "explain")
         self._save_state()
 
-    def _validate(self, detector: Detector, cache: Cache, records: Sequence[Record]) -> tuple[float, float]:
-        """AP and AP50, the same on every device: each detects on its share of the images."""
+    def _validate(
+        self, detector: Detector, cache: Cache, records: Sequence[Record]
+    ) -> tuple[float, float, float | None]:
+        """AP, AP50 and, of detectors that say objects in words, the true sentences' mean log-likelihood a word.
+
+        They are the same on every device: each detects on its share of the images.
+        """
         fabric = self.fabric
-        found = detect(detector, cache, self.plan.batch_size, fabric.device, fabric.global_rank, fabric.world_size)
+        share = validate(detector, cache, self.plan.batch_size, fabric.device, fabric.global_rank, fabric.world_size)
+        shares: list[Any] = [share]
         if fabric.world_size > 1:
-            shares: list[Any] = [None] * fabric.world_size
-            torch.distributed.all_gather_object(shares, found)
-            found = [detections for turn in zip(*_even(shares), strict=True) for detections in turn][: len(cache)]
+            shares = [None] * fabric.world_size
+            torch.distributed.all_gather_object(shares, share)
+        dealt = _even([found for found, _ in shares])
+        found = [detections for turn in zip(*dealt, strict=True) for detections in turn][: len(cache)]
+        likelihood, words = (sum(numbers) for numbers in zip(*(sums for _, sums in shares), strict=True))
         report = score(records, found, detector.names)
-        return report.ap, report.ap50
+        return report.ap, report.ap50, likelihood / words if words else None
 
     def _stale(self) -> bool:
         """Whether `patience` epochs have passed without a better AP."""

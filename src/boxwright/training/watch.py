@@ -18,13 +18,16 @@ from boxwright.files import write_whole, writing
 
 HEAD = ("step", "epoch", "lr", "loss")
 TAIL = ("val_ap", "val_ap50")
+LIKELIHOOD = "val_log_likelihood"
 
 
 class Watch:
     """Follows a run; on all processes but the first it says and writes nothing.
 
     metrics.csv has a row a step: step, epoch, lr, loss, one ``loss_<name>`` a term, and val_ap and val_ap50 on the
-    last step of each epoch. Losses are written with all their digits, so that two runs can be compared exactly.
+    last step of each epoch; beside them, of detectors that say objects in words, val_log_likelihood: the mean natural
+    logarithm of the probability of each word of the true sentences. Losses are written with all their digits, so that
+    two runs can be compared exactly.
 
     Args:
         folder: of the run.
@@ -49,7 +52,7 @@ class Watch:
             disable=not active or not self.console.is_terminal,
         )
         self.task = self.bar.add_task("training", total=total, completed=done, said="")
-        self.ap = self.rows[-1].get("val_ap", "") if self.rows else ""
+        self.ap = _said(self.rows[-1] if self.rows else {})
 
     def __enter__(self) -> "Watch":
         with ExitStack() as stack:
@@ -77,20 +80,24 @@ class Watch:
         for key, value in row.items():
             if key != "step":
                 self._chart(key.replace("loss_", "loss/"), value, step)
-        said = f"loss {row['loss']:.3f}  AP {self.ap or '-'}  {images_per_second:.1f} images/s  {_memory()}"
+        said = f"loss {row['loss']:.3f}  {self.ap}  {images_per_second:.1f} images/s  {_memory()}"
         self.bar.update(self.task, completed=step, said=said)
 
-    def validation(self, step: int, epoch: int, ap: float, ap50: float, seconds: float) -> None:
-        """Note the validation at the end of an epoch."""
+    def validation(
+        self, step: int, epoch: int, ap: float, ap50: float, likelihood: float | None, seconds: float
+    ) -> None:
+        """Note the validation at the end of an epoch; `likelihood` is None of detectors that don't speak in words."""
         if not self.active:
             return
-        self.ap = f"{ap:.3f}"
         self.rows[-1] |= {"val_ap": repr(ap), "val_ap50": repr(ap50)}
-        self._rewrite()
         self._chart("val/ap", ap, step)
         self._chart("val/ap50", ap50, step)
-        loss = float(self.rows[-1]["loss"])
-        self.console.print(f"epoch {epoch:>3}  loss {loss:.3f}  AP {ap:.3f}  AP50 {ap50:.3f}  ({seconds:.0f} s)")
+        if likelihood is not None:
+            self.rows[-1][LIKELIHOOD] = repr(likelihood)
+            self._chart("val/log_likelihood", likelihood, step)
+        self._rewrite()
+        self.ap, loss = _said(self.rows[-1]), float(self.rows[-1]["loss"])
+        self.console.print(f"epoch {epoch:>3}  loss {loss:.3f}  {self.ap}  ({seconds:.0f} s)")
 
     def _chart(self, name: str, value: float, step: int) -> None:
         with writing(self.folder):
@@ -102,14 +109,15 @@ class Watch:
             self._rewrite()
             return
         with writing(self.file), self.file.open("a", newline="") as stream:
-            csv.DictWriter(stream, _columns(self.rows), restval="").writerow(row)
+            csv.DictWriter(stream, self.columns, restval="").writerow(row)
 
     def _rewrite(self) -> None:
         write_whole(self.file, self._write_rows)
 
     def _write_rows(self, file: Path) -> None:
+        self.columns = _columns(self.rows)
         with file.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, _columns(self.rows), restval="")
+            writer = csv.DictWriter(stream, self.columns, restval="")
             writer.writeheader()
             writer.writerows(self.rows)
 
@@ -130,9 +138,15 @@ def _quiet_writer() -> Iterator[None]:
         threading.excepthook = hook
 
 
+def _said(row: dict[str, str]) -> str:
+    """The last validation in a few words."""
+    marks = {"AP": "val_ap", "AP50": "val_ap50", "log-likelihood": LIKELIHOOD}
+    return "  ".join(f"{name} {float(row[key]):.3f}" for name, key in marks.items() if row.get(key)) or "AP -"
+
+
 def _columns(rows: list[dict[str, str]]) -> list[str]:
     terms = [key for key in (rows[0] if rows else {}) if key.startswith("loss_")]
-    return [*HEAD, *terms, *TAIL]
+    return [*HEAD, *terms, *TAIL, *([LIKELIHOOD] if any(LIKELIHOOD in row for row in rows) else [])]
 
 
 def _rows_until(file: Path, step: int) -> list[dict[str, str]]:

@@ -163,7 +163,7 @@ def test_training_goes_on_from_given_weights(data, tmp_path):
 
 
 def test_patience_ends_a_run_that_gets_no_better(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("boxwright.training.loop.Loop._validate", lambda *_: (0.1, 0.2))
+    monkeypatch.setattr("boxwright.training.loop.Loop._validate", lambda *_: (0.1, 0.2, None))
     out = train(data, tmp_path / "run", epochs=6, optim=Optim(patience=2))
     assert len(rows(out)) == 3 * 4
 

@@ -54,6 +54,7 @@ def predict(
     out: Path | str = Path("predictions"),
     threshold: float = 0.5,
     overlays: bool = True,
+    classes: list[str] | None = None,
     batch_size: int = 8,
     device: str = "auto",
 ) -> Summary:
@@ -69,6 +70,7 @@ def predict(
         out: folder for overlays/, predictions.json and predictions.csv.
         threshold: keep objects with a score over this; 0 keeps all that the detector says.
         overlays: draw a picture of each image; false is faster.
+        classes: names of the classes to look for; by default all.
         batch_size: images computed at once.
         device: auto, cpu, cuda or mps.
 
@@ -81,7 +83,7 @@ def predict(
     paths = _outside(collect(source), out, source)
     predictor = load(weights, device)
     summary = Summary(out)
-    stream = predictor.find(_shown(paths, console), batch_size, threshold, summary.skipped)
+    stream = predictor.find(_shown(paths, console), batch_size, threshold, summary.skipped, classes)
     names = dict(zip(paths, short_names(paths), strict=True))
     named = ((names[found.path], found) for found in stream)
     drawn = _draw(named, out / "overlays", threshold) if overlays else named

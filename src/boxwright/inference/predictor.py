@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TypeAlias, TypeVar, overload
+from typing import Any, TypeAlias, TypeVar, overload
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from boxwright.config import UserError, require
 from boxwright.data.images import fit, image_size, open_image, to_rgb
-from boxwright.evaluation.run import choose_device, detect_batch
+from boxwright.evaluation.run import choose_device, most_of
+from boxwright.inference.prompts import Known, class_positions, with_known
 from boxwright.inference.sources import collect
 from boxwright.models.weights import load_detector
 from boxwright.types import Batch, Detections, Detector
@@ -76,11 +77,33 @@ class Predictor:
         return self.detector.names
 
     @overload
-    def predict(self, image: Picture, threshold: float = 0.5, batch_size: int = 8) -> Detections: ...
-    @overload
-    def predict(self, image: Pictures, threshold: float = 0.5, batch_size: int = 8) -> list[Detections]: ...
     def predict(
-        self, image: Picture | Pictures, threshold: float = 0.5, batch_size: int = 8
+        self,
+        image: Picture,
+        threshold: float = 0.5,
+        batch_size: int = 8,
+        classes: str | Sequence[str] | None = None,
+        given: Known | None = None,
+        objects: int | None = None,
+    ) -> Detections: ...
+    @overload
+    def predict(
+        self,
+        image: Pictures,
+        threshold: float = 0.5,
+        batch_size: int = 8,
+        classes: str | Sequence[str] | None = None,
+        given: Sequence[Known] | None = None,
+        objects: int | None = None,
+    ) -> list[Detections]: ...
+    def predict(
+        self,
+        image: Picture | Pictures,
+        threshold: float = 0.5,
+        batch_size: int = 8,
+        classes: str | Sequence[str] | None = None,
+        given: Any = None,
+        objects: int | None = None,
     ) -> Detections | list[Detections]:
         """The objects in an image, or in each of a list of images, best first, in pixels of the image.
 
@@ -89,17 +112,29 @@ class Predictor:
                 [0, 1], or a list or tuple of any of these.
             threshold: objects with a score over this, in [0, 1).
             batch_size: how many images of a list are computed at once.
+            classes: the name of the class to look for, or several; by default all.
+            given: objects that are known already, as (class, (x1, y1, x2, y2)) in pixels; the others are returned. For
+                a list of images, a list for each. Only detectors that write sentences, as pix2seq does, go on from
+                them.
+            objects: how many to say at most, given ones included; also only of such detectors.
 
         Raises:
-            UserError: if a file cannot be read, or an array is none of these.
+            UserError: if a file cannot be read, or an array is none of these; for a class that the detector doesn't
+                know, a given box outside its image, or more objects than a sentence has room for.
         """
         check_threshold(threshold)
         check_batch_size(batch_size)
+        ask = _Ask(class_positions(classes, self.names), objects)
         side = self.detector.image_size
         if not isinstance(image, list | tuple):
-            return self._detect([_decode(image, side)], threshold)[0]
-        chunks = _chunks(image, batch_size)
-        return [found for chunk in chunks for found in self._detect([_decode(one, side) for one in chunk], threshold)]
+            return self._detect([_decode(image, side)], threshold, ask, None if given is None else [given])[0]
+        known: Sequence[Known] = [()] * len(image) if given is None else given
+        require(len(known) == len(image), f"given objects are for {len(known)} images, but there are {len(image)}.")
+        found: list[Detections] = []
+        for chunk in _chunks(zip(image, known, strict=True), batch_size):
+            ready = [_decode(one, side) for one, _ in chunk]
+            found += self._detect(ready, threshold, ask, None if given is None else [objects for _, objects in chunk])
+        return found
 
     def stream(
         self,
@@ -107,6 +142,7 @@ class Predictor:
         batch_size: int = 8,
         threshold: float = 0.5,
         skipped: list[UserError] | None = None,
+        classes: str | Sequence[str] | None = None,
     ) -> Iterator[tuple[Path, Detections]]:
         """Each image file of `source` and what is in it, in order, holding no more than three batches in memory.
 
@@ -116,11 +152,13 @@ class Predictor:
             threshold: objects with a score over this, in [0, 1).
             skipped: a list that takes the errors of the files that cannot be read, which are then passed over. Without
                 it, the first such file ends the stream.
+            classes: the name of the class to look for, or several; by default all.
 
         Raises:
-            UserError: if nothing is found, or a file cannot be read and `skipped` is None.
+            UserError: if nothing is found, or a file cannot be read and `skipped` is None, or the detector doesn't know
+                a class.
         """
-        for found in self.find(source, batch_size, threshold, skipped):
+        for found in self.find(source, batch_size, threshold, skipped, classes):
             yield found.path, found.detections
 
     def find(
@@ -129,20 +167,37 @@ class Predictor:
         batch_size: int = 8,
         threshold: float = 0.5,
         skipped: list[UserError] | None = None,
+        classes: str | Sequence[str] | None = None,
     ) -> Iterator[Found]:
         """`stream`, with the images."""
         check_threshold(threshold)
         check_batch_size(batch_size)
+        ask = _Ask(class_positions(classes, self.names))
         paths = collect(source) if isinstance(source, str | Path) else source
         decoded = _readable(_decode_ahead(paths, self.detector.image_size, 2 * batch_size), skipped)
         for chunk in _chunks(decoded, batch_size):
-            found = self._detect([ready for _, ready in chunk], threshold)
+            found = self._detect([ready for _, ready in chunk], threshold, ask)
             for (path, ready), detections in zip(chunk, found, strict=True):
                 yield Found(path, ready.image, ready.size, detections)
 
-    def _detect(self, ready: Sequence[Ready], threshold: float) -> list[Detections]:
-        batch = to_batch(ready, self.detector.image_size).to(self.device)
-        return detect_batch(self.detector, batch, threshold)
+    @torch.inference_mode()
+    def _detect(
+        self, ready: Sequence[Ready], threshold: float, ask: _Ask, known: Sequence[Known] | None = None
+    ) -> list[Detections]:
+        batch = to_batch(ready, self.detector.image_size)
+        batch = (batch if known is None else with_known(batch, known, self.names)).to(self.device)
+        raw = self.detector(batch.images_BCHW, batch.sizes_B2)
+        said = self.detector.complete(raw, batch, ask.classes, ask.objects)
+        said = said if ask.objects else most_of(said)
+        return said.to_detections(batch, self.names, threshold)
+
+
+@dataclass
+class _Ask:
+    """Which classes to look for, and how many objects to say; None leaves it open."""
+
+    classes: list[int] | None
+    objects: int | None = None
 
 
 def check_threshold(threshold: float) -> None:

@@ -1,0 +1,133 @@
+"""Known objects, classes and numbers of objects, as an annotation tool asks for them."""
+
+import numpy as np
+import pytest
+import torch
+
+from boxwright.config import UserError
+from boxwright.inference.predict import predict
+from boxwright.inference.predictor import Predictor
+from boxwright.models.pix2seq import Pix2Seq, Pix2SeqConfig
+from boxwright.models.vocabulary import NOISE
+from boxwright.models.weights import save_detector
+
+NAMES = ("cat", "dog", "fish")
+CONFIG = Pix2SeqConfig(
+    backbone="test_efficientnet", image_size=64, encoder_layers=1, encoder_dim=32, encoder_hidden=64, encoder_heads=4,
+    decoder_layers=2, decoder_dim=24, decoder_hidden=48, decoder_heads=3, max_objects=6, length=32, bins=50,
+    first_coordinate=120, vocabulary=180,
+)  # fmt: skip
+IMAGE = np.random.default_rng(0).integers(0, 255, (80, 120, 3), np.uint8)
+KNOWN = [("dog", (10, 20, 60, 70)), ("cat", [0, 0, 120, 80])]
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    torch.manual_seed(0)
+    detector = Pix2Seq(CONFIG, NAMES, pretrained=False)
+    torch.nn.init.normal_(detector.decoder.token_embedding, std=0.5)
+    torch.nn.init.normal_(detector.decoder.position_embedding, std=0.5)
+    return Predictor(detector)
+
+
+def test_only_the_classes_asked_for(predictor):
+    everything = predictor.predict(IMAGE, threshold=0)
+    assert len(everything) == 6
+    for classes, positions in (("dog", {1}), (["fish", "cat"], {0, 2})):
+        found = predictor.predict(IMAGE, threshold=0, classes=classes)
+        assert set(found.labels_N.tolist()) <= positions
+        assert len(found) == 6
+        assert (np.diff(found.scores_N) <= 0).all()
+
+
+def test_the_written_classes_are_filtered_too(predictor):
+    batch = torch.randint(0, 255, (1, 3, 64, 64), dtype=torch.uint8), torch.tensor([[64, 64]])
+    said = predictor.detector.write(predictor.detector(*batch), classes=[1])
+    assert set(said.tokens_BL[0, 4::5].tolist()) <= {NOISE, 102}
+
+
+def test_known_objects_are_not_said_again(predictor):
+    found = predictor.predict(IMAGE, threshold=0, given=KNOWN)
+    assert len(found) == 4
+
+
+def test_each_image_has_its_own_known_objects(predictor):
+    """Together, and each alone: the same."""
+    known = [KNOWN, [], KNOWN[:1]]
+    images = [IMAGE, IMAGE[::-1].copy(), IMAGE[:, ::-1].copy()]
+    together = predictor.predict(images, threshold=0, given=known)
+    assert [len(found) for found in together] == [4, 6, 5]
+    for image, objects, found in zip(images, known, together, strict=True):
+        alone = predictor.predict(image, threshold=0, given=objects)
+        np.testing.assert_allclose(alone.boxes_N4, found.boxes_N4, atol=1e-3)
+        np.testing.assert_allclose(alone.scores_N, found.scores_N, atol=1e-5)
+
+
+def test_what_is_given_stands_in_the_sentence_where_it_is_in_the_image(predictor, monkeypatch):
+    seen = {}
+
+    def note(raw, objects, given, classes):
+        seen["tokens"] = predictor.detector._given(given)
+        return type(predictor.detector).write(predictor.detector, raw, objects, given, classes)
+
+    monkeypatch.setattr(predictor.detector, "write", note)
+    predictor.predict(IMAGE, given=KNOWN)
+    scale = 64 / 120 / 64 * 49  # pixels to bins: 120 of them fill the canvas
+    expected = [*(round(v * scale) + 120 for v in (20, 10, 70, 60)), 102]
+    np.testing.assert_allclose(seen["tokens"][0, :5], expected, atol=1)
+
+
+def test_a_number_of_objects(predictor):
+    assert len(predictor.predict(IMAGE, threshold=0, objects=2)) == 2
+    assert len(predictor.predict(IMAGE, threshold=0, objects=4, given=KNOWN)) == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"classes": []}, "no class is left"),
+        ({"classes": ["dogg"]}, r"'dogg' \(did you mean 'dog'\?\); it knows cat, dog, fish"),
+        ({"given": [("cow", (0, 0, 1, 1))]}, "'cow'"),
+        ({"given": [("cat", (0, 0, 121, 50))]}, r"\[0.0, 0.0, 121.0, 50.0\].* 120 x 80"),
+        ({"given": [("cat", (-1, 0, 20, 50))]}, "inside its image"),
+        ({"given": [("cat", (20, 0, 10, 50))]}, "no box"),
+        ({"given": [("cat", (0, 0, float("nan"), 50))]}, "inside its image"),
+        ({"given": [("cat", (0, 0, 10))]}, "x1, y1, x2, y2"),
+        ({"given": KNOWN * 3}, "6 objects are given, and no more than 6"),
+        ({"objects": 7}, "holds 6 objects, not 7; `detector.lengthen"),
+        ({"objects": 0}, "not 0"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_clear_line(predictor, asked, said):
+    with pytest.raises(UserError, match=said) as error:
+        predictor.predict(IMAGE, **asked)
+    assert "\n" not in str(error.value)
+
+
+def test_given_objects_must_be_a_list_for_each_image(predictor):
+    with pytest.raises(UserError, match="for 1 images, but there are 2"):
+        predictor.predict([IMAGE, IMAGE], given=[KNOWN])
+
+
+def test_other_detectors_filter_classes_and_refuse_the_rest(white_boxes):
+    predictor = Predictor(white_boxes)
+    white = np.zeros((64, 64, 3), np.uint8)
+    white[16:32, 16:32] = 255
+    assert len(predictor.predict(white)) == 1
+    assert len(predictor.predict(white, classes="box")) == 1
+    assert len(predictor.predict(white, classes=["other"])) == 0
+    for asked in ({"given": [("box", (0, 0, 1, 1))]}, {"objects": 3}):
+        with pytest.raises(UserError, match="all objects at once"):
+            predictor.predict(white, **asked)
+
+
+def test_the_verb_filters_classes(predictor, tmp_path, paint):
+    paint(tmp_path / "images" / "a.png", (64, 48), (8, 8, 24, 24))
+    save_detector(tmp_path / "best.safetensors", predictor.detector, {})
+    for classes, found in ((None, None), (["dog"], {"dog"})):
+        summary = predict(
+            tmp_path / "best", tmp_path / "images", tmp_path / "out", threshold=0, classes=classes, device="cpu"
+        )
+        assert found is None or set(summary.objects) <= found
+    with pytest.raises(UserError, match="'cow'"):
+        predict(tmp_path / "best", tmp_path / "images", tmp_path / "out2", classes=["cow"], device="cpu")

@@ -57,7 +57,7 @@ def test_the_page_needs_nothing_else(weights: Path, image: Path, tmp_path: Path)
 
 def test_a_sentence_of_nothing_has_a_page(writer: Pix2Seq, image: Path, tmp_path: Path) -> None:
     photo, sentence = sentence_of(writer, image)
-    for name in ("tokens_N5", "probabilities_N5V", "places_N4R", "chosen_N4", "attention_N5HW"):
+    for name in ("tokens_N5", "probabilities_N5V", "allowed_N5V", "places_N4R", "chosen_N4", "attention_N5HW"):
         setattr(sentence, name, getattr(sentence, name)[:0])
     sentence.found, sentence.end = sentence.found.above(2), 0.87
     write_page(tmp_path / "none.html", "None", photo, sentence, "")

@@ -19,7 +19,7 @@ from boxwright.models.weights import load_detector
 
 BEST = 8  # objects shown in detail
 SURE = 0.5  # objects with a score up to this are dimmed
-LIKELIEST, FAINTEST = 5, 0.005  # words shown for each place, and the least probability of all but the first
+LIKELIEST, FAINTEST = 5, 0.005  # words shown for each place, besides the written one, and their least probability
 _SMALL, _LARGE = 440, 720  # long sides of the pictures, in pixels
 
 
@@ -127,13 +127,18 @@ def _word(photo: Image.Image, sentence: Sentence, n: int, slot: int, likelihood:
 
 
 def _bars(sentence: Sentence, n: int, slot: int, most: int) -> str:
-    """The likeliest words at a place, the one that was written in bold."""
-    written = sentence.words[sentence.tokens_N5[n, slot]]
-    rows = []
-    for word, probability in sentence.likeliest(n, slot, most):
-        if rows and probability < FAINTEST:
-            break
-        name = f"<strong>{escape(word)}</strong>" if word == written else escape(word)
+    """The likeliest words at a place, and in bold the one that was written; what grammar forbids is struck out."""
+    written, rows = int(sentence.tokens_N5[n, slot]), []
+    likeliest = sentence.likeliest(n, slot, most)
+    for token in likeliest + [written] * (written not in likeliest):
+        probability = float(sentence.probabilities_N5V[n, slot, token])
+        name = escape(sentence.words[token])
+        if token == written:
+            name = f"<strong>{name}</strong>"
+        elif probability < FAINTEST:
+            continue
+        elif not sentence.allowed_N5V[n, slot, token]:
+            name = f"<s>{name}</s>"
         rows.append(f'<span style="--p:{probability:.3f}">{name} <b>{_short(probability)}</b></span>')
     return f'<span class="bars">{"".join(rows)}</span>'
 
@@ -210,13 +215,15 @@ def _picture(picture: Image.Image, caption: str) -> str:
 
 _ABOUT = f"""<p><b>The sentence</b> has five words for each object: its upper left corner and its lower right
 corner, each y before x, then its class. Beside a word, and as its shade, stands its probability among all words of the
-vocabulary, given those written before it. Point at a word to see what else it might have been. The score of an object
-is the probability of its likeliest class, whichever word was written; up to {SURE:.2f}, the object is dim.</p>
-<p><b>The pictures</b> below follow the words from left to right. Upper row: how probable each coordinate is, as rows or
-columns of heat, with arrows at the one that was written. Large: the product of both, which is where the corner may lie,
-with a ring around the one written. Lower row: where the decoder looked in the image when it chose the word (attention,
-mean over all layers and heads). The greatest value of each picture is brightest; coordinates are shown by the square
-root of their probability, smeared a little, so that faint and narrow ones can be seen. Click to enlarge.</p>"""
+vocabulary, given those written before it. Point at a word to see what else it might have been; words that grammar
+forbids at this place are struck out. The score of an object is that of its likeliest class, whichever word was written;
+up to {SURE:.2f}, the object is dim.</p>
+<p><b>The pictures</b> below follow the words from left to right. Upper row: how probable each coordinate is, among
+those that grammar allows, as rows or columns of heat, with arrows at the one that was written. Large: the product of
+both, which is where the corner may lie, with a ring around the one written. Lower row: where the decoder looked in the
+image when it chose the word (attention, mean over all layers and heads). The greatest value of each picture is
+brightest; coordinates are shown by the square root of their probability, smeared a little, so that faint and narrow
+ones can be seen. Click to enlarge.</p>"""
 _STYLE = """
 body { max-width: 1640px; } p { max-width: 110ch; }
 .overview { display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 1.2rem; margin-top: 1rem;
@@ -225,13 +232,13 @@ body { max-width: 1640px; } p { max-width: 110ch; }
 .sentence { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: .3rem 1rem;
   font-variant-numeric: tabular-nums; }
 .end { grid-column: 1 / -1; }
-.object { display: grid; grid-template-columns: 2.2rem repeat(4, 1fr) 1.5fr 2.8rem; gap: .2rem; align-items: center; }
+.object { display: grid; grid-template-columns: 2.2rem repeat(4, minmax(4.4rem, 1fr)) minmax(0, 1.7fr) 2.8rem; gap: .2rem; align-items: center; }
 .object > :first-child { text-align: right; padding-right: .3rem; color: var(--dim); }
 .object > a { color: inherit; font-weight: 700; } .object > b { text-align: right; }
 .head { color: var(--dim); font-size: .8rem; } .head span:last-child { text-align: right; }
-.word { position: relative; padding: .1rem .35rem; border-radius: 6px; border: 1px solid var(--line); cursor: default;
+.word { position: relative; padding: .1rem .3rem; border-radius: 6px; border: 1px solid var(--line); cursor: default;
   background: color-mix(in srgb, var(--bar) calc(var(--p) * 100%), var(--card)); white-space: nowrap; min-width: 0;
-  display: flex; justify-content: space-between; align-items: baseline; gap: .3rem; }
+  display: flex; justify-content: space-between; align-items: baseline; gap: .2rem; }
 .word i { font-style: normal; overflow: hidden; text-overflow: ellipsis; }
 .word small { color: var(--dim); font-size: .7rem; }
 .object .word:nth-child(6) { border-left: 4px solid var(--shade); }
@@ -246,7 +253,7 @@ body { max-width: 1640px; } p { max-width: 110ch; }
 .bars { display: grid; gap: 2px; font-size: .8rem; font-variant-numeric: tabular-nums; }
 .bars span { display: flex; justify-content: space-between; gap: .4rem; padding: 0 .3rem; border-radius: 3px;
   background: linear-gradient(to right, var(--bar) calc(var(--p) * 100%), transparent 0); overflow-wrap: anywhere; }
-.bars b { font-weight: 400; }
+.bars b { font-weight: 400; } .bars s { color: var(--dim); }
 .card { margin-top: 1rem; padding: .8rem .9rem .9rem; background: var(--card); border: 1px solid var(--line);
   border-radius: 10px; border-left: 5px solid var(--shade); scroll-margin-top: 1rem; }
 .card h3 { margin: 0 0 .6rem; font-size: 1.05rem; } .card h3 b { color: var(--dim); font-weight: 400; }
@@ -266,5 +273,8 @@ body { max-width: 1640px; } p { max-width: 110ch; }
   .sentence { grid-template-columns: minmax(0, 1fr); } .head:nth-child(2) { display: none; }
   .overview { grid-template-columns: 1fr; }
   .card > div { grid-template-columns: 1fr 1fr 2.7fr; }
+}
+@media (max-width: 480px) {
+  .object { grid-template-columns: 1.6rem repeat(4, 2.8rem) minmax(0, 1fr) 2.6rem; } .word > small { display: none; }
 }
 """

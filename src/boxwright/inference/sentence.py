@@ -12,6 +12,7 @@ from torch import Tensor
 
 from boxwright.config import require
 from boxwright.models.decoder import Decoder
+from boxwright.models.grammar import Grammar
 from boxwright.models.pix2seq import WORDS, Pix2Seq
 from boxwright.models.vocabulary import NOISE, PAD, PROMPT
 from boxwright.types import Batch, Detections, Detector
@@ -26,7 +27,8 @@ class Sentence:
     Attributes:
         tokens_N5: the ids.
         probabilities_N5V: of every id at each place, when all words before it were written; 1 in sum.
-        places_N4R: of every coordinate at the coordinates' places, 1 in sum.
+        allowed_N5V: whether grammar let the word stand there, after those written before it.
+        places_N4R: the probability of every coordinate at the coordinates' places among those allowed; 1 in sum.
         chosen_N4: y1, x1, y2, x2 as they were written, in [0, 1] of the canvas.
         attention_N5HW: the share that each cell of the canvas had of the decoder's attention when it chose the word:
             mean over the layers and their heads, 1 in sum (less where a cls token takes some).
@@ -38,6 +40,7 @@ class Sentence:
 
     tokens_N5: np.ndarray
     probabilities_N5V: np.ndarray
+    allowed_N5V: np.ndarray
     places_N4R: np.ndarray
     chosen_N4: np.ndarray
     attention_N5HW: np.ndarray
@@ -68,11 +71,9 @@ class Sentence:
         """The positions of up to `most` objects, best score first."""
         return np.argsort(-self.found.scores_N, kind="stable")[:most].tolist()
 
-    def likeliest(self, position: int, slot: int, most: int) -> list[tuple[str, float]]:
-        """The most probable words at a place and their probabilities."""
-        probabilities_V = self.probabilities_N5V[position, slot]
-        order = np.argsort(-probabilities_V, kind="stable")[:most].tolist()
-        return [(self.words[token], float(probabilities_V[token])) for token in order]
+    def likeliest(self, position: int, slot: int, most: int) -> list[int]:
+        """The most probable ids at a place."""
+        return np.argsort(-self.probabilities_N5V[position, slot], kind="stable")[:most].tolist()
 
 
 def require_writer(detector: Detector) -> Pix2Seq:
@@ -124,12 +125,16 @@ def _sentence(
     cells_N5HW = attention_LM[:, -side * side :].unflatten(-1, (side, side)).unflatten(0, (-1, WORDS))
     tokens_N5, logits_N5V = tokens_L.unflatten(0, (-1, WORDS)), logits_LV.unflatten(0, (-1, WORDS))
     coordinates = slice(vocabulary.first_coordinate, vocabulary.first_coordinate + vocabulary.bins)
-    ends = (tokens_L == PAD).nonzero().flatten().tolist()
+    ends = (tokens_L == PAD).nonzero().flatten().tolist() if detector.config.sampling.may_end else []
     n = ends[0] // WORDS if ends else len(tokens_N5)
+    grammar = vocabulary.grammar(len(detector.names), free=not detector.config.grammar, device=tokens_L.device)
+    allowed_N5V = _allowed(grammar, tokens_N5[:n])
+    places_N4R = logits_N5V[:n, :4, coordinates].masked_fill(~allowed_N5V[:, :4, coordinates], -torch.inf).softmax(-1)
     return Sentence(
         tokens_N5=tokens_N5[:n].cpu().numpy(),
         probabilities_N5V=logits_N5V[:n].softmax(-1).cpu().numpy(),
-        places_N4R=logits_N5V[:n, :4, coordinates].softmax(-1).cpu().numpy(),
+        allowed_N5V=allowed_N5V.cpu().numpy(),
+        places_N4R=places_N4R.cpu().numpy(),
         chosen_N4=vocabulary.boxes(tokens_N5[:n, :4])[:, [1, 0, 3, 2]].cpu().numpy(),
         attention_N5HW=cells_N5HW[:n].float().cpu().numpy(),
         part_2=(part_2[0], part_2[1]),
@@ -137,6 +142,16 @@ def _sentence(
         found=Detections(found.boxes_N4[:n], found.scores_N[:n], found.labels_N[:n], found.names),
         words=words,
     )
+
+
+def _allowed(grammar: Grammar, tokens_N5: Tensor) -> Tensor:
+    """Which ids may stand at each place, (N, 5, V); the end is none of them."""
+    ids_V = torch.arange(grammar.allowed_PV.shape[1], device=tokens_N5.device)
+    allowed_N5V = grammar.allowed_PV.repeat(len(tokens_N5), 1, 1)
+    for slot, low in enumerate(grammar.at_least):
+        if low is not None:
+            allowed_N5V[:, slot] &= ids_V >= tokens_N5[:, low, None]
+    return allowed_N5V
 
 
 def read_again(decoder: Decoder, read_BL: Tensor, memory_BME: Tensor) -> tuple[Tensor, Tensor]:

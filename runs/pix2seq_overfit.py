@@ -5,7 +5,8 @@
 BCCD is the folder with Annotations/, JPEGImages/ and ImageSets/ (github Shenggan/BCCD_Dataset, MIT): its first 16
 training images, 296 objects. A small network (1.8 million parameters over ImageNet features that rest, and are
 therefore computed once) reads them all in each step, and each time writes their objects in another order and with
-other noise. Prints the loss, and COCO's AP50 of what it detects on the same images when it writes on its own. OUT keeps the weights.
+other noise. Prints the loss, and COCO's AP50 of what it detects on the same images when it writes on its own. OUT keeps
+the weights.
 """
 
 import sys

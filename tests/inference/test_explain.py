@@ -96,6 +96,6 @@ def test_a_place_that_cannot_be_written_is_named(weights: Path, image: Path, tmp
 def test_a_detector_that_writes_nothing_is_named(image: Path, tmp_path: Path) -> None:
     dense = zoo.build("dense", "nano", ("cat",), backbone="test_efficientnet", pretrained=False)
     save_detector(tmp_path / "dense.safetensors", dense, {})
-    with pytest.raises(UserError, match="a dense writes no sentence to explain; explain can show: pix2seq"):
+    with pytest.raises(UserError, match="of a pix2seq are written; this is a dense"):
         explain(tmp_path / "dense", image, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -120,5 +120,5 @@ def test_only_what_grammar_allows_has_a_place(writer: Pix2Seq, batch: Batch) -> 
 
 def test_only_writers_can_be_explained(writer: Pix2Seq, white_boxes: Detector) -> None:
     assert require_writer(writer) is writer
-    with pytest.raises(UserError, match="a whiteboxes writes no sentence to explain"):
+    with pytest.raises(UserError, match="of a pix2seq are written; this is a whiteboxes"):
         require_writer(white_boxes)

@@ -233,7 +233,8 @@ body { max-width: 1640px; } p { max-width: 110ch; }
   font-variant-numeric: tabular-nums; }
 .end { grid-column: 1 / -1; }
 .object { display: grid;
-  grid-template-columns: 2.2rem repeat(4, minmax(4.4rem, 1fr)) minmax(0, 1.7fr) 2.8rem; gap: .2rem; align-items: center; }
+  grid-template-columns: 2.2rem repeat(4, minmax(4.4rem, 1fr)) minmax(0, 1.7fr) 2.8rem;
+  gap: .2rem; align-items: center; }
 .object > :first-child { text-align: right; padding-right: .3rem; color: var(--dim); }
 .object > a { color: inherit; font-weight: 700; } .object > b { text-align: right; }
 .head { color: var(--dim); font-size: .8rem; } .head span:last-child { text-align: right; }

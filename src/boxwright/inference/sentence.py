@@ -77,13 +77,14 @@ class Sentence:
 
 
 def require_writer(detector: Detector) -> Pix2Seq:
-    """The detector, if it writes sentences.
+    """The detector, if its sentences can be explained.
 
     Raises:
-        UserError: if it does not.
+        UserError: if they can't, or if it writes none.
     """
     kind = type(detector).__name__.lower()
-    require(isinstance(detector, Pix2Seq), f"a {kind} writes no sentence to explain; explain can show: pix2seq.")
+    said = f"explain shows how sentences of a pix2seq are written; this is a {kind}, and `predict` draws what it finds."
+    require(isinstance(detector, Pix2Seq), said)
     return detector  # type: ignore[return-value]
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from boxwright.inference.explain import explain
     from boxwright.inference.predict import predict
     from boxwright.inference.predictor import Predictor, load
+    from boxwright.interop.import_weights import import_weights
     from boxwright.training.run import train
     from boxwright.types import Batch, Detections, Detector, Predictions
 
@@ -36,6 +37,7 @@ _PLACES = {
     "demo": "boxwright.bundled.demo",
     "evaluate": "boxwright.evaluation.evaluate",
     "explain": "boxwright.inference.explain",
+    "import_weights": "boxwright.interop.import_weights",
     "load": "boxwright.inference.predictor",
     "predict": "boxwright.inference.predict",
     "read": "boxwright.data.read",
@@ -43,7 +45,8 @@ _PLACES = {
 }
 __all__ = [
     "Augment", "Batch", "Detections", "Detector", "Optim", "Predictions", "Predictor", "UserError",
-    "check", "convert", "demo", "evaluate", "explain", "load", "predict", "read", "train",
+    "check", "convert", "demo", "evaluate", "explain", "import_weights", "load", "predict", "read",
+    "train",
 ]  # fmt: skip
 
 

@@ -23,6 +23,7 @@ VERBS = {
     "train": ("boxwright.training.run", "annotated images in, a trained detector out"),
     "evaluate": ("boxwright.evaluation.evaluate", "score a detector: COCO's twelve numbers, classes, curves"),
     "predict": ("boxwright.inference.predict", "find objects in images, folders or lists of them"),
+    "import-weights": ("boxwright.interop.import_weights", "convert a published checkpoint of another project"),
     "explain": ("boxwright.inference.explain", "show how a detector that writes sentences came to its words"),
 }
 
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _overview() -> str:
-    rows = "\n".join(f"  {verb:<9} {said}" for verb, (_, said) in VERBS.items())
+    rows = "\n".join(f"  {verb:<15} {said}" for verb, (_, said) in VERBS.items())
     return (
         "boxwright: annotated images in, transformer object detectors out\n\n"
         f"usage: boxwright VERB [arguments]\n\n{rows}\n\n"
@@ -67,7 +68,7 @@ def _overview() -> str:
 
 
 def _run(verb: str, arguments: list[str]) -> Any:
-    function: Callable[..., Any] = getattr(import_module(VERBS[verb][0]), verb)
+    function: Callable[..., Any] = getattr(import_module(VERBS[verb][0]), verb.replace("-", "_"))
     from jsonargparse import ArgumentParser, auto_cli
 
     class Parser(ArgumentParser):

@@ -1,0 +1,178 @@
+"""The verb `import-weights`: a checkpoint of another project becomes one of ours, checked and described."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from boxwright.config import UserError, require
+from boxwright.console import make_console
+from boxwright.interop import classes as naming
+from boxwright.interop import pix2seq_shapes, replications
+from boxwright.interop.foreign import Foreign
+from boxwright.interop.pickles import read_pickle
+from boxwright.interop.tensorbundle import find_bundle, read_bundle
+from boxwright.models.weights import load_detector, save_detector
+from boxwright.types import Detector
+
+OFFICIAL_SIZE = 640  # pixels; the smallest of the three that weights were published for
+PROJECTS = ("google-research/pix2seq", *replications.REPOSITORIES.values())
+
+
+def import_weights(
+    source: Path | str, out: Path | str, *, classes: str | None = None, image_size: int | None = None
+) -> Path:
+    """Convert a published checkpoint of another project: TensorFlow's files without TensorFlow, pickles without code.
+
+    Format, network and settings are recognised from the names and shapes of the tensors.
+
+    Args:
+        source: a TensorFlow checkpoint of google-research/pix2seq (ckpt-N, its .index, or their folder), or the .pth
+            file of Pretrained-Pix2Seq, Pix2seq-mmdetection, Stable-Pix2Seq or Unofficial-Pix2Seq.
+        out: the .safetensors file to write; it must not exist.
+        classes: names of the classes where they are not COCO's: a COCO file, a text file with one a line, or the names
+            between commas.
+        image_size: side of the canvas, in pixels, where it is not the one of the original: 640 for
+            google-research/pix2seq (weights are published for 1024 and 1333, too), 1333 for all others.
+
+    Returns:
+        The file written.
+
+    Raises:
+        UserError: if the file is not recognised, does not fit the network it seems to be, or holds code.
+    """
+    source, out = Path(source), Path(out)
+    require(image_size is None or image_size >= 64, f"--image_size must be at least 64, not {image_size}.")
+    out = out if out.suffix == ".safetensors" else out.with_name(out.name + ".safetensors")
+    require(not out.exists(), f"{out} exists; give another name, or move it away.")
+    found, count = read_foreign(source, image_size)
+    named = choose_classes(found, classes)
+    detector = build(found, named, source)
+    card = {
+        "imported from": source.name,
+        "written by": found.what,
+        "guesses": list(found.notes),
+        "parity": {"tensors of the file": count, "tensors equal bit for bit": len(found.state)},
+    }
+    write(out, detector, card)
+    _report(out, detector, found, count)
+    return out
+
+
+def read_foreign(source: Path, image_size: int | None = None) -> tuple[Foreign, int]:
+    """The network that a checkpoint describes, with its image size, and how many tensors the file has of it."""
+    require(source.exists() or source.with_name(source.name + ".index").exists(), f"{source} does not exist.")
+    prefix = find_bundle(source)
+    if prefix is not None:
+        tensors: dict[str, Any] = read_bundle(prefix, pix2seq_shapes.of_the_network)
+        settings = pix2seq_shapes.read_settings(prefix.parent)
+        found = pix2seq_shapes.convert(tensors, settings)
+        sides = settings.get("image_size", OFFICIAL_SIZE)
+        side = max(sides) if isinstance(sides, list) else sides
+    else:
+        require(source.is_file(), f"{source} holds no TensorFlow checkpoint, which has a file called NAME.index.")
+        tensors, options = read_pickle(source)
+        found = replications.convert(tensors, options.get("nheads"))
+        side = None
+    some = ", ".join(sorted(tensors)[:3])
+    known = ", ".join(PROJECTS)
+    if found is None:
+        raise UserError(f"{source} is of no project that can be imported ({known}); its tensors are called {some}...")
+    side = image_size or side or found.config.image_size
+    return replace(found, config=replace(found.config, image_size=side)), len(tensors)
+
+
+def choose_classes(found: Foreign, classes: str | None) -> naming.Classes:
+    """The names that a user gives, or COCO's, or mere numbers."""
+    if classes is not None:
+        return naming.given(classes, found.numbers)
+    return naming.coco() if found.coco else naming.numbered(found.numbers)
+
+
+def build(found: Foreign, named: naming.Classes, source: Path) -> Detector:
+    """The detector with the weights of the file.
+
+    Raises:
+        UserError: with all tensors that are unknown, missing, misshapen or not finite.
+    """
+    natural = named.numbers == tuple(range(found.numbers[0], found.numbers[0] + len(named.names)))
+    config = replace(found.config, class_ids=() if natural else named.numbers)
+    try:
+        with torch.device("meta"):  # shapes alone, before memory is taken for a network that may not be one
+            own = found.detector(config, named.names, pretrained=False).state_dict()
+    except (AssertionError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        raise UserError(f"{source} looks like {found.what}, but its shapes make no network ({error}).") from error
+    faults = compare(found, {name: value.shape for name, value in own.items()})
+    require(not faults, f"{source} looks like {found.what}, but does not fit: {'; '.join(faults)}.")
+    detector = found.detector(config, named.names, pretrained=False)
+    detector.load_state_dict(dict(found.state))
+    kept = detector.state_dict()
+    assert all(torch.equal(kept[name], value.to(kept[name].dtype)) for name, value in found.state.items())
+    return detector.eval()
+
+
+def compare(found: Foreign, own: dict[str, torch.Size]) -> list[str]:
+    """What is wrong with the tensors of a file, by the names of the file where it has them."""
+
+    def source(name: str) -> str:
+        return found.sources.get(name, name)
+
+    unknown = [*found.strange, *(source(name) for name in found.state if name not in own)]
+    missing = [name for name in own if name not in found.state and not name.endswith("num_batches_tracked")]
+    misshapen = [
+        f"{source(name)} {tuple(value.shape)} instead of {tuple(own[name])}"
+        for name, value in found.state.items()
+        if name in own and value.shape != own[name]
+    ]
+    broken = [source(name) for name, value in found.state.items() if not value.isfinite().all()]
+    kinds = {"unknown": unknown, "missing (by our names)": missing, "misshapen": misshapen, "not finite": broken}
+    return [f"{kind}: {', '.join(dict.fromkeys(names))}" for kind, names in kinds.items() if names]
+
+
+def write(out: Path, detector: Detector, card: dict[str, Any]) -> None:
+    """Write the detector, read it again, and keep it only if it says the same to the last bit."""
+    before = probe(detector)
+    require(before.isfinite().all(), "the weights make numbers that are not finite; the checkpoint is damaged.")
+    temporary = out.with_name(f".{out.stem}.part.safetensors")
+    facts = {"largest difference on a probe, once written and read": 0.0, "probe": before[0, -1, :8].tolist()}
+    try:
+        save_detector(temporary, detector, {**card, "parity": card["parity"] | facts})
+        difference = float((probe(load_detector(temporary)) - before).abs().max())
+        assert difference == 0, f"what was written differs by {difference}"
+        temporary.replace(out)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@torch.inference_mode()
+def probe(detector: Detector) -> Tensor:
+    """Scores of all words after a few given ones, for a picture that is a formula."""
+    rows, columns = torch.meshgrid(torch.arange(128), torch.arange(160), indexing="ij")
+    waves_CHW = torch.stack([torch.sin(0.05 * (c + 1) * rows + 0.07 * columns) for c in range(3)])
+    raw = detector((0.5 + 0.5 * waves_CHW)[None], torch.tensor([[128, 160]]))
+    return detector.decoder(torch.arange(10)[None], getattr(raw, "memory", raw))  # type: ignore[operator]
+
+
+def _report(out: Path, detector: Detector, found: Foreign, count: int) -> None:
+    """What was recognised, and what to do next."""
+    say = make_console().print
+    parameters = sum(p.numel() for p in detector.parameters())
+    say(f"{found.what}: {count} tensors, {parameters:,} parameters, images of {detector.image_size} px")
+    say(f"{len(detector.names)} classes: {_some(detector.names)}")
+    for note in found.notes:
+        say(f"not said by the file: {note}; the run's config.json beside the checkpoint would tell")
+    if detector.names[0].startswith("class "):
+        say("not said by the file: what the classes are called; --classes would tell")
+    say("every tensor is equal bit for bit; a probe is finite, and the same once written and read")
+    say(f"{out}   next: boxwright predict {out} IMAGE")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) < 8 else f"{', '.join(names[:3])}, ..., {names[-1]}"

@@ -1,0 +1,158 @@
+"""The configuration of a google-research/pix2seq checkpoint, by the names and shapes of its tensors."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from boxwright.config import UserError
+from boxwright.interop.foreign import Foreign
+from boxwright.interop.pix2seq_official import official_to_ours, our_name
+from boxwright.models.pix2seq import WORDS, Pix2Seq, Pix2SeqConfig
+from boxwright.models.stems import BLOCKS, PATCHES
+from boxwright.models.vocabulary import FIRST_CLASS
+
+SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+BINS = FIRST_COORDINATE = 1000  # as published
+LENGTH, MAX_OBJECTS = 512, 100
+_TRAINING = re.compile(r"_CHECKPOINTABLE_OBJECT_GRAPH|(global_step|save_counter|optimizer)/.*|.*/\.OPTIMIZER_SLOT/.*")
+
+
+def of_the_network(name: str) -> bool:
+    """Whether a tensor of a checkpoint belongs to the network, not to its training."""
+    return not _TRAINING.fullmatch(name)
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What the `config.json` of a run says of its model and task, as far as there is one.
+
+    Raises:
+        UserError: if there is one that is no JSON object.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text())
+        return {**content.get("task", {}), **content.get("model", {})}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{file} is not the configuration of a pix2seq run; move it away, or mend it.") from error
+
+
+def convert(tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> Foreign | None:
+    """An official network, or None if these are no tensors of one.
+
+    Args:
+        tensors: by the names of the checkpoint.
+        settings: of `read_settings`, for what no shape tells: the words for coordinates, and which way the bridge is
+            built. What is missing is as published.
+    """
+    tensors = {name.removesuffix(SUFFIX): values for name, values in tensors.items()}
+    names = {name: our_name(name) for name in tensors}
+    if not any((ours or "").startswith("decoder.") for ours in names.values()):
+        return None
+    state = official_to_ours({name: tensors[name] for name, ours in names.items() if ours})
+    config, notes = describe(state, tensors, settings)
+    sources = {ours: name for name, ours in names.items() if ours}
+    strange = [name for name, ours in names.items() if ours is None]
+    what = f"google-research/pix2seq ({config.backbone} at stride {config.stride})"
+    numbers = range(1, config.first_coordinate - FIRST_CLASS)
+    return Foreign(what, Pix2Seq, config, state, sources, strange, numbers, 90 in numbers, notes)
+
+
+def describe(
+    state: Mapping[str, Tensor], tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any]
+) -> tuple[Pix2SeqConfig, list[str]]:
+    """The shape of the network, and what of it is a guess; for what is missing, something that fits the rest."""
+
+    def size(name: str, axis: int, otherwise: int) -> int:
+        return state[name].shape[axis] if name in state and state[name].ndim > axis else otherwise
+
+    backbone, stride = _stem(state)
+    dim, width = size("encoder.norm.weight", 0, 256), size("decoder.norm.weight", 0, 256)
+    vocabulary = size("decoder.token_embedding", 0, 3000)
+    length = size("decoder.position_embedding", 0, settings.get("max_seq_len", LENGTH))
+    first = settings.get("coord_vocab_shift", min(FIRST_COORDINATE, (vocabulary + FIRST_CLASS) // 2))
+    bridge = settings.get("dec_proj_mode", _bridge(state))
+    config = Pix2SeqConfig(
+        backbone=backbone,
+        stride=stride,
+        grid=_grid(size("encoder.positions.embedding", 0, 0), stride, backbone, settings),
+        encoder_positions="learned" if "encoder.positions.embedding" in state else "sincos",
+        cls_token="encoder.cls_token_embedding" in state,
+        bridge=bridge,
+        encoder_layers=_layers(state, "encoder"),
+        encoder_dim=dim,
+        encoder_hidden=size("encoder.layers.0.mlp.widen.weight", 0, 4 * dim),
+        encoder_heads=_heads(tensors, "model/encoder/"),
+        decoder_layers=_layers(state, "decoder"),
+        decoder_dim=width,
+        decoder_hidden=size("decoder.layers.0.mlp.widen.weight", 0, 4 * width),
+        decoder_heads=_heads(tensors, "model/decoder/"),
+        decoder_positions="learned" if "decoder.position_embedding" in state else "sincos",
+        shared_embedding="decoder.output_embedding" not in state,
+        output_bias="decoder.output_bias" in state,
+        max_objects=min(settings.get("max_instances_per_image_test", MAX_OBJECTS), length // WORDS),
+        length=length,
+        bins=settings.get("quantization_bins", min(BINS, vocabulary - first)),
+        first_coordinate=first,
+        vocabulary=vocabulary,
+    )
+    return config, [] if settings else _guesses(config)
+
+
+def _guesses(c: Pix2SeqConfig) -> list[str]:
+    """What nothing in a file tells, and is not as published."""
+    notes = []
+    if c.vocabulary < FIRST_COORDINATE + BINS:
+        notes.append(f"coordinates are guessed to begin at word {c.first_coordinate} of {c.vocabulary}")
+    if c.bridge == "linear" and c.encoder_positions == "sincos":
+        notes.append("the bridge is guessed to add no positions")
+    return notes
+
+
+def _stem(state: Mapping[str, Tensor]) -> tuple[str, int]:
+    """Name and stride of what reads the pixels."""
+    patches = state.get("backbone.projection.weight")
+    if patches is not None:
+        return PATCHES, patches.shape[-1]
+    found = {tuple(map(int, name.split(".")[2:4])) for name in state if name.startswith("backbone.stages.")}
+    blocks = tuple(sum(stage == number for stage, _ in found) for number in range(4))
+    depth = next((depth for depth, of in BLOCKS.items() if of[2] == blocks[2] and of[1] == blocks[1]), 50)
+    scale = len(state["backbone.conv1.weight"]) / 64 if "backbone.conv1.weight" in state else 1
+    return f"pix2seq_resnet{depth}" + (f"x{scale:g}" if scale != 1 else ""), 32 if blocks[3] else 16
+
+
+def _bridge(state: Mapping[str, Tensor]) -> str:
+    if any(name.startswith("bridge.mlp.") for name in state):
+        return "mlp"
+    return "linear_p" if "bridge.positions.embedding" in state else "linear"
+
+
+def _grid(cells: int, stride: int, backbone: str, settings: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Rows and columns of a learned table: those of the configured image, else a square."""
+    if not cells:
+        return None
+    sides = settings.get("image_size")
+    if isinstance(sides, list) and len(sides) == 2:
+        grid = tuple(side // stride if backbone == PATCHES else -(-side // stride) for side in sides)
+        if math.prod(grid) == cells:
+            return grid  # type: ignore[return-value]
+    rows = next(rows for rows in range(math.isqrt(cells), 0, -1) if cells % rows == 0)
+    return rows, cells // rows
+
+
+def _layers(state: Mapping[str, Tensor], tower: str) -> int:
+    found = [int(match[1]) for name in state if (match := re.match(rf"{tower}\.layers\.(\d+)\.", name))]
+    return max(found, default=0) + 1
+
+
+def _heads(tensors: Mapping[str, np.ndarray], tower: str) -> int:
+    """The middle axis of a query kernel, which is not flattened in the file."""
+    kernels = [v for name, v in tensors.items() if name.startswith(tower) and name.endswith("_query_dense/kernel")]
+    return next((values.shape[1] for values in kernels if values.ndim == 3), 8)

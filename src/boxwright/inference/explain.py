@@ -271,7 +271,7 @@ body { max-width: 1640px; } p { max-width: 110ch; }
 @media (max-width: 1400px) {
   .sentence { grid-template-columns: repeat(2, minmax(0, 1fr)); } .head:nth-child(3) { display: none; }
 }
-@media (max-width: 940px) {
+@media (max-width: 1120px) {
   .sentence { grid-template-columns: minmax(0, 1fr); } .head:nth-child(2) { display: none; }
   .overview { grid-template-columns: 1fr; }
   .card > div { grid-template-columns: 1fr 1fr 2.7fr; }

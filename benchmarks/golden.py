@@ -1,9 +1,11 @@
 """What the checks of golden folders share: the formula of the weights, the picture, and a result."""
 
 import math
+import traceback
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +51,16 @@ class Result:
         """The stages that are not equal."""
         over = [stage for stage, worst in self.differences.items() if not worst <= self.limit(stage, tolerance)]
         return over + [what for what, equal in self.identical.items() if not equal]
+
+
+def attempt(case: str, function: Callable[..., Result], *arguments: Any) -> Result:
+    """A check whose failure to run at all is a result, too, so that the other cases are still told."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        traceback.print_exc()
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return Result(case, identical={f"run to its end ({reason})": False})
 
 
 def draw(name: str, shape: Sequence[int], kind: str, fan_in: float | None) -> np.ndarray:

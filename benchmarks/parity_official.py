@@ -17,7 +17,7 @@ from boxwright.models.pix2seq import Pix2Seq, Pix2SeqConfig
 from boxwright.models.sampling import Sampling
 from boxwright.models.vocabulary import PROMPT
 from boxwright.types import Batch, Predictions
-from golden import Result, draw, picture
+from golden import Result, attempt, draw, picture
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -29,9 +29,9 @@ def check(folder: Path) -> Iterator[Result]:
 
     for file in sorted(folder.glob("manifest_*.json")):
         name, manifest = file.stem.removeprefix("manifest_"), json.loads(file.read_text())
-        yield check_shapes(name, manifest)
+        yield attempt(f"{name} tensors", check_shapes, name, manifest)
         if (folder / f"model_{name}.npz").exists():
-            yield check_network(name, manifest, load(folder / f"model_{name}.npz"))
+            yield attempt(name, check_network, name, manifest, load(folder / f"model_{name}.npz"))
         if (folder / f"train_{name}.json").exists():
             yield from check_training(name, manifest, folder)
     yield from check_data(folder)

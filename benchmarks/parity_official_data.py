@@ -4,44 +4,70 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from parity_official import Arrays, load
+from parity_official import Arrays, load, with_weights
 from PIL import Image
 from torch import Tensor, nn
 
 from boxwright.config import Optim
 from boxwright.data.augment import official_size, official_view
 from boxwright.data.images import fit, fitted_size
+from boxwright.interop.import_weights import read_foreign
 from boxwright.models import sentences
 from boxwright.models.decoding import Generated
-from boxwright.models.pix2seq import PADDING, Pix2Seq
+from boxwright.models.pix2seq import PADDING, Pix2Seq, Pix2SeqConfig
 from boxwright.models.positions import sincos, sincos_2d, spread
 from boxwright.models.sampling import in_nucleus, in_top
 from boxwright.models.vocabulary import FIRST_CLASS, NOISE, PAD, Vocabulary
 from boxwright.training.optim import FLOOR, make_optimizer, rate_factor
 from boxwright.types import Batch, image_mask, pixels
-from golden import Result, picture
+from golden import Result, attempt, picture
 
 GREY_LEVEL = 1.5 / 255  # bytes are rounded before and after resizing
 
 
 def check_data(folder: Path) -> Iterator[Result]:
     """One case for each kind of file that the folder has."""
-    for file in sorted(folder.glob("tokens*.npz")):
-        yield check_tokens(file.stem, load(file), json.loads(file.with_suffix(".json").read_text()))
-    for file in sorted(folder.glob("preprocess*.npz")):
-        yield check_images(file.stem, load(file), json.loads(file.with_suffix(".json").read_text()))
-    for file in sorted(folder.glob("noise_stats*.json")):
-        yield check_noise(file.stem, json.loads(file.read_text()))
-    for file in sorted(folder.glob("optimizer*.json")):
-        yield check_optimizer(file.stem, json.loads(file.read_text()))
+    for start, function in (("tokens", check_tokens), ("preprocess", check_images)):
+        for file in sorted(folder.glob(f"{start}*.npz")):
+            yield attempt(file.stem, function, file.stem, load(file), json.loads(file.with_suffix(".json").read_text()))
+    for start, function in (("noise_stats", check_noise), ("optimizer", check_optimizer)):
+        for file in sorted(folder.glob(f"{start}*.json")):
+            yield attempt(file.stem, function, file.stem, json.loads(file.read_text()))
+    for file in sorted(folder.glob("tf_checkpoint_*.npz")):
+        yield attempt(file.stem, check_checkpoint, file.stem, load(file), folder)
+
+
+def check_checkpoint(name: str, golden: Arrays, folder: Path) -> Result:
+    """The bytes of a TensorFlow checkpoint, imported as a user would, against the network of its manifest."""
+    [manifest] = [
+        json.loads(file.read_text())
+        for file in folder.glob("manifest_*.json")
+        if name.removeprefix("tf_checkpoint_").startswith(file.stem.removeprefix("manifest_") + "_")
+    ]
+    result, expected = Result(name), with_weights(manifest)
+    with TemporaryDirectory() as place:
+        for ending in (key for key in golden if key == "index" or key.startswith("data_")):
+            (Path(place) / f"ckpt-6.{ending.replace('_', '-')}").write_bytes(golden[ending].tobytes())
+        config = {"model": manifest["model_config"], "task": manifest["task_config"]}
+        (Path(place) / "config.json").write_text(json.dumps(config))
+        found, count = read_foreign(Path(place) / "ckpt-6")
+    result.same("number of tensors", count, len(manifest["variables"]))
+    shape = {"grid": None, "grammar": True, "dropout": 0.1, "drop_path": 0.1}  # what no file tells
+    result.same("settings", replace(found.config, **shape) == replace(expected.config, **shape), True)
+    state = expected.state_dict()
+    result.same("names", sorted(found.state), sorted(state))
+    for key, value in found.state.items():
+        result.compare("tensors", value, state[key], 0.0)
+    return result
 
 
 def check_tokens(name: str, golden: Arrays, about: Mapping[str, Any]) -> Result:
@@ -101,22 +127,30 @@ def check_sentences(result: Result, data: Mapping[str, Tensor], about: Mapping[s
 
 def check_reading(result: Result, data: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Boxes, classes and scores of given sentences and scores of tokens."""
-    first = about["coord_vocab_shift"]
-    vocabulary = Vocabulary(about["bins"], first, data["dec_logits"].shape[-1])
-    for tokens, logits, kind in (
-        (data["dec_pred_seq"], data["dec_logits"], "dec"),
-        (None, data["dec_edge_logits"], "dec_edge"),
-    ):
+    first, size = about["coord_vocab_shift"], data["dec_logits"].shape[-1]
+    config = Pix2SeqConfig(
+        "patches",
+        64,
+        16,
+        encoder_layers=1,
+        decoder_layers=1,
+        bins=about["bins"],
+        first_coordinate=first,
+        vocabulary=size,
+    )
+    reader = Pix2Seq(config, tuple(map(str, range(1, first - FIRST_CLASS))), pretrained=False)
+    for kind in ("dec", "dec_edge"):
+        logits = data[f"{kind}_logits"]
         length = logits.shape[1] // 5 * 5
-        tokens = torch.zeros(logits.shape[:2], dtype=torch.long) if tokens is None else tokens
+        tokens = data.get(f"{kind}_pred_seq", torch.zeros(logits.shape[:2], dtype=torch.long))
         chances = logits[:, 4:length:5].log_softmax(-1)[..., FIRST_CLASS + 1 : first]
         said = Generated(tokens[:, :length], torch.zeros(tokens.shape), chances)
-        read = Pix2Seq.read(SimpleNamespace(vocabulary=vocabulary), said)  # type: ignore[arg-type]
+        read = reader.read(said)
         known = data[f"{kind}_class"] > 0  # label 0 is no class of ours
         result.same("classes", read.labels_BD[known] + 1, data[f"{kind}_class"][known])
         result.compare("scores", read.scores_BD[known], data[f"{kind}_score"][known])
         if f"{kind}_bbox" in data:
-            boxes = vocabulary.boxes(said.tokens_BL.unflatten(1, (-1, 5))[..., :4])
+            boxes = reader.vocabulary.boxes(said.tokens_BL.unflatten(1, (-1, 5))[..., :4])
             result.compare("boxes", boxes[..., [1, 0, 3, 2]], data[f"{kind}_bbox"])
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +17,23 @@ from boxwright.config import Optim
 from boxwright.interop.pix2seq_official import official_to_ours, our_name
 from boxwright.models.pix2seq import Pix2Seq
 from boxwright.training.optim import make_optimizer, rate_factor, set_rate
-from golden import Result
+from golden import Result, attempt
 
 UPDATES = {"adamw": "keras", "adamw_legacy": "keras-kernels"}  # as stored, and as `Optim.rule` calls it
 PRECISIONS = (torch.float32, torch.float64)
 NOISE = "_key_dense/bias"  # the true gradient is 0: what is stored is rounding
 
 
-def check_training(name: str, manifest: Mapping[str, Any], folder: Path) -> list[Result]:
+def check_training(name: str, manifest: Mapping[str, Any], folder: Path) -> Iterator[Result]:
     """One case for the first step, and one for the six steps of each optimizer."""
     stored = json.loads((folder / f"train_{name}.json").read_text())
     files = (folder / f"{kind}_{name}.npz" for kind in ("model", "train"))
     golden = {key: value for file in files if file.exists() for key, value in load(file).items()}
     golden |= noise_images(stored["image"], golden)
-    runs = [key for key in stored if key.startswith("steps_")]
-    return [first_step(name, manifest, stored, golden)] + [
-        six_steps(name, key.removeprefix("steps_"), manifest, stored, golden) for key in runs
-    ]
+    runs = [key.removeprefix("steps_") for key in stored if key.startswith("steps_")]
+    yield attempt(f"{name} training step", first_step, name, manifest, stored, golden)
+    for kind in runs:
+        yield attempt(f"{name} {kind}", six_steps, name, kind, manifest, stored, golden)
 
 
 def noise_images(said: str, golden: Arrays) -> dict[str, np.ndarray]:

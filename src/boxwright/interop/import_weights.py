@@ -84,6 +84,7 @@ def read_foreign(source: Path, image_size: int | None = None) -> tuple[Foreign, 
     known = ", ".join(PROJECTS)
     if found is None:
         raise UserError(f"{source} is of no project that can be imported ({known}); its tensors are called {some}...")
+    require(found.numbers, f"{source} looks like {found.what}, but its vocabulary has no words for classes.")
     side = image_size or side or found.config.image_size
     return replace(found, config=replace(found.config, image_size=side)), len(tensors)
 
@@ -101,7 +102,7 @@ def build(found: Foreign, named: naming.Classes, source: Path) -> Detector:
     Raises:
         UserError: with all tensors that are unknown, missing, misshapen or not finite.
     """
-    natural = named.numbers == tuple(range(found.numbers[0], found.numbers[0] + len(named.names)))
+    natural = named.numbers == tuple(range(found.numbers.start, found.numbers.start + len(named.names)))
     config = replace(found.config, class_ids=() if natural else named.numbers)
     try:
         with torch.device("meta"):  # shapes alone, before memory is taken for a network that may not be one

@@ -1,0 +1,51 @@
+import json
+
+import pytest
+
+from boxwright.config import UserError
+from boxwright.interop.classes import coco, given
+
+
+def test_coco_has_eighty_names_and_holes():
+    names, numbers = coco()
+    assert len(names) == len(set(names)) == len(numbers) == 80
+    known = dict(zip(numbers, names, strict=True))
+    assert (known[1], known[13], known[90]) == ("person", "stop sign", "toothbrush")
+    holes = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+    assert set(range(1, 91)) - set(numbers) == holes
+
+
+def test_names_between_commas_are_numbered_from_one():
+    assert given("cat, dog", range(1, 900)) == (("cat", "dog"), (1, 2))
+    assert given("cat,dog", range(91)) == (("cat", "dog"), (1, 2))
+    assert given("cat,dog", range(2)) == (("cat", "dog"), (0, 1))  # as many as there are numbers
+
+
+def test_files(tmp_path):
+    (tmp_path / "names.txt").write_text("cat\n\nred fox \n")
+    assert given(str(tmp_path / "names.txt"), range(1, 900)).names == ("cat", "red fox")
+    rows = [{"id": 17, "name": "cat"}, {"id": 3, "name": "car", "supercategory": "vehicle"}]
+    (tmp_path / "coco.json").write_text(json.dumps({"images": [], "categories": rows}))
+    assert given(str(tmp_path / "coco.json"), range(91)) == (("car", "cat"), (3, 17))
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        ("a,b,a", "more than one class a"),
+        ("a,,b", "none may be empty"),
+        ("a,b,c,d", "has words for 1 to 3, not for 4"),
+        ("missing.txt", "missing.txt can't be read: No such file"),
+        ("missing.json", "missing.json can't be read: No such file"),
+    ],
+)
+def test_mistakes_are_one_line(said, error):
+    with pytest.raises(UserError, match=error):
+        given(said, range(1, 4))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"categories": [{"id": "x", "name": "y"}]}', '{"categories": []}'])
+def test_json_without_categories_is_refused(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(UserError, match=r"--classes .*x.json"):
+        given(str(tmp_path / "x.json"), range(91))

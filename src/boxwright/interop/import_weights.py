@@ -78,7 +78,8 @@ def read_foreign(source: Path, image_size: int | None = None) -> tuple[Foreign, 
     else:
         require(source.is_file(), f"{source} holds no TensorFlow checkpoint, which has a file called NAME.index.")
         tensors, options = read_pickle(source)
-        found = replications.convert(tensors, options.get("nheads"))
+        heads = options.get("nheads")
+        found = replications.convert(tensors, heads if isinstance(heads, int) else None)
         side = None
     some = ", ".join(sorted(tensors)[:3])
     known = ", ".join(PROJECTS)

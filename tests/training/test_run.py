@@ -210,10 +210,14 @@ def test_another_run_is_never_overwritten_nor_resumed_with_other_settings(data, 
     assert yaml.safe_load((out / "config.yaml").read_text())["epochs"] == 1
 
 
-def test_weights_of_another_shape_are_refused(data, tmp_path):
+def test_given_weights_decide_the_shape(data, tmp_path):
     first = train(data, tmp_path / "first", epochs=1)
-    with pytest.raises(UserError, match="same --model, --size and classes"):
+    with pytest.raises(UserError, match="is test_efficientnet, not test_resnet; leave --backbone out"):
         train(data, tmp_path / "second", weights=first, backbone="test_resnet")
+    with pytest.raises(UserError, match="has a size of its own; leave --size out"):
+        train(data, tmp_path / "second", weights=first, size="small")
+    with pytest.raises(UserError, match="is a dense, not a pix2seq; leave --model out"):
+        train(data, tmp_path / "second", weights=first, model="pix2seq")
 
 
 def test_weights_without_their_state_are_not_written_over(data, tmp_path):

@@ -28,6 +28,7 @@ from boxwright.data.records import Record
 from boxwright.evaluation.run import choose_device
 from boxwright.files import write_whole
 from boxwright.models import zoo
+from boxwright.models.transfer import begin_from
 from boxwright.models.weights import load_detector
 from boxwright.training.checkpoint import FILE as STATE
 from boxwright.training.loop import Loop, Plan
@@ -40,8 +41,8 @@ PLACES = ("data", "val_data", "out", "device", "devices", "nodes", "precision", 
 
 def train(
     data: Path | str,
-    model: DetectorName = "dense",
-    size: Size = "nano",
+    model: DetectorName | None = None,
+    size: Size | None = None,
     out: Path | str = Path("runs/train"),
     *,
     val_data: Path | str | None = None,
@@ -72,8 +73,8 @@ def train(
 
     Args:
         data: a COCO, VOC or YOLO data set, a folder or file.
-        model: which detector.
-        size: the one dial: backbone, width and image size follow from it.
+        model: which detector; dense, or that of `weights`.
+        size: the one dial: backbone, width and image size follow from it; nano, or that of `weights`.
         out: folder of the run; must not hold another run unless resuming.
         val_data: a second data set to validate on, with the same class names.
         val: share of the training images held out for validation where the data has no such split.
@@ -83,7 +84,7 @@ def train(
         batch_size: images a device sees at once.
         image_size: side of the square canvas, in pixels.
         backbone: a timm model instead of the size's own.
-        weights: start from this checkpoint's weights instead of ImageNet's (same model, size and classes).
+        weights: start from this checkpoint, with its model and size; what it knows of a class goes with the name.
         pretrained: start the backbone from ImageNet weights.
         augment: how images are varied.
         optim: how weights move.
@@ -103,7 +104,10 @@ def train(
     data, out = Path(data), Path(out)
     given = {name: value for name, value in locals().items() if name not in ("resume", "show_batches")}
     _check_numbers(given)
-    recipe = zoo.recipe(model)
+    source = None if weights is None else _source(weights, model, size, backbone)
+    if source is None:
+        given |= {"model": model or "dense", "size": size or "nano"}
+    recipe = zoo.recipe(given["model"] if source is None else zoo.name_of(source))
     augment, optim = fill_in(augment, recipe.augment), fill_in(optim, recipe.optim)
     epochs, batch_size = epochs or recipe.epochs, batch_size or recipe.batch_size
     check_augment(augment)
@@ -116,7 +120,7 @@ def train(
     fabric, machine = make_fabric(device, precision, devices, nodes)
     console = make_console(quiet=not fabric.is_global_zero)
     torch.manual_seed(seed)
-    detector = _detector(weights, model, size, names, image_size, backbone, pretrained)
+    detector, what = _detector(source, given, names)
     train_cache, val_cache = (
         build_cache(part, detector.image_size, mode=cache, quiet=console.quiet) for part in (records, val_records)
     )
@@ -131,7 +135,7 @@ def train(
     if fabric.is_global_zero:
         text = yaml.safe_dump(config, sort_keys=False)
         write_whole(out / "config.yaml", lambda temporary: temporary.write_text(text))
-    console.print(f"{machine}\n{_introduction(detector, model, size, records, val_records)}")
+    console.print(f"{machine}\n{_introduction(detector, what, records, val_records)}")
     _run(loop, out, console)
     return out
 
@@ -177,13 +181,11 @@ def _show_batches(
     return out
 
 
-def _introduction(
-    detector: Detector, model: str, size: str, records: Sequence[Record], val_records: Sequence[Record]
-) -> str:
+def _introduction(detector: Detector, what: str, records: Sequence[Record], val_records: Sequence[Record]) -> str:
     count = sum(p.numel() for p in detector.parameters())
     learning = sum(p.numel() for p in detector.parameters() if p.requires_grad)
     return (
-        f"{model} {size}, {detector.image_size} px, {count / 1e6:.1f} M parameters, {learning / 1e6:.1f} M learning\n"
+        f"{what}, {detector.image_size} px, {count / 1e6:.1f} M parameters, {learning / 1e6:.1f} M learning\n"
         f"{len(records)} images to train on, {len(val_records)} to validate on; classes: {', '.join(detector.names)}"
     )
 
@@ -232,28 +234,28 @@ def _require_unused(out: Path) -> None:
     require(not there, f"{said}; add --resume to go on with it, or give another --out.")
 
 
-def _detector(
-    weights: Path | str | None,
-    model: DetectorName,
-    size: Size,
-    names: tuple[str, ...],
-    image_size: int | None,
-    backbone: str | None,
-    pretrained: bool,
-) -> Detector:
-    """A new detector, with the weights of an old one of the same shape where they are given."""
-    detector = zoo.build(model, size, names, image_size=image_size, backbone=backbone, pretrained=pretrained)
-    if weights is not None:
-        source = load_detector(weights)
-        same = (zoo.name_of(source), source.names, _shapes(source)) == (model, detector.names, _shapes(detector))
-        said = f"a {zoo.name_of(source)} of the classes {', '.join(source.names)}"
-        require(same, f"{weights} is {said}; train with the same --model, --size and classes, or without --weights.")
-        detector.load_state_dict(source.state_dict())
-    return detector
+def _source(weights: Path | str, model: DetectorName | None, size: Size | None, backbone: str | None) -> Detector:
+    """The detector to begin from; its shape is decided already."""
+    source = load_detector(weights)
+    kind = zoo.name_of(source)
+    require(model in (None, kind), f"{weights} is a {kind}, not a {model}; leave --model out.")
+    own = source.config.backbone  # type: ignore[union-attr]
+    require(backbone in (None, own), f"the backbone of {weights} is {own}, not {backbone}; leave --backbone out.")
+    require(size is None, f"{weights} has a size of its own; leave --size out.")
+    return source
 
 
-def _shapes(detector: Detector) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in detector.state_dict().items()}
+def _detector(source: Detector | None, given: dict[str, Any], names: tuple[str, ...]) -> tuple[Detector, str]:
+    """The detector to train, and a word on where it comes from."""
+    image_size, pretrained = given["image_size"], given["pretrained"]
+    if source is None:
+        model, size, backbone = given["model"], given["size"], given["backbone"]
+        detector = zoo.build(model, size, names, image_size=image_size, backbone=backbone, pretrained=pretrained)
+        return detector, f"{model} {size}"
+    new = [name for name in names if name not in source.names]
+    known = f"it knows {len(names) - len(new)} of the {len(names)} classes" + (f", not {', '.join(new)}" if new else "")
+    detector = begin_from(source, names, image_size, pretrained)
+    return detector, f"{zoo.name_of(source)} of {given['weights']} ({known})"
 
 
 def _digest(decided: dict[str, Any], names: Sequence[str], records: Sequence[Record]) -> str:

@@ -1,0 +1,79 @@
+"""A trained detector as the beginning of another: the same network for other classes, or another image size.
+
+What it knows of a class goes with the class's name. Classes that it does not know begin afresh.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from boxwright.config import require
+from boxwright.models.dense import Dense
+from boxwright.models.pix2seq import Pix2Seq
+from boxwright.models.replication import Replication, most_classes
+from boxwright.types import Detector
+
+
+def begin_from(
+    source: Detector, names: tuple[str, ...], image_size: int | None = None, pretrained: bool = True
+) -> Detector:
+    """A detector of these classes with the weights of `source`.
+
+    Args:
+        source: any detector of the zoo.
+        names: the classes.
+        image_size: instead of that of `source`.
+        pretrained: the backbone learns as one that began from ImageNet weights does: its norms and stem rest.
+
+    Raises:
+        UserError: for more classes than a sentence writer has words.
+    """
+    size = image_size or source.image_size
+    if isinstance(source, Dense):
+        dense = Dense(replace(source.config, image_size=size), names, pretrained)
+        _copy_by_name(source, dense)
+        return dense
+    if isinstance(source, Pix2Seq):
+        words = range(1, source.vocabulary.most_classes + 1)
+        grid = source.encoder.positions.grid
+        config = replace(source.config, image_size=size, grid=grid, class_ids=_numbers(source, names, words))
+        detector: Detector = Pix2Seq(config, names, pretrained)
+    else:
+        assert isinstance(source, Replication)
+        words = range(most_classes(source.config))
+        detector = Replication(replace(source.config, image_size=size, class_ids=_numbers(source, names, words)), names)
+    detector.load_state_dict(source.state_dict())
+    return detector
+
+
+def _numbers(source: Pix2Seq | Replication, names: Sequence[str], words: range) -> tuple[int, ...]:
+    """A number for each class: its own where the source knows it, else one without a class, or of a class left out."""
+    known = dict(zip(source.names, source.config.class_ids or words, strict=False))
+    unused = [number for number in words if number not in known.values()]
+    spare = iter([*unused, *(number for name, number in known.items() if name not in names)])
+    require(len(names) <= len(words), f"these weights have words for {len(words)} classes, not for {len(names)}.")
+    return tuple(known[name] if name in known else next(spare) for name in names)
+
+
+@torch.no_grad()
+def _copy_by_name(source: Dense, target: Dense) -> None:
+    """All weights, those of classes row by row."""
+    width, state = source.config.channels, target.state_dict()
+    for key, value in source.state_dict().items():
+        if key in ("head.many.weight", "head.many.bias", "rivals.leave.weight", "rivals.leave.bias"):
+            _copy_rows(value, state[key], source.names, target.names)
+        elif key == "rivals.enter.weight":  # columns: features, classes, box and threat
+            behind = value.shape[1] - width - len(source.names)
+            old, new = value.T, state[key].T
+            new[:width], new[-behind:] = old[:width], old[-behind:]
+            _copy_rows(old[width:-behind], new[width:-behind], source.names, target.names)
+        else:
+            state[key].copy_(value)
+
+
+def _copy_rows(old: Tensor, new: Tensor, old_names: Sequence[str], new_names: Sequence[str]) -> None:
+    for row, name in enumerate(new_names):
+        if name in old_names:
+            new[row] = old[old_names.index(name)]

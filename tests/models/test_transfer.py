@@ -1,0 +1,55 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from boxwright.config import UserError
+from boxwright.models.dense import SIZES as DENSE_SIZES
+from boxwright.models.dense import Dense
+from boxwright.models.pix2seq import SIZES, Pix2Seq
+from boxwright.models.transfer import begin_from
+
+SMALL = replace(
+    SIZES["nano"], image_size=64, encoder_layers=1, decoder_layers=1, encoder_dim=32, decoder_dim=32, encoder_hidden=64,
+    decoder_hidden=64, encoder_heads=2, decoder_heads=2, max_objects=4, length=20, bins=20, first_coordinate=110,
+    vocabulary=140,
+)  # fmt: skip
+
+
+def images():
+    return torch.rand(1, 3, 64, 64), torch.tensor([[64, 64]])
+
+
+@torch.no_grad()
+def test_dense_scores_known_classes_as_before_whatever_their_order():
+    torch.manual_seed(0)
+    source = Dense(replace(DENSE_SIZES["nano"], image_size=64), ("cat", "dog", "cow"), pretrained=False).eval()
+    torch.nn.init.normal_(source.rivals.leave.weight)
+    target = begin_from(source, ("cow", "emu", "cat"), pretrained=False).eval()
+    before, after = source(*images()), target(*images())
+    assert after.many_BQK.shape[-1] == 3
+    for name in ("cow", "cat"):
+        old, new = source.names.index(name), target.names.index(name)
+        assert torch.equal(source.rivals.leave.weight[old], target.rivals.leave.weight[new])
+        column = source.config.channels
+        assert torch.equal(source.rivals.enter.weight[:, column + old], target.rivals.enter.weight[:, column + new])
+        assert torch.equal(source.head.many.bias[old], target.head.many.bias[new])
+    assert torch.equal(source.rivals.enter.weight[:, -5:], target.rivals.enter.weight[:, -5:])
+    assert before.boxes_BQ4.shape == after.boxes_BQ4.shape
+
+
+@torch.no_grad()
+def test_a_writer_keeps_the_words_of_the_classes_it_knows():
+    source = Pix2Seq(replace(SMALL, class_ids=(1, 3, 9)), ("cat", "dog", "cow"), pretrained=False).eval()
+    target = begin_from(source, ("cow", "emu", "cat"), image_size=96, pretrained=False).eval()
+    assert target.config.class_ids == (9, 2, 1)
+    assert target.image_size == 96
+    pictures = images()
+    assert torch.equal(source(*pictures), target(*pictures))
+
+
+def test_words_of_lost_classes_are_used_when_no_other_is_left():
+    source = Pix2Seq(SMALL, tuple("abcdefgh"), pretrained=False)
+    assert begin_from(source, tuple("hgxyz1234"), pretrained=False).config.class_ids == (8, 7, 9, 1, 2, 3, 4, 5, 6)
+    with pytest.raises(UserError, match="words for 9 classes, not for 10"):
+        begin_from(source, tuple("0123456789"), pretrained=False)

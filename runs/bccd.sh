@@ -4,6 +4,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 run=$(mktemp -d)
-boxwright demo --train --out "$run"
-python benchmarks/peers.py src/boxwright/bundled/bccd "$run/train" --train-split train --val-split test \
+boxwright train src/boxwright/bundled/bccd --val-split test --out "$run"
+python benchmarks/peers.py src/boxwright/bundled/bccd "$run" --train-split train --val-split test \
     --peers fcos --write benchmarks/results/peers.md

@@ -9,6 +9,7 @@ from boxwright.evaluation.evaluate import evaluate
 HERE = Path(__file__).parent
 DATA = HERE / "bccd"
 WEIGHTS = HERE / "dense-nano-bccd.safetensors"
+EPOCHS = 16  # instead of the recipe's 20: under ten minutes on two CPU cores
 
 
 def demo(train: bool = False, out: Path | str = Path("boxwright-demo")) -> Report:
@@ -36,5 +37,5 @@ def demo(train: bool = False, out: Path | str = Path("boxwright-demo")) -> Repor
 def _train(run: Path) -> Path:
     from boxwright.training.run import train
 
-    train(DATA, out=run, val_split="test", resume=(run / "state.safetensors").exists())
+    train(DATA, out=run, epochs=EPOCHS, val_split="test", resume=(run / "state.safetensors").exists())
     return run / "last.safetensors"  # the last, not the best on the test split, which must choose nothing

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # What ships inside the package, from the original data: bash runs/bundle.sh BCCD
 # BCCD is the folder with Annotations/, JPEGImages/ and ImageSets/ (github Shenggan/BCCD_Dataset, MIT).
-# Packs the images, trains the detector as `boxwright demo --train` does (about 10 minutes on 2 cores), and writes the
-# weights in half precision with their model card.
+# Packs the images, trains the detector by its recipe (20 epochs, about 12 minutes on 2 cores), and writes the weights in
+# half precision with their model card.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bundled=src/boxwright/bundled
 run=$(mktemp -d)
 rm -rf "$bundled/bccd"
 python runs/bundle_bccd.py "$1" "$bundled/bccd"
-boxwright demo --train --out "$run"
+boxwright train "$bundled/bccd" --val-split test --out "$run/train"
 python runs/bundle_detector.py "$run/train" "$bundled"
 boxwright demo --out "$run/shipped"

@@ -54,7 +54,7 @@ def predict(
     out: Path | str = Path("predictions"),
     threshold: float = 0.5,
     overlays: bool = True,
-    classes: list[str] | None = None,
+    classes: list[str] | str | None = None,
     batch_size: int = 8,
     device: str = "auto",
 ) -> Summary:

@@ -48,7 +48,7 @@ class Attention(nn.Module):
         return (queries_BHLE @ seen.keys_BHLE.mT / queries_BHLE.shape[-1] ** 0.5).softmax(-1)
 
     def _split(self, x_BLE: Tensor) -> Tensor:
-        return x_BLE.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x_BLE.view(*x_BLE.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 class Mlp(nn.Module):

@@ -6,6 +6,7 @@ a CUDA graph and played again. Attention looks at a whole bucket, with the place
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -62,9 +63,10 @@ class Cache:
     seen_B11M: Tensor | None = None
 
     @classmethod
-    def empty(cls, image: list[KeysValues], length: int, each: int = 1, seen_B11M: Tensor | None = None) -> Cache:
-        """Room for `each` sentences an image, of at most this length."""
-        return cls([kv.room(each * len(kv.keys_BHLE), length) for kv in image], image, seen_B11M)
+    def empty(cls, image: Iterable[KeysValues], length: int, each: int = 1, seen_B11M: Tensor | None = None) -> Cache:
+        """Room for `each` sentences an image, of at most this length; `image` is taken layer by layer."""
+        packed = [KeysValues(*(tensor.contiguous() for tensor in kv)) for kv in image]  # a step reads all of them
+        return cls([kv.room(each * len(kv.keys_BHLE), length) for kv in packed], packed, seen_B11M)
 
     @property
     def rows(self) -> int:

@@ -5,6 +5,8 @@ Training reads whole given sentences at once (`Decoder.forward`); generation mak
 same scores.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -81,9 +83,9 @@ class Decoder(nn.Module):
             x_BLE = layer(x_BLE, image, sentence, place)
         return self._scores(x_BLE[:, -1])
 
-    def _image(self, memory_BME: Tensor) -> list[KeysValues]:
+    def _image(self, memory_BME: Tensor) -> Iterator[KeysValues]:
         """The image's keys and values for each layer."""
-        return [layer.cross_attention.keys_values(memory_BME) for layer in self.layers]  # type: ignore[union-attr,operator]
+        return (layer.cross_attention.keys_values(memory_BME) for layer in self.layers)  # type: ignore[union-attr,operator]
 
     def _scores(self, x: Tensor) -> Tensor:
         table = self.token_embedding if self.output_embedding is None else self.output_embedding

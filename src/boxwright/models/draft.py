@@ -104,11 +104,15 @@ class Draft:
     def write_object(self, number: int) -> None:
         """The next object, which is the `number`-th, of every sentence."""
         slots = self.grammar.slots
-        cache = self.cache.first(-(-(number + 1) // BUCKET) * BUCKET * slots)
+        cache = self.cache.first(self.bucket(number))
         if self.repeats is not None:
             self.repeats.begin(self.position_1 // slots)
         for slot in range(slots):
             self._write(cache, number * slots + slot, slot)
+
+    def bucket(self, number: int) -> int:
+        """How many places of the cache the `number`-th object looks at."""
+        return -(-(number + 1) // BUCKET) * BUCKET * self.grammar.slots
 
     def _begin_with(self, given_BL: Tensor) -> None:
         """Objects that every sentence has are read at once; the others are put in place of what would be written."""

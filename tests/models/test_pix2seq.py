@@ -5,6 +5,7 @@ import torch
 
 from boxwright.config import UserError
 from boxwright.models.pix2seq import SIZES, Pix2Seq, Pix2SeqConfig
+from boxwright.models.weights import load_detector, save_detector
 from boxwright.types import Batch
 
 CONFIG = Pix2SeqConfig(
@@ -150,3 +151,68 @@ def test_only_the_labels_of_the_names_are_ever_detected(batch):
     assert set(said.labels_BD.flatten().tolist()) == {1}
     with pytest.raises(UserError, match="not for these 2"):
         Pix2Seq(replace(CONFIG, class_ids=(1,)), ("person", "cat"), pretrained=False)
+
+
+def test_a_sentence_of_150_objects_begins_as_one_of_6(detector, batch, tmp_path):
+    """Beyond the table; the first objects stay as they were, and a checkpoint keeps the room."""
+    raw = detector.eval()(batch.images_BCHW, batch.sizes_B2)
+    before = detector.write(raw)
+    with pytest.raises(UserError, match="holds 6 objects, not 150"):
+        detector.write(raw, 150)
+    detector.lengthen(150)
+    said = detector.write(raw)
+    assert said.tokens_BL.shape == (2, 750)
+    assert (said.tokens_BL[:, :30] == before.tokens_BL).all()
+    assert detector.decode(raw).boxes_BD4.shape == (2, 150, 4)
+    save_detector(tmp_path / "long.safetensors", detector, {})
+    again = load_detector(tmp_path / "long")
+    assert (again.write(raw).tokens_BL == said.tokens_BL).all()
+
+
+def test_150_true_objects_are_learned_from(detector, batch):
+    many = {name: getattr(batch, name).repeat_interleave(75, 1) for name in ("boxes_BN4", "labels_BN", "valid_BN")}
+    detector.lengthen(150)
+    crowd = Batch(**vars(batch) | many)
+    losses(detector.eval(), crowd)["tokens"].backward()
+    assert detector.decoder.position_embedding.grad[740:750].abs().sum() > 0
+    assert detector.likelihood(detector(batch.images_BCHW, batch.sizes_B2), crowd)[1].max() == 750
+
+
+def test_sentences_end_where_they_were_taught_without_noise(detector, batch):
+    raw = detector.eval()(batch.images_BCHW, batch.sizes_B2)
+    assert not CONFIG.sampling.may_end
+    assert replace(CONFIG, noise=False).sampling.end_bias == 0
+    detector.config = replace(CONFIG, noise=False, end_bias=100.0)
+    assert (detector.decode(raw).scores_BD == 0).all()
+    detector.config = replace(CONFIG, noise=False, end_bias=float("-inf"))
+    assert (detector.decode(raw).scores_BD > 0).all()
+
+
+def test_a_small_set_is_learned_to_its_end_without_noise(batch):
+    """The sentences say each object once, then end."""
+    torch.manual_seed(0)
+    config = replace(CONFIG, dropout=0.0, drop_path=0.0, sentences=4, decoder_dim=48, noise=False)
+    detector = Pix2Seq(config, ("cat", "dog"), pretrained=False)
+    optimizer = torch.optim.AdamW(detector.parameters(), 5e-3)
+    for _ in range(100):
+        loss = detector.loss(detector(batch.images_BCHW, batch.sizes_B2), batch)["tokens"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    said = detector.eval().decode(detector(batch.images_BCHW, batch.sizes_B2))
+    assert (said.scores_BD > 0).sum(1).tolist() == batch.valid_BN.sum(1).tolist()
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"beams": 2}, {"repeats": False}, {"scores": "classes"}, {"scores": "product"}, {"top_p": 0.9, "top_k": 5}],
+    ids=str,
+)
+def test_every_way_of_writing_gives_valid_predictions(detector, batch, how, tmp_path):
+    detector.config = replace(CONFIG, **how)
+    save_detector(tmp_path / "x.safetensors", detector, {})
+    detector = load_detector(tmp_path / "x")
+    said = detector.decode(detector(batch.images_BCHW, batch.sizes_B2))
+    assert ((said.scores_BD > 0) & (said.scores_BD <= 1)).all()
+    assert (said.scores_BD.diff(dim=1) <= 0).all()
+    assert (said.boxes_BD4[..., 2:] >= said.boxes_BD4[..., :2]).all()

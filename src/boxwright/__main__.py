@@ -108,16 +108,16 @@ def _spelt(arguments: list[str], function: Callable[..., Any]) -> list[str]:
 def _one_line(message: str) -> str:
     """The parser's message without its layout; of a value that fits no type: option, value and what fits."""
     said = " ".join(message.split()).rstrip(".")
-    misfit = re.search(r'^Parser key "(.+?)": Does not validate .* Given value: (.*)$', said)
-    if misfit:
-        kinds = re.sub(r"<class '(\w+)'>", r"\1", said.split("Subtypes: [")[1].split("] Errors:")[0])
-        said = f"--{misfit[1]} can't be {misfit[2]!r}, it must be one of: {kinds.replace('NoneType', 'null')}"
-    misfit = re.search(r'^Parser key "(.+?)": Expected a (.+)[.] Got value: (.*)$', said)
-    if misfit:
+    union = re.search(
+        r'^Parser key "(.+?)": Does not validate .* Subtypes: \[(.*)\] Errors: .* Given value: (.*)$', said
+    )
+    plain = re.search(r'^Parser key "(.+?)": Expected a (.+)[.] Got value: (.*)$', said)
+    if misfit := union or plain:
         name, kind, value = misfit.groups()
-        words = re.findall(r"'(\w[\w-]*)'", kind) if "Literal[" in kind else []
-        kinds = ", ".join(words) or re.sub(r"<class '(\w+)'>", r"\1", kind)
-        said = f"--{name} can't be {value!r}{nearest(value, words)}, it must be one of: {kinds}"
+        words = re.findall(r"'(\w[\w-]*)'", "".join(re.findall(r"Literal\[(.*?)\]", kind)))
+        others = re.sub(r"(typing\.)?Literal\[.*?\],? ?|<class '(\w+)'>", r"\2", kind).replace("NoneType", "null")
+        fitting = ", ".join([*words, others] if others else words)
+        said = f"--{name} can't be {value!r}{nearest(value, words)}, it must be one of: {fitting}"
     return f"{said}."
 
 

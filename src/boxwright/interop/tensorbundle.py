@@ -91,7 +91,8 @@ def _tensor(name: str, entry: dict[int, int | bytes], shards: list[np.ndarray]) 
     require(kind in TYPES and 7 not in entry, f"{name} is of a kind (text, or in slices) that is no plain tensor.")
     shape = [int(_message(dim).get(1, 0)) for dim in _repeated(bytes(entry.get(2, b"")), 2)]
     stored = shards[shard][start : start + size]
-    require(len(stored) == size, f"{name} lies behind the end of its data file, which is cut short.")
+    file = getattr(shards[shard], "filename", "its empty data file")
+    require(len(stored) == size, f"{name} lies behind the end of {file}, which is cut short.")
     require(_crc(stored) == entry.get(6), f"the bytes of {name} are damaged: their checksum is wrong.")
     values = stored.view(TYPES[kind]).reshape(shape)
     return (values.astype("<u4") << 16).view("<f4") if kind == _BFLOAT16 else values

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from boxwright.config import UserError
+from boxwright.models import zoo
 from boxwright.models.dense import SIZES as DENSE_SIZES
 from boxwright.models.dense import Dense
 from boxwright.models.pix2seq import SIZES, Pix2Seq
@@ -46,6 +47,12 @@ def test_a_writer_keeps_the_words_of_the_classes_it_knows():
     assert target.image_size == 96
     pictures = images()
     assert torch.equal(source(*pictures), target(*pictures))
+
+
+def test_a_size_is_told_by_the_shape_of_its_network():
+    published = Pix2Seq(replace(SIZES["nano"], image_size=64, max_objects=4, class_ids=(1, 7)), ("a", "b"), False)
+    assert zoo.is_size(published, "nano")
+    assert not zoo.is_size(published, "small")
 
 
 def test_words_of_lost_classes_are_used_when_no_other_is_left():

@@ -214,7 +214,7 @@ def test_given_weights_decide_the_shape(data, tmp_path):
     first = train(data, tmp_path / "first", epochs=1)
     with pytest.raises(UserError, match="is test_efficientnet, not test_resnet; leave --backbone out"):
         train(data, tmp_path / "second", weights=first, backbone="test_resnet")
-    with pytest.raises(UserError, match="has a size of its own; leave --size out"):
+    with pytest.raises(UserError, match="is not of size small; leave --size out"):
         train(data, tmp_path / "second", weights=first, size="small")
     with pytest.raises(UserError, match="is a dense, not a pix2seq; leave --model out"):
         train(data, tmp_path / "second", weights=first, model="pix2seq")

@@ -1,7 +1,7 @@
 """The detectors by name: their sizes, and the recipe each is trained by unless told otherwise."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from boxwright.config import Augment, DetectorName, Optim, Size, UserError, nearest, require
@@ -87,8 +87,17 @@ def rebuild(model: str, config: dict[str, Any], names: tuple[str, ...]) -> Detec
     if model not in DETECTORS:
         raise UserError(f"this version knows the detectors {', '.join(DETECTORS)}, not {model!r}; update boxwright.")
     network, shape, _ = DETECTORS[model]
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
-    return network(shape(**fields), names, pretrained=False)
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+    return network(shape(**given), names, pretrained=False)
+
+
+def is_size(detector: Detector, size: Size) -> bool:
+    """Whether a detector has the shape of a size, in all that tells sizes apart; images may be larger or smaller."""
+    _, shape, sizes = DETECTORS[name_of(detector)]
+    _check_choice("size", size, sizes)
+    told_apart = {f.name for f in fields(shape) if len({getattr(config, f.name) for config in sizes.values()}) > 1}
+    own, wanted = detector.config, sizes[size]  # type: ignore[attr-defined]
+    return all(getattr(own, name) == getattr(wanted, name) for name in told_apart - {"image_size"})
 
 
 def name_of(detector: Detector) -> str:

@@ -241,7 +241,7 @@ def _source(weights: Path | str, model: DetectorName | None, size: Size | None, 
     require(model in (None, kind), f"{weights} is a {kind}, not a {model}; leave --model out.")
     own = source.config.backbone  # type: ignore[union-attr]
     require(backbone in (None, own), f"the backbone of {weights} is {own}, not {backbone}; leave --backbone out.")
-    require(size is None, f"{weights} has a size of its own; leave --size out.")
+    require(size is None or zoo.is_size(source, size), f"{weights} is not of size {size}; leave --size out.")
     return source
 
 

@@ -24,7 +24,8 @@ from boxwright.data.read import read
 from boxwright.evaluation.coco import score
 from boxwright.evaluation.run import detect
 from boxwright.models import zoo
-from boxwright.models.dense import SIZES, Dense, Raw, _branch, candidates, one_to_one
+from boxwright.models.alignment import candidates, taught
+from boxwright.models.dense import SIZES, Dense, Raw, one_to_one
 from boxwright.training.run import keep_memory
 from boxwright.types import Batch, Predictions
 
@@ -40,7 +41,9 @@ class OneToOneOnly(Dense):
         return raw._replace(one_BRK=raw.many_BQK, cells_BR=everyone)
 
     def loss(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
-        return _branch(raw.one_BRK, raw.boxes_BQ4, batch, one_to_one(raw, batch, candidates(raw, batch)))
+        pairs_BNQ = candidates(raw.centres_Q2, raw.reach_Q2, batch.boxes_BN4, batch.valid_BN)
+        chosen_BNQ = one_to_one(raw, batch, pairs_BNQ)
+        return taught(raw.one_BRK, raw.boxes_BQ4, batch.boxes_BN4, batch.labels_BN, chosen_BNQ)
 
 
 def with_nms(raw: Raw) -> Predictions:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar
 
-DetectorName = Literal["dense", "pix2seq"]
+DetectorName = Literal["dense", "pix2seq", "detr", "deformable"]
 Size = Literal["nano", "small", "medium", "resnet50", "resnet50-c4", "vit-b", "vit-l"]
 Rule = Literal["torch", "keras", "keras-kernels"]
 

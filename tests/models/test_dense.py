@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from boxwright.models.dense import Dense, DenseConfig, candidates, one_to_many, one_to_one
+from boxwright.models.alignment import candidates, one_to_many
+from boxwright.models.dense import Dense, DenseConfig, one_to_one
 from boxwright.types import Batch
 
 CONFIG = DenseConfig(backbone="test_efficientnet", image_size=96, channels=16, depth=1)
@@ -56,14 +57,14 @@ def test_a_box_of_zero_size_does_no_harm(detector, batch):
 
 def test_every_object_gets_one_cell_near_it_and_no_cell_two(detector, batch):
     raw = detector(batch.images_BCHW, batch.sizes_B2)
-    pairs = candidates(raw, batch)
+    pairs = candidates(raw.centres_Q2, raw.reach_Q2, batch.boxes_BN4, batch.valid_BN)
     assert (pairs.any(-1) == batch.valid_BN).all()
     allowed = pairs.gather(2, raw.cells_BR[:, None].expand(-1, 3, -1))
     chosen = one_to_one(raw, batch, pairs) > 0
     assert (chosen.sum(-1) == allowed.any(-1)).all()
     assert (chosen.sum(1) <= 1).all()
     assert (chosen <= allowed).all()
-    quality = one_to_many(raw, batch, pairs)
+    quality = one_to_many(raw.many_BQK, raw.boxes_BQ4, batch.boxes_BN4, batch.labels_BN, pairs)
     assert ((quality > 0).sum(1) <= 1).all()
     assert quality.min() >= 0
     assert quality.max() <= 1

@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Sequence
+from typing import Any
 
 import timm
 import torch
@@ -26,6 +27,7 @@ class Backbone(nn.Module):
         name: a timm model; `tf_efficientnet_lite0`, `1` and `2` bring their weights with the installation.
         strides: the wanted feature maps, as input pixels per cell, for example ``(8, 16, 32)``.
         pretrained: load ImageNet weights; False leaves random ones, all of them learning.
+        dilated: the last stage keeps the stride of the one before, 16 instead of 32, by dilation (DETR's DC5).
 
     Attributes:
         channels: of each feature map.
@@ -35,14 +37,14 @@ class Backbone(nn.Module):
         UserError: if the name is not a timm model, has no map at a stride, or its weights can't be had.
     """
 
-    def __init__(self, name: str, strides: Sequence[int], pretrained: bool = True):
+    def __init__(self, name: str, strides: Sequence[int], pretrained: bool = True, dilated: bool = False):
         super().__init__()
         self.strides = list(strides)
-        self.frozen = pretrained
-        self.net = _create(name, self.strides)
+        self.frozen = False
+        self.net = _create(name, self.strides, dilated)
         if pretrained:
             _load(self.net, name)
-            _freeze_until_stride(self.net, 4)
+            self.freeze()
         self.channels: list[int] = self.net.feature_info.channels()  # type: ignore[union-attr]
         config = timm.get_pretrained_cfg(name)
         colours = resolve_data_config(pretrained_cfg=config.to_dict() if config else {})
@@ -52,6 +54,11 @@ class Backbone(nn.Module):
     def forward(self, pixels_BCHW: Tensor) -> list[Tensor]:
         """Feature maps (B, C, H / stride, W / stride), one a stride, of pixels in [0, 1]."""
         return self.net((pixels_BCHW - self.mean) / self.std)
+
+    def freeze(self) -> None:
+        """Keep what small data would spoil, as a pretrained one does."""
+        self.frozen = True
+        _freeze_until_stride(self.net, 4)
 
     def train(self, mode: bool = True) -> "Backbone":
         """Training mode, except for the statistics of frozen norm layers."""
@@ -63,18 +70,21 @@ class Backbone(nn.Module):
         return self
 
 
-def _create(name: str, strides: Sequence[int]) -> nn.Module:
+def _create(name: str, strides: Sequence[int], dilated: bool) -> nn.Module:
     if not timm.is_model(name):
         raise UserError(f"timm has no model {name!r}{nearest(name, timm.list_models())}; `timm.list_models()` has all.")
+    given: dict[str, Any] = {"features_only": True} | ({"output_stride": 16} if dilated else {})
     try:
-        reductions = timm.create_model(name, features_only=True).feature_info.reduction()  # type: ignore[union-attr]
-    except (RuntimeError, AttributeError) as error:
-        raise UserError(f"{name} gives no feature maps; choose a timm model with `features_only`.") from error
+        reductions = timm.create_model(name, **given).feature_info.reduction()  # type: ignore[union-attr]
+    except (RuntimeError, AttributeError, NotImplementedError) as error:
+        kind = "with `features_only` and `output_stride`" if dilated else "with `features_only`"
+        raise UserError(f"{name} gives no feature maps; choose a timm model {kind}.") from error
     missing = sorted(set(strides) - set(reductions))
     if missing:
         raise UserError(f"{name} has feature maps at strides {reductions}, not at {missing}; choose another backbone.")
-    indices = tuple(reductions.index(stride) for stride in strides)
-    return _cut(timm.create_model(name, features_only=True, out_indices=indices))
+    last = len(reductions) - 1  # of several maps at a stride, the last one
+    indices = tuple(last - reductions[::-1].index(stride) for stride in strides)
+    return _cut(timm.create_model(name, out_indices=indices, **given))
 
 
 def _cut(net: nn.Module) -> nn.Module:

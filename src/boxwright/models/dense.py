@@ -25,13 +25,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from boxwright.boxes import giou, iou
+from boxwright.models.alignment import candidates, one_to_many, score_of_label, taught
 from boxwright.models.backbone import Backbone
-from boxwright.models.losses import across_devices, focal_cost, quality_focal
+from boxwright.models.losses import focal_cost
 from boxwright.models.matcher import match
 from boxwright.types import Batch, Detector, Predictions, image_mask, pixels
 
 PRIOR = 0.01  # the score of an untrained cell, so that the many negatives do not swamp the first steps
-TEACHERS = 10  # cells an object teaches in the `many` branch
 DETECTIONS = 100  # kept per image, as COCO counts
 
 
@@ -127,10 +127,12 @@ class Dense(Detector):
 
     def loss(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
         """`one` and `many`: quality focal losses of the two scores; `l1` and `giou`: of the boxes, in both roles."""
-        pairs_BNQ = candidates(raw, batch)
+        truth_BN4, labels_BN = batch.boxes_BN4, batch.labels_BN
+        pairs_BNQ = candidates(raw.centres_Q2, raw.reach_Q2, truth_BN4, batch.valid_BN)
         boxes_BR4 = rows(raw.boxes_BQ4, raw.cells_BR)
-        one = _branch(raw.one_BRK, boxes_BR4, batch, one_to_one(raw, batch, pairs_BNQ))
-        many = _branch(raw.many_BQK, raw.boxes_BQ4, batch, one_to_many(raw, batch, pairs_BNQ))
+        one = taught(raw.one_BRK, boxes_BR4, truth_BN4, labels_BN, one_to_one(raw, batch, pairs_BNQ))
+        shared_BNQ = one_to_many(raw.many_BQK, raw.boxes_BQ4, truth_BN4, labels_BN, pairs_BNQ)
+        many = taught(raw.many_BQK, raw.boxes_BQ4, truth_BN4, labels_BN, shared_BNQ)
         boxes = {key: one[key] + many[key] for key in ("l1", "giou")}
         return {"one": one["class"], "many": many["class"]} | boxes
 
@@ -147,21 +149,6 @@ class Dense(Detector):
 def rows(x_BQE: Tensor, index_BR: Tensor) -> Tensor:
     """(B, R, E): the rows of each image that `index_BR` names."""
     return x_BQE.gather(1, index_BR[..., None].expand(-1, -1, x_BQE.shape[-1]))
-
-
-def _branch(logits_BQK: Tensor, boxes_BQ4: Tensor, batch: Batch, quality_BNQ: Tensor) -> dict[str, Tensor]:
-    """Losses of one branch, given the quality (wanted score) of each assigned pair, 0 elsewhere."""
-    total = across_devices(quality_BNQ.sum())
-    image, obj, cell = quality_BNQ.nonzero(as_tuple=True)
-    weight = quality_BNQ[image, obj, cell]
-    wanted_BQK = torch.zeros_like(logits_BQK)
-    wanted_BQK[image, cell, batch.labels_BN[image, obj]] = weight
-    said, truth = boxes_BQ4[image, cell], batch.boxes_BN4[image, obj]
-    return {
-        "class": quality_focal(logits_BQK, wanted_BQK).sum() / total,
-        "l1": 5 * ((said - truth).abs().sum(-1) * weight).sum() / total,
-        "giou": 2 * ((1 - giou(said, truth)) * weight).sum() / total,
-    }
 
 
 class Pyramid(nn.Module):
@@ -253,47 +240,14 @@ def _block(width: int) -> nn.Sequential:
     return nn.Sequential(conv, nn.GroupNorm(width // 8, width), nn.ReLU(inplace=True))
 
 
-def candidates(raw: Raw, batch: Batch) -> Tensor:
-    """(B, N, Q) bool: cells whose centre lies in the object, or within a cell's reach of the centre of a small one."""
-    low, high = batch.boxes_BN4[:, :, None, :2], batch.boxes_BN4[:, :, None, 2:]
-    reach_BNQ2 = torch.maximum((high - low) / 2, raw.reach_Q2)
-    inside_BNQ = ((raw.centres_Q2 - (low + high) / 2).abs() < reach_BNQ2).all(-1)
-    return inside_BNQ & batch.valid_BN[..., None]
-
-
 @torch.no_grad()
 def one_to_one(raw: Raw, batch: Batch, pairs_BNQ: Tensor) -> Tensor:
     """Quality (IoU) of the rival of least cost for each object: 2 focal + 5 L1 + 2 (1 - GIoU); (B, N, R), else 0."""
     pairs_BNR = pairs_BNQ.gather(2, raw.cells_BR[:, None].expand(-1, pairs_BNQ.shape[1], -1))
-    score_BNR = _score_of_label(raw.one_BRK, batch.labels_BN)
+    score_BNR = score_of_label(raw.one_BRK, batch.labels_BN)
     truth_BN14, said_B1R4 = batch.boxes_BN4[:, :, None], rows(raw.boxes_BQ4, raw.cells_BR)[:, None]
     distance_BNR = (truth_BN14 - said_B1R4).abs().sum(-1)
     cost_BNR = 2 * focal_cost(score_BNR) + 5 * distance_BNR + 2 * (1 - giou(truth_BN14, said_B1R4))
     matched_BN = match(cost_BNR.masked_fill(~pairs_BNR, 1e6), batch.valid_BN)
     chosen_BNR = F.one_hot(matched_BN.clamp(min=0), raw.cells_BR.shape[1]) * (matched_BN >= 0)[..., None]
     return chosen_BNR * pairs_BNR * iou(truth_BN14, said_B1R4).clamp(min=PRIOR)  # a box still far off must learn, too
-
-
-@torch.no_grad()
-def one_to_many(raw: Raw, batch: Batch, pairs_BNQ: Tensor) -> Tensor:
-    """Quality of the best-aligned cells of each object (TOOD, Feng et al. 2021, eq. 1); (B, N, Q), else 0.
-
-    Alignment is score^0.5 x IoU^6. A cell wanted by several objects goes to the one it overlaps most, and the best
-    cell of an object is asked for a score equal to its IoU, the others for proportionally less.
-    """
-    iou_BNQ = iou(batch.boxes_BN4[:, :, None], raw.boxes_BQ4[:, None])
-    align_BNQ = _score_of_label(raw.many_BQK, batch.labels_BN).sqrt() * iou_BNQ**6 * pairs_BNQ
-    count = min(TEACHERS, align_BNQ.shape[-1])
-    best_BNQ = torch.zeros_like(pairs_BNQ).scatter_(-1, align_BNQ.topk(count).indices, True) & pairs_BNQ
-    owner_BQ = iou_BNQ.masked_fill(~best_BNQ, -1).argmax(1)
-    best_BNQ &= F.one_hot(owner_BQ, pairs_BNQ.shape[1]).transpose(1, 2).bool()
-    align_BNQ = align_BNQ * best_BNQ
-    tiny = torch.finfo(align_BNQ.dtype).tiny
-    relative_BNQ = align_BNQ / align_BNQ.amax(-1, keepdim=True).clamp(min=tiny)
-    return relative_BNQ * (iou_BNQ * best_BNQ).amax(-1, keepdim=True)
-
-
-def _score_of_label(logits_BQK: Tensor, labels_BN: Tensor) -> Tensor:
-    """(B, N, Q): each cell's score for each object's class."""
-    index_BQN = labels_BN[:, None].expand(-1, logits_BQK.shape[1], -1)
-    return logits_BQK.sigmoid().gather(2, index_BQN).transpose(1, 2)

@@ -28,41 +28,53 @@ def frozen_resnet(name: str) -> nn.Module:
     return nn.Sequential(OrderedDict(network.named_children()))
 
 
-def sine_2d(seen_BHW: Tensor, dim: int, normalised: bool) -> Tensor:
+def sine_2d(seen_BHW: Tensor, dim: int, normalised: bool, shift: float = 0.0) -> Tensor:
     """Codes (B, H * W, dim) of the cells of images, DETR's: y in the first half of the channels, x in the second.
 
     Args:
         seen_BHW: True where a cell belongs to the image; only these are counted.
-        dim: channels, a multiple of 4; sines and cosines alternate.
+        dim: channels, a multiple of 4.
         normalised: count up to 2 pi; else in cells from 1.
+        shift: taken off each count; 0.5 (of Deformable DETR) means the centre of a cell.
     """
     codes = []
     for axis in (1, 2):
         place_BHW = seen_BHW.cumsum(axis).float()
-        if normalised:
-            last = place_BHW.narrow(axis, place_BHW.shape[axis] - 1, 1)
-            place_BHW = place_BHW / (last + 1e-6) * (2 * math.pi)
-        rates = 10000 ** (torch.arange(0, dim // 2, 2, device=seen_BHW.device) / (dim // 2))
-        angles = place_BHW[..., None] / rates
-        codes.append(torch.stack([angles.sin(), angles.cos()], -1).flatten(-2))
+        if normalised:  # beyond the image the last count may be 0
+            last = place_BHW.narrow(axis, place_BHW.shape[axis] - 1, 1).clamp(min=1)
+            place_BHW = (place_BHW - shift) / (last + 1e-6) * (2 * math.pi)
+        codes.append(sine_1d(place_BHW, dim // 2))
     return torch.cat(codes, -1).flatten(1, 2)
 
 
-class EncoderBlock(nn.Module):
-    """Self-attention over all cells of the image, then an MLP."""
+def sine_1d(angles: Tensor, dim: int) -> Tensor:
+    """Codes (..., dim) of angles (...,) at rates 1 / 10000^(2 i / dim); sines and cosines alternate."""
+    rates = 10000 ** (torch.arange(0, dim, 2, device=angles.device) / dim)
+    slowed = angles[..., None] / rates
+    return torch.stack([slowed.sin(), slowed.cos()], -1).flatten(-2)
 
-    def __init__(self, dim: int, hidden: int, heads: int, dropout: float):
+
+class EncoderBlock(nn.Module):
+    """Self-attention over all cells of the image, then an MLP; with `pre_norm`, each looks at normed cells instead."""
+
+    def __init__(self, dim: int, hidden: int, heads: int, dropout: float, pre_norm: bool = False):
         super().__init__()
+        self.pre_norm = pre_norm
         self.attention, self.mlp = Attention(dim, heads), mlp(dim, hidden, dropout)
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_BME: Tensor, positions_BME: Tensor, seen_B11M: Tensor) -> Tensor:
         """Same shape as given; cells that are not seen are not looked at."""
-        placed_BME = x_BME + positions_BME
-        attended_BME = self.attention(placed_BME, self.attention.keys_values(placed_BME, x_BME), mask=seen_B11M)
-        x_BME = self.norm1(x_BME + self.dropout(attended_BME))
+        if self.pre_norm:
+            x_BME = x_BME + self.dropout(self._look(self.norm1(x_BME), positions_BME, seen_B11M))
+            return x_BME + self.dropout(self.mlp(self.norm2(x_BME)))
+        x_BME = self.norm1(x_BME + self.dropout(self._look(x_BME, positions_BME, seen_B11M)))
         return self.norm2(x_BME + self.dropout(self.mlp(x_BME)))
+
+    def _look(self, x_BME: Tensor, positions_BME: Tensor, seen_B11M: Tensor) -> Tensor:
+        placed_BME = x_BME + positions_BME
+        return self.attention(placed_BME, self.attention.keys_values(placed_BME, x_BME), mask=seen_B11M)
 
 
 class DecoderBlock(nn.Module):

@@ -32,7 +32,9 @@ def begin_from(
     """
     size = image_size or source.image_size
     if isinstance(source, Dense):
-        dense = Dense(replace(source.config, image_size=size), names, pretrained)
+        dense = Dense(replace(source.config, image_size=size), names, pretrained=False)
+        if pretrained:
+            dense.backbone.freeze()
         _copy_by_name(source, dense)
         return dense
     if isinstance(source, Pix2Seq):

@@ -5,8 +5,12 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from boxwright.config import Augment, DetectorName, Optim, Size, UserError, nearest, require
+from boxwright.models.deformable import SIZES as DEFORMABLE_SIZES
+from boxwright.models.deformable import Deformable, DeformableConfig
 from boxwright.models.dense import SIZES as DENSE_SIZES
 from boxwright.models.dense import Dense, DenseConfig
+from boxwright.models.detr import SIZES as DETR_SIZES
+from boxwright.models.detr import Detr, DetrConfig
 from boxwright.models.pix2seq import SIZES as PIX2SEQ_SIZES
 from boxwright.models.pix2seq import Pix2Seq, Pix2SeqConfig
 from boxwright.models.replication import Replication, ReplicationConfig
@@ -15,6 +19,8 @@ from boxwright.types import Detector
 DETECTORS: dict[str, tuple[type[Any], type[Any], dict[str, Any]]] = {
     "dense": (Dense, DenseConfig, DENSE_SIZES),
     "pix2seq": (Pix2Seq, Pix2SeqConfig, PIX2SEQ_SIZES),
+    "detr": (Detr, DetrConfig, DETR_SIZES),
+    "deformable": (Deformable, DeformableConfig, DEFORMABLE_SIZES),
     "replication": (Replication, ReplicationConfig, {}),  # only imported, never begun
 }
 
@@ -46,6 +52,24 @@ RECIPES = {
         optim=Optim(
             lr=3e-4, backbone_factor=0.1, weight_decay=0.05, rule="torch", beta2=0.999, schedule="cosine",
             warmup=0.05, hold=0.3, clip=1.0, accumulate=1, ema=0.999, patience=0,
+        ),
+    ),
+    "detr": Recipe(
+        epochs=150,
+        batch_size=16,
+        augment=Augment(scale=(0.6, 1.4), flip=0.5, colour=0.3, min_visible=0.25, views=1, geometry="free"),
+        optim=Optim(
+            lr=4e-4, backbone_factor=0.1, weight_decay=1e-4, rule="torch", beta2=0.999, schedule="cosine",
+            warmup=0.02, hold=0.3, clip=0.1, accumulate=1, ema=0.999, patience=0,
+        ),
+    ),
+    "deformable": Recipe(
+        epochs=24,
+        batch_size=16,
+        augment=Augment(scale=(0.6, 1.4), flip=0.5, colour=0.3, min_visible=0.25, views=1, geometry="free"),
+        optim=Optim(
+            lr=6e-4, backbone_factor=0.2, weight_decay=0.05, rule="torch", beta2=0.999, schedule="cosine",
+            warmup=0.05, hold=0.3, clip=1.0, accumulate=1, ema=0.998, patience=0,
         ),
     ),
 }  # fmt: skip

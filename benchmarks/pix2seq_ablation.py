@@ -25,7 +25,7 @@ from boxwright.data.cache import Cache, build
 from boxwright.data.loader import train_batches
 from boxwright.data.read import merge_val, name_splits, read, train_and_val
 from boxwright.evaluation.coco import score
-from boxwright.evaluation.run import detect
+from boxwright.evaluation.run import validate
 from boxwright.models import zoo
 from boxwright.models.pix2seq import SIZES, Pix2Seq, Pix2SeqConfig
 from boxwright.training.optim import make_optimizer, moving_average, rate_factor, set_rate
@@ -110,7 +110,8 @@ def main() -> None:
     shape = replace(SIZES["nano"] if a.device != "cpu" else SMALL, image_size=a.image_size)
     shape = replace(shape, max_objects=a.max_objects, length=5 * a.max_objects)
     title = f"{datetime.date.today()}, {a.data.name}, {a.image_size} px, {a.device}, {a.minutes:g} minutes a row"
-    lines = [f"\n{title}\n", "| trained | decoded | steps | last loss | AP | AP50 |", "| --- " * 6 + "|"]
+    head = "| trained | decoded | steps | last loss | held-out log-likelihood a word | AP | AP50 |"
+    lines = [f"\n{title}\n", head, "| --- " * 7 + "|"]
     for name in a.rows:
         given = dict(TRAINED[name])
         augment = fill_in(Augment(scale=(0.6, 1.4), views=given.pop("views", 1)), recipe.augment)
@@ -120,8 +121,11 @@ def main() -> None:
         trained, steps, loss = train(detector.train(), stream, optim, a.minutes * 60, clock)
         for said, config in decoded(trained.config).items():
             trained.config = config
-            report = score(val_records, detect(trained, val_cache, 16, a.device), dataset.names)
-            lines.append(f"| {name} | {said} | {steps} | {loss:.3f} | {report.ap:.3f} | {report.ap50:.3f} |")
+            found, (likelihood, words) = validate(trained, val_cache, 16, a.device)
+            report, word = score(val_records, found, dataset.names), likelihood / words
+            lines.append(
+                f"| {name} | {said} | {steps} | {loss:.3f} | {word:.3f} | {report.ap:.3f} | {report.ap50:.3f} |"
+            )
             print(lines[-1], flush=True)
     if a.write:
         with a.write.open("a") as stream:

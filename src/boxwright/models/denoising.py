@@ -49,7 +49,7 @@ class Shaken:
         )
 
     def _apart(self, matched: int) -> Tensor:
-        """(B, D + Q, D + Q) bool: a group sees itself, not its padding, and all that are matched; those see each other."""
+        """(B, D + Q, D + Q) bool: a group sees itself without padding, and what is matched; that sees only itself."""
         images, shaken = self.real_BD.shape
         group_Q = torch.arange(shaken + matched, device=self.real_BD.device) // (shaken // self.groups)
         group_Q = group_Q.clamp(max=self.groups)  # the last one: those that are matched

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from boxwright.boxes import cxcywh_to_xyxy
+from boxwright.config import require
 from boxwright.models.alignment import candidates, one_to_many, taught
 from boxwright.models.backbone import Backbone
 from boxwright.models.deformable_layers import Cells, Decoder, Encoder, Maps, Queries, box_codes, inverse_sigmoid
@@ -50,6 +51,7 @@ class DeformableConfig:
         extra_levels: further maps behind them, each half of the one before.
         dilated: the last stage keeps stride 16 by dilation.
         dim, hidden, heads: of the transformer.
+        decoder_hidden, decoder_heads: where they are others in the decoder; else 0.
         encoder_layers, decoder_layers: how many.
         encoder_points, decoder_points: that a head looks at on each map.
         queries: objects that can be said at most.
@@ -69,6 +71,8 @@ class DeformableConfig:
     dim: int = 128
     hidden: int = 512
     heads: int = 8
+    decoder_hidden: int = 0
+    decoder_heads: int = 0
     encoder_layers: int = 2
     decoder_layers: int = 3
     encoder_points: int = 4
@@ -128,7 +132,7 @@ class Deformable(Detector):
         pretrained: start the backbone from ImageNet weights.
 
     Raises:
-        UserError: for classes without a row.
+        UserError: for classes without a row, and noisy queries without `begin = "both"`.
     """
 
     rows_K: Tensor
@@ -136,13 +140,15 @@ class Deformable(Detector):
     def __init__(self, config: DeformableConfig, names: tuple[str, ...], pretrained: bool = True):
         super().__init__()
         c = config
+        require(c.begin == "both" or not c.noisy, f"noisy queries need begin='both', not {c.begin!r}.")
         self.config, self.names, self.image_size = c, tuple(names), c.image_size
         self.register_buffer("rows_K", rows_of(c.class_ids, c.class_rows, self.names), persistent=False)
         rows, levels = c.class_rows or len(names), len(c.strides) + c.extra_levels
         self.backbone = Backbone(c.backbone, c.strides, pretrained, c.dilated)
         self.maps = Maps(self.backbone.channels, c.extra_levels, c.dim)
         self.encoder = Encoder(c.dim, c.hidden, c.heads, levels, c.encoder_points, c.encoder_layers, c.dropout)
-        self.decoder = Decoder(c.dim, c.hidden, c.heads, levels, c.decoder_points, c.decoder_layers, c.dropout)
+        hidden, among = c.decoder_hidden or c.hidden, c.decoder_heads or c.heads
+        self.decoder = Decoder(c.dim, hidden, among, levels, c.decoder_points, c.decoder_layers, c.dropout)
         heads = (c.decoder_layers if c.refine else 1) + (c.begin != "table")  # the last one of the proposals
         self.classify = nn.ModuleList(nn.Linear(c.dim, rows) for _ in range(heads))
         self.locate = nn.ModuleList(box_head(c.dim) for _ in range(heads))
@@ -212,8 +218,8 @@ class Deformable(Detector):
         return Queries(self.content_embedding[: best_BQ.shape[1]].expand(images, -1, -1), boxes_BQ4, None)
 
     def _best(self, proposals: Proposals) -> Tensor:
-        """Which cells propose best, (B, Q); the published form ranks by the first row alone, whatever it stands for."""
-        if self.config.begin == "proposals":
+        """Which cells propose best, (B, Q); the published form ranks by the first row alone, as it teaches no other."""
+        if self.config.begin == "proposals" and not self.config.many:
             score_BT = proposals.logits_BTR[..., 0]
         else:
             score_BT = proposals.logits_BTR.amax(-1).masked_fill(~proposals.usable_BT, -torch.inf)
@@ -241,11 +247,11 @@ class Deformable(Detector):
 
     def loss(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
         """`class`, `l1` and `giou` of each layer of the decoder, counted from 1; the same of the proposals (`..._0`)
-        and, in training, of the shaken boxes (`noisy_...`, the sum of all layers).
+        and of the shaken boxes (`noisy_...`).
         """
         truth = truth_of(batch, raw.extent_B4, self.rows_K)
         queries, shaken = self.queries(raw), None
-        if self.config.noisy and self.training:
+        if self.config.noisy:
             shaken = shake(truth, self.label_embedding)
             queries = shaken.in_front_of(queries)
         said = self.say(raw.cells, queries)
@@ -255,7 +261,7 @@ class Deformable(Detector):
         if shaken is not None:
             noisy, said = shaken.split(said)
             terms = denoising_loss(noisy, shaken, truth, self.config.aware)
-            losses |= {f"noisy_{name}": value.sum() for name, value in terms.items()}
+            losses |= by_layer({f"noisy_{name}": values for name, values in terms.items()})
         terms, _ = focal_set_loss(said, truth, self.config.aware)
         return losses | by_layer(terms)
 

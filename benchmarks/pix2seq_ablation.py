@@ -121,8 +121,8 @@ def main() -> None:
         trained, steps, loss = train(detector.train(), stream, optim, a.minutes * 60, clock)
         for said, config in decoded(trained.config).items():
             trained.config = config
-            found, (likelihood, words) = validate(trained, val_cache, 16, a.device)
-            report, word = score(val_records, found, dataset.names), likelihood / words
+            done = validate(trained, val_cache, 16, a.device)
+            report, word = score(val_records, done.found, dataset.names), done.likelihood / done.words
             lines.append(
                 f"| {name} | {said} | {steps} | {loss:.3f} | {word:.3f} | {report.ap:.3f} | {report.ap50:.3f} |"
             )

@@ -108,6 +108,8 @@ def is_picture(path: Path) -> bool:
         "step,epoch,lr,loss,val_ap,val_ap50\n",
         "step,epoch,lr,loss,loss_l1,val_ap,val_ap50\n1,0.5,0.1,3.0,2.0,,\n2,1.0,0.1,2.0,1.0,0.1,0.3\n",
         "step,epoch,lr,loss,val_ap,val_ap50\n1,0.5,,nan,,\n2,1.0,0.1,inf,-1.0,-1.0\n3,1.5,0.1",
+        "step,epoch,lr,loss,loss_l1_10,loss_l1_2,loss_x,val_ap,val_ap50,val_ap_large,val_loss,val_loss_l1_2\n"
+        "1,0.5,0.1,3.0,2.0,1,1,,,,,\n2,1.0,0.1,2.0,1.0,1,1,0.1,0.3,0.2,4.0,2.5\n",
         "step,epoch,lr,loss,loss_a\n" + "".join(f"{i},{i / 9},0.1,{9 - i / 99},1\n" for i in range(200)),
     ],
 )
@@ -115,6 +117,14 @@ def test_curves_of_any_table(tmp_path: Path, table: str) -> None:
     (tmp_path / "metrics.csv").write_text(table)
     show.curves(tmp_path / "metrics.csv", tmp_path / "curves")
     assert is_picture(tmp_path / "curves")
+
+
+def test_terms_are_told_from_their_layers() -> None:
+    names = ["step", "loss", "loss_l1_1", "loss_l1_2", "loss_noisy_l1_1", "loss_tokens", "val_loss_l1_1"]
+    assert show._terms(dict.fromkeys(names, np.zeros(1))) == {
+        "loss_l1": ["loss_l1_1", "loss_l1_2"], "loss_noisy_l1": ["loss_noisy_l1_1"], "loss_tokens": ["loss_tokens"],
+    }  # fmt: skip
+    assert show._terms({"loss": np.zeros(1), "loss_tokens": np.zeros(1)}) == {}
 
 
 def test_the_running_mean_of_a_constant_is_the_constant() -> None:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -213,26 +215,27 @@ def _canvas(batch: Batch, position: int, names: Sequence[str]) -> Image.Image:
 
 
 def curves(metrics: Path, out: Path) -> None:
-    """Draw a run's metrics.csv: the loss and its terms, AP, and the learning rate.
+    """Draw a run's metrics.csv: loss, AP and learning rate, and below them each term of the loss, layer by layer.
 
-    Columns: step, epoch, lr, loss, ``loss_*``, val_ap, val_ap50; cells may be empty, and so may the file.
+    Columns: step, epoch, lr, loss, ``loss_*``, and of the validation val_ap, val_ap50, ``val_ap_*``, val_loss and
+    ``val_loss_*``; cells may be empty, and so may the file.
     """
     columns = _read_columns(metrics)
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
-    loss_axes, ap_axes, rate_axes = figure.subplots(1, 3, width_ratios=[5, 5, 2.5])
-    _plot_losses(loss_axes, columns)
-    for name, title, shade in (("val_ap50", "AP50", colour(1)), ("val_ap", "AP", colour(0))):
-        epochs, values = _pairs(columns, "epoch", name)
-        ap_axes.plot(epochs, values, color=shade, label=title, marker="o" if len(values) < 60 else "", markersize=3.5)
-        if len(values):
-            best = int(np.argmax(values))
-            ap_axes.annotate(f"{values[best]:.3f}", (epochs[best], values[best]), (0, 5), textcoords="offset points",
-                             ha="center", color=shade, fontsize=9)  # fmt: skip
+    terms = _terms(columns)
+    rows = math.ceil(len(terms) / 4)
+    figure = Figure(figsize=(13, 4.2 + 3.4 * rows), layout="constrained")
+    upper, *lower = figure.subfigures(1 + rows, 1, squeeze=False, height_ratios=[4.2] + [3.4] * rows)[:, 0]
+    loss_axes, ap_axes, rate_axes = upper.subplots(1, 3, width_ratios=[5, 5, 2.5])
+    _plot_losses(loss_axes, columns, "loss")
+    _plot_ap(ap_axes, columns)
     rate_axes.plot(*_pairs(columns, "step", "lr"), color=colour(9))
-    _dress(loss_axes, "training loss", "step", legend=True)
+    _dress(loss_axes, "loss", "step", legend=True)
     _dress(ap_axes, "validation", "epoch", legend=True)
     ap_axes.set_ylim(0, 1.02)
     _dress(rate_axes, "learning rate", "step", legend=False)
+    for part, row in zip(lower, np.array_split(list(terms), rows) if rows else [], strict=True):
+        for axes, term in zip(part.subplots(1, len(row), squeeze=False)[0], row, strict=True):
+            _plot_term(axes, columns, term, terms[term])
     rate_axes.yaxis.set_major_formatter("{x:.1e}")
     rate_axes.set_ylim(bottom=0)
     _save(figure, out)
@@ -289,19 +292,63 @@ def confusion(matrix: np.ndarray, names: Sequence[str], out: Path, note: str = "
     _save(figure, out)
 
 
-def _plot_losses(axes: Axes, columns: dict[str, np.ndarray]) -> None:
-    """The sum in black, its terms in colour; noisy values faint, their running mean on top."""
-    terms = [name for name in columns if name.startswith("loss_")]
-    top = 0.0
-    for position, name in enumerate(["loss", *terms]):
-        steps, values = _pairs(columns, "step", name)
-        shade = "#222222" if name == "loss" else colour(position - 1)
-        mean = _running_mean(values)
-        axes.plot(steps, values, color=shade, alpha=0.18, linewidth=0.8)
-        axes.plot(steps, mean, color=shade, linewidth=1.6, label="sum" if name == "loss" else name[5:])
-        top = max(top, *mean.tolist(), 0.0) if len(mean) else top
-    if top > 0:
-        axes.set_ylim(0, top * 1.08)
+def _terms(columns: dict[str, np.ndarray]) -> dict[str, list[str]]:
+    """The columns of each term of a loss, layer by layer; none where the sum has but one."""
+    names = [name for name in columns if name.startswith("loss_")]
+    terms: dict[str, list[str]] = {}
+    for name in names:
+        terms.setdefault(re.sub(r"_\d+$", "", name), []).append(name)
+    return terms if len(names) > 1 else {}
+
+
+def _plot_term(axes: Axes, columns: dict[str, np.ndarray], term: str, names: Sequence[str]) -> None:
+    """A line for each layer, from the first (dark) to the last (bright); of one layer, as the sum is shown."""
+    if len(names) == 1:
+        _plot_losses(axes, columns, names[0])
+    else:
+        shades = matplotlib.colormaps["plasma"](np.linspace(0.0, 0.85, len(names)))
+        for name, shade in zip(sorted(names, key=_layer), shades, strict=True):
+            _plot_losses(axes, columns, name, shade, f"layer {_layer(name)}")
+        axes.plot([], [], color="#555555", linestyle="--", marker=".", label="validation")
+        axes.set_ylim(bottom=0)
+    _dress(axes, term.removeprefix("loss_"), "step", legend=True)
+
+
+def _layer(name: str) -> int:
+    return int(name.rpartition("_")[2])
+
+
+def _plot_losses(
+    axes: Axes, columns: dict[str, np.ndarray], name: str, shade: Any = "#222222", layer: str | None = None
+) -> None:
+    """A loss in training, its running mean on top of the noisy values (alone, if of a `layer`), and in validation."""
+    steps, values = _pairs(columns, "step", name)
+    mean = _running_mean(values)
+    axes.plot(steps, mean, color=shade, linewidth=1.3 if layer else 1.6, label=layer or "training")
+    steps_val, values_val = _pairs(columns, "step", f"val_{name}")
+    dots = {"marker": "." if len(values_val) < 60 else "", "markersize": 4, "linestyle": "--", "linewidth": 1.2}
+    shade_val, label_val = (shade, None) if layer else (colour(3), "validation" if len(values_val) else None)
+    axes.plot(steps_val, values_val, color=shade_val, label=label_val, **dots)
+    if not layer:
+        axes.plot(steps, values, color=shade, alpha=0.18, linewidth=0.8, zorder=1)
+        top = max([*mean.tolist(), *values_val.tolist()], default=0.0)
+        axes.set_ylim(0, top * 1.08 if top > 0 else None)
+
+
+def _plot_ap(axes: Axes, columns: dict[str, np.ndarray]) -> None:
+    """AP and AP50 with their best, and AP by size of the objects."""
+    lines = [("val_ap50", "AP50", colour(1)), ("val_ap", "AP", colour(0))]
+    lines += [(f"val_ap_{size}", f"AP {size}", colour(n)) for size, n in (("small", 6), ("medium", 4), ("large", 2))]
+    for name, title, shade in lines:
+        epochs, values = _pairs(columns, "epoch", name)
+        if name.startswith("val_ap_"):
+            axes.plot(epochs, values, color=shade, label=title if len(values) else None, linewidth=1.1, linestyle="--")
+            continue
+        axes.plot(epochs, values, color=shade, label=title, marker="o" if len(values) < 60 else "", markersize=3.5)
+        if len(values):
+            best = int(np.argmax(values))
+            axes.annotate(f"{values[best]:.3f}", (epochs[best], values[best]), (0, 5), textcoords="offset points",
+                          ha="center", color=shade, fontsize=9)  # fmt: skip
 
 
 def _plot_precision(

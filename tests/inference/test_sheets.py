@@ -11,7 +11,7 @@ from boxwright.data import cache
 from boxwright.data.records import Record
 from boxwright.inference.sheets import sheet, write_sheets
 from boxwright.models.pix2seq import Pix2Seq
-from boxwright.types import Detector
+from boxwright.types import Detections, Detector
 
 
 @pytest.fixture
@@ -23,22 +23,35 @@ def images(paint: Callable[..., Path], tmp_path: Path) -> tuple[cache.Cache, lis
     return cache.build(records, 96, folder=tmp_path / "cache", quiet=True), records
 
 
+def nothing_found(images: int) -> list[Detections]:
+    nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), ("cat", "dog"))
+    return [nothing] * images
+
+
 def test_three_images_spread_over_the_split(
     writer: Pix2Seq, images: tuple[cache.Cache, list[Record]], tmp_path: Path
 ) -> None:
     for _ in range(2):
-        write_sheets(writer.train(), *images, tmp_path / "out")
+        write_sheets(writer.train(), *images, nothing_found(5), tmp_path)
         assert writer.training
-        assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["00001-0.jpg", "00003-2.jpg", "00005-4.jpg"]
-    with Image.open(tmp_path / "out" / "00001-0.jpg") as picture:
+        for folder in ("explain", "validation"):
+            assert sorted(p.name for p in (tmp_path / folder).iterdir()) == [
+                "00001-0.jpg",
+                "00003-2.jpg",
+                "00005-4.jpg",
+            ]
+    with Image.open(tmp_path / "explain" / "00001-0.jpg") as picture:
         assert picture.width > 4 * 320
+    with Image.open(tmp_path / "validation" / "00001-0.jpg") as picture:
+        assert picture.width > 2 * 640
 
 
-def test_a_detector_without_sentences_leaves_nothing(
+def test_a_detector_that_cannot_be_explained_leaves_what_it_found(
     white_boxes: Detector, images: tuple[cache.Cache, list[Record]], tmp_path: Path
 ) -> None:
-    write_sheets(white_boxes, *images, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    write_sheets(white_boxes, *images, nothing_found(5), tmp_path)
+    assert not (tmp_path / "explain").exists()
+    assert len(list((tmp_path / "validation").iterdir())) == 3
 
 
 def test_a_sentence_of_nothing_has_a_sheet() -> None:

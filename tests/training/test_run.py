@@ -125,6 +125,7 @@ def test_two_processes_train_one_model(data, tmp_path):
     assert "cpu x 2" in done.stdout
     assert len(rows(out)) == 4  # 16 images, 2 epochs, 2 processes of 4
     assert rows(out)[-1]["val_ap"] != ""
+    assert float(rows(out)[-1]["val_loss"]) > 0
 
 
 def test_a_run_leaves_what_it_promises_and_config_repeats_it(data, tmp_path):
@@ -133,6 +134,11 @@ def test_a_run_leaves_what_it_promises_and_config_repeats_it(data, tmp_path):
     assert list((out / "tensorboard").iterdir())
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
     assert [int(row["step"]) for row in rows(out)] == list(range(1, 9))
+    assert [path.name for path in sorted((out / "validation").iterdir())] == [
+        "00001-1.jpg",
+        "00005-5.jpg",
+        "00008-8.jpg",
+    ]
     again = tmp_path / "again"
     assert main(["train", "--config", str(out / "config.yaml"), "--out", str(again)]) == 0
     assert rows(again) == rows(out)
@@ -163,7 +169,8 @@ def test_training_goes_on_from_given_weights(data, tmp_path):
 
 
 def test_patience_ends_a_run_that_gets_no_better(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("boxwright.training.loop.Loop._validate", lambda *_: (0.1, 0.2, None))
+    monkeypatch.setattr("boxwright.training.loop.Loop._validate", lambda *_: ({"val_ap": 0.1, "val_ap50": 0.2}, []))
+    monkeypatch.setattr("boxwright.training.loop.write_sheets", lambda *_: None)
     out = train(data, tmp_path / "run", epochs=6, optim=Optim(patience=2))
     assert len(rows(out)) == 3 * 4
 
@@ -188,7 +195,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_batch_on_disk(data, tmp_path, 
 
     def broken(self, raw, batch):
         losses = original(self, raw, batch)
-        broken.calls += 1
+        broken.calls += self.training
         return losses | {"giou": losses["giou"] * float("nan")} if broken.calls == 6 else losses
 
     broken.calls = 0

@@ -3,6 +3,7 @@ import errno
 import threading
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from boxwright.config import UserError
 from boxwright.training.watch import Watch, _rows_until
@@ -58,7 +59,8 @@ def test_of_a_damaged_table_the_rows_that_can_be_read_are_kept(tmp_path):
 def test_likelihood_stands_beside_ap_of_detectors_that_have_one(tmp_path, likelihood, capsys):
     with Watch(tmp_path, 3, 0, True) as watch:
         watch.step(1, 0.5, 1e-3, {"l1": 1.0}, 1.0)
-        watch.validation(1, 1, 0.25, 0.5, likelihood, 2.0)
+        said = {} if likelihood is None else {"val_log_likelihood": likelihood}
+        watch.validation(1, 1, {"val_ap": 0.25, "val_ap50": 0.5} | said, 2.0)
         watch.step(2, 0.5, 1e-3, {"l1": 1.0}, 1.0)
     with Watch(tmp_path, 3, 2, True) as watch:
         watch.step(3, 0.5, 1e-3, {"l1": 1.0}, 1.0)
@@ -66,3 +68,28 @@ def test_likelihood_stands_beside_ap_of_detectors_that_have_one(tmp_path, likeli
     assert [row.get("val_log_likelihood") for row in rows] == ([None] * 3 if likelihood is None else ["-1.5", "", ""])
     assert [row["val_ap"] for row in rows] == ["0.25", "", ""]
     assert ("log-likelihood -1.500" in capsys.readouterr().out) == (likelihood is not None)
+
+
+def test_what_a_validation_says_has_columns_and_charts_of_its_own(tmp_path):
+    numbers = {"val_ap": 0.25, "val_ap50": 0.5, "val_ap_large": 0.3, "val_loss": 2.5, "val_loss_l1_1": 2.5}
+    with Watch(tmp_path, 2, 0, True) as watch:
+        for step in (1, 2):
+            watch.step(step, step / 2, 1e-3, {"l1_1": 1.0}, 1.0)
+        watch.validation(2, 1, numbers, 2.0)
+    assert (tmp_path / "metrics.csv").read_text().splitlines()[0] == (
+        "step,epoch,lr,loss,loss_l1_1,val_ap,val_ap50,val_ap_large,val_loss,val_loss_l1_1"
+    )
+    first, last = csv.DictReader((tmp_path / "metrics.csv").open())
+    assert {name: first[name] for name in numbers} == dict.fromkeys(numbers, "")
+    assert {name: float(last[name]) for name in numbers} == numbers
+    tags = {part: scalars(tmp_path / "tensorboard" / part) for part in ("train", "val")}
+    assert tags == {
+        "train": {"epoch", "lr", "loss", "loss/l1_1"},
+        "val": {"ap", "ap50", "ap_large", "loss", "loss/l1_1"},
+    }
+
+
+def scalars(folder):
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return set(events.Tags()["scalars"])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
 from boxwright.config import require
 from boxwright.data.loader import eval_batches
+from boxwright.models.losses import each_alone
 from boxwright.types import Batch, Detections, Detector, Predictions
 
 if TYPE_CHECKING:
@@ -34,22 +36,41 @@ def detect(
     return [found for batch in detect_batches(detector, cache, batch_size, device, rank, world) for found in batch]
 
 
+@dataclass
+class Validation:
+    """What a detector says of images, and how far that is from what is true of them.
+
+    Attributes:
+        found: the detections of each image, as `detect` has them.
+        losses: each term of the loss, the sum over the images; that of a batch is the same for all of its images.
+        likelihood: log-likelihood of what is true of the images; 0 for a detector that doesn't say objects in words.
+        words: how many words that is the sum of.
+    """
+
+    found: list[Detections] = field(default_factory=list)
+    losses: dict[str, float] = field(default_factory=dict)
+    likelihood: float = 0.0
+    words: float = 0.0
+
+
 def validate(
     detector: Detector, cache: Cache, batch_size: int, device: torch.device | str, rank: int = 0, world: int = 1
-) -> tuple[list[Detections], tuple[float, float]]:
-    """`detect`, and the log-likelihood of what is true of the images, with the number of words it is the sum of.
-
-    Both are 0 for a detector that doesn't say objects in words.
-    """
-    found, likelihood, words = [], 0.0, 0.0
-    with evaluating(detector), torch.inference_mode():
+) -> Validation:
+    """`detect`, and what training is judged by; a loss that draws at random does so from torch's global generator."""
+    done = Validation()
+    with evaluating(detector), torch.inference_mode(), each_alone():
         for batch in eval_batches(cache, batch_size, device=device, rank=rank, world=world):
             raw = detector(batch.images_BCHW, batch.sizes_B2)
-            found += most_of(detector.decode(raw)).to_detections(batch, detector.names)
+            done.found += most_of(detector.decode(raw)).to_detections(batch, detector.names)
+            losses = detector.loss(raw, batch)
+            values = torch.stack(list(losses.values())).tolist()
+            for name, value in zip(losses, values, strict=True):
+                done.losses[name] = done.losses.get(name, 0.0) + value * len(batch)
             pair = detector.likelihood(raw, batch)
             if pair is not None:
-                likelihood, words = likelihood + float(pair[0].double().sum()), words + float(pair[1].sum())
-    return found, (likelihood, words)
+                done.likelihood += float(pair[0].double().sum())
+                done.words += float(pair[1].sum())
+    return done
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""How a sentence begins, on one picture: what validation leaves behind, so that learning can be watched."""
+"""What validation leaves behind, so that learning can be watched: what is found in a few images, and why."""
 
 from __future__ import annotations
 
@@ -16,24 +16,32 @@ from boxwright.files import write_whole
 from boxwright.inference.explain import corner_picture
 from boxwright.inference.sentence import Sentence, write_sentences
 from boxwright.models.pix2seq import Pix2Seq
-from boxwright.types import Detector
+from boxwright.types import Detections, Detector
 
 IMAGES, OBJECTS = 3, 3
 _PANEL = 320  # long side of each picture, in pixels
 
 
-def write_sheets(detector: Detector, cache: Cache, records: Sequence[Record], folder: Path) -> None:
-    """Write a picture of each of a few images, always the same ones; nothing for a detector without sentences.
+def write_sheets(
+    detector: Detector, cache: Cache, records: Sequence[Record], found: Sequence[Detections], folder: Path
+) -> None:
+    """Write pictures of a few images, always the same ones: `validation/NUMBER-NAME.jpg`, what is found at three
+    thresholds beside what is true, and `explain/NUMBER-NAME.jpg`, how it is found, of detectors that can be explained.
 
     Args:
         detector: left in the mode it was in.
         cache: the images.
-        records: the same images, for their names.
-        folder: where `NUMBER-NAME.jpg` goes.
+        records: the same images, as they are annotated.
+        found: what the detector says of each image.
+        folder: of the run.
     """
+    chosen = np.unique(np.linspace(0, len(cache) - 1, min(IMAGES, len(cache))).round().astype(int)).tolist()
+    for position in chosen:
+        record = records[position]
+        picture = show.side_by_side(record, found[position], detector.names)
+        _save(picture, folder / "validation", position, record)
     if not isinstance(detector, Pix2Seq):
         return
-    chosen = np.unique(np.linspace(0, len(cache) - 1, min(IMAGES, len(cache))).round().astype(int)).tolist()
     batch, was_training = cache.batch(chosen), detector.training
     detector.eval()
     device = next(detector.parameters()).device
@@ -43,8 +51,12 @@ def write_sheets(detector: Detector, cache: Cache, records: Sequence[Record], fo
         chosen, batch.images_BCHW, batch.sizes_B2.tolist(), sentences, strict=True
     ):
         picture = sheet(_photo(pixels_CHW, *size_2), sentence)
-        file = folder / f"{position + 1:05d}-{records[position].path.stem}.jpg"
-        write_whole(file, lambda temporary, picture=picture: picture.save(temporary, format="jpeg", quality=85))
+        _save(picture, folder / "explain", position, records[position])
+
+
+def _save(picture: Image.Image, folder: Path, position: int, record: Record) -> None:
+    file = folder / f"{position + 1:05d}-{record.path.stem}.jpg"
+    write_whole(file, lambda temporary: picture.save(temporary, format="jpeg", quality=85))
 
 
 def sheet(photo: Image.Image, sentence: Sentence) -> Image.Image:

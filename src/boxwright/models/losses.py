@@ -1,14 +1,30 @@
 """Losses that several detectors share."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+_TOGETHER = ContextVar("together", default=True)
+
+
+@contextmanager
+def each_alone() -> Iterator[None]:
+    """Inside, no device waits for another: when they validate, one may have fewer batches than the others."""
+    before = _TOGETHER.set(False)
+    try:
+        yield
+    finally:
+        _TOGETHER.reset(before)
+
 
 def across_devices(count: Tensor) -> Tensor:
     """A normaliser averaged over all devices, at least 1: the loss must not depend on how images are spread."""
-    if dist.is_available() and dist.is_initialized():
+    if _TOGETHER.get() and dist.is_available() and dist.is_initialized():
         count = count.clone()
         dist.all_reduce(count)
         count = count / dist.get_world_size()

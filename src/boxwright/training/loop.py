@@ -22,15 +22,15 @@ from boxwright.config import Augment, Optim, UserError, require
 from boxwright.data.cache import Cache
 from boxwright.data.loader import mix, steps_per_epoch, train_batches
 from boxwright.data.records import Record
-from boxwright.evaluation.coco import score
-from boxwright.evaluation.run import validate
+from boxwright.evaluation.coco import STAT_NAMES, Report, score
+from boxwright.evaluation.run import Validation, validate
 from boxwright.files import write_whole
 from boxwright.inference.sheets import write_sheets
 from boxwright.models.weights import save_detector
 from boxwright.training.checkpoint import Progress, load_state, save_state
 from boxwright.training.optim import make_optimizer, moving_average, rate_factor, set_rate
 from boxwright.training.watch import Watch
-from boxwright.types import Batch, Detector
+from boxwright.types import Batch, Detections, Detector
 
 SAVE_SECONDS = 600  # a state is written at least this often, besides each epoch's end
 
@@ -187,9 +187,10 @@ class Loop:
         self.model.eval()
         card = self.plan.card | {"epoch": epoch}
         started = time.perf_counter()
-        ap, ap50, likelihood = self._validate(shipped, *self.val)
-        card |= {"val_ap": round(ap, 4), "val_ap50": round(ap50, 4)}
-        watch.validation(self.progress.step, epoch, ap, ap50, likelihood, time.perf_counter() - started)
+        numbers, found = self._validate(shipped, *self.val)
+        ap = numbers["val_ap"]
+        card |= {name: round(numbers[name], 4) for name in ("val_ap", "val_ap50")}
+        watch.validation(self.progress.step, epoch, numbers, time.perf_counter() - started)
         better = not self.progress.best_epoch or ap > self.progress.best_ap
         if better:
             self.progress.best_ap, self.progress.best_epoch = ap, epoch
@@ -197,27 +198,27 @@ class Loop:
             save_detector(self.plan.folder / "last.safetensors", shipped, card)
             if better:
                 save_detector(self.plan.folder / "best.safetensors", shipped, card)
-                write_sheets(shipped, *self.val, self.plan.folder / "explain")
+                write_sheets(shipped, *self.val, found, self.plan.folder)
         self._save_state()
 
     def _validate(
         self, detector: Detector, cache: Cache, records: Sequence[Record]
-    ) -> tuple[float, float, float | None]:
-        """AP, AP50 and, of detectors that say objects in words, the true sentences' mean log-likelihood a word.
+    ) -> tuple[dict[str, float], list[Detections]]:
+        """The numbers of a validation, as metrics.csv has them, and all detections.
 
-        They are the same on every device: each detects on its share of the images.
+        They are the same on every device: each detects on its share of the images. Random draws of a loss are the same
+        at each validation.
         """
         fabric = self.fabric
+        torch.manual_seed(self.plan.seed)
         share = validate(detector, cache, self.plan.batch_size, fabric.device, fabric.global_rank, fabric.world_size)
         shares: list[Any] = [share]
         if fabric.world_size > 1:
             shares = [None] * fabric.world_size
             torch.distributed.all_gather_object(shares, share)
-        dealt = _even([found for found, _ in shares])
+        dealt = _even([share.found for share in shares])
         found = [detections for turn in zip(*dealt, strict=True) for detections in turn][: len(cache)]
-        likelihood, words = (sum(numbers) for numbers in zip(*(sums for _, sums in shares), strict=True))
-        report = score(records, found, detector.names)
-        return report.ap, report.ap50, likelihood / words if words else None
+        return _numbers(score(records, found, detector.names), shares), found
 
     def _stale(self) -> bool:
         """Whether `patience` epochs have passed without a better AP."""
@@ -229,6 +230,23 @@ class Loop:
             save_state(self.plan.folder, self.progress, self.detector, self.average, self.optimizer)
         self.saved_at = time.monotonic()
         self.fabric.barrier()
+
+
+def _numbers(report: Report, shares: Sequence[Validation]) -> dict[str, float]:
+    """AP, also by size where there are objects of it; each loss, the mean over all images; and, of detectors that say
+    objects in words, the true sentences' mean log-likelihood a word.
+    """
+    stats = dict(zip(STAT_NAMES, report.stats, strict=True))
+    numbers = {"val_ap": report.ap, "val_ap50": report.ap50}
+    sizes = {"small": "APs", "medium": "APm", "large": "APl"}
+    numbers |= {f"val_ap_{size}": stats[name] for size, name in sizes.items() if stats[name] >= 0}
+    images = sum(len(share.found) for share in shares)
+    losses = {name: sum(share.losses.get(name, 0.0) for share in shares) / images for name in shares[0].losses}
+    numbers |= {"val_loss": sum(losses.values())} | {f"val_loss_{name}": value for name, value in losses.items()}
+    words = sum(share.words for share in shares)
+    if words:
+        numbers["val_log_likelihood"] = sum(share.likelihood for share in shares) / words
+    return numbers
 
 
 def _even(shares: list[list[Any]]) -> list[list[Any]]:

@@ -17,17 +17,20 @@ from boxwright.console import make_console
 from boxwright.files import write_whole, writing
 
 HEAD = ("step", "epoch", "lr", "loss")
-TAIL = ("val_ap", "val_ap50")
+TAIL = ("val_ap", "val_ap50")  # further columns of the validation as they come
 LIKELIHOOD = "val_log_likelihood"
 
 
 class Watch:
     """Follows a run; on all processes but the first it says and writes nothing.
 
-    metrics.csv has a row a step: step, epoch, lr, loss, one ``loss_<name>`` a term, and val_ap and val_ap50 on the
-    last step of each epoch; beside them, of detectors that say objects in words, val_log_likelihood: the mean natural
-    logarithm of the probability of each word of the true sentences. Losses are written with all their digits, so that
-    two runs can be compared exactly.
+    metrics.csv has a row a step: step, epoch, lr, loss, one ``loss_<name>`` a term. On the last step of each epoch
+    stand, too: val_ap, val_ap50, val_ap_small, val_ap_medium and val_ap_large (COCO's; empty without objects of the
+    size), val_loss and its terms ``val_loss_<name>``, and, of detectors that say objects in words, val_log_likelihood:
+    the mean natural logarithm of the probability of each word of the true sentences. Numbers are written with all
+    their digits, so that two runs can be compared exactly.
+
+    TensorBoard has the losses of training and those of validation as two runs, to be laid over each other.
 
     Args:
         folder: of the run.
@@ -41,7 +44,7 @@ class Watch:
         self.active, self.file, self.folder = active, folder / "metrics.csv", folder / "tensorboard"
         self.rows = _rows_until(self.file, done) if active else []
         self.done = done
-        self.events: SummaryWriter | None = None
+        self.events: dict[str, SummaryWriter] = {}
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -60,15 +63,16 @@ class Watch:
             if self.active:
                 self._rewrite()
                 with writing(self.folder):
-                    self.events = SummaryWriter(str(self.folder), purge_step=self.done + 1)
+                    for part in ("train", "val"):
+                        self.events[part] = SummaryWriter(str(self.folder / part), purge_step=self.done + 1)
             stack.enter_context(self.bar)
             self.stack = stack.pop_all()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        with self.stack, suppress(OSError) if error else writing(self.folder):
-            if self.events:
-                self.events.close()
+        with self.stack, suppress(OSError) if error else writing(self.folder), ExitStack() as closing:
+            for writer in self.events.values():
+                closing.callback(writer.close)
 
     def step(self, step: int, epoch: float, lr: float, losses: dict[str, float], images_per_second: float) -> None:
         """Note one optimizer step."""
@@ -79,29 +83,24 @@ class Watch:
         self._append({key: repr(value) for key, value in row.items()})
         for key, value in row.items():
             if key != "step":
-                self._chart(key.replace("loss_", "loss/"), value, step)
+                self._chart("train", key, value, step)
         said = f"loss {row['loss']:.3f}  {self.ap}  {images_per_second:.1f} images/s  {_memory()}"
         self.bar.update(self.task, completed=step, said=said)
 
-    def validation(
-        self, step: int, epoch: int, ap: float, ap50: float, likelihood: float | None, seconds: float
-    ) -> None:
-        """Note the validation at the end of an epoch; `likelihood` is None of detectors that don't speak in words."""
+    def validation(self, step: int, epoch: int, numbers: dict[str, float], seconds: float) -> None:
+        """Note the validation at the end of an epoch: the columns that begin with ``val_``."""
         if not self.active:
             return
-        self.rows[-1] |= {"val_ap": repr(ap), "val_ap50": repr(ap50)}
-        self._chart("val/ap", ap, step)
-        self._chart("val/ap50", ap50, step)
-        if likelihood is not None:
-            self.rows[-1][LIKELIHOOD] = repr(likelihood)
-            self._chart("val/log_likelihood", likelihood, step)
+        self.rows[-1] |= {name: repr(value) for name, value in numbers.items()}
+        for name, value in numbers.items():
+            self._chart("val", name.removeprefix("val_"), value, step)
         self._rewrite()
         self.ap, loss = _said(self.rows[-1]), float(self.rows[-1]["loss"])
         self.console.print(f"epoch {epoch:>3}  loss {loss:.3f}  {self.ap}  ({seconds:.0f} s)")
 
-    def _chart(self, name: str, value: float, step: int) -> None:
+    def _chart(self, part: str, name: str, value: float, step: int) -> None:
         with writing(self.folder):
-            self.events.add_scalar(name, value, step)  # type: ignore[union-attr]
+            self.events[part].add_scalar(name.replace("loss_", "loss/"), value, step)
 
     def _append(self, row: dict[str, str]) -> None:
         self.rows.append(row)
@@ -146,7 +145,8 @@ def _said(row: dict[str, str]) -> str:
 
 def _columns(rows: list[dict[str, str]]) -> list[str]:
     terms = [key for key in (rows[0] if rows else {}) if key.startswith("loss_")]
-    return [*HEAD, *terms, *TAIL, *([LIKELIHOOD] if any(LIKELIHOOD in row for row in rows) else [])]
+    validated = dict.fromkeys(key for row in rows for key in row if key.startswith("val_"))
+    return [*HEAD, *terms, *dict.fromkeys([*TAIL, *validated])]
 
 
 def _rows_until(file: Path, step: int) -> list[dict[str, str]]:

@@ -1,0 +1,121 @@
+"""Hugging Face's DETR and Deformable DETR behind the contract of our detectors, in the shape of ours.
+
+Used by `peers.py` and `detr_step.py`. Networks, losses and beginnings are those of `transformers` as installed, with the
+losses of all layers of the decoder (`auxiliary_loss=True`), as both were published.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm import create_model
+from torch import Tensor, nn
+
+from boxwright.boxes import cxcywh_to_xyxy
+from boxwright.models.backbone import Backbone
+from boxwright.models.deformable import DeformableConfig
+from boxwright.models.detr import DetrConfig
+from boxwright.models.padding import cut, extent
+from boxwright.models.set_loss import truth_of
+from boxwright.types import Batch, Detector, Predictions
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+class OurBackbone(nn.Module):
+    """Our backbone, with its weights and what of them rests, where Hugging Face's stands."""
+
+    def __init__(self, backbone: Backbone):
+        super().__init__()
+        self.model = backbone
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> list[tuple[Tensor, Tensor]]:
+        masks = pixel_mask[None].float()
+        return [(x, F.interpolate(masks, size=x.shape[-2:])[0].bool()) for x in self.model(pixel_values)]
+
+
+class HuggingFace(Detector):
+    """A network of `transformers`.
+
+    Args:
+        shape: the dims; of a `DeformableConfig`, only the published forms in one stage.
+        names: the classes.
+        pretrained: our backbone with ImageNet weights, instead of Hugging Face's own without weights.
+    """
+
+    def __init__(self, shape: DetrConfig | DeformableConfig, names: tuple[str, ...], pretrained: bool = True):
+        super().__init__()
+        self.names, self.image_size, self.softmax = names, shape.image_size, isinstance(shape, DetrConfig)
+        strides = (shape.stride,) if isinstance(shape, DetrConfig) else shape.strides
+        self.network = network(shape, strides, len(names))
+        self.inside = pretrained  # whether the backbone normalises by itself
+        mean, std = (torch.tensor(colour).view(3, 1, 1) for colour in IMAGENET)
+        if pretrained:
+            ours = Backbone(shape.backbone, strides, dilated=shape.dilated)
+            self.network.model.backbone, mean = OurBackbone(ours), ours.mean.clone()
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+        self.register_buffer("rows_K", torch.arange(len(names)))
+
+    def backbone_parameters(self) -> list[nn.Parameter]:
+        return list(self.network.model.backbone.parameters())
+
+    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor) -> tuple[Any, ...]:
+        """What the network needs: it has its loss inside."""
+        filled_BCHW, mask_BHW = cut(images_BCHW, sizes_B2, self.mean)
+        if not self.inside:
+            filled_BCHW = (filled_BCHW - self.mean) / self.std
+        return filled_BCHW, mask_BHW.long(), extent(images_BCHW, sizes_B2)
+
+    def loss(self, raw: tuple[Any, ...], batch: Batch) -> dict[str, Tensor]:
+        images_BCHW, mask_BHW, extent_B4 = raw
+        truth = truth_of(batch, extent_B4, self.rows_K)
+        rows = zip(truth.rows_BN, truth.boxes_BN4, truth.valid_BN, strict=True)
+        labels = [{"class_labels": classes[real], "boxes": boxes[real]} for classes, boxes, real in rows]
+        return {"all": self.network(images_BCHW, mask_BHW, labels=labels).loss}
+
+    @torch.no_grad()
+    def decode(self, raw: tuple[Any, ...]) -> Predictions:
+        """As `post_process_object_detection` of each: the likeliest class a query, or the best pairs of both."""
+        images_BCHW, mask_BHW, extent_B4 = raw
+        said = self.network(images_BCHW, mask_BHW)
+        boxes_BQ4 = cxcywh_to_xyxy(said.pred_boxes).clamp(0, 1) * extent_B4[:, None]
+        if self.softmax:
+            scores_BQ, labels_BQ = said.logits.softmax(-1)[..., :-1].max(-1)
+            return Predictions(boxes_BQ4, scores_BQ, labels_BQ).best_first()
+        scores_BD, index_BD = said.logits.sigmoid().flatten(1).topk(100)
+        query_BD1 = (index_BD // len(self.names))[..., None]
+        return Predictions(boxes_BQ4.gather(1, query_BD1.expand(-1, -1, 4)), scores_BD, index_BD % len(self.names))
+
+
+def package() -> Any:
+    """Hugging Face's, or one line on how to get it."""
+    try:
+        import transformers
+    except ImportError:
+        raise SystemExit("this needs Hugging Face's package: pip install transformers") from None
+    transformers.utils.logging.set_verbosity_error()
+    return transformers
+
+
+def network(shape: DetrConfig | DeformableConfig, strides: tuple[int, ...], classes: int) -> nn.Module:
+    """The network of `transformers` with random weights."""
+    transformers = package()
+    reductions = create_model(shape.backbone, features_only=True).feature_info.reduction()
+    last = len(reductions) - 1
+    backbone = {
+        "model_type": "timm_backbone", "backbone": shape.backbone, "features_only": True,
+        "use_pretrained_backbone": False, "out_indices": [last - reductions[::-1].index(s) for s in strides],
+    }  # fmt: skip
+    given = {
+        "backbone_config": backbone, "d_model": shape.dim, "encoder_ffn_dim": shape.hidden,
+        "decoder_ffn_dim": shape.hidden, "encoder_attention_heads": shape.heads,
+        "decoder_attention_heads": shape.heads, "encoder_layers": shape.encoder_layers,
+        "decoder_layers": shape.decoder_layers, "num_queries": shape.queries, "dropout": shape.dropout,
+        "num_labels": classes, "auxiliary_loss": True,
+    }  # fmt: skip
+    if isinstance(shape, DetrConfig):
+        return transformers.DetrForObjectDetection(transformers.DetrConfig(**given))
+    given |= {"num_feature_levels": len(strides) + shape.extra_levels, "with_box_refine": shape.refine}
+    given |= {"encoder_n_points": shape.encoder_points, "decoder_n_points": shape.decoder_points}
+    return transformers.DeformableDetrForObjectDetection(transformers.DeformableDetrConfig(**given))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageColor
 
 from boxwright import heatmaps
 
@@ -69,3 +69,22 @@ def test_attention_is_cut_to_the_part_that_is_image() -> None:
 def test_no_heat_at_all_is_no_fault() -> None:
     assert heatmaps.heat(GREY, np.zeros((60, 90)), 0.5).size == (90, 60)
     heatmaps.corner_heat(GREY, bins(999), bins(999), (0.1, 0.1), (1.0, 1.0), (2.0, 3.0, 1.0, 0.5))
+
+
+def test_points_are_where_they_should_be_and_as_large_as_their_weights() -> None:
+    places = np.array([[[0.25, 0.5], [2.0, 2.0]], [[0.75, 0.5], [-1.0, 0.5]]])
+    picture = np.asarray(heatmaps.point_heat(GREY, places, np.array([[0.4, 0.4], [0.1, 0.1]])), int)
+    masses = []
+    for v, x in ((0, 22), (1, 67)):
+        near = np.abs(picture - ImageColor.getrgb(heatmaps.DOTS[v])).sum(-1) < 60
+        rows, columns = np.nonzero(near)
+        assert (columns.mean(), rows.mean()) == pytest.approx((x, 30), abs=1)
+        masses.append(near.sum())
+    assert masses[0] > 1.5 * masses[1] > 0
+
+
+def test_points_of_no_weight_and_all_in_one_place_are_no_fault() -> None:
+    assert heatmaps.point_heat(GREY, np.zeros((1, 3, 2)), np.zeros((1, 3)), (0, 0, 1, 1)).size == (90, 60)
+    picture = GREY.copy()
+    heatmaps.pin(picture, (1.0, 0.0))
+    assert np.asarray(picture).std() > 0

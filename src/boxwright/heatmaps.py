@@ -13,6 +13,8 @@ _COLOURS = (matplotlib.colormaps["inferno"](np.linspace(0.15, 1, 256))[:, :3] * 
 _BRIGHT, _COLOURFUL = 0.78, 0.4  # the photograph behind the heat
 _SMEAR = 0.008  # deviation by which a coordinate is smeared, relative to the picture: one alone would be a hair
 _MARK = "#35e0ff"
+DOTS = ("#ffd23f", "#ff5d8f", "#4be3a4", "#b08cff", "#ff9a3c", "#f4f4f4")  # of maps, the finest first
+_FINE = 3  # dots are drawn so many times as large, then reduced
 Box = tuple[float, float, float, float]
 
 
@@ -85,6 +87,42 @@ def attention_heat(
     return picture
 
 
+def point_heat(
+    image: Image.Image, places_VN2: np.ndarray, weights_VN: np.ndarray, box: Box | None = None
+) -> Image.Image:
+    """Points of several maps, a colour a map (`DOTS`), with an area that goes with their weights, and the box.
+
+    Args:
+        image: the photograph, as large as the picture shall be.
+        places_VN2: x and y in fractions of the image; points beyond its edge can't be seen.
+        weights_VN: how much is taken of each; dots are smaller where the points lie close together.
+        box: in fractions of the image.
+    """
+    picture = Image.fromarray(_dimmed(image).round().astype(np.uint8))
+    if box is not None:
+        outline(picture, box)
+    fine = picture.resize((picture.width * _FINE, picture.height * _FINE), Image.Resampling.BILINEAR)
+    pen = ImageDraw.Draw(fine)
+    most, apart = max(float(weights_VN.max(initial=0)), 1e-30), float((places_VN2 * fine.size).std((0, 1)).mean())
+    largest = min(max(0.3 * apart, max(fine.size) / 160), max(fine.size) / 40)
+    for v, n in zip(*np.unravel_index(np.argsort(-weights_VN, axis=None), weights_VN.shape), strict=True):
+        x, y = places_VN2[v, n] * fine.size
+        radius = max(largest * math.sqrt(weights_VN[v, n] / most), _FINE)
+        spot = (x - radius, y - radius, x + radius, y + radius)
+        pen.ellipse(spot, fill=DOTS[v % len(DOTS)], outline="black", width=_FINE // 2)
+    return fine.resize(picture.size, Image.Resampling.BOX)
+
+
+def pin(picture: Image.Image, point: tuple[float, float]) -> None:
+    """Draw a cross, whose middle is open, at (x, y) in fractions of the picture."""
+    x, y = (at * length for at, length in zip(point, picture.size, strict=True))
+    near, far, pen = max(picture.size) / 90, max(picture.size) / 28, ImageDraw.Draw(picture)
+    for colour, width in (("black", 5), (_MARK, 2)):
+        for way in (-1, 1):
+            pen.line((x + way * near, y, x + way * far, y), fill=colour, width=width)
+            pen.line((x, y + way * near, x, y + way * far), fill=colour, width=width)
+
+
 def heat(image: Image.Image, map_HW: np.ndarray, power: float) -> Image.Image:
     """The dimmed image with the map on it, from transparent (0) to bright (the greatest value).
 
@@ -93,13 +131,18 @@ def heat(image: Image.Image, map_HW: np.ndarray, power: float) -> Image.Image:
         map_HW: not negative, of the same size.
         power: of the value that brightness goes with; under 1, faint alternatives can be seen as well.
     """
-    photo_HW3 = np.asarray(image, np.float32)
-    grey_HW1 = photo_HW3.mean(-1, keepdims=True)
-    photo_HW3 = (photo_HW3 * _COLOURFUL + grey_HW1 * (1 - _COLOURFUL)) * _BRIGHT
+    photo_HW3 = _dimmed(image)
     level_HW = (map_HW / max(float(map_HW.max()), 1e-30)) ** power
     colours_HW3 = _COLOURS[(level_HW * 255).round().astype(int)]
     cover_HW1 = (level_HW * 1.3).clip(0, 0.92)[..., None]
     return Image.fromarray((photo_HW3 * (1 - cover_HW1) + colours_HW3 * cover_HW1).round().astype(np.uint8))
+
+
+def _dimmed(image: Image.Image) -> np.ndarray:
+    """The photograph with less colour and light, (H, W, 3) float."""
+    photo_HW3 = np.asarray(image, np.float32)
+    grey_HW1 = photo_HW3.mean(-1, keepdims=True)
+    return (photo_HW3 * _COLOURFUL + grey_HW1 * (1 - _COLOURFUL)) * _BRIGHT
 
 
 def outline(picture: Image.Image, box: Box) -> None:

@@ -6,17 +6,20 @@ from html import escape
 from pathlib import Path
 
 import pytest
+from askers import small_asker
 from PIL import Image
 
 from boxwright.__main__ import main
 from boxwright.config import UserError
 from boxwright.data.images import open_image
-from boxwright.inference.explain import explain, write_page
+from boxwright.inference.explain import explain
+from boxwright.inference.looks import watch
 from boxwright.inference.predictor import Ready, to_batch
 from boxwright.inference.sentence import Sentence, write_sentences
+from boxwright.inference.sentence_page import write_page
 from boxwright.models import zoo
 from boxwright.models.pix2seq import Pix2Seq
-from boxwright.models.weights import save_detector
+from boxwright.models.weights import load_detector, save_detector
 
 
 @pytest.fixture
@@ -86,6 +89,65 @@ def test_an_image_that_is_none_is_named(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.fixture(params=["detr", "deformable"])
+def asker(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    detector = small_asker(request.param)
+    save_detector(tmp_path / "asker.safetensors", detector, {})
+    return tmp_path / "asker"
+
+
+def test_the_page_of_a_query_shows_every_layer_and_head(asker: Path, image: Path, tmp_path: Path) -> None:
+    text = explain(asker, image, tmp_path, query=3).read_text(encoding="utf-8")
+    detector = load_detector(asker)
+    seen = watch(detector, to_batch([Ready(open_image(image), (120, 80))], 96))  # type: ignore[arg-type]
+    assert re.findall(r'id="query-(\d+)"', text) == ["3"]
+    assert not re.search(r"https?://|src=\"(?!data:)|<link|<script|@import|url\(", text)
+    for layer in range(2):
+        label, score = seen.said(2, layer)
+        assert f"layer {layer + 1} <small>· {escape(seen.names[label])} {score:.2f}</small>" in text
+    assert text.count("<h4>head ") == 4
+    assert text.count("data:image/jpeg;base64,") == 1 + 2 + 4 + len(seen.encoder) * len(seen.shapes)
+    assert "<dog>" not in text
+
+
+def test_the_page_of_a_pixel_shows_who_looks_at_it(asker: Path, image: Path, tmp_path: Path) -> None:
+    text = explain(asker, image, tmp_path, pixel=(119, 0)).read_text(encoding="utf-8")
+    assert "<h3>pixel 119, 0</h3>" in text
+    assert "id=" not in text
+    assert len(re.findall(r"<h4>query \d+ <small>", text)) == 5
+
+
+def test_the_surest_queries_are_shown_where_none_is_asked_for(asker: Path, image: Path, tmp_path: Path) -> None:
+    shown = re.findall(r'id="query-(\d+)"', explain(asker, image, tmp_path).read_text(encoding="utf-8"))
+    assert 2 <= len(shown) <= 6
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--query", "0"], "--query must be from 1 to 7, which this detector has, not 0"),
+        (["--query", "8"], "--query must be from 1 to 7, which this detector has, not 8"),
+        (["--pixel", "[120, 0]"], "--pixel must lie in the image, which is 120 wide and 80 high, not at [120, 0]"),
+        (["--pixel", "[0, -1]"], "--pixel must lie in the image"),
+        (["--pixel", "[1]"], "--pixel"),
+    ],
+)
+def test_a_query_or_pixel_that_is_not_there_is_named(
+    image: Path, tmp_path: Path, given: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_detector(tmp_path / "asker.safetensors", small_asker("detr"), {})
+    assert main(["explain", str(tmp_path / "asker"), str(image), "--out", str(tmp_path / "out"), *given]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sentence_has_no_queries(weights: Path, image: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--query and --pixel are of a detr or deformable; this is a pix2seq"):
+        explain(weights, image, tmp_path / "out", query=1)
+
+
 def test_a_place_that_cannot_be_written_is_named(weights: Path, image: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="can't be written"):
@@ -93,9 +155,9 @@ def test_a_place_that_cannot_be_written_is_named(weights: Path, image: Path, tmp
     assert (tmp_path / "file").read_text() == "in the way"
 
 
-def test_a_detector_that_writes_nothing_is_named(image: Path, tmp_path: Path) -> None:
+def test_a_detector_that_cannot_be_explained_is_named(image: Path, tmp_path: Path) -> None:
     dense = zoo.build("dense", "nano", ("cat",), backbone="test_efficientnet", pretrained=False)
     save_detector(tmp_path / "dense.safetensors", dense, {})
-    with pytest.raises(UserError, match="of a pix2seq are written; this is a dense"):
+    with pytest.raises(UserError, match="a dense can't be explained; a pix2seq, detr or deformable can"):
         explain(tmp_path / "dense", image, tmp_path / "out")
     assert not (tmp_path / "out").exists()

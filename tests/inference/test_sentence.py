@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from boxwright.config import UserError
-from boxwright.inference.sentence import read_again, require_writer, spelling, write_sentences
+from boxwright.inference.sentence import read_again, spelling, write_sentences
 from boxwright.models.pix2seq import Pix2Seq
 from boxwright.models.vocabulary import NOISE, PAD
-from boxwright.types import Batch, Detector
+from boxwright.types import Batch
 
 
 def test_probabilities_are_those_of_writing(writer: Pix2Seq, batch: Batch) -> None:
@@ -116,9 +115,3 @@ def test_only_what_grammar_allows_has_a_place(writer: Pix2Seq, batch: Batch) -> 
                 assert (places_R[:at] == 0).all()
     writer.config = replace(writer.config, grammar=False)
     assert all(sentence.allowed_N5V.all() for sentence in write_sentences(writer, batch))
-
-
-def test_only_writers_can_be_explained(writer: Pix2Seq, white_boxes: Detector) -> None:
-    assert require_writer(writer) is writer
-    with pytest.raises(UserError, match="of a pix2seq are written; this is a whiteboxes"):
-        require_writer(white_boxes)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from askers import small_asker
 from PIL import Image
 
 from boxwright.data import cache
@@ -44,6 +45,16 @@ def test_three_images_spread_over_the_split(
         assert picture.width > 4 * 320
     with Image.open(tmp_path / "validation" / "00001-0.jpg") as picture:
         assert picture.width > 2 * 640
+
+
+@pytest.mark.parametrize("kind", ["detr", "deformable"])
+def test_queries_leave_where_they_looked(kind: str, images: tuple[cache.Cache, list[Record]], tmp_path: Path) -> None:
+    detector = small_asker(kind).train()
+    write_sheets(detector, *images, nothing_found(5), tmp_path)
+    assert detector.training
+    assert sorted(p.name for p in (tmp_path / "explain").iterdir()) == ["00001-0.jpg", "00003-2.jpg", "00005-4.jpg"]
+    with Image.open(tmp_path / "explain" / "00001-0.jpg") as picture:
+        assert picture.width > 4 * 320
 
 
 def test_a_detector_that_cannot_be_explained_leaves_what_it_found(

@@ -1,282 +1,97 @@
-"""The verb `explain`: how a detector that writes came to its sentence, on one page."""
+"""The verb `explain`: how a detector came to what it says, on one page."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 from PIL import Image
 
-from boxwright import heatmaps, page, show
+from boxwright.config import require
 from boxwright.console import make_console
 from boxwright.data.images import open_image
 from boxwright.evaluation.run import choose_device
+from boxwright.inference import query_page, sentence_page
+from boxwright.inference.cards import SURE
+from boxwright.inference.looks import Pass, watch
 from boxwright.inference.predictor import Ready, to_batch
-from boxwright.inference.sentence import SLOTS, Sentence, require_writer, write_sentences
+from boxwright.inference.sentence import write_sentences
+from boxwright.models.deformable import Deformable
+from boxwright.models.detr import Detr
+from boxwright.models.pix2seq import Pix2Seq
 from boxwright.models.weights import load_detector
-
-BEST = 8  # objects shown in detail
-SURE = 0.5  # objects with a score up to this are dimmed
-LIKELIEST, FAINTEST = 5, 0.005  # words shown for each place, besides the written one, and their least probability
-_SMALL, _LARGE = 440, 720  # long sides of the pictures, in pixels
+from boxwright.types import Detector
 
 
 def explain(
-    weights: Path | str, image: Path | str, out: Path | str = Path("runs/explain"), device: str = "auto"
+    weights: Path | str,
+    image: Path | str,
+    out: Path | str = Path("runs/explain"),
+    device: str = "auto",
+    query: int | None = None,
+    pixel: tuple[int, int] | None = None,
 ) -> Path:
-    """Show how a detector that writes sentences (pix2seq) reads an image.
+    """Show how a pix2seq, detr or deformable came to what it says of an image.
 
-    Writes one page, OUT/IMAGE.html, that needs no other file: every word of the sentence with its probability and the
-    words that might have stood in its place; for the best 8 objects the distribution of each coordinate over the
-    image, and where the decoder looked when it chose the word.
+    Writes one page, OUT/IMAGE.html, that needs no other file. Of a pix2seq: every word of the sentence with its
+    probability and the words that might have stood in its place; for the best 8 objects the distribution of each
+    coordinate over the image, and where the decoder looked when it chose the word. Of a detr or deformable: where the
+    surest queries looked, layer by layer and head by head, what they said after each layer, and where the encoder
+    looked from the middle of their boxes.
 
     Args:
         weights: a checkpoint or the folder of a training run.
         image: an image file.
         out: folder of the page.
         device: auto, cpu, cuda or mps.
+        query: of a detr or deformable, show this query alone; they are counted from 1.
+        pixel: of a detr or deformable, show where this pixel (x and y in the image) looks, and what looks at it.
 
     Returns:
         The page.
     """
     console, path = make_console(), Path(image)
     kind, _ = choose_device(device)
-    detector = require_writer(load_detector(weights, kind))
+    detector = load_detector(weights, kind)
     photo = open_image(path)
     batch = to_batch([Ready(photo, photo.size)], detector.image_size).to(kind)
-    sentence = write_sentences(detector, batch)[0]
-    file = Path(out) / f"{path.name}.html"
-    write_page(file, f"How {path.name} was read", photo, sentence, f"{weights} on {image}.")
-    sure = int((sentence.found.scores_N > SURE).sum())
-    console.print(f"{path.name}: {len(sentence)} objects written, {sure} with a score over {SURE:.2f}")
+    file, title, note = Path(out) / f"{path.name}.html", f"How {path.name} was read", f"{weights} on {image}."
+    if isinstance(detector, (Detr, Deformable)):
+        seen = watch(detector, batch)
+        queries, point = _chosen(seen, photo, query, pixel)
+        query_page.write_page(file, title, photo, seen, note, queries, point)
+        scores = seen.scores_LQK[-1].max(-1)
+        said = f"{seen.queries} queries"
+    else:
+        writer = _require_writer(detector, query, pixel)
+        sentence = write_sentences(writer, batch)[0]
+        sentence_page.write_page(file, title, photo, sentence, note)
+        scores = sentence.found.scores_N
+        said = f"{len(sentence)} objects written"
+    console.print(f"{path.name}: {said}, {int((scores > SURE).sum())} with a score over {SURE:.2f}")
     console.print(f"written: {file}")
     return file
 
 
-def write_page(file: Path, title: str, photo: Image.Image, sentence: Sentence, note: str) -> None:
-    """Write the page of one sentence, whole or not at all.
-
-    Args:
-        file: the HTML file.
-        title: its heading.
-        photo: the image in its original size.
-        sentence: what was written.
-        note: a line under the heading.
-    """
-    best = sentence.best(BEST)
-    parts = [
-        f"<h1>{escape(title)}</h1><p>{escape(note)}</p>",
-        _overview(photo, sentence, best),
-        "<h2>The sentence</h2>",
-        _whole(photo, sentence, best),
-        "<h2>The best objects, word by word</h2>" if best else "",
-        *(_card(photo, sentence, n) for n in best),
-    ]
-    page.write(file, title, parts, _STYLE)
+def _chosen(
+    seen: Pass, photo: Image.Image, query: int | None, pixel: tuple[int, int] | None
+) -> tuple[list[int], tuple[float, float] | None]:
+    """The queries to show, counted from 0, and the middle of the pixel in fractions of the image."""
+    fits = query is None or 1 <= query <= seen.queries
+    require(fits, f"--query must be from 1 to {seen.queries}, which this detector has, not {query}.")
+    if pixel is None:
+        return query_page.choose(seen) if query is None else [query - 1], None
+    width, height = photo.size
+    inside = 0 <= pixel[0] < width and 0 <= pixel[1] < height
+    require(inside, f"--pixel must lie in the image, which is {width} wide and {height} high, not at {list(pixel)}.")
+    return [] if query is None else [query - 1], ((pixel[0] + 0.5) / width, (pixel[1] + 0.5) / height)
 
 
-def _overview(photo: Image.Image, sentence: Sentence, best: Sequence[int]) -> str:
-    """The image with the best objects, and the sentence in numbers."""
-    found = sentence.found
-    texts = [f"{n + 1} {found.names[found.labels_N[n]]}" for n in best]
-    picture = show.draw_named(photo, found.boxes_N4[best], texts, found.labels_N[best].tolist())
-    picture.thumbnail((1000, 1000), Image.Resampling.LANCZOS)
-    words = sentence.tokens_N5.size
-    tiles = [
-        (str(len(sentence)), "objects written", f"{words} words"),
-        (str(int((found.scores_N > SURE).sum())), "of them sure", f"score over {SURE:.2f}"),
-        (f"{sentence.log_likelihood:.1f}", "log-likelihood", "of the whole sentence, in nats"),
-        (f"{sentence.log_likelihood / max(words, 1):.2f}", "a word", "log-likelihood, mean over the words"),
-    ]
-    cells = "".join(f"<div><b>{value}</b><span>{name}</span><small>{more}</small></div>" for value, name, more in tiles)
-    caption = f"The best {len(best)} objects; numbers count them as they were written."
-    return (
-        f'<section class="overview"><figure>{_picture(picture, caption)}<figcaption>{caption}</figcaption></figure>'
-        f'<div><div class="tiles">{cells}</div>{_ABOUT}</div></section>'
+def _require_writer(detector: Detector, query: int | None, pixel: tuple[int, int] | None) -> Pix2Seq:
+    """The detector, if its sentences can be explained, and nothing is asked of queries that it hasn't got."""
+    kind = type(detector).__name__.lower()
+    said = (
+        f"a {kind} can't be explained; a pix2seq, detr or deformable can, and `predict` draws what any of them finds."
     )
-
-
-def _whole(photo: Image.Image, sentence: Sentence, best: Sequence[int]) -> str:
-    """Every object of the sentence in a line of its own; the lines stand beside each other where there is room."""
-    likelihoods_N5 = sentence.likelihoods()
-    lines = []
-    for n in range(len(sentence)):
-        score = sentence.found.scores_N[n]
-        number = f'<a href="#object-{n + 1}">{n + 1}</a>' if n in best else f"<span>{n + 1}</span>"
-        words = "".join(_word(photo, sentence, n, slot, float(likelihoods_N5[n, slot])) for slot in range(len(SLOTS)))
-        kind = "object" if score > SURE else "object faint"
-        lines.append(f'<div class="{kind}" {_shade(sentence, n)}>{number}{words}<b>{score:.2f}</b></div>')
-    head = "".join(f"<span>{name}</span>" for name in ("", *SLOTS, "score"))
-    heads = f'<div class="object head">{head}</div>' * 3  # one a column; the style hides those that are too many
-    if sentence.end is not None:
-        lines.append(f'<p class="end">The end, with a probability of {_short(sentence.end)}.</p>')
-    return f'<section class="sentence">{heads}{"".join(lines)}</section>'
-
-
-def _word(photo: Image.Image, sentence: Sentence, n: int, slot: int, likelihood: float) -> str:
-    """A word, shaded by its probability; what else it might have been appears when one points at it."""
-    said = escape(sentence.words[sentence.tokens_N5[n, slot]])
-    title = f"<em>{SLOTS[slot]} = {said}{_meaning(photo, sentence, n, slot)}</em>"
-    return (
-        f'<span class="word" tabindex="0" style="--p:{likelihood:.3f}"><i>{said}</i>'
-        f"<small>{_short(likelihood)}</small>"
-        f'<span class="tip">{title}{_bars(sentence, n, slot, LIKELIEST)}</span></span>'
-    )
-
-
-def _bars(sentence: Sentence, n: int, slot: int, most: int) -> str:
-    """The likeliest words at a place, and in bold the one that was written; what grammar forbids is struck out."""
-    written, rows = int(sentence.tokens_N5[n, slot]), []
-    likeliest = sentence.likeliest(n, slot, most)
-    for token in likeliest + [written] * (written not in likeliest):
-        probability = float(sentence.probabilities_N5V[n, slot, token])
-        name = escape(sentence.words[token])
-        if token == written:
-            name = f"<strong>{name}</strong>"
-        elif probability < FAINTEST:
-            continue
-        elif not sentence.allowed_N5V[n, slot, token]:
-            name = f"<s>{name}</s>"
-        rows.append(f'<span style="--p:{probability:.3f}">{name} <b>{_short(probability)}</b></span>')
-    return f'<span class="bars">{"".join(rows)}</span>'
-
-
-def _card(photo: Image.Image, sentence: Sentence, n: int) -> str:
-    """One object: each word's heat map and likeliest words, where the decoder looked, and both corners."""
-    found = sentence.found
-    name, score = escape(found.names[found.labels_N[n]]), found.scores_N[n]
-    small, large = _reduced(photo, _SMALL), _reduced(photo, _LARGE)
-    columns = []
-    for slot, slot_name in enumerate(SLOTS):
-        word = escape(sentence.words[sentence.tokens_N5[n, slot]])
-        looked = _picture(attention_picture(small, sentence, n, slot), f"object {n + 1}: attention at {slot_name}")
-        if slot == len(SLOTS) - 1:
-            heat = _bars(sentence, n, slot, LIKELIEST)
-        else:
-            heat = _picture(place_picture(small, sentence, n, slot), f"object {n + 1}: {slot_name}")
-            heat += _bars(sentence, n, slot, 3)
-        meaning = _meaning(photo, sentence, n, slot)
-        columns.append(f'<div class="slot"><h4>{slot_name} = {word}<small>{meaning}</small></h4>{heat}{looked}</div>')
-        if slot in (1, 3):
-            corner = "upper left" if slot == 1 else "lower right"
-            picture = _picture(corner_picture(large, sentence, n, slot), f"object {n + 1}: {corner} corner")
-            columns.append(f'<div class="slot corner"><h4>{corner} corner</h4>{picture}</div>')
-    title = f"<h3><span>{n + 1}</span> {name} <b>{score:.2f}</b></h3>"
-    body = f"{title}<div>{''.join(columns)}</div>"
-    return f'<section class="card" id="object-{n + 1}" {_shade(sentence, n)}>{body}</section>'
-
-
-def place_picture(photo: Image.Image, sentence: Sentence, n: int, slot: int) -> Image.Image:
-    """Where the coordinate of this slot may lie."""
-    at = float(sentence.chosen_N4[n, slot])
-    return heatmaps.place_heat(photo, sentence.places_N4R[n, slot], sentence.part_2, at, axis=slot % 2)
-
-
-def corner_picture(photo: Image.Image, sentence: Sentence, n: int, slot: int) -> Image.Image:
-    """Where the corner may lie whose x is in this slot; the lower right one is drawn with its box."""
-    y_R, x_R = sentence.places_N4R[n, slot - 1 : slot + 1]
-    y, x = sentence.chosen_N4[n, slot - 1 : slot + 1].tolist()
-    return heatmaps.corner_heat(photo, y_R, x_R, sentence.part_2, (y, x), sentence.box(n) if slot == 3 else None)
-
-
-def attention_picture(photo: Image.Image, sentence: Sentence, n: int, slot: int) -> Image.Image:
-    """Where the decoder looked when it chose the word of this slot, and the box."""
-    return heatmaps.attention_heat(photo, sentence.attention_N5HW[n, slot], sentence.part_2, sentence.box(n))
-
-
-def _meaning(photo: Image.Image, sentence: Sentence, n: int, slot: int) -> str:
-    """What a coordinate comes to in the image."""
-    if slot == len(SLOTS) - 1:
-        return ""
-    axis = slot % 2
-    return f" · {sentence.chosen_N4[n, slot] / sentence.part_2[axis] * photo.size[1 - axis]:.0f} px"
-
-
-def _shade(sentence: Sentence, n: int) -> str:
-    return f'style="--shade:{show.colour(int(sentence.found.labels_N[n]))}"'
-
-
-def _short(probability: float) -> str:
-    return f"{probability:.2f}"
-
-
-def _reduced(photo: Image.Image, longest: int) -> Image.Image:
-    scale = longest / max(photo.size)
-    return photo.resize((round(photo.width * scale) or 1, round(photo.height * scale) or 1), Image.Resampling.LANCZOS)
-
-
-def _picture(picture: Image.Image, caption: str) -> str:
-    stream = io.BytesIO()
-    picture.save(stream, format="jpeg", quality=82)
-    return page.zoomable(page.inside(stream.getvalue(), "jpeg"), caption)
-
-
-_ABOUT = f"""<p><b>The sentence</b> has five words for each object: its upper left corner and its lower right
-corner, each y before x, then its class. Beside a word, and as its shade, stands its probability among all words of the
-vocabulary, given those written before it. Point at a word to see what else it might have been; words that grammar
-forbids at this place are struck out. The score of an object is that of its likeliest class, whichever word was written;
-up to {SURE:.2f}, the object is dim.</p>
-<p><b>The pictures</b> below follow the words from left to right. Upper row: how probable each coordinate is, among
-those that grammar allows, as rows or columns of heat, with arrows at the one that was written. Large: the product of
-both, which is where the corner may lie, with a ring around the one written. Lower row: where the decoder looked in the
-image when it chose the word (attention, mean over all layers and heads). The greatest value of each picture is
-brightest; coordinates are shown by the square root of their probability, smeared a little, so that faint and narrow
-ones can be seen. Click to enlarge.</p>"""
-_STYLE = """
-body { max-width: 1640px; } p { max-width: 110ch; }
-.overview { display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 1.2rem; margin-top: 1rem;
-  align-items: start; }
-.overview .tiles { grid-template-columns: 1fr 1fr; margin: 0 0 1rem; } .overview p { margin: .7rem 0; }
-.sentence { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: .3rem 1rem;
-  font-variant-numeric: tabular-nums; }
-.end { grid-column: 1 / -1; }
-.object { display: grid;
-  grid-template-columns: 2.2rem repeat(4, minmax(4.4rem, 1fr)) minmax(0, 1.7fr) 2.8rem;
-  gap: .2rem; align-items: center; }
-.object > :first-child { text-align: right; padding-right: .3rem; color: var(--dim); }
-.object > a { color: inherit; font-weight: 700; } .object > b { text-align: right; }
-.head { color: var(--dim); font-size: .8rem; } .head span:last-child { text-align: right; }
-.word { position: relative; padding: .1rem .3rem; border-radius: 6px; border: 1px solid var(--line); cursor: default;
-  background: color-mix(in srgb, var(--bar) calc(var(--p) * 100%), var(--card)); white-space: nowrap; min-width: 0;
-  display: flex; justify-content: space-between; align-items: baseline; gap: .2rem; }
-.word i { font-style: normal; overflow: hidden; text-overflow: ellipsis; }
-.word small { color: var(--dim); font-size: .7rem; }
-.object .word:nth-child(6) { border-left: 4px solid var(--shade); }
-.faint { --ink: var(--dim); color: var(--dim); } .faint .word { background: none; }
-.faint .word:nth-child(6) { border-left-color: var(--line); }
-.tip { display: none; position: absolute; z-index: 2; top: calc(100% + 4px); left: 0; width: 12rem;
-  padding: .5rem .6rem; background: var(--card); color: var(--ink); border: 1px solid var(--line); border-radius: 8px;
-  white-space: normal; box-shadow: 0 6px 24px #0004; font-size: .85rem; }
-.tip em { font-style: normal; font-weight: 600; display: block; margin-bottom: .3rem; overflow-wrap: anywhere; }
-.word:hover .tip, .word:focus .tip { display: block; }
-.word:nth-child(n + 5) .tip { left: auto; right: 0; }
-.bars { display: grid; gap: 2px; font-size: .8rem; font-variant-numeric: tabular-nums; }
-.bars span { display: flex; justify-content: space-between; gap: .4rem; padding: 0 .3rem; border-radius: 3px;
-  background: linear-gradient(to right, var(--bar) calc(var(--p) * 100%), transparent 0); overflow-wrap: anywhere; }
-.bars b { font-weight: 400; } .bars s { color: var(--dim); }
-.card { margin-top: 1rem; padding: .8rem .9rem .9rem; background: var(--card); border: 1px solid var(--line);
-  border-radius: 10px; border-left: 5px solid var(--shade); scroll-margin-top: 1rem; }
-.card h3 { margin: 0 0 .6rem; font-size: 1.05rem; } .card h3 b { color: var(--dim); font-weight: 400; }
-.card h3 span { display: inline-block; min-width: 1.7em; padding: 0 .4em; border-radius: 6px; text-align: center;
-  background: var(--shade); color: #fff; }
-.card > div { display: grid; grid-template-columns: 1fr 1fr 2.7fr 1fr 1fr 2.7fr 1fr; gap: .6rem; }
-.slot { display: flex; flex-direction: column; gap: .4rem; min-width: 0; }
-.slot:not(.corner) > :last-child { margin-top: auto; }
-.slot h4 { margin: 0; font-size: .85rem; overflow-wrap: anywhere; }
-.slot small { color: var(--dim); font-weight: 400; }
-:checked + img { position: fixed; inset: 0; z-index: 9; width: 100vw; height: 100vh; object-fit: contain;
-  background: #000d; border-radius: 0; }
-@media (max-width: 1400px) {
-  .sentence { grid-template-columns: repeat(2, minmax(0, 1fr)); } .head:nth-child(3) { display: none; }
-}
-@media (max-width: 1120px) {
-  .sentence { grid-template-columns: minmax(0, 1fr); } .head:nth-child(2) { display: none; }
-  .overview { grid-template-columns: 1fr; }
-  .card > div { grid-template-columns: 1fr 1fr 2.7fr; }
-}
-@media (max-width: 480px) {
-  .object { grid-template-columns: 1.6rem repeat(4, 2.8rem) minmax(0, 1fr) 2.6rem; } .word > small { display: none; }
-}
-"""
+    require(isinstance(detector, Pix2Seq), said)
+    require(query is None and pixel is None, "--query and --pixel are of a detr or deformable; this is a pix2seq.")
+    return detector  # type: ignore[return-value]

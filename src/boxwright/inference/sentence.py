@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from boxwright.config import require
 from boxwright.models.decoder import Decoder
 from boxwright.models.grammar import Grammar
 from boxwright.models.pix2seq import WORDS, Pix2Seq
 from boxwright.models.vocabulary import NOISE, PAD, PROMPT
-from boxwright.types import Batch, Detections, Detector
+from boxwright.types import Batch, Detections
 
 SLOTS = ("y1", "x1", "y2", "x2", "class")
 
@@ -74,18 +73,6 @@ class Sentence:
     def likeliest(self, position: int, slot: int, most: int) -> list[int]:
         """The most probable ids at a place."""
         return np.argsort(-self.probabilities_N5V[position, slot], kind="stable")[:most].tolist()
-
-
-def require_writer(detector: Detector) -> Pix2Seq:
-    """The detector, if its sentences can be explained.
-
-    Raises:
-        UserError: if they can't, or if it writes none.
-    """
-    kind = type(detector).__name__.lower()
-    said = f"explain shows how sentences of a pix2seq are written; this is a {kind}, and `predict` draws what it finds."
-    require(isinstance(detector, Pix2Seq), said)
-    return detector  # type: ignore[return-value]
 
 
 @torch.no_grad()

@@ -6,17 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from boxwright import heatmaps, show
 from boxwright.data.cache import Cache
 from boxwright.data.records import Record
+from boxwright.evaluation.run import evaluating
 from boxwright.files import write_whole
-from boxwright.inference.explain import corner_picture
+from boxwright.inference.looks import Pass, watch
+from boxwright.inference.query_page import look_picture
 from boxwright.inference.sentence import Sentence, write_sentences
+from boxwright.inference.sentence_page import corner_picture
+from boxwright.models.deformable import Deformable
+from boxwright.models.detr import Detr
 from boxwright.models.pix2seq import Pix2Seq
-from boxwright.types import Detections, Detector
+from boxwright.types import Batch, Detections, Detector
 
 IMAGES, OBJECTS = 3, 3
 _PANEL = 320  # long side of each picture, in pixels
@@ -40,23 +44,43 @@ def write_sheets(
         record = records[position]
         picture = show.side_by_side(record, found[position], detector.names)
         _save(picture, folder / "validation", position, record)
-    if not isinstance(detector, Pix2Seq):
-        return
-    batch, was_training = cache.batch(chosen), detector.training
-    detector.eval()
-    device = next(detector.parameters()).device
-    sentences = write_sentences(detector, batch.to(device), min(OBJECTS, detector.config.max_objects))
-    detector.train(was_training)
-    for position, pixels_CHW, size_2, sentence in zip(
-        chosen, batch.images_BCHW, batch.sizes_B2.tolist(), sentences, strict=True
-    ):
-        picture = sheet(_photo(pixels_CHW, *size_2), sentence)
-        _save(picture, folder / "explain", position, records[position])
+    if isinstance(detector, (Pix2Seq, Detr, Deformable)):
+        with evaluating(detector):
+            for position in chosen:
+                _save(_explained(detector, cache.batch([position])), folder / "explain", position, records[position])
 
 
 def _save(picture: Image.Image, folder: Path, position: int, record: Record) -> None:
     file = folder / f"{position + 1:05d}-{record.path.stem}.jpg"
     write_whole(file, lambda temporary: picture.save(temporary, format="jpeg", quality=85))
+
+
+def _explained(detector: Pix2Seq | Detr | Deformable, batch: Batch) -> Image.Image:
+    """How what is said of the one image of a batch came about."""
+    photo, batch = _photo(batch), batch.to(next(detector.parameters()).device)
+    if isinstance(detector, Pix2Seq):
+        return sheet(photo, write_sentences(detector, batch, min(OBJECTS, detector.config.max_objects))[0])
+    return query_sheet(photo, watch(detector, batch))
+
+
+def query_sheet(photo: Image.Image, seen: Pass) -> Image.Image:
+    """A row for each of the surest queries: its box, where it looked in the first and in the last layer of the
+    decoder, and where the encoder looked from the middle of the box.
+    """
+    pictures, captions = [], []
+    for query in seen.best(OBJECTS):
+        (label, score), looks, middle = seen.said(query), seen.query_looks(query), seen.middle(query)
+        said = photo.copy()
+        heatmaps.outline(said, seen.box(query))
+        pictures += [
+            said,
+            look_picture(photo, looks[0], seen.box(query, 0)),
+            look_picture(photo, looks[-1], seen.box(query)),
+            look_picture(photo, seen.pixel_looks(middle)[-1][0], None, middle),
+        ]
+        captions += [f"query {query + 1}: {seen.names[label]} {score:.2f}", "decoder, first layer"]
+        captions += ["decoder, last layer", "encoder, last layer"]
+    return show.grid(pictures, captions, columns=4, largest=_PANEL)
 
 
 def sheet(photo: Image.Image, sentence: Sentence) -> Image.Image:
@@ -78,8 +102,9 @@ def sheet(photo: Image.Image, sentence: Sentence) -> Image.Image:
     return show.grid(pictures or [photo], captions or ["ended before its first object"], columns=4, largest=_PANEL)
 
 
-def _photo(pixels_CHW: torch.Tensor, height: int, width: int) -> Image.Image:
-    """The part of the canvas that is image, as large as a panel."""
-    photo = Image.fromarray(pixels_CHW[:, :height, :width].permute(1, 2, 0).cpu().numpy())
+def _photo(batch: Batch) -> Image.Image:
+    """The part of the canvas that is image, of the one image of a batch, as large as a panel."""
+    height, width = batch.sizes_B2[0].tolist()
+    photo = Image.fromarray(batch.images_BCHW[0, :, :height, :width].permute(1, 2, 0).cpu().numpy())
     scale = _PANEL / max(photo.size)
     return photo.resize((round(width * scale) or 1, round(height * scale) or 1), Image.Resampling.BICUBIC)

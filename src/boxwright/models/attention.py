@@ -4,6 +4,7 @@ The parts are those of google-research/pix2seq (architectures/transformers.py), 
 key, value and output projections, all with biases; dropout only inside the MLP; one drop-path rate for all layers.
 """
 
+import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
@@ -40,12 +41,13 @@ class Attention(nn.Module):
         )
         return self.output(mixed_BHLE.transpose(1, 2).flatten(2))
 
-    def weights(self, x_BLE: Tensor, seen: KeysValues) -> Tensor:
+    def weights(self, x_BLE: Tensor, seen: KeysValues, mask: Tensor | None = None) -> Tensor:
         """(B, heads, L, M): the share that each position gathers from each thing seen, all 1 in sum. Only to look at:
         `forward` never holds them.
         """
         queries_BHLE = self._split(self.query(x_BLE))
-        return (queries_BHLE @ seen.keys_BHLE.mT / queries_BHLE.shape[-1] ** 0.5).softmax(-1)
+        scores_BHLM = queries_BHLE @ seen.keys_BHLE.mT / queries_BHLE.shape[-1] ** 0.5
+        return (scores_BHLM if mask is None else scores_BHLM.masked_fill(~mask, -torch.inf)).softmax(-1)
 
     def _split(self, x_BLE: Tensor) -> Tensor:
         return x_BLE.view(*x_BLE.shape[:2], self.heads, -1).transpose(1, 2)

@@ -1,15 +1,19 @@
 """What the checks of golden folders share: the formula of the weights, the picture, and a result."""
 
+import json
 import math
 import traceback
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+Arrays = Mapping[str, np.ndarray]
+SQUARE, PADDED = [(256, 256)], [(230, 301), (261, 200)]  # sizes of the images, by whether there are one or two
 f32 = np.float32
 
 
@@ -83,3 +87,104 @@ def picture(height: int, width: int, phase: float = 0.0) -> np.ndarray:
     """The smooth image of the formulas, (height, width, 3) float64 in [0, 1]."""
     h, w, c = np.ogrid[:height, :width, :3]
     return 0.5 + 0.5 * np.sin(0.05 * h * (c + 1) + 0.07 * w + phase)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A golden file of a folder of DETR's kind, and what belongs to it.
+
+    Attributes:
+        name: of the folder and the file.
+        manifest: settings, and the names, shapes and kinds of the weights.
+        golden: inputs and outputs.
+        summary: losses, and how the weights of a sharp case are scaled; may be empty.
+        noise: by stage, how far the original in float32 is from itself in float64.
+    """
+
+    name: str
+    manifest: Mapping[str, Any]
+    golden: Arrays
+    summary: Mapping[str, Any]
+    noise: Mapping[str, float]
+
+    def limit(self, *stages: str) -> float:
+        """Ten times the noise of the original in these stages, which another correct implementation may be away."""
+        return 10 * max((self.noise.get(stage, 0.0) for stage in stages), default=0.0)
+
+    @property
+    def sizes(self) -> Sequence[tuple[int, int]]:
+        """Heights and widths of the images; by how many there are, where there is no mask to tell."""
+        if "input_mask" in self.golden:
+            return [(int((~mask)[:, 0].sum()), int((~mask)[0].sum())) for mask in self.golden["input_mask"]]
+        return SQUARE if len(self.golden["input_slice"]) == 1 else PADDED
+
+
+def cases(folder: Path) -> Iterator[Case]:
+    """All `golden_CASE.npz` of a folder; a case begins with the variant of its manifest, `manifest_VARIANT.json`."""
+    manifests = {file.stem.removeprefix("manifest").removeprefix("_"): file for file in folder.glob("manifest*.json")}
+    noise = json.loads(file.read_text()) if (file := folder / "fp32_noise.json").is_file() else {}
+    for file in sorted(folder.glob("golden*.npz")):
+        case = file.stem.removeprefix("golden").removeprefix("_")
+        variants = [name for name in manifests if f"{case}_".startswith(f"{name}_" if name else "")]
+        if not variants:
+            raise ValueError(f"{file} belongs to none of the manifests beside it")
+        manifest = json.loads(manifests[max(variants, key=len)].read_text())
+        losses = folder / f"losses_{case}.json"
+        summary = json.loads(losses.read_text()) if losses.is_file() else {}
+        stages = {stage: facts["max_abs"] for stage, facts in noise.get(case, {}).items() if "max_abs" in facts}
+        yield Case(f"{folder.name} {case}", manifest, read_arrays(file), summary, stages)
+
+
+def thin(ours: npt.ArrayLike, golden: np.ndarray) -> np.ndarray:
+    """Every so many-th element of each axis, as the golden array has them."""
+    array = np.asarray(ours)
+    for axis, (have, want) in enumerate(zip(array.shape, golden.shape, strict=True)):
+        step = next((step for step in range(1, have + 1) if -(-have // step) == want), 1)
+        array = array[(slice(None),) * axis + (slice(None, None, step),)]
+    return array
+
+
+def read_arrays(file: Path) -> dict[str, np.ndarray]:
+    """All arrays of an npz file."""
+    with np.load(file, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def is_sharp(golden: Arrays) -> bool:
+    """Whether this is a case with replaced tensors, in which all others are scaled as the manifest says."""
+    return any(name.startswith("override:") for name in golden)
+
+
+def weights(manifest: Mapping[str, Any], golden: Arrays, summary: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """All tensors of a manifest of PyTorch's names by the formula, in a sharp case scaled and replaced."""
+    extra = summary.get("sharp_extra_gain") or {}
+    values = {}
+    for entry in manifest["keys"]:
+        name = entry["key"]
+        values[name] = weight(entry)
+        if is_sharp(golden):
+            values[name] = values[name] * f32(entry.get("sharp_gain", 1)) * f32(extra.get(name, 1))
+        values[name] = np.asarray(golden.get(f"override:{name}", values[name]))
+    for entry in manifest["keys"]:  # the same tensor under another name
+        if entry.get("alias_of") in values:
+            values[entry["key"]] = values[entry["alias_of"]]
+    return values
+
+
+def weight(entry: Mapping[str, Any]) -> np.ndarray:
+    """One tensor by the formula of its name."""
+    if entry["kind"] in ("num_batches_tracked", "constant"):
+        return np.full(entry["shape"], entry.get("constant", 0), f32)
+    return draw(entry.get("alias_of", entry["key"]), entry["shape"], entry["kind"], entry["fan_in"])
+
+
+def canvas(sizes: Sequence[tuple[int, int]], sharp: bool) -> np.ndarray:
+    """Images of these heights and widths on a common canvas, (B, H, W, 3) float64 in [0, 1]."""
+    canvas_BHWC = np.zeros((len(sizes), *np.max(sizes, 0), 3))
+    for phase, (height, width) in enumerate(sizes):
+        p = picture(height, width, phase)
+        if sharp:
+            h, w, c = np.ogrid[:height, :width, :3]
+            p = 0.25 + p / 2 + 0.25 * np.sin(0.0009 * h * w * (c + 1) + 0.31 * h - 0.17 * w + 2 * phase)
+        canvas_BHWC[phase, :height, :width] = p
+    return canvas_BHWC

@@ -28,9 +28,20 @@ def family(folder: Path) -> str | None:
             return "parity_official"
         if any(name.startswith(REPLICATIONS) for name in names):
             return "parity_replications"
+        if any(name in names for name in ("model.level_embed", "transformer.level_embed")):
+            return "parity_deformable"
+        if any(name in names for name in ("class_labels_classifier.weight", "transformer.decoder.norm.weight")):
+            return "parity_detr"
         if all(any(name.startswith(other) for name in names) for other in OTHERS):
             return ""
     return None
+
+
+def with_manifests(folder: Path) -> list[Path]:
+    """The folder, or those in it that have manifests where it has none itself."""
+    if any(folder.glob("manifest*.json")):
+        return [folder]
+    return sorted({file.parent for file in folder.glob("*/manifest*.json")}) or [folder]
 
 
 def line(result: Result, tolerance: float) -> str:
@@ -52,7 +63,7 @@ def main() -> int:
     parser.add_argument("--tolerance", type=float, default=1e-4, help="largest difference allowed (default 1e-4)")
     arguments = parser.parse_args()
     failed = checked = 0
-    for folder in arguments.folders:
+    for folder in (inner for given in arguments.folders for inner in with_manifests(given)):
         module = family(folder) if folder.is_dir() else None
         if module is None:
             print(f"FAIL {folder}: no golden folder of a known family (no manifest*.json with settings that we know).")

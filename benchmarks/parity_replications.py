@@ -13,13 +13,10 @@ from torchvision.ops import box_convert
 from boxwright.interop.replications import convert
 from boxwright.models.replication import Memory, Raw, Replication, image_part
 from boxwright.types import Predictions
-from golden import Result, draw, picture
+from golden import PADDED, SQUARE, Arrays, Result, canvas, is_sharp, read_arrays, weights
 
-Arrays = Mapping[str, np.ndarray]
-SQUARE, PADDED = [(256, 256)], [(230, 301), (261, 200)]  # sizes of the images, by whether there are one or two
 ORIGINALS = [(480, 640), (500, 375)]  # heights and widths of the files that they stand for
 CANVAS = 512  # of images that are only sizes
-f32 = np.float32
 
 
 def check(folder: Path) -> Iterator[Result]:
@@ -29,28 +26,16 @@ def check(folder: Path) -> Iterator[Result]:
     )
     for file in sorted(folder.glob("golden_*.npz")):
         case = file.stem.removeprefix("golden_")
-        with np.load(file, allow_pickle=False) as stored:
-            golden = {name: stored[name] for name in stored.files}
+        golden = read_arrays(file)
         network = build(manifest, golden, summary.get(case, {}))
         yield check_network(network, f"{folder.name} {case}", golden, summary.get(case, {}), tokens)
     yield check_language(build(manifest, {}, {}), f"{folder.name} language", tokens)
 
 
 def build(manifest: Mapping[str, Any], golden: Arrays, summary: Mapping[str, Any]) -> Replication:
-    """The network with the weights of the formula, imported as a file would be, with all class numbers as classes.
-
-    In a case with replaced tensors ("sharp"), all others are scaled as the manifest says.
-    """
-    sharp = any(name.startswith("override:") for name in golden)
-    extra = summary.get("sharp_extra_gain") or {}
-    weights = {}
-    for entry in manifest["keys"]:
-        name = entry["key"]
-        weights[name] = weight(entry)
-        if sharp:
-            weights[name] = weights[name] * f32(entry.get("sharp_gain", 1)) * f32(extra.get(name, 1))
-        weights[name] = torch.from_numpy(np.asarray(golden.get(f"override:{name}", weights[name])))
-    found = convert(weights, manifest["config"]["nheads"])
+    """The network with the weights of the formula, imported as a file would be, with all class numbers as classes."""
+    values = weights(manifest, golden, summary)
+    found = convert({name: torch.from_numpy(value) for name, value in values.items()}, manifest["config"]["nheads"])
     assert found is not None, "no tensors of a replication"
     network = found.detector(found.config, tuple(map(str, found.numbers)))
     network.load_state_dict(found.state)
@@ -58,25 +43,10 @@ def build(manifest: Mapping[str, Any], golden: Arrays, summary: Mapping[str, Any
     return network.eval()
 
 
-def weight(entry: Mapping[str, Any]) -> np.ndarray:
-    """One tensor by the formula of its name."""
-    if entry["kind"] in ("num_batches_tracked", "constant"):
-        return np.zeros(entry["shape"], f32)
-    return draw(entry.get("alias_of", entry["key"]), entry["shape"], entry["kind"], entry["fan_in"])
-
-
 def images(golden: Arrays) -> tuple[Tensor, Tensor]:
     """Images in [0, 1] on a common canvas, and their sizes."""
     sizes = SQUARE if len(golden["feat"]) == 1 else PADDED
-    sharp = any(name.startswith("override:") for name in golden)
-    canvas = np.zeros((len(sizes), *np.max(sizes, 0), 3))
-    for phase, (height, width) in enumerate(sizes):
-        p = picture(height, width, phase)
-        if sharp:
-            h, w, c = np.ogrid[:height, :width, :3]
-            p = 0.25 + p / 2 + 0.25 * np.sin(0.0009 * h * w * (c + 1) + 0.31 * h - 0.17 * w + 2 * phase)
-        canvas[phase, :height, :width] = p
-    return torch.from_numpy(canvas).permute(0, 3, 1, 2).float(), torch.tensor(sizes)
+    return torch.from_numpy(canvas(sizes, is_sharp(golden))).permute(0, 3, 1, 2).float(), torch.tensor(sizes)
 
 
 @torch.no_grad()

@@ -5,8 +5,10 @@ import torch
 
 from boxwright.config import UserError
 from boxwright.models import zoo
+from boxwright.models.deformable import PUBLISHED, Deformable
 from boxwright.models.dense import SIZES as DENSE_SIZES
 from boxwright.models.dense import Dense
+from boxwright.models.detr import Detr, DetrConfig
 from boxwright.models.pix2seq import SIZES, Pix2Seq
 from boxwright.models.transfer import begin_from
 
@@ -60,3 +62,55 @@ def test_words_of_lost_classes_are_used_when_no_other_is_left():
     assert begin_from(source, tuple("hgxyz1234"), pretrained=False).config.class_ids == (8, 7, 9, 1, 2, 3, 4, 5, 6)
     with pytest.raises(UserError, match="words for 9 classes, not for 10"):
         begin_from(source, tuple("0123456789"), pretrained=False)
+
+
+TINY = {
+    "backbone": "resnet18",
+    "image_size": 64,
+    "dim": 32,
+    "hidden": 48,
+    "heads": 4,
+    "queries": 6,
+    "decoder_layers": 2,
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [{}, {"class_rows": 9, "class_ids": (1, 3, 8)}])
+def test_a_detr_keeps_the_rows_of_the_classes_it_knows_and_of_nothing(rows):
+    source = Detr(DetrConfig(**TINY, encoder_layers=1, **rows), ("cat", "dog", "cow"), pretrained=False).eval()
+    target = begin_from(source, ("cow", "emu", "cat"), pretrained=False).eval()
+    assert (target.config.class_rows, target.config.class_ids) == (0, ())
+    pictures = images()
+    before, after = source(*pictures).said, target(*pictures).said
+    assert torch.equal(before.boxes_LBQ4, after.boxes_LBQ4)
+    old = [source.rows_K[2], source.rows_K[0], -1]
+    torch.testing.assert_close(before.logits_LBQR[..., old], after.logits_LBQR[..., [0, 2, 3]])
+    assert after.logits_LBQR.shape[-1] == 4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("begin", ["table", "proposals", "both"])
+def test_a_deformable_keeps_its_rows_and_what_ranks_its_proposals(begin):
+    config = replace(PUBLISHED, **TINY, encoder_layers=1, begin=begin, refine=True, noisy=begin == "both", class_rows=9)
+    source = Deformable(replace(config, class_ids=(1, 3, 8)), ("cat", "dog", "cow"), pretrained=False).eval()
+    for classify in source.classify:
+        torch.nn.init.normal_(classify.bias)
+    target = begin_from(source, ("emu", "cow"), image_size=96, pretrained=False).eval()
+    assert target.image_size == 96
+    pictures = images()
+    raw_before, raw_after = source(*pictures), target(*pictures)
+    if begin != "both":  # with both, all classes of either rank the proposals
+        before = source.say(raw_before.cells, source.queries(raw_before))
+        after = target.say(raw_after.cells, target.queries(raw_after))
+        torch.testing.assert_close(before.boxes_LBQ4, after.boxes_LBQ4)
+        torch.testing.assert_close(before.logits_LBQR[..., 8], after.logits_LBQR[..., 1])
+    else:
+        assert torch.equal(source.label_embedding[8], target.label_embedding[1])
+        torch.testing.assert_close(raw_before.proposals.logits_BTR[..., 8], raw_after.proposals.logits_BTR[..., 1])
+
+
+def test_a_begun_detector_rests_its_norms_and_stem():
+    source = Detr(DetrConfig(**TINY, encoder_layers=1), ("cat",), pretrained=False)
+    assert not begin_from(source, ("cat", "dog")).backbone.net.conv1.weight.requires_grad
+    assert begin_from(source, ("cat", "dog"), pretrained=False).backbone.net.conv1.weight.requires_grad

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from boxwright.interop.classes import Classes
 from boxwright.types import Detector
 
 
@@ -23,6 +24,7 @@ class Foreign:
         numbers: the numbers that a class can have.
         coco: whether the numbers are COCO's category ids, unless somebody says otherwise.
         notes: what had to be guessed.
+        classes: what the numbers stand for, where the files tell.
     """
 
     what: str
@@ -34,3 +36,4 @@ class Foreign:
     numbers: range
     coco: bool
     notes: Sequence[str] = field(default=())
+    classes: Classes | None = None

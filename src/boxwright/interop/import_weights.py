@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +14,20 @@ from torch import Tensor
 from boxwright.config import UserError, require
 from boxwright.console import make_console
 from boxwright.interop import classes as naming
-from boxwright.interop import pix2seq_shapes, replications
+from boxwright.interop import deformable, detr, hugging_face, pix2seq_shapes, replications
 from boxwright.interop.foreign import Foreign
 from boxwright.interop.pickles import read_pickle
 from boxwright.interop.tensorbundle import find_bundle, read_bundle
+from boxwright.models.deformable import Deformable
+from boxwright.models.detr import Detr
 from boxwright.models.weights import load_detector, save_detector
 from boxwright.types import Detector
 
 OFFICIAL_SIZE = 640  # pixels; the smallest of the three that weights were published for
-PROJECTS = ("google-research/pix2seq", *replications.REPOSITORIES.values())
+PROJECTS = (
+    "google-research/pix2seq", *replications.REPOSITORIES.values(),
+    detr.AUTHORS, detr.HUGGING_FACE, deformable.AUTHORS, deformable.HUGGING_FACE,
+)  # fmt: skip
 
 
 def import_weights(
@@ -33,13 +38,15 @@ def import_weights(
     Format, network and settings are recognised from the names and shapes of the tensors.
 
     Args:
-        source: a TensorFlow checkpoint of google-research/pix2seq (ckpt-N, its .index, or their folder), or the .pth
-            file of Pretrained-Pix2Seq, Pix2seq-mmdetection, Stable-Pix2Seq or Unofficial-Pix2Seq.
+        source: a TensorFlow checkpoint of google-research/pix2seq (ckpt-N, its .index, or their folder), the .pth file
+            of DETR, Deformable DETR, Pretrained-Pix2Seq, Pix2seq-mmdetection, Stable-Pix2Seq or Unofficial-Pix2Seq, or
+            a folder of Hugging Face's DETR or Deformable DETR (config.json and model.safetensors).
         out: the .safetensors file to write; it must not exist.
-        classes: names of the classes where they are not COCO's: a COCO file, a text file with one a line, or the names
-            between commas.
+        classes: names of the classes where they are not COCO's, nor told by a folder of Hugging Face's: a COCO file, a
+            text file with one a line, or the names between commas.
         image_size: side of the canvas, in pixels, where it is not the one of the original: 640 for
-            google-research/pix2seq (weights are published for 1024 and 1333, too), 1333 for all others.
+            google-research/pix2seq (weights are published for 1024 and 1333, too), what a folder of Hugging Face's
+            says, 1333 for all others.
 
     Returns:
         The file written.
@@ -68,19 +75,26 @@ def import_weights(
 def read_foreign(source: Path, image_size: int | None = None) -> tuple[Foreign, int]:
     """The network that a checkpoint describes, with its image size, and how many tensors the file has of it."""
     require(source.exists() or source.with_name(source.name + ".index").exists(), f"{source} does not exist.")
-    prefix = find_bundle(source)
+    prefix, folder, side = find_bundle(source), hugging_face.find_folder(source), None
+    found: Foreign | None
     if prefix is not None:
         tensors: dict[str, Any] = read_bundle(prefix, pix2seq_shapes.of_the_network)
         settings = pix2seq_shapes.read_settings(prefix.parent)
         found = pix2seq_shapes.convert(tensors, settings)
         sides = settings.get("image_size", OFFICIAL_SIZE)
         side = max(sides) if isinstance(sides, list) else sides
+    elif folder is not None:
+        tensors, options = hugging_face.read_folder(folder)
+        found, side = _of_detrs_kind(tensors, options, folder.name), hugging_face.longest_side(folder)
+        if found is not None:
+            found = replace(found, classes=hugging_face.class_names(options, len(found.numbers)))
     else:
-        require(source.is_file(), f"{source} holds no TensorFlow checkpoint, which has a file called NAME.index.")
+        kinds = "a TensorFlow checkpoint has NAME.index, one of Hugging Face's config.json and model.safetensors"
+        require(source.is_file(), f"{source} holds no checkpoint that can be imported: {kinds}.")
         tensors, options = read_pickle(source)
         heads = options.get("nheads")
         found = replications.convert(tensors, heads if isinstance(heads, int) else None)
-        side = None
+        found = found or _of_detrs_kind(tensors, options, source.name)
     some = ", ".join(sorted(tensors)[:3])
     known = ", ".join(PROJECTS)
     if found is None:
@@ -90,10 +104,16 @@ def read_foreign(source: Path, image_size: int | None = None) -> tuple[Foreign, 
     return replace(found, config=replace(found.config, image_size=side)), len(tensors)
 
 
+def _of_detrs_kind(tensors: Mapping[str, Tensor], options: Mapping[str, Any], name: str) -> Foreign | None:
+    return detr.convert(tensors, options, name) or deformable.convert(tensors, options, name)
+
+
 def choose_classes(found: Foreign, classes: str | None) -> naming.Classes:
-    """The names that a user gives, or COCO's, or mere numbers."""
+    """The names that a user gives, or the files, or COCO's, or mere numbers."""
     if classes is not None:
         return naming.given(classes, found.numbers)
+    if found.classes is not None:
+        return found.classes
     return naming.coco() if found.coco else naming.numbered(found.numbers)
 
 
@@ -155,10 +175,13 @@ def write(out: Path, detector: Detector, card: dict[str, Any]) -> None:
 
 @torch.inference_mode()
 def probe(detector: Detector) -> Tensor:
-    """Scores of all words after a few given ones, for a picture that is a formula."""
+    """Boxes and scores, or scores of all words after a few given ones, for a picture that is a formula."""
     rows, columns = torch.meshgrid(torch.arange(128), torch.arange(160), indexing="ij")
     waves_CHW = torch.stack([torch.sin(0.05 * (c + 1) * rows + 0.07 * columns) for c in range(3)])
     raw = detector((0.5 + 0.5 * waves_CHW)[None], torch.tensor([[128, 160]]))
+    if isinstance(detector, Detr | Deformable):
+        said = detector.decode(raw)
+        return torch.cat([said.boxes_BD4, said.scores_BD[..., None], said.labels_BD[..., None]], -1)
     return detector.decoder(torch.arange(10)[None], getattr(raw, "memory", raw))  # type: ignore[operator]
 
 
@@ -169,7 +192,7 @@ def _report(out: Path, detector: Detector, found: Foreign, count: int) -> None:
     say(f"{found.what}: {count} tensors, {parameters:,} parameters, images of {detector.image_size} px")
     say(f"{len(detector.names)} classes: {_some(detector.names)}")
     for note in found.notes:
-        say(f"not said by the file: {note}; the run's config.json beside the checkpoint would tell")
+        say(f"not said by the file: {note}")
     if detector.names[0].startswith("class "):
         say("not said by the file: what the classes are called; --classes would tell")
     say("every tensor is equal bit for bit; a probe is finite, and the same once written and read")

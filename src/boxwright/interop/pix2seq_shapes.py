@@ -19,6 +19,7 @@ from boxwright.models.vocabulary import FIRST_CLASS
 
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 BINS = FIRST_COORDINATE = 1000  # as published
+TELLING = "the run's config.json beside the checkpoint would tell"
 LENGTH, MAX_OBJECTS = 512, 100
 _TRAINING = re.compile(r"_CHECKPOINTABLE_OBJECT_GRAPH|(global_step|save_counter|optimizer)/.*|.*/\.OPTIMIZER_SLOT/.*")
 
@@ -110,9 +111,9 @@ def _guesses(c: Pix2SeqConfig) -> list[str]:
     """What nothing in a file tells, and is not as published."""
     notes = []
     if c.vocabulary < FIRST_COORDINATE + BINS:
-        notes.append(f"coordinates are guessed to begin at word {c.first_coordinate} of {c.vocabulary}")
+        notes.append(f"coordinates are guessed to begin at word {c.first_coordinate} of {c.vocabulary}; {TELLING}")
     if c.bridge == "linear" and c.encoder_positions == "sincos":
-        notes.append("the bridge is guessed to add no positions")
+        notes.append(f"the bridge is guessed to add no positions; {TELLING}")
     return notes
 
 

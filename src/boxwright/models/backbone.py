@@ -82,8 +82,9 @@ def _create(name: str, strides: Sequence[int], dilated: bool) -> nn.Module:
     missing = sorted(set(strides) - set(reductions))
     if missing:
         raise UserError(f"{name} has feature maps at strides {reductions}, not at {missing}; choose another backbone.")
-    last = len(reductions) - 1  # of several maps at a stride, the last one
-    indices = tuple(last - reductions[::-1].index(stride) for stride in strides)
+    # Of several maps at a stride, the last one; of a stride wanted twice, the last two.
+    places = [[place for place, stride in enumerate(reductions) if stride == wanted] for wanted in strides]
+    indices = tuple(found[-strides[n:].count(strides[n])] for n, found in enumerate(places))
     return _cut(timm.create_model(name, out_indices=indices, **given))
 
 

@@ -41,10 +41,13 @@ class DetrConfig:
         stride: input pixels per cell that the encoder looks at, 32 or 16.
         dilated: stride 16 comes of a dilated last stage (DC5), not of the stage before.
         dim, hidden, heads: of the transformer.
+        decoder_hidden, decoder_heads: where they are others in the decoder; else 0.
         encoder_layers, decoder_layers: how many.
         queries: objects that can be said at most.
         dropout: in training.
         pre_norm: norm before attention and MLP, not after the addition.
+        norm_twice: the norm behind each layer's answer is also what the next layer begins with, and the last answer
+            goes through it twice: Hugging Face's networks that were trained with `auxiliary_loss`.
         class_rows: classes that the head can tell; 0 for as many as there are names.
         class_ids: the row of each class; empty for 0, 1, 2...
     """
@@ -56,11 +59,14 @@ class DetrConfig:
     dim: int = 128
     hidden: int = 512
     heads: int = 8
+    decoder_hidden: int = 0
+    decoder_heads: int = 0
     encoder_layers: int = 3
     decoder_layers: int = 3
     queries: int = 100
     dropout: float = 0.1
     pre_norm: bool = False
+    norm_twice: bool = False
     class_rows: int = 0
     class_ids: tuple[int, ...] = ()
 
@@ -192,7 +198,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.query_embedding = nn.Parameter(torch.randn(c.queries, c.dim))
         self.layers = nn.ModuleList(DecoderBlock(c) for _ in range(c.decoder_layers))
-        self.norm = nn.LayerNorm(c.dim)
+        self.norm, self.norm_twice = nn.LayerNorm(c.dim), c.norm_twice
         begin_glorot(self)
 
     def forward(self, cells: Cells) -> list[Tensor]:
@@ -203,7 +209,9 @@ class Decoder(nn.Module):
         for layer in self.layers:
             x_BQE = layer(x_BQE, queries_BQE, cells)
             states.append(self.norm(x_BQE))
-        return states
+            if self.norm_twice:
+                x_BQE = states[-1]
+        return [*states[:-1], self.norm(states[-1])] if self.norm_twice else states
 
 
 class DecoderBlock(nn.Module):
@@ -211,9 +219,9 @@ class DecoderBlock(nn.Module):
 
     def __init__(self, c: DetrConfig):
         super().__init__()
-        self.pre_norm = c.pre_norm
-        self.self_attention, self.cross_attention = Attention(c.dim, c.heads), Attention(c.dim, c.heads)
-        self.mlp = mlp(c.dim, c.hidden, c.dropout)
+        self.pre_norm, heads = c.pre_norm, c.decoder_heads or c.heads
+        self.self_attention, self.cross_attention = Attention(c.dim, heads), Attention(c.dim, heads)
+        self.mlp = mlp(c.dim, c.decoder_hidden or c.hidden, c.dropout)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(c.dim) for _ in range(3))
         self.dropout = nn.Dropout(c.dropout)
 

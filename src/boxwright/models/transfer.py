@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from boxwright.config import require
+from boxwright.models.deformable import Deformable
 from boxwright.models.dense import Dense
+from boxwright.models.detr import Detr
 from boxwright.models.pix2seq import Pix2Seq
 from boxwright.models.replication import Replication, most_classes
 from boxwright.types import Detector
@@ -37,6 +39,8 @@ def begin_from(
             dense.backbone.freeze()
         _copy_by_name(source, dense)
         return dense
+    if isinstance(source, Detr | Deformable):
+        return _with_other_rows(source, names, size, pretrained)
     if isinstance(source, Pix2Seq):
         words = range(1, source.vocabulary.most_classes + 1)
         grid = source.encoder.positions.grid
@@ -48,6 +52,35 @@ def begin_from(
         detector = Replication(replace(source.config, image_size=size, class_ids=_numbers(source, names, words)), names)
     detector.load_state_dict(source.state_dict())
     return detector
+
+
+@torch.no_grad()
+def _with_other_rows(source: Detr | Deformable, names: tuple[str, ...], size: int, pretrained: bool) -> Detector:
+    """The same network with one row of its head for each class, whatever rows the head of `source` has besides."""
+    config = replace(source.config, image_size=size, class_rows=0, class_ids=())
+    target = type(source)(config, names, pretrained=False)  # type: ignore[arg-type]
+    if pretrained:
+        target.backbone.freeze()
+    row_of_class = dict(zip(source.names, source.rows_K.tolist(), strict=True))
+    known = [(row_of_class[name], row) for row, name in enumerate(names) if name in row_of_class]
+    state = target.state_dict()
+    for key, value in source.state_dict().items():
+        if key.startswith("classify.") or key == "label_embedding":
+            for old, new in _rows(source, key, known):
+                state[key][new] = value[old]
+        else:
+            state[key].copy_(value)
+    return target
+
+
+def _rows(source: Detr | Deformable, key: str, known: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Pairs of an old and a new row: those of known classes, and those that stand for something else."""
+    if isinstance(source, Detr):
+        return [*known, (-1, -1)]  # nothing
+    ranking = f"classify.{len(source.classify) - 1}."
+    if source.config.begin == "proposals" and not source.config.many and key.startswith(ranking):
+        return [(0, 0)]  # any object, as published
+    return known
 
 
 def _numbers(source: Pix2Seq | Replication, names: Sequence[str], words: range) -> tuple[int, ...]:

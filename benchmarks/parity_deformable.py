@@ -1,0 +1,172 @@
+"""Deformable DETR in its three forms: the sampling operator, every stage of the network, losses, what is found."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from parity_sets import build, by_name, check_found, check_input, compare_losses, images, truth_of
+from torch import Tensor
+
+from boxwright.models.deformable import Deformable, Raw
+from boxwright.models.deformable_layers import Cells, Queries
+from boxwright.models.losses import focal_cost
+from boxwright.models.points import Points, gather_points
+from boxwright.models.postnorm import sine_2d
+from boxwright.models.set_loss import Said, Truth, assign, box_losses, class_loss
+from golden import Case, Result, attempt, cases, read_arrays, thin
+
+
+def check(folder: Path) -> Iterator[Result]:
+    """The operator, and all cases of a folder."""
+    if (folder / "msda_core_op.npz").is_file():
+        yield attempt(f"{folder.name} operator", check_operator, folder)
+    for case in cases(folder):
+        yield attempt(case.name, check_case, case)
+
+
+def check_operator(folder: Path) -> Result:
+    """Sampled sums, points beyond the edges included, and all three gradients."""
+    result, golden = Result(f"{folder.name} operator"), read_arrays(folder / "msda_core_op.npz")
+    names = ("value", "sampling_locations", "attention_weights")
+    given = [golden.get(name, golden.get(f"{name}_xy")) for name in names]
+    values, places, weights = (torch.from_numpy(array).requires_grad_() for array in given if array is not None)
+    shapes = [(int(height), int(width)) for height, width in golden["spatial_shapes_hw"]]
+    found = gather_points(values, shapes, Points(places, weights))
+    result.compare("output", found.detach(), golden["output_float32"], 1e-6)
+    gradients = torch.autograd.grad(found, (values, places, weights), torch.from_numpy(golden["cotangent"]))
+    for name, ours in zip(names, gradients, strict=True):
+        result.compare(f"gradient of {name}", ours, golden[f"grad_{name}"])
+    return result
+
+
+@torch.no_grad()
+def check_case(case: Case) -> Result:
+    """The stages one after the other, each from ours, then losses and boxes."""
+    network, _ = build(case)
+    assert isinstance(network, Deformable)
+    result = Result(case.name)
+    canvas_BCHW, sizes_B2 = images(case)
+    check_input(network, canvas_BCHW, sizes_B2, case, result)
+    features: list[Tensor] = []
+    hook = network.backbone.register_forward_hook(lambda _, __, output: features.extend(output))
+    raw = network(canvas_BCHW, sizes_B2)
+    hook.remove()
+    check_cells(features, raw.cells, case, result)
+    queries, order_BQ = begin(network, raw, case, result)
+    states: list[Tensor] = []
+    hooks = [
+        layer.register_forward_hook(lambda _, __, output: states.append(output)) for layer in network.decoder.layers
+    ]
+    said = network.say(raw.cells, queries)
+    for hook in hooks:
+        hook.remove()
+    states_LBQE = torch.stack(states)
+    if order_BQ is not None:  # theirs may begin with equally good proposals in another order
+        states_LBQE, said = in_order(states_LBQE, order_BQ), Said(*(in_order(x, order_BQ) for x in said))
+        queries = Queries(*(in_order(x[None], order_BQ)[0] if x is not None else None for x in queries))
+    check_answers(network, queries, states_LBQE, said, case, result)
+    check_found(network.decode(raw), raw.extent_B4, case, result)
+    check_losses(said, case, result)
+    return result
+
+
+def check_cells(features: list[Tensor], cells: Cells, case: Case, result: Result) -> None:
+    """Maps of the backbone, masks, codes of places, and the encoded cells that are image."""
+    golden, sizes = case.golden, [height * width for height, width in cells.shapes]
+    seen = [
+        part.unflatten(1, shape) for part, shape in zip((~cells.hidden_BT).split(sizes, 1), cells.shapes, strict=True)
+    ]
+    for level, feature_BCHW in enumerate(features):
+        name = next((name for name in golden if name.startswith(f"feat{level}")), "")
+        if name:
+            result.compare("feat", thin(feature_BCHW, golden[name]), golden[name], case.limit(f"feat{level}"))
+        if f"feat_mask{level}" in golden:
+            result.same("mask", seen[level], golden[f"feat_mask{level}"])
+    for level, seen_BHW in enumerate(seen):
+        if f"pos{level}_valid_only" in golden:
+            codes_BME = sine_2d(seen_BHW, cells.x_BTE.shape[-1], True, shift=0.5) * seen_BHW.flatten(1)[..., None]
+            theirs = golden[f"pos{level}_valid_only"]
+            result.compare("pos_embed", thin(codes_BME.mT.unflatten(2, seen_BHW.shape[1:]), theirs), theirs)
+    result.same("mask", ~cells.hidden_BT, golden["encoder_valid_tokens"])
+    shown_BTE = cells.x_BTE.masked_fill(cells.hidden_BT[..., None], 0)
+    theirs = golden["encoder_tokens_step4"]
+    result.compare("encoder", thin(shown_BTE, theirs), theirs, case.limit("encoder"))
+
+
+def begin(network: Deformable, raw: Raw, case: Case, result: Result) -> tuple[Queries, Tensor | None]:
+    """Where the decoder begins, and for proposals, the place in ours of each of theirs."""
+    golden, proposals = case.golden, raw.proposals
+    if proposals is None:
+        return network.queries(raw), None
+    stages = {
+        "enc_outputs_class_tokens_step8": proposals.logits_BTR,
+        "enc_outputs_class0": proposals.logits_BTR[..., 0],
+        "enc_outputs_coord_logits_tokens_step4": proposals.boxes_BT4,
+    }
+    for name, ours in stages.items():
+        if name in golden:
+            kind = "boxes" if "coord" in name else "logits"
+            one, other = thin(ours, golden[name]), golden[name]
+            if kind == "boxes":  # before the sigmoid, some are infinite
+                one, other = (torch.from_numpy(np.ascontiguousarray(x)).sigmoid() for x in (one, other))
+            result.compare(f"proposed_{kind}", one, other, case.limit("enc_outputs_class"))
+    queries = network.queries(raw)
+    if "topk_index" not in golden:
+        return queries, None
+    ours_BQ, theirs_BQ = network._best(proposals), torch.from_numpy(golden["topk_index"]).long()
+    result.same("proposals used", ours_BQ.sort(1).values, theirs_BQ.sort(1).values)
+    return queries, (theirs_BQ[:, :, None] == ours_BQ[:, None]).long().argmax(2)
+
+
+def in_order(x_LBQE: Tensor, order_BQ: Tensor) -> Tensor:
+    """The queries of each image in this order."""
+    return x_LBQE.gather(2, order_BQ[None, :, :, None].expand(len(x_LBQE), -1, -1, x_LBQE.shape[-1]))
+
+
+def check_answers(
+    network: Deformable, queries: Queries, states_LBQE: Tensor, said: Said, case: Case, result: Result
+) -> None:
+    """What the layers of the decoder make of the queries."""
+    golden, layers = case.golden, len(said.boxes_LBQ4)
+    moved_LBQX = said.boxes_LBQ4 if network.config.refine else queries.boxes_BQX.expand(layers, -1, -1, -1)
+    stages = {
+        "init_reference_points": queries.boxes_BQX,
+        "intermediate_reference_points_step10": moved_LBQX.transpose(0, 1),
+        "decoder_layers_queries_step30": states_LBQE.transpose(0, 1),
+        "decoder_last": states_LBQE[-1],
+        "logits_layers_queries_step10": said.logits_LBQR,
+        "logits_last": said.logits_LBQR[-1],
+        "boxes": said.boxes_LBQ4,
+    }
+    names = {"init": "references", "intermediate": "references", "decoder": "decoder", "logits": "logits"}
+    noise = {
+        "references": ("init_reference_points", "intermediate_reference_points"),
+        "decoder": ("decoder_layers",),
+        "logits": ("logits",),
+        "boxes": ("boxes",),
+    }
+    for name, ours in stages.items():
+        if name in golden:
+            stage = names.get(name.split("_")[0], name)
+            result.compare(stage, thin(ours, golden[name]), golden[name], case.limit(*noise[stage]))
+
+
+def check_losses(said: Said, case: Case, result: Result) -> None:
+    """Of the last layer's stored outputs, and of all of ours."""
+    logits, boxes = (torch.from_numpy(case.golden[name]) for name in ("logits_last", "boxes"))
+    stored = Said(logits[None], boxes[-1:])
+    for facts in (case.summary[name] for name in ("A", "B") if name in case.summary):
+        truth, theirs = truth_of(facts["targets"]), facts.get("losses") or facts["loss_dict"]
+        config = case.manifest["config"]
+        compare_losses(result, "loss", losses(stored, truth, config, len(boxes)), theirs)
+        compare_losses(result, "own loss", losses(said, truth, config, len(boxes)), theirs)
+
+
+def losses(said: Said, truth: Truth, config: Mapping[str, Any], layers: int) -> dict[str, float]:
+    """Without weights, matched at the costs of the settings: Hugging Face's differ from the authors'."""
+    cost, l1, overlap = (config.get(f"{name}_cost", usual) for name, usual in (("class", 2), ("bbox", 5), ("giou", 2)))
+    matched_LBN = assign(said, truth, cost * focal_cost(said.logits_LBQR.sigmoid()), l1, overlap)
+    classes_L = class_loss(said, truth, matched_LBN, aware=False)
+    return by_name(classes_L, box_losses(said, truth, matched_LBN), layers)

@@ -1,0 +1,162 @@
+"""Checkpoints of Deformable DETR, as its authors and as Hugging Face write them, in all three published forms: their
+shape, and their tensors under our names."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from boxwright.interop.detr import COCO_ROWS, SIDE
+from boxwright.interop.foreign import Foreign
+from boxwright.interop.renaming import Renamed, Shapes, heads_of, is_dilated, rename, told
+from boxwright.interop.resnets import TO_TIMM, Rules, resnet_of
+from boxwright.models.deformable import PUBLISHED, Deformable, DeformableConfig
+
+AUTHORS, HUGGING_FACE = "fundamentalvision/Deformable-DETR", "Hugging Face's Deformable DETR"
+
+_COMMON: Rules = [
+    (r"^(?:decoder\.)?class_embed\.", "classify."),
+    (r"^(?:decoder\.)?bbox_embed\.(\d+)\.layers\.(\d+)\.", lambda m: f"locate.{m[1]}.{2 * int(m[2])}."),
+    (r"^level_embed$", "encoder.level_embedding"),
+    (r"^input_proj\.", "maps.steps."),
+    (r"^reference_points\.", "point."),
+    (r"^enc_output\.", "propose.0."),
+    (r"^enc_output_norm\.", "propose.1."),
+    (r"^pos_trans\.", "ask.0."),
+    (r"^pos_trans_norm\.", "ask.1."),
+    (r"^encoder\.layers\.(\d+)\.self_attn\.", r"encoder.layers.\1.attention."),
+    (r"\.self_attn\.", ".self_attention."),
+    (r"\.(?:cross|encoder)_attn\.", ".attention."),
+    (r"attention\.(?:out_proj|o_proj|output_proj)\.", "attention.output."),
+    (r"attention\.q_proj\.", "attention.query."),
+    (r"attention\.k_proj\.", "attention.key."),
+    (r"attention\.(?:v_proj|value_proj)\.", "attention.value."),
+    (r"attention\.sampling_offsets\.", "attention.offset."),
+    (r"attention\.attention_weights\.", "attention.weight."),
+]
+_AUTHORS: Rules = [
+    (r"^backbone\.0\.body\.", "backbone.net."),
+    (r"^query_embed\.weight$", "query_embedding"),
+    (r"^transformer\.", ""),
+    (r"^decoder(.*)\.norm1\.", r"decoder\1.norm_of_points."),  # theirs counts it first, and uses it second
+    (r"^decoder(.*)\.norm2\.", r"decoder\1.norm1."),
+    (r"\.norm_of_points\.", ".norm2."),
+    (r"\.linear1\.", ".mlp.0."),
+    (r"\.linear2\.", ".mlp.3."),
+    *_COMMON,
+]
+_HUGGING_FACE: Rules = [
+    (r"^model\.backbone\.(?:conv_encoder\.)?model\.", "backbone.net."),
+    *TO_TIMM,
+    (r"^model\.query_position_embeddings\.weight$", "query_embedding"),
+    (r"^model\.", ""),
+    (r"\.self_attn_layer_norm\.", ".norm1."),
+    (r"^encoder(.*)\.final_layer_norm\.", r"encoder\1.norm2."),
+    (r"\.encoder_attn_layer_norm\.", ".norm2."),
+    (r"\.final_layer_norm\.", ".norm3."),
+    (r"\.(?:mlp\.)?fc1\.", ".mlp.0."),
+    (r"\.(?:mlp\.)?fc2\.", ".mlp.3."),
+    *_COMMON,
+]
+_HEAD = re.compile(r"(classify|locate)\.(\d+)(\..+)")
+
+
+def convert(tensors: Mapping[str, Tensor], options: Mapping[str, Any], file: str = "") -> Foreign | None:
+    """A Deformable DETR, or None if these are no tensors of one.
+
+    Args:
+        tensors: by the names of the file.
+        options: of the authors' run, as far as the file has them, or Hugging Face's configuration.
+        file: its name, which may tell what nothing else does.
+
+    Raises:
+        UserError: for a backbone that is no ResNet.
+    """
+    theirs = "model.level_embed" in tensors
+    if not theirs and "transformer.level_embed" not in tensors:
+        return None
+    renamed = rename(tensors, _HUGGING_FACE if theirs else _AUTHORS)
+    refine = bool(told(options, "with_box_refine")) or any("decoder.bbox_embed." in name for name in tensors)
+    config, notes = describe(renamed.state, options, file, refine)
+    renamed = settle_heads(part_queries(renamed, config.dim), config)
+    rows, what = config.class_rows, HUGGING_FACE if theirs else AUTHORS
+    state, sources, strange = renamed
+    return Foreign(what, Deformable, config, state, sources, strange, range(rows), rows == COCO_ROWS, notes)
+
+
+def describe(
+    state: Mapping[str, Tensor], options: Mapping[str, Any], file: str, refine: bool
+) -> tuple[DeformableConfig, list[str]]:
+    """The shape of the network, by its tensors and what is told, and what of it is a guess."""
+    p, shapes = PUBLISHED, Shapes(state)
+    (dilated, notes), (heads, among, more) = is_dilated(options, file), heads_of(options)
+    notes = notes + more
+    levels = shapes.size("encoder.level_embedding", 0, 4)
+    strides = (8, 16, 16 if dilated else 32)[-1 if levels == 1 else -3 :]
+    hidden = shapes.size("encoder.layers.0.mlp.0.weight", 0, p.hidden)
+    wider = shapes.size("decoder.layers.0.mlp.0.weight", 0, hidden)
+    queries = shapes.size("query_embedding", 0, 0) or told(options, "two_stage_num_proposals", "num_queries")
+    if not queries:
+        notes = [*notes, f"{p.queries} of the proposals are guessed to be used, as in the published file"]
+    rate = told(options, "dropout")
+    config = replace(
+        p,
+        backbone=resnet_of(state),
+        image_size=SIDE,
+        strides=strides,
+        extra_levels=max(levels - len(strides), 0),
+        dilated=dilated,
+        dim=shapes.size("encoder.level_embedding", 1, p.dim),
+        hidden=hidden,
+        heads=heads,
+        decoder_hidden=wider if wider != hidden else 0,
+        decoder_heads=among,
+        encoder_layers=shapes.count(r"encoder\.layers\.(\d+)\.", p.encoder_layers),
+        decoder_layers=shapes.count(r"decoder\.layers\.(\d+)\.", p.decoder_layers),
+        encoder_points=_points(shapes, "encoder", levels * heads),
+        decoder_points=_points(shapes, "decoder", levels * (among or heads)),
+        queries=queries or p.queries,
+        dropout=p.dropout if rate is None else float(rate),
+        begin="proposals" if "propose.0.weight" in state else "table",
+        refine=refine,
+        class_rows=shapes.size("classify.0.weight", 0, COCO_ROWS),
+    )
+    return config, notes
+
+
+def _points(shapes: Shapes, tower: str, seen: int) -> int:
+    """Points that a head looks at on each map."""
+    return max(1, shapes.size(f"{tower}.layers.0.attention.weight.weight", 0, 4 * seen) // max(seen, 1))
+
+
+def part_queries(renamed: Renamed, dim: int) -> Renamed:
+    """Learned queries are places and contents side by side."""
+    state, sources = dict(renamed.state), dict(renamed.sources)
+    if "query_embedding" in state and state["query_embedding"].ndim == 2:
+        both_Q2E, source = state.pop("query_embedding"), sources.pop("query_embedding")
+        state |= {"place_embedding": both_Q2E[:, :dim], "content_embedding": both_Q2E[:, dim:]}
+        sources |= dict.fromkeys(("place_embedding", "content_embedding"), source)
+    return Renamed(state, sources, renamed.strange)
+
+
+def settle_heads(renamed: Renamed, config: DeformableConfig) -> Renamed:
+    """As many heads as the network has: without refinement all layers share one, which a file may repeat; with it, a
+    file may leave out the others if they are equal to the first.
+    """
+    heads = (config.decoder_layers if config.refine else 1) + (config.begin == "proposals")
+    state, sources, strange = dict(renamed.state), dict(renamed.sources), list(renamed.strange)
+    found = [match for name in renamed.state if (match := _HEAD.fullmatch(name))]
+    for group in ("classify", "locate"):
+        alone = {match[2] for match in found if match[1] == group} == {"0"}
+        for match in (match for match in found if match[1] == group):
+            name, first = match[0], f"{group}.0{match[3]}"
+            if alone:
+                state |= {f"{group}.{n}{match[3]}": state[first] for n in range(1, heads)}
+                sources |= {f"{group}.{n}{match[3]}": sources[first] for n in range(1, heads)}
+            elif heads == 1 and name != first and first in state and int(match[2]) < config.decoder_layers:
+                source, value = sources.pop(name), state.pop(name)
+                if not value.equal(state[first]):
+                    strange.append(source)
+    return Renamed(state, sources, strange)

@@ -1,0 +1,104 @@
+"""Checkpoints of DETR, as its authors and Hugging Face write them: their shape, and their tensors under our names."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from boxwright.interop.foreign import Foreign
+from boxwright.interop.renaming import Shapes, heads_of, is_dilated, rename, told
+from boxwright.interop.resnets import TO_TIMM, Rules, resnet_of
+from boxwright.models.detr import PUBLISHED, Detr, DetrConfig
+
+AUTHORS, HUGGING_FACE = "facebookresearch/detr", "Hugging Face's DETR"
+SIDE = 1333  # pixels; the longest side of an image in all published runs
+COCO_ROWS = 91  # 0 to 90
+
+_COMMON: Rules = [
+    (r"^encoder\.layers\.(\d+)\.self_attn\.", r"encoder.layers.\1.attention."),
+    (r"\.self_attn\.", ".self_attention."),
+    (r"\.(?:multihead|encoder)_attn\.", ".cross_attention."),
+    (r"attention\.(?:out_proj|o_proj)\.", "attention.output."),
+    (r"attention\.q_proj\.", "attention.query."),
+    (r"attention\.k_proj\.", "attention.key."),
+    (r"attention\.v_proj\.", "attention.value."),
+    (r"^locate\.layers\.(\d+)\.", lambda m: f"locate.{2 * int(m[1])}."),
+]
+_AUTHORS: Rules = [
+    (r"^backbone\.0\.body\.", "backbone.net."),
+    (r"^input_proj\.", "projection."),
+    (r"^transformer\.(?=encoder|decoder)", ""),
+    (r"^query_embed\.weight$", "decoder.query_embedding"),
+    (r"^class_embed\.", "classify."),
+    (r"^bbox_embed\.", "locate."),
+    (r"\.linear1\.", ".mlp.0."),
+    (r"\.linear2\.", ".mlp.3."),
+    *_COMMON,
+]
+_HUGGING_FACE: Rules = [
+    (r"^model\.backbone\.(?:conv_encoder\.)?model\.", "backbone.net."),
+    *TO_TIMM,
+    (r"^model\.input_projection\.", "projection."),
+    (r"^model\.query_position_embeddings\.weight$", "decoder.query_embedding"),
+    (r"^model\.decoder\.layernorm\.", "decoder.norm."),
+    (r"^model\.(?=encoder|decoder)", ""),
+    (r"^class_labels_classifier\.", "classify."),
+    (r"^bbox_predictor\.", "locate."),
+    (r"\.self_attn_layer_norm\.", ".norm1."),
+    (r"^encoder(.*)\.final_layer_norm\.", r"encoder\1.norm2."),
+    (r"\.encoder_attn_layer_norm\.", ".norm2."),
+    (r"\.final_layer_norm\.", ".norm3."),
+    (r"\.(?:mlp\.)?fc1\.", ".mlp.0."),
+    (r"\.(?:mlp\.)?fc2\.", ".mlp.3."),
+    *_COMMON,
+]
+
+
+def convert(tensors: Mapping[str, Tensor], options: Mapping[str, Any], file: str = "") -> Foreign | None:
+    """A DETR, or None if these are no tensors of one.
+
+    Args:
+        tensors: by the names of the file.
+        options: of the authors' run, as far as the file has them, or Hugging Face's configuration.
+        file: its name, which may tell what nothing else does.
+
+    Raises:
+        UserError: for a backbone that is no ResNet.
+    """
+    theirs = "class_labels_classifier.weight" in tensors
+    if not theirs and not ({"query_embed.weight", "transformer.decoder.norm.weight"} <= tensors.keys()):
+        return None
+    state, sources, strange = rename(tensors, _HUGGING_FACE if theirs else _AUTHORS)
+    config, notes = describe(state, options, file)
+    what, rows = HUGGING_FACE if theirs else AUTHORS, config.class_rows
+    return Foreign(what, Detr, config, state, sources, strange, range(rows), rows == COCO_ROWS, notes)
+
+
+def describe(state: Mapping[str, Tensor], options: Mapping[str, Any], file: str) -> tuple[DetrConfig, list[str]]:
+    """The shape of the network, by its tensors and what is told, and what of it is a guess."""
+    p, shapes = PUBLISHED, Shapes(state)
+    (dilated, notes), (heads, among, more) = is_dilated(options, file), heads_of(options)
+    hidden = shapes.size("encoder.layers.0.mlp.0.weight", 0, p.hidden)
+    wider = shapes.size("decoder.layers.0.mlp.0.weight", 0, hidden)
+    rate = told(options, "dropout")
+    config = replace(
+        p,
+        backbone=resnet_of(state),
+        image_size=SIDE,
+        stride=16 if dilated else 32,
+        dilated=dilated,
+        dim=shapes.size("projection.weight", 0, p.dim),
+        hidden=hidden,
+        heads=heads,
+        decoder_hidden=wider if wider != hidden else 0,
+        decoder_heads=among,
+        encoder_layers=shapes.count(r"encoder\.layers\.(\d+)\.", p.encoder_layers),
+        decoder_layers=shapes.count(r"decoder\.layers\.(\d+)\.", p.decoder_layers),
+        queries=shapes.size("decoder.query_embedding", 0, p.queries),
+        dropout=p.dropout if rate is None else float(rate),
+        pre_norm="encoder.norm.weight" in state,
+        norm_twice="model_type" in options and bool(options.get("auxiliary_loss")),
+        class_rows=shapes.size("classify.weight", 0, COCO_ROWS + 1) - 1,
+    )
+    return config, notes + more

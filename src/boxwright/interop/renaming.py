@@ -1,0 +1,86 @@
+"""What the readers of DETR's kind share: tensors under our names, and what is told of a network besides its tensors."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from boxwright.interop.resnets import COUNTER, Rules
+
+_FUSED = re.compile(r"(.*attention)\.in_proj_(weight|bias)")  # queries, keys and values in one
+
+
+class Renamed(NamedTuple):
+    """Tensors under our names, what each was called, and names of tensors that contradict others of the same name."""
+
+    state: dict[str, Tensor]
+    sources: dict[str, str]
+    strange: list[str]
+
+
+def rename(tensors: Mapping[str, Tensor], rules: Rules) -> Renamed:
+    """All tensors but counters; where a file has one under several names, these must agree."""
+    renamed = Renamed({}, {}, [])
+    for source, value in tensors.items():
+        if COUNTER.fullmatch(source):
+            continue
+        names = _our_names(source, rules)
+        parts = value.tensor_split(len(names)) if len(names) > 1 else (value,)
+        for name, part in zip(names, parts, strict=True):
+            if name not in renamed.state:
+                renamed.state[name], renamed.sources[name] = part, source
+            elif not part.equal(renamed.state[name]):
+                renamed.strange.append(source)
+    return renamed
+
+
+def _our_names(name: str, rules: Rules) -> list[str]:
+    for pattern, ours in rules:
+        name = re.sub(pattern, ours, name)
+    fused = _FUSED.fullmatch(name)
+    return [f"{fused[1]}.{part}.{fused[2]}" for part in ("query", "key", "value")] if fused else [name]
+
+
+class Shapes:
+    """Sizes of a network by its tensors, with a fallback where one is missing, which will be told later."""
+
+    def __init__(self, state: Mapping[str, Tensor]):
+        self.state = state
+
+    def size(self, name: str, axis: int, otherwise: int) -> int:
+        """Length of a side of a tensor."""
+        value = self.state.get(name)
+        return value.shape[axis] if value is not None and value.ndim > axis else otherwise
+
+    def count(self, pattern: str, otherwise: int) -> int:
+        """How many layers there are whose names begin with the pattern, which has the number as its group."""
+        found = [int(match[1]) for name in self.state if (match := re.match(pattern, name))]
+        return max(found) + 1 if found else otherwise
+
+
+def told(options: Mapping[str, Any], *names: str) -> Any:
+    """The first of these settings that is told, by the authors' name or Hugging Face's; else None."""
+    return next((options[name] for name in names if options.get(name) is not None), None)
+
+
+def is_dilated(options: Mapping[str, Any], file: str) -> tuple[bool, list[str]]:
+    """Whether the last stage of the backbone keeps its stride (DC5), which shows in no tensor; and what is guessed."""
+    said = told(options, "dilation")
+    inner = [told(options, name) for name in ("backbone_kwargs", "backbone_config")]
+    if any(isinstance(one, Mapping) and one.get("output_stride") == 16 for one in inner):
+        return True, []
+    if said is not None or "model_type" in options:
+        return bool(said), []
+    dilated = "dc5" in file.lower()
+    how = "dilated (DC5), by the file's name" if dilated else "not dilated, as its name has no `dc5`"
+    return dilated, [f"the last stage of the backbone is guessed to be {how}"]
+
+
+def heads_of(options: Mapping[str, Any]) -> tuple[int, int, list[str]]:
+    """Heads of the encoder and of the decoder, 0 for the same; and what is guessed."""
+    heads = told(options, "nheads", "encoder_attention_heads")
+    among = told(options, "nheads", "decoder_attention_heads")
+    if not isinstance(heads, int):
+        return 8, 0, ["attention is guessed to have 8 heads, as in all published files"]
+    return heads, among if isinstance(among, int) and among != heads else 0, []

@@ -24,7 +24,7 @@ VERBS = {
     "evaluate": ("boxwright.evaluation.evaluate", "score a detector: COCO's twelve numbers, classes, curves"),
     "predict": ("boxwright.inference.predict", "find objects in images, folders or lists of them"),
     "import-weights": ("boxwright.interop.import_weights", "convert a published checkpoint of another project"),
-    "explain": ("boxwright.inference.explain", "show how a detector came to what it says: its words, or where it looked"),
+    "explain": ("boxwright.inference.explain", "show how a detector came to what it says, and where it looked"),
 }
 
 

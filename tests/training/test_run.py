@@ -128,6 +128,20 @@ def test_two_processes_train_one_model(data, tmp_path):
     assert float(rows(out)[-1]["val_loss"]) > 0
 
 
+@pytest.mark.slow
+def test_processes_with_unequal_shares_validate_without_waiting_for_each_other(data, tmp_path):
+    out, one = tmp_path / "two", tmp_path / "one"
+    held_out = [str(data / "annotations" / "instances_train.json"), "--val=0.3", "--epochs=1", "--optim.lr=0"]
+    command = ["-m", "boxwright", "train", *held_out, *COMMON, "--batch_size=2", "--out"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for start_with, folder in ((LAUNCHER, out), ([sys.executable], one)):
+        done = subprocess.run([*start_with, *command, str(folder)], env=environment, capture_output=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert b"5 to validate on" in done.stdout
+    losses = [float(rows(folder)[-1]["val_loss"]) for folder in (out, one)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.2)  # other images share a batch
+
+
 def test_a_run_leaves_what_it_promises_and_config_repeats_it(data, tmp_path):
     out = train(data, tmp_path / "run")
     assert all((out / name).is_file() for name in PROMISED)

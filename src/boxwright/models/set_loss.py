@@ -62,10 +62,8 @@ def assign(said: Said, truth: Truth, class_cost_LBQR: Tensor, l1: float = 5.0, o
         l1, overlap: weights of the distance and of the generalised IoU in the cost (DETR, section 3.1).
     """
     queries, objects = said.boxes_LBQ4.shape[2], truth.valid_BN.shape[1]
-    if objects > queries and (most := int(truth.valid_BN.sum(1).max())) > queries:
-        said_so = (
-            f"an image has {most} objects, more than the {queries} queries of the detector: the rest is not taught"
-        )
+    if objects > queries and (truth.valid_BN.sum(1) > queries).any():  # the same words each time: they are shown once
+        said_so = "an image has more objects than queries: as many as fit are taught"
         warnings.warn(f"{said_so}; a larger --size has more queries.", stacklevel=2)
     labels_LBQN = truth.rows_BN[None, :, None].expand(len(said.boxes_LBQ4), -1, queries, -1)
     cost_LBQN = class_cost_LBQR.gather(3, labels_LBQN)

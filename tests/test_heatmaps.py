@@ -88,3 +88,10 @@ def test_points_of_no_weight_and_all_in_one_place_are_no_fault() -> None:
     picture = GREY.copy()
     heatmaps.pin(picture, (1.0, 0.0))
     assert np.asarray(picture).std() > 0
+
+
+def test_even_attention_is_not_brought_to_full_heat() -> None:
+    even = np.full((4, 4), 1 / 16, np.float32)
+    faint, full = (np.asarray(heatmaps.attention_heat(GREY, even, (1.0, 1.0), None, peak), int) for peak in (0.25, 0.0))
+    assert faint.sum() < 0.7 * full.sum()
+    assert faint.std((0, 1)).max() < 1

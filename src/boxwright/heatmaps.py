@@ -75,13 +75,13 @@ def corner_heat(
 
 
 def attention_heat(
-    image: Image.Image, map_HW: np.ndarray, part_2: tuple[float, float], box: Box | None = None
+    image: Image.Image, map_HW: np.ndarray, part_2: tuple[float, float], box: Box | None = None, full: float = 0.0
 ) -> Image.Image:
-    """A map over the cells of the canvas, smoothly enlarged, and the box."""
+    """A map over the cells of the canvas, smoothly enlarged, and the box; `full` is as in `heat`."""
     height, width = (cells * part for cells, part in zip(map_HW.shape, part_2, strict=True))
     cells = Image.fromarray(map_HW[: math.ceil(height), : math.ceil(width)].astype(np.float32))
     fine_HW = np.asarray(cells.resize(image.size, Image.Resampling.BICUBIC, box=(0, 0, width, height)))
-    picture = heat(image, fine_HW.clip(0), 1.0)
+    picture = heat(image, fine_HW.clip(0), 1.0, full)
     if box is not None:
         outline(picture, box)
     return picture
@@ -123,8 +123,9 @@ def pin(picture: Image.Image, point: tuple[float, float]) -> None:
             pen.line((x, y + way * near, x, y + way * far), fill=colour, width=width)
 
 
-def heat(image: Image.Image, map_HW: np.ndarray, power: float) -> Image.Image:
-    """The dimmed image with the map on it, from transparent (0) to bright (the greatest value).
+def heat(image: Image.Image, map_HW: np.ndarray, power: float, full: float = 0.0) -> Image.Image:
+    """The dimmed image with the map on it, from transparent (0) to bright (the greatest value, if it is at least
+    `full`).
 
     Args:
         image: the photograph.
@@ -132,7 +133,7 @@ def heat(image: Image.Image, map_HW: np.ndarray, power: float) -> Image.Image:
         power: of the value that brightness goes with; under 1, faint alternatives can be seen as well.
     """
     photo_HW3 = _dimmed(image)
-    level_HW = (map_HW / max(float(map_HW.max()), 1e-30)) ** power
+    level_HW = (map_HW / max(float(map_HW.max()), full, 1e-30)) ** power
     colours_HW3 = _COLOURS[(level_HW * 255).round().astype(int)]
     cover_HW1 = (level_HW * 1.3).clip(0, 0.92)[..., None]
     return Image.fromarray((photo_HW3 * (1 - cover_HW1) + colours_HW3 * cover_HW1).round().astype(np.uint8))

@@ -14,6 +14,7 @@ from boxwright.inference import cards
 from boxwright.inference.looks import Cells, Look, Pass, Points
 
 LEAST, MOST = 2, 6  # queries shown where none is asked for: those that are sure
+PEAK = 4  # a cell with so many times an even share is bright, even if none has more
 LOOKERS = 5  # queries shown that look most at a pixel
 _SMALL = 400  # long side of the pictures, in pixels
 _SHOWN = 6  # pictures of the encoder for each query: of its last layers
@@ -150,7 +151,8 @@ def look_picture(
 ) -> Image.Image:
     """Where something looked, all heads together, with a box and a cross."""
     if isinstance(look, Cells):
-        drawn = heatmaps.attention_heat(photo, look.shares_HRC.mean(0), (1.0, 1.0), box)
+        shares_RC = look.shares_HRC.mean(0)
+        drawn = heatmaps.attention_heat(photo, shares_RC, (1.0, 1.0), box, full=PEAK / shares_RC.size)
     else:
         places_VN2 = look.places_HVP2.swapaxes(0, 1).reshape(look.places_HVP2.shape[1], -1, 2)
         drawn = heatmaps.point_heat(
@@ -184,8 +186,9 @@ def _of_cells(seen: Pass) -> bool:
     return isinstance(seen.query_looks(0)[0], Cells)
 
 
-_CELLS = """<p><b>Attention</b> is the share of what is gathered that comes of each cell, enlarged smoothly: the mean
-over the heads, or of one head. The greatest of each picture is brightest.</p>"""
+_CELLS = f"""<p><b>Attention</b> is the share of what is gathered that comes of each cell, enlarged smoothly: the mean
+over the heads, or of one head. The greatest of each picture is brightest, if it is at least {PEAK} times an even share:
+where a picture is evenly tinted, nothing was looked at more than anything else.</p>"""
 _POINTS = """<p><b>Dots</b> are the points that are looked at, of all heads, or of one. Their area goes with what is
 taken of each, their colour says of which map, by its cells:</p>"""
 _BOTH = f"""<p><b>The decoder</b>: a query gathers from the image layer by layer; over each picture stands what it says

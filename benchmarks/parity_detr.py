@@ -37,7 +37,8 @@ def check_case(case: Case) -> Result:
     seen = watch(network, canvas_BCHW, sizes_B2)
     cells: Cells = seen["encoder"]
     masked_BHW = ~cells.seen_B11M.flatten(1).unflatten(1, cells.grid)
-    result.same("mask", masked_BHW, golden["feat_mask"] ^ ("model_type" in case.manifest["config"]))
+    if "feat_mask" in golden:  # the authors' is True on padding, Hugging Face's on the image
+        result.same("mask", masked_BHW, golden["feat_mask"] ^ ("model_type" in case.manifest["config"]))
     stages = {
         "feat": seen["feat"],
         "pos_embed": cells.places_BME.mT.unflatten(2, cells.grid),
@@ -103,7 +104,7 @@ def check_set(said: Said, truth: Truth, facts: Mapping[str, Any], result: Result
 def check_gradients(
     network: Detr, found: Foreign, case: Case, truth: Truth, golden: Mapping[str, Any], result: Result
 ) -> None:
-    """Length, sum and first values of the gradients that are stored, in units of the length; of the sharp cases, since
+    """Length and first values of the gradients that are stored, in units of the length; of the sharp cases, since
     the assignments of the others hang on rounding.
     """
     if not is_sharp(case.golden):
@@ -115,8 +116,10 @@ def check_gradients(
     for source, facts in golden.items():
         parts = [parameters[name].grad for name, theirs in found.sources.items() if theirs == source]
         gradient = torch.cat([part.flatten() for part in parts if part is not None])
-        result.compare("gradients", gradient.norm() / facts["l2"], 1, 1e-3)
-        result.compare("gradients", gradient[:8] / facts["l2"], torch.tensor(facts["first8"]) / facts["l2"], 1e-3)
+        # Rounding decides which rectifiers of a ResNet are open: its gradients in float32 and float64 are this far apart.
+        stage, limit = ("gradients of backbone", 5e-3) if source.startswith("backbone") else ("gradients", None)
+        result.compare(stage, gradient.norm() / facts["l2"], 1, limit)
+        result.compare(stage, gradient[:8] / facts["l2"], torch.tensor(facts["first8"]) / facts["l2"], limit)
 
 
 @torch.no_grad()

@@ -67,7 +67,7 @@ def test_words_of_lost_classes_are_used_when_no_other_is_left():
 TINY = {
     "backbone": "resnet18",
     "image_size": 64,
-    "dim": 32,
+    "dim": 64,
     "hidden": 48,
     "heads": 4,
     "queries": 6,

@@ -19,6 +19,7 @@ configuration and a block of its own:
 The published forms are equal to Hugging Face's DeformableDetrForObjectDetection (`benchmarks/parity.py`).
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -172,7 +173,7 @@ class Deformable(Detector):
         for name in ("point", "propose", "ask", "place"):
             begin_glorot(getattr(self, name, nn.Identity()))
         for classify in self.classify:
-            nn.init.constant_(classify.bias, -torch.logit(torch.tensor(1 - PRIOR)).item())  # type: ignore[arg-type]
+            nn.init.constant_(classify.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
         for locate in self.locate:
             nn.init.zeros_(locate[-1].weight)  # type: ignore[index,arg-type]
             nn.init.zeros_(locate[-1].bias)  # type: ignore[index,arg-type]

@@ -159,9 +159,14 @@ def test_a_run_leaves_what_it_promises_and_config_repeats_it(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_shows_how_its_best_sentences_begin(data, tmp_path):
-    run = boxwright.train(data, "pix2seq", out=tmp_path / "run", epochs=1, **SETTINGS)
+@pytest.mark.parametrize("model", ["pix2seq", "detr", "deformable"])
+def test_a_run_shows_how_its_best_weights_come_to_what_they_say(data, tmp_path, model):
+    run = boxwright.train(data, model, out=tmp_path / "run", epochs=1, **SETTINGS)
     assert sorted(p.name for p in (run / "explain").iterdir()) == ["00001-1.jpg", "00005-5.jpg", "00008-8.jpg"]
+    last = rows(run)[-1]
+    terms = [name for name in last if name.startswith("loss_")]
+    assert terms
+    assert sum(float(last[f"val_{name}"]) for name in terms) == pytest.approx(float(last["val_loss"]))
 
 
 def test_the_card_and_the_names_travel_with_the_weights(data, tmp_path):

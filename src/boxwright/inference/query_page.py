@@ -17,7 +17,7 @@ LEAST, MOST = 2, 6  # queries shown where none is asked for: those that are sure
 PEAK = 4  # a cell with so many times an even share is bright, even if none has more
 LOOKERS = 5  # queries shown that look most at a pixel
 _SMALL = 400  # long side of the pictures, in pixels
-_SHOWN = 6  # pictures of the encoder for each query: of its last layers
+_ABREAST = 8  # pictures side by side at most
 Point = tuple[float, float]
 
 
@@ -69,7 +69,7 @@ def _overview(photo: Image.Image, seen: Pass, queries: Sequence[int], pixel: Poi
     sure = sum(seen.said(query)[1] > cards.SURE for query in range(seen.queries))
     maps = " + ".join(f"{columns} x {rows}" for rows, columns in seen.shapes)
     tiles = [
-        (str(seen.queries), "queries", "each says one object or none"),
+        (str(seen.queries), "queries", "each says one box"),
         (str(sure), "of them sure", f"score over {cards.SURE:.2f}"),
         (f"{len(seen.encoder)} + {seen.layers}", "layers", "of the encoder and of the decoder"),
         (str(sum(rows * columns for rows, columns in seen.shapes)), "cells", maps),
@@ -97,10 +97,12 @@ def _query_card(photo: Image.Image, seen: Pass, query: int) -> str:
         said, sure = seen.said(query, layer)
         drawn = look_picture(photo, look, seen.box(query, layer))
         layers.append((f"layer {layer + 1} <small>· {escape(seen.names[said])} {sure:.2f}</small>", drawn))
+    encoder = encoder_pictures(photo, seen, point)
+    shown = max(1, _ABREAST // len(seen.shapes)) * len(seen.shapes)  # the last layers, as many as fit a row
     rows = [
         _row("The decoder looks, and says after each layer", name, layers),
         _row("Head by head, in its last layer", name, _heads(photo, last, seen.box(query))),
-        _row("The encoder looks, from the middle of the box", name, encoder_pictures(photo, seen, point)[-_SHOWN:]),
+        _row("The encoder looks, from the middle of the box", name, encoder[-shown:]),
     ]
     rows.insert(1, f"<p>{_taken(seen, last)}</p>" if isinstance(last, Points) else "")
     title = f"<h3><span>{query + 1}</span> {escape(seen.names[label])} <b>{score:.2f}</b></h3>"
@@ -178,7 +180,7 @@ def _row(title: str, name: str, pictures: Sequence[tuple[str, Image.Image]]) -> 
     slots = "".join(
         f'<div class="slot"><h4>{said}</h4>{cards.picture(drawn, f"{name}: {title}")}</div>' for said, drawn in pictures
     )
-    abreast = min(max(len(pictures), 5), 8)
+    abreast = min(max(len(pictures), 5), _ABREAST)
     return f'<p>{title}</p><div class="looks" style="--abreast:{abreast}">{slots}</div>'
 
 

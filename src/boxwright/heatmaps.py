@@ -104,7 +104,7 @@ def point_heat(
     fine = picture.resize((picture.width * _FINE, picture.height * _FINE), Image.Resampling.BILINEAR)
     pen = ImageDraw.Draw(fine)
     most, apart = max(float(weights_VN.max(initial=0)), 1e-30), float((places_VN2 * fine.size).std((0, 1)).mean())
-    largest = min(max(0.3 * apart, max(fine.size) / 160), max(fine.size) / 40)
+    largest = min(max(0.3 * apart, max(fine.size) / 110), max(fine.size) / 40)
     for v, n in zip(*np.unravel_index(np.argsort(-weights_VN, axis=None), weights_VN.shape), strict=True):
         x, y = places_VN2[v, n] * fine.size
         radius = max(largest * math.sqrt(weights_VN[v, n] / most), _FINE)

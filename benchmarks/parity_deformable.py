@@ -168,6 +168,6 @@ def check_losses(said: Said, case: Case, result: Result) -> None:
 def losses(said: Said, truth: Truth, config: Mapping[str, Any], layers: int) -> dict[str, float]:
     """Without weights, matched at the costs of the settings: Hugging Face's differ from the authors'."""
     cost, l1, overlap = (config.get(f"{name}_cost", usual) for name, usual in (("class", 2), ("bbox", 5), ("giou", 2)))
-    matched_LBN = assign(said, truth, cost * focal_cost(said.logits_LBQR.sigmoid()), l1, overlap)
+    matched_LBN = assign(said, truth, said.logits_LBQR, lambda x: cost * focal_cost(x.sigmoid()), l1, overlap)
     classes_L = class_loss(said, truth, matched_LBN, aware=False)
     return by_name(classes_L, box_losses(said, truth, matched_LBN), layers)

@@ -20,8 +20,8 @@ def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
 
 def area(boxes: Tensor) -> Tensor:
     """Area of each box, (...,); reversed boxes have area 0."""
-    size = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0)
-    return size[..., 0] * size[..., 1]
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return (x2 - x1).clamp(min=0) * (y2 - y1).clamp(min=0)
 
 
 def clip(boxes: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
@@ -30,10 +30,29 @@ def clip(boxes: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
 
 
 def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Intersection and union of boxes that broadcast against each other."""
-    corner = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
-    intersection = corner.clamp(min=0).prod(-1)
+    """Intersection and union of boxes that broadcast against each other.
+
+    Side by side, not in pairs of coordinates: sums and products over two numbers cost several times as much.
+    """
+    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = a.unbind(-1), b.unbind(-1)
+    wide = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp(min=0)
+    high = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp(min=0)
+    intersection = wide * high
     return intersection, area(a) + area(b) - intersection
+
+
+def _hull(a: Tensor, b: Tensor) -> Tensor:
+    """Area of the smallest box around each two."""
+    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = a.unbind(-1), b.unbind(-1)
+    wide = (torch.maximum(ax2, bx2) - torch.minimum(ax1, bx1)).clamp(min=0)
+    high = (torch.maximum(ay2, by2) - torch.minimum(ay1, by1)).clamp(min=0)
+    return wide * high
+
+
+def distance(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of the absolute differences of the four numbers of boxes that broadcast against each other."""
+    x, y, z, w = ((one - other).abs() for one, other in zip(a.unbind(-1), b.unbind(-1), strict=True))
+    return x + y + z + w
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
@@ -48,6 +67,6 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 def giou(a: Tensor, b: Tensor) -> Tensor:
     """Generalised IoU in [-1, 1] (Rezatofighi et al. 2019, eq. 1 to 4), broadcasting as `iou` does."""
     intersection, union = _overlap(a, b)
-    hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    hull = _hull(a, b)
     tiny = torch.finfo(union.dtype).tiny
     return intersection / union.clamp(min=tiny) - (hull - union) / hull.clamp(min=tiny)

@@ -50,10 +50,13 @@ def one_by_one(said: Said, truth: Truth, class_cost_LBQR: Tensor) -> Tensor:
     return matched
 
 
-def test_batched_assignment_is_that_of_a_loop():
+def test_batched_assignment_is_that_of_a_loop(monkeypatch):
     said, truth = draw(layers=3, images=4, objects=6, queries=20)
     cost = 2 * focal_cost(said.logits_LBQR.detach().sigmoid())
-    assert torch.equal(assign(said, truth, cost), one_by_one(said, truth, cost))
+    expected = one_by_one(said, truth, cost)
+    assert torch.equal(assign(said, truth, cost, torch.clone), expected)
+    monkeypatch.setattr("boxwright.models.set_loss.AT_ONCE", 100)  # in parts of one object
+    assert torch.equal(assign(said, truth, cost, torch.clone), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)

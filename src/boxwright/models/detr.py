@@ -159,7 +159,7 @@ def set_loss(said: Said, truth: Truth) -> tuple[dict[str, Tensor], Tensor]:
 
     The cross-entropy of the classes is a weighted mean, in which queries without an object count a tenth.
     """
-    matched_LBN = assign(said, truth, -said.logits_LBQR.softmax(-1))
+    matched_LBN = assign(said, truth, said.logits_LBQR.softmax(-1), torch.neg)
     rows = said.logits_LBQR.shape[-1]
     wanted_LBQ = give(truth.rows_BN, matched_LBN, said.logits_LBQR.shape[2], rows - 1)
     weights_R = torch.ones(rows, device=wanted_LBQ.device)

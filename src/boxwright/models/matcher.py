@@ -1,5 +1,8 @@
 """One-to-one assignment of predictions to objects, for the whole batch."""
 
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -10,22 +13,37 @@ from torch import Tensor
 def match(cost_BNQ: Tensor, valid_BN: Tensor) -> Tensor:
     """The assignment of least total cost, one prediction an object.
 
-    The costs go to the host in one copy; only the solver looks at images one by one.
-
     Args:
-        cost_BNQ: cost of giving object n to prediction q; not-a-numbers and infinities count as very large. There may
-            be dimensions in front, as for the layers of a decoder.
+        cost_BNQ: cost of giving object n to prediction q; not-a-numbers and infinities count as very large.
         valid_BN: False on padding rows.
 
     Returns:
-        (..., B, N) int64: the prediction of each object; -1 on padding rows, and on the objects left over where
-        there are more objects than predictions.
+        (B, N) int64: the prediction of each object; -1 on padding rows, and on the objects left over where there are
+        more objects than predictions.
     """
-    costs = cost_BNQ.float().nan_to_num(1e8, 1e8, -1e8).cpu().numpy()
-    rows = [real_N.nonzero()[0] for real_N in valid_BN.cpu().numpy()]
+    matched_BN = torch.full_like(valid_BN, -1, dtype=torch.long)
+    matched_BN[valid_BN] = match_packed(cost_BNQ[valid_BN][None], valid_BN.sum(1).tolist())[0]
+    return matched_BN
+
+
+@torch.no_grad()
+def match_packed(cost_LMQ: Tensor, counts: Sequence[int]) -> Tensor:
+    """`match` where the objects of all images stand one behind the other, and for L sets of predictions at once.
+
+    The costs go to the host in one copy; only the solver looks at images one by one.
+
+    Args:
+        cost_LMQ: cost of giving object m to prediction q of its image.
+        counts: objects of each image, M in sum.
+
+    Returns:
+        (L, M) int64: the prediction of each object; -1 on those left over.
+    """
+    costs = cost_LMQ.float().nan_to_num(1e8, 1e8, -1e8).cpu().numpy()
     matched = np.full(costs.shape[:-1], -1)
-    for place in np.ndindex(costs.shape[:-2]):
-        real = rows[place[-1]]
-        objects, predictions = linear_sum_assignment(costs[place][real])
-        matched[place][real[objects]] = predictions
-    return torch.from_numpy(matched).to(cost_BNQ.device)
+    ends = list(pairwise(accumulate(counts, initial=0)))
+    for cost, row in zip(costs, matched, strict=True):
+        for first, last in ends:
+            objects, predictions = linear_sum_assignment(cost[first:last])
+            row[first + objects] = predictions
+    return torch.from_numpy(matched).to(cost_LMQ.device)

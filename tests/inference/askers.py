@@ -1,15 +1,17 @@
 """Detectors of queries, small enough for tests."""
 
+from typing import Any
+
 import torch
 
 from boxwright.models.deformable import Deformable, DeformableConfig
 from boxwright.models.detr import Detr, DetrConfig
 
 
-def small_asker(kind: str) -> Detr | Deformable:
+def small_asker(kind: str, **more: Any) -> Detr | Deformable:
     """An untrained `detr` or `deformable` with 7 queries, 2 + 2 layers and 4 heads."""
     torch.manual_seed(0)
-    shape = {"dim": 32, "hidden": 48, "heads": 4, "encoder_layers": 2, "decoder_layers": 2, "queries": 7}
+    shape = {"dim": 32, "hidden": 48, "heads": 4, "encoder_layers": 2, "decoder_layers": 2, "queries": 7} | more
     if kind == "detr":
         detr = DetrConfig("test_efficientnet", 96, stride=16, **shape)  # type: ignore[arg-type]
         return Detr(detr, ("cat", "<dog>"), pretrained=False).eval()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,6 +37,19 @@ def test_what_queries_say_is_what_the_detector_decodes(kind: str, wide: Batch) -
     np.testing.assert_allclose(
         np.clip(seen.box(best), 0, 1) * np.array([120, 80, 120, 80]), found.boxes_N4[0], atol=0.01
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [("detr", {"pre_norm": True}), ("deformable", {"begin": "table", "refine": False, "forward_twice": False}),
+     ("deformable", {"begin": "proposals"})],
+)  # fmt: skip
+def test_the_published_forms_can_be_watched(kind: str, more: dict[str, Any], wide: Batch) -> None:
+    plain = {"noisy": False, "aware": False, "many": False} if kind == "deformable" else {}
+    seen = watch(small_asker(kind, **more, **plain), wide)
+    assert (seen.layers, seen.queries) == (2, 7)
+    for look in (*seen.query_looks(6), *(look for layer in seen.pixel_looks((1.0, 1.0)) for look in layer)):
+        assert all(np.isfinite(part).all() for part in vars(look).values())
 
 
 @pytest.mark.parametrize("kind", ["detr", "deformable"])

@@ -67,24 +67,27 @@ def draw_named(image: Image.Image, boxes_N4: np.ndarray, texts: Sequence[str], l
     return _paint(image, marks)
 
 
-def draw_truth(record: Record, names: Sequence[str]) -> Image.Image:
-    """The annotated image; ignored objects (difficult, crowds) are grey."""
+def draw_truth(record: Record, names: Sequence[str], image: Image.Image | None = None) -> Image.Image:
+    """The annotated image, read from its file if it isn't given; ignored objects (difficult, crowds) are grey."""
     marks = [
         _Mark(box, f"{names[label]} (ignored)" if ignored else names[label], _IGNORED if ignored else colour(label))
         for box, label, ignored in zip(record.boxes_N4, record.labels_N, record.ignore_N, strict=True)
     ]
-    return _paint(open_image(record.path), marks)
+    return _paint(image or open_image(record.path), marks)
 
 
-def side_by_side(record: Record, detections: Detections, names: Sequence[str]) -> Image.Image:
+def side_by_side(
+    record: Record, detections: Detections, names: Sequence[str], image: Image.Image | None = None
+) -> Image.Image:
     """What is found at score thresholds 0.75, 0.50 and none, and the ground truth.
 
-    `names` are the classes of `record`; colours agree where the detector's classes have the same positions.
+    `names` are the classes of `record`; colours agree where the detector's classes have the same positions. The image
+    is read from its file if it isn't given, in the size that the boxes refer to.
     """
-    image = open_image(record.path)
+    image = image or open_image(record.path)
     pictures = [draw(image, detections, threshold) for threshold in THRESHOLDS]
     captions = [f"score over {threshold:.2f}" if threshold else "every detection" for threshold in THRESHOLDS]
-    return grid([*pictures, draw_truth(record, names)], [*captions, "ground truth"], columns=2)
+    return grid([*pictures, draw_truth(record, names, image)], [*captions, "ground truth"], columns=2)
 
 
 def show_batch(batch: Batch, names: Sequence[str], most: int = 16) -> Image.Image:

@@ -29,6 +29,15 @@ def nothing_found(images: int) -> list[Detections]:
     return [nothing] * images
 
 
+def test_files_that_were_moved_away_are_not_missed(
+    white_boxes: Detector, images: tuple[cache.Cache, list[Record]], tmp_path: Path
+) -> None:
+    for record in images[1]:
+        record.path.unlink()
+    write_sheets(white_boxes, *images, nothing_found(5), tmp_path)
+    assert len(list((tmp_path / "validation").iterdir())) == 3
+
+
 def test_three_images_spread_over_the_split(
     writer: Pix2Seq, images: tuple[cache.Cache, list[Record]], tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ from boxwright.data.cache import Cache
 from boxwright.data.records import Record
 from boxwright.evaluation.run import evaluating
 from boxwright.files import write_whole
+from boxwright.inference.cards import reduced
 from boxwright.inference.looks import Pass, watch
 from boxwright.inference.query_page import look_picture
 from boxwright.inference.sentence import Sentence, write_sentences
@@ -40,9 +41,11 @@ def write_sheets(
         folder: of the run.
     """
     chosen = np.unique(np.linspace(0, len(cache) - 1, min(IMAGES, len(cache))).round().astype(int)).tolist()
-    for position in chosen:
-        record = records[position]
-        picture = show.side_by_side(record, found[position], detector.names)
+    for position in chosen:  # of the cache, because the files may have been moved since the run began
+        record, batch = records[position], cache.batch([position])
+        height, width = batch.originals_B2[0].tolist()
+        image = _photo(batch).resize((width, height), Image.Resampling.BICUBIC)
+        picture = show.side_by_side(record, found[position], detector.names, image)
         _save(picture, folder / "validation", position, record)
     if isinstance(detector, (Pix2Seq, Detr, Deformable)):
         with evaluating(detector):
@@ -57,7 +60,7 @@ def _save(picture: Image.Image, folder: Path, position: int, record: Record) -> 
 
 def _explained(detector: Pix2Seq | Detr | Deformable, batch: Batch) -> Image.Image:
     """How what is said of the one image of a batch came about."""
-    photo, batch = _photo(batch), batch.to(next(detector.parameters()).device)
+    photo, batch = reduced(_photo(batch), _PANEL), batch.to(next(detector.parameters()).device)
     if isinstance(detector, Pix2Seq):
         return sheet(photo, write_sentences(detector, batch, min(OBJECTS, detector.config.max_objects))[0])
     return query_sheet(photo, watch(detector, batch))
@@ -103,8 +106,6 @@ def sheet(photo: Image.Image, sentence: Sentence) -> Image.Image:
 
 
 def _photo(batch: Batch) -> Image.Image:
-    """The part of the canvas that is image, of the one image of a batch, as large as a panel."""
+    """The part of the canvas that is image, of the one image of a batch."""
     height, width = batch.sizes_B2[0].tolist()
-    photo = Image.fromarray(batch.images_BCHW[0, :, :height, :width].permute(1, 2, 0).cpu().numpy())
-    scale = _PANEL / max(photo.size)
-    return photo.resize((round(width * scale) or 1, round(height * scale) or 1), Image.Resampling.BICUBIC)
+    return Image.fromarray(batch.images_BCHW[0, :, :height, :width].permute(1, 2, 0).cpu().numpy())

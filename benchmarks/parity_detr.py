@@ -116,7 +116,7 @@ def check_gradients(
     for source, facts in golden.items():
         parts = [parameters[name].grad for name, theirs in found.sources.items() if theirs == source]
         gradient = torch.cat([part.flatten() for part in parts if part is not None])
-        # Rounding decides which rectifiers of a ResNet are open: its gradients in float32 and float64 are this far apart.
+        # Rounding decides which rectifiers of a ResNet are open: in float32 and float64 they are this far apart.
         stage, limit = ("gradients of backbone", 5e-3) if source.startswith("backbone") else ("gradients", None)
         result.compare(stage, gradient.norm() / facts["l2"], 1, limit)
         result.compare(stage, gradient[:8] / facts["l2"], torch.tensor(facts["first8"]) / facts["l2"], limit)

@@ -21,6 +21,11 @@ def test_names_between_commas_are_numbered_from_one():
     assert given("cat,dog", range(2)) == (("cat", "dog"), (0, 1))  # as many as there are numbers
 
 
+def test_a_list_may_be_longer_than_a_file_name():
+    names = tuple(f"class {number}" for number in range(91))
+    assert given(",".join(names), range(91)) == (names, tuple(range(91)))
+
+
 def test_files(tmp_path):
     (tmp_path / "names.txt").write_text("cat\n\nred fox \n")
     assert given(str(tmp_path / "names.txt"), range(1, 900)).names == ("cat", "red fox")

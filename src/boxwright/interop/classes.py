@@ -43,7 +43,7 @@ def given(said: str, numbers: range) -> Classes:
         UserError: for names given twice, none, or more than there are numbers for.
     """
     file = Path(said)
-    if file.suffix in ENDINGS or file.is_file():
+    if file.suffix in ENDINGS or ("," not in said and file.is_file()):  # a long list is no possible name of a file
         classes = _from_file(file, numbers)
     else:
         classes = _count([name.strip() for name in said.split(",")], numbers)

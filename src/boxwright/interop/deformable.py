@@ -78,8 +78,10 @@ def convert(tensors: Mapping[str, Tensor], options: Mapping[str, Any], file: str
     if not theirs and "transformer.level_embed" not in tensors:
         return None
     renamed = rename(tensors, _HUGGING_FACE if theirs else _AUTHORS)
-    refine = bool(told(options, "with_box_refine")) or any("decoder.bbox_embed." in name for name in tensors)
-    config, notes = describe(renamed.state, options, file, refine)
+    refine = told(options, "with_box_refine")
+    if refine is None:
+        refine = any("decoder.bbox_embed." in name for name in tensors)
+    config, notes = describe(renamed.state, options, file, bool(refine))
     renamed = settle_heads(part_queries(renamed, config.dim), config)
     rows, what = config.class_rows, HUGGING_FACE if theirs else AUTHORS
     state, sources, strange = renamed

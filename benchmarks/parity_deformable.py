@@ -162,7 +162,7 @@ def check_losses(said: Said, case: Case, result: Result) -> None:
         truth, theirs = truth_of(facts["targets"]), facts.get("losses") or facts["loss_dict"]
         config = case.manifest["config"]
         compare_losses(result, "loss", losses(stored, truth, config, len(boxes)), theirs)
-        compare_losses(result, "own loss", losses(said, truth, config, len(boxes)), theirs)
+        compare_losses(result, "own loss", losses(said, truth, config, len(boxes)), theirs, 5 * case.limit("boxes"))
 
 
 def losses(said: Said, truth: Truth, config: Mapping[str, Any], layers: int) -> dict[str, float]:

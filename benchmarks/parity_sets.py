@@ -71,10 +71,13 @@ def by_name(classes_L: Tensor, boxes: Mapping[str, Tensor], layers: int) -> dict
     }
 
 
-def compare_losses(result: Result, stage: str, ours: Mapping[str, float], golden: Mapping[str, float]) -> None:
+def compare_losses(
+    result: Result, stage: str, ours: Mapping[str, float], golden: Mapping[str, float], limit: float | None = None
+) -> None:
     """Those that both have; relative to theirs where that is over one, since float32 has no more to give."""
     for name in ours.keys() & golden.keys():
-        result.compare(stage, ours[name] / max(1, abs(golden[name])), golden[name] / max(1, abs(golden[name])))
+        unit = max(1, abs(golden[name]))
+        result.compare(stage, ours[name] / unit, golden[name] / unit, limit)
 
 
 def check_found(found: Predictions, extent_B4: Tensor, case: Case, result: Result) -> None:
@@ -95,7 +98,8 @@ def check_found(found: Predictions, extent_B4: Tensor, case: Case, result: Resul
         apart_MD = np.abs(boxes_M4[:, None] - boxes_D4).max(-1) / 100 + np.abs(scores_M[:, None] - scores_D)
         apart_MD = np.where(labels_M[:, None] == labels_D, apart_MD, 1e3)
         nearest_M = apart_MD.argmin(1)
-        result.compare("post_scores", scores_D[nearest_M], scores_M)
-        result.compare("post_order", scores_D[: len(scores_M)], np.sort(scores_M)[::-1])
+        slack = case.limit("logits") / 4  # the steepest that a score is
+        result.compare("post_scores", scores_D[nearest_M], scores_M, slack)
+        result.compare("post_order", scores_D[: len(scores_M)], np.sort(scores_M)[::-1], slack)
         result.compare("post_boxes", boxes_D4[nearest_M], boxes_M4, 1e3 * case.limit("boxes") + 1e-3)
         result.same("post_labels", apart_MD.min(1) < 1e3, np.ones(len(scores_M), bool))

@@ -53,3 +53,9 @@ def test_nothing_is_computed_in_vain():
     (features,) = backbone(torch.rand(1, 3, 64, 64))
     features.sum().backward()
     assert [name for name, p in backbone.named_parameters() if p.grad is None] == []
+
+
+def test_a_stride_wanted_twice_gives_the_last_two_maps():
+    assert Backbone("resnet18", [8, 16, 16], pretrained=False, dilated=True).channels == [128, 256, 512]
+    assert Backbone("resnet18", [16], pretrained=False, dilated=True).channels == [512]
+    assert Backbone("resnet18", [8, 16], pretrained=False).channels == [128, 256]

@@ -33,14 +33,17 @@ from boxwright.training.run import keep_memory
 from boxwright.types import Detector
 
 BCCD = Path(boxwright.bundled.__path__[0]) / "bccd"
-LEARNED_SINCE = {"forward_twice": False, "noisy": False, "aware": False, "many": False}
+SWITCHES = ("forward_twice", "noisy", "aware", "many", "fused", "rivals")
+LEARNED_SINCE = dict.fromkeys(SWITCHES, False)
 ROWS = {
     "whole": {},
+    "no rivals": {"rivals": False},
     "no denoising": {"noisy": False},
     "no look forward twice": {"forward_twice": False},
     "no overlap in the class loss (focal loss)": {"aware": False},
     "no one-to-many in the encoder": {"many": False},
-    "neither denoising nor mixed selection": {"noisy": False, "begin": "proposals"},
+    "no fused maps": {"fused": False},
+    "contents learned (mixed selection)": {"begin": "both"},
     "as published, two-stage": {"begin": "proposals", **LEARNED_SINCE},
     "as published, with refinement": {"begin": "table", **LEARNED_SINCE},
     "as published": {"begin": "table", "refine": False, **LEARNED_SINCE},

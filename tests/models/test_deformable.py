@@ -14,14 +14,18 @@ CONFIG = DeformableConfig(
     "test_efficientnet", 96, dim=32, hidden=64, heads=4, encoder_layers=1, decoder_layers=2, queries=20
 )
 NAMES = ("cat", "dog")
-PLAIN = {"forward_twice": False, "noisy": False, "aware": False, "many": False}
+PLAIN = {"forward_twice": False, "noisy": False, "aware": False, "many": False, "fused": False, "rivals": False}
 FORMS = {
     "whole": {},
     "not noisy": {"noisy": False},
     "not forward twice": {"forward_twice": False},
     "not aware": {"aware": False},
     "not many": {"many": False},
-    "proposals": {"begin": "proposals", "noisy": False},
+    "not fused": {"fused": False},
+    "not rivals": {"rivals": False},
+    "both": {"begin": "both"},
+    "both, not rivals": {"begin": "both", "rivals": False},
+    "proposals": {"begin": "proposals", "noisy": False, "rivals": False},
     "two-stage": {"begin": "proposals", **PLAIN},
     "refined": {"begin": "table", **PLAIN},
     "plain": {"begin": "table", "refine": False, **PLAIN},

@@ -2,7 +2,7 @@ import torch
 
 from boxwright.boxes import cxcywh_to_xyxy, iou
 from boxwright.models.deformable_layers import Queries
-from boxwright.models.denoising import SHAKEN, denoising_loss, shake
+from boxwright.models.denoising import SHAKEN, Shaken, denoising_loss, shake
 from boxwright.models.set_loss import Said, Truth
 
 
@@ -95,6 +95,6 @@ def test_number_of_groups_does_not_change_the_scale_of_the_loss():
     one, many = (shake(t, torch.randn(4, 8)) for t in (true, true))
     said = Said(torch.zeros(1, 2, many.count, 4), many.boxes_BD4[None])
     half = many.count // many.groups
-    alone = one.__class__(one.contents_BDE[:, :half], one.boxes_BD4[:, :half], one.real_BD[:, :half], 1)
+    alone = Shaken(*(x[:, :half] for x in (one.contents_BDE, one.rows_BD, one.boxes_BD4, one.real_BD)), groups=1)
     few = denoising_loss(Said(said.logits_LBQR[:, :, :half], said.boxes_LBQ4[:, :, :half]), alone, true, False)
     torch.testing.assert_close(few["class"], denoising_loss(said, many, true, False)["class"])

@@ -80,3 +80,8 @@ def taught(
         "l1": 5 * ((said - truth).abs().sum(-1) * weight).sum() / total,
         "giou": 2 * ((1 - giou(said, truth)) * weight).sum() / total,
     }
+
+
+def rows(x_BQE: Tensor, index_BR: Tensor) -> Tensor:
+    """(B, R, E): the rows of each image that `index_BR` names."""
+    return x_BQE.gather(1, index_BR[..., None].expand(-1, -1, x_BQE.shape[-1]))

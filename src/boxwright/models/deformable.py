@@ -10,11 +10,15 @@
 "Deformable DETR" (Zhu et al. 2021) in its three published forms, and with what was learned since, each a switch of the
 configuration and a block of its own:
 
-- `begin = "both"`: boxes from the proposals, contents learned (mixed query selection; DINO, Zhang et al. 2023);
+- `begin = "both"`: boxes from the proposals, contents learned (mixed query selection; DINO, Zhang et al. 2023); or
+  `"cells"`: contents, too, from the cells that propose (RT-DETR, Zhao et al. 2024);
 - `noisy`: true boxes, shaken, as further queries in training (contrastive denoising; DINO): `denoising.py`;
 - `forward_twice`: a layer's boxes are taught by the layer behind it, too (look forward twice; DINO);
 - `aware`: the score of a class is taught to be the overlap of the box (quality focal loss, Li et al. 2020);
-- `many`: in the encoder several cells learn from each object (task-aligned assignment, Feng et al. 2021).
+- `many`: in the encoder several cells learn from each object (task-aligned assignment, Feng et al. 2021);
+- `fused`: coarse maps are added to finer ones before the encoder (a feature pyramid, Lin et al. 2017);
+- `rivals` (ours): scores are corrected from layer to layer, as boxes are, beginning with those of the proposals, and
+  the queries are told who overlaps them and scores better (as in `dense`): `rivals.py`.
 
 The published forms are equal to Hugging Face's DeformableDetrForObjectDetection (`benchmarks/parity.py`).
 """
@@ -28,12 +32,13 @@ from torch import Tensor, nn
 
 from boxwright.boxes import cxcywh_to_xyxy
 from boxwright.config import require
-from boxwright.models.alignment import candidates, one_to_many, taught
+from boxwright.models.alignment import candidates, one_to_many, rows, taught
 from boxwright.models.backbone import Backbone
 from boxwright.models.deformable_layers import Cells, Decoder, Encoder, Maps, Queries, box_codes, inverse_sigmoid
 from boxwright.models.denoising import denoising_loss, shake
 from boxwright.models.heads import begin_glorot, box_head, rows_of
 from boxwright.models.padding import cut, extent, seen_cells
+from boxwright.models.rivals import Rivalry
 from boxwright.models.set_loss import Said, Truth, by_layer, focal_set_loss, truth_of
 from boxwright.types import Batch, Detector, Predictions
 
@@ -57,9 +62,9 @@ class DeformableConfig:
         encoder_points, decoder_points: that a head looks at on each map.
         queries: objects that can be said at most.
         dropout: in training.
-        begin: where queries come from: a learned `table`, the encoder's `proposals`, or `both`.
+        begin: where queries come from: a learned `table`, the encoder's `proposals`, `both`, or its `cells`.
         refine: each layer moves the boxes of the one before.
-        forward_twice, noisy, aware, many: what was learned since; see the top of this file.
+        forward_twice, noisy, aware, many, fused, rivals: what was learned since; see the top of this file.
         class_rows: classes that the heads can tell; 0 for as many as there are names.
         class_ids: the row of each class; empty for 0, 1, 2...
     """
@@ -74,31 +79,34 @@ class DeformableConfig:
     heads: int = 8
     decoder_hidden: int = 0
     decoder_heads: int = 0
-    encoder_layers: int = 2
+    encoder_layers: int = 1
     decoder_layers: int = 3
     encoder_points: int = 4
     decoder_points: int = 4
     queries: int = 200
     dropout: float = 0.0
-    begin: Literal["table", "proposals", "both"] = "both"
+    begin: Literal["table", "proposals", "both", "cells"] = "cells"
     refine: bool = True
     forward_twice: bool = True
     noisy: bool = True
     aware: bool = True
     many: bool = True
+    fused: bool = True
+    rivals: bool = True
     class_rows: int = 0
     class_ids: tuple[int, ...] = ()
 
 
 PUBLISHED = DeformableConfig(
     "resnet50", 800, extra_levels=1, dim=256, hidden=1024, encoder_layers=6, decoder_layers=6, queries=300, dropout=0.1,
-    begin="table", refine=False, forward_twice=False, noisy=False, aware=False, many=False,
+    begin="table", refine=False, forward_twice=False, noisy=False, aware=False, many=False, fused=False,
+    rivals=False,
 )  # fmt: skip
 SIZES = {
     "nano": DeformableConfig(),
-    "small": DeformableConfig("tf_efficientnet_lite1", 416, dim=192, hidden=768, encoder_layers=3, queries=300),
+    "small": DeformableConfig("tf_efficientnet_lite1", 416, dim=192, hidden=768, decoder_layers=4, queries=300),
     "medium": DeformableConfig(
-        "tf_efficientnet_lite2", 512, dim=256, hidden=1024, encoder_layers=6, decoder_layers=6, queries=300
+        "tf_efficientnet_lite2", 512, dim=256, hidden=1024, encoder_layers=2, decoder_layers=6, queries=300
     ),
     "resnet50": DeformableConfig(
         "resnet50", 800, extra_levels=1, dim=256, hidden=1024, encoder_layers=6, decoder_layers=6, queries=300
@@ -133,7 +141,7 @@ class Deformable(Detector):
         pretrained: start the backbone from ImageNet weights.
 
     Raises:
-        UserError: for classes without a row, and noisy queries without `begin = "both"`.
+        UserError: for classes without a row, and for noisy or rival queries that do not begin as `both` or `cells` do.
     """
 
     rows_K: Tensor
@@ -141,19 +149,20 @@ class Deformable(Detector):
     def __init__(self, config: DeformableConfig, names: tuple[str, ...], pretrained: bool = True):
         super().__init__()
         c = config
-        require(c.begin == "both" or not c.noisy, f"noisy queries need begin='both', not {c.begin!r}.")
+        modern = c.begin in ("both", "cells")
+        require(modern or not (c.noisy or c.rivals), f"noisy and rival queries need begin='cells', not {c.begin!r}.")
         self.config, self.names, self.image_size = c, tuple(names), c.image_size
         self.register_buffer("rows_K", rows_of(c.class_ids, c.class_rows, self.names), persistent=False)
-        rows, levels = c.class_rows or len(names), len(c.strides) + c.extra_levels
+        classes, levels = c.class_rows or len(names), len(c.strides) + c.extra_levels
         self.backbone = Backbone(c.backbone, c.strides, pretrained, c.dilated)
-        self.maps = Maps(self.backbone.channels, c.extra_levels, c.dim)
+        self.maps = Maps(self.backbone.channels, c.extra_levels, c.dim, c.fused)
         self.encoder = Encoder(c.dim, c.hidden, c.heads, levels, c.encoder_points, c.encoder_layers, c.dropout)
         hidden, among = c.decoder_hidden or c.hidden, c.decoder_heads or c.heads
         self.decoder = Decoder(c.dim, hidden, among, levels, c.decoder_points, c.decoder_layers, c.dropout)
         heads = (c.decoder_layers if c.refine else 1) + (c.begin != "table")  # the last one of the proposals
-        self.classify = nn.ModuleList(nn.Linear(c.dim, rows) for _ in range(heads))
+        self.classify = nn.ModuleList(nn.Linear(c.dim, classes) for _ in range(heads))
         self.locate = nn.ModuleList(box_head(c.dim) for _ in range(heads))
-        if c.begin != "proposals":
+        if c.begin in ("table", "both"):
             self.content_embedding = nn.Parameter(torch.randn(c.queries, c.dim))
         if c.begin == "table":
             self.place_embedding = nn.Parameter(torch.randn(c.queries, c.dim))
@@ -162,18 +171,24 @@ class Deformable(Detector):
             self.propose = nn.Sequential(nn.Linear(c.dim, c.dim), nn.LayerNorm(c.dim))
         if c.begin == "proposals":
             self.ask = nn.Sequential(nn.Linear(2 * c.dim, 2 * c.dim), nn.LayerNorm(2 * c.dim))
-        if c.begin == "both":
+        if modern:
             self.place = nn.Sequential(nn.Linear(2 * c.dim, c.dim), nn.ReLU(), nn.Linear(c.dim, c.dim))
         if c.noisy:
-            self.label_embedding = nn.Parameter(torch.randn(rows, c.dim))
+            self.label_embedding = nn.Parameter(torch.randn(classes, c.dim))
+        self.rivalry = Rivalry(among, c.decoder_layers) if c.rivals else None
         self._begin()
 
     def _begin(self) -> None:
-        """Scores begin at `PRIOR`; boxes begin where their queries are, and small if those have no size."""
+        """Scores begin at `PRIOR`, or as those that they correct; boxes begin where their queries are, and small if
+        those have no size.
+        """
         for name in ("point", "propose", "ask", "place"):
             begin_glorot(getattr(self, name, nn.Identity()))
         for classify in self.classify:
             nn.init.constant_(classify.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
+        for classify in self.classify[:-1] if self.config.rivals else ():
+            nn.init.zeros_(classify.weight)  # type: ignore[arg-type]
+            nn.init.zeros_(classify.bias)  # type: ignore[arg-type]
         for locate in self.locate:
             nn.init.zeros_(locate[-1].weight)  # type: ignore[index,arg-type]
             nn.init.zeros_(locate[-1].bias)  # type: ignore[index,arg-type]
@@ -211,12 +226,17 @@ class Deformable(Detector):
             places_BQE = self.place_embedding.expand(images, -1, -1)
             contents_BQE = self.content_embedding.expand(images, -1, -1)
             return Queries(contents_BQE, self.point(places_BQE).float().sigmoid(), places_BQE)
-        best_BQ = self._best(raw.proposals)
-        boxes_BQ4 = raw.proposals.boxes_BT4.detach().gather(1, best_BQ[..., None].expand(-1, -1, 4)).sigmoid()
+        proposals, best_BQ = raw.proposals, self._best(raw.proposals)
+        boxes_BQ4 = rows(proposals.boxes_BT4.detach(), best_BQ).sigmoid()
         if c.begin == "proposals":
             places_BQE, contents_BQE = self.ask(box_codes(boxes_BQ4, c.dim)).chunk(2, -1)
             return Queries(contents_BQE, boxes_BQ4, places_BQE)
-        return Queries(self.content_embedding[: best_BQ.shape[1]].expand(images, -1, -1), boxes_BQ4, None)
+        if c.begin == "both":
+            contents_BQE = self.content_embedding[: best_BQ.shape[1]].expand(images, -1, -1)
+        else:
+            contents_BQE = rows(proposals.states_BTE.detach(), best_BQ)
+        logits_BQR = rows(proposals.logits_BTR.detach(), best_BQ) if c.rivals else None
+        return Queries(contents_BQE, boxes_BQ4, None, logits_BQR=logits_BQR)
 
     def _best(self, proposals: Proposals) -> Tensor:
         """Which cells propose best, (B, Q); the published form ranks by the first row alone, as it teaches no other."""
@@ -228,18 +248,27 @@ class Deformable(Detector):
 
     def say(self, cells: Cells, queries: Queries) -> Said:
         """What each layer of the decoder says."""
-        c = self.config
+        c, apart_BQQ, scores_BQR = self.config, queries.apart_BQQ, queries.logits_BQR
         boxes_BQX = taught_BQX = queries.boxes_BQX
+        mask = None if apart_BQQ is None else apart_BQQ[:, None]
+        if self.rivalry is not None:
+            assert scores_BQR is not None
+            scores_BQR = self.rivalry.lowered(scores_BQR, cxcywh_to_xyxy(boxes_BQX), apart_BQQ)
         x_BQE, logits, boxes = queries.contents_BQE, [], []
         for n, layer in enumerate(self.decoder.layers):
             places_BQE = queries.places_BQE
             if places_BQE is None:
                 places_BQE = self.place(box_codes(boxes_BQX, c.dim))
-            x_BQE = layer(x_BQE, places_BQE, boxes_BQX, cells, queries.apart_BQQ)
+            if self.rivalry is not None:
+                mask = self.rivalry(n, scores_BQR, cxcywh_to_xyxy(boxes_BQX), apart_BQQ)
+            x_BQE = layer(x_BQE, places_BQE, boxes_BQX, cells, mask)
             head = n if c.refine else 0
             moved_BQ4 = self.locate[head](x_BQE).float()
             logits.append(self.classify[head](x_BQE).float())
             boxes.append(_move(taught_BQX, moved_BQ4))
+            if self.rivalry is not None:
+                logits[-1] = scores_BQR + logits[-1]
+                scores_BQR = logits[-1].detach()
             if c.refine:
                 taught_BQX = _move(boxes_BQX, moved_BQ4)
                 boxes_BQX = taught_BQX.detach()

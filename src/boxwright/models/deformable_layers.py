@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from boxwright.models.attention import Attention
@@ -43,18 +44,23 @@ class Queries(NamedTuple):
         boxes_BQX: where it looks, in [0, 1] of the image: points (X = 2) or boxes, centre and size (X = 4).
         places_BQE: the code of its place, the same for all layers; None to make it of its box, layer by layer.
         apart_BQQ: False where a query may not look at another; None if all may.
+        logits_BQR: scores that the layers correct, as they correct the boxes; None if each layer scores afresh.
     """
 
     contents_BQE: Tensor
     boxes_BQX: Tensor
     places_BQE: Tensor | None
     apart_BQQ: Tensor | None = None
+    logits_BQR: Tensor | None = None
 
 
 class Maps(nn.Module):
-    """The backbone's maps at one width, and further ones, each half of the one before."""
+    """The backbone's maps at one width, and further ones, each half of the one before.
 
-    def __init__(self, channels: Sequence[int], extra: int, dim: int):
+    If `fused`, coarse maps are added to finer ones, top down, and smoothed (a feature pyramid, Lin et al. 2017).
+    """
+
+    def __init__(self, channels: Sequence[int], extra: int, dim: int, fused: bool):
         super().__init__()
         steps = [nn.Conv2d(width, dim, 1) for width in channels]
         steps += [nn.Conv2d(width, dim, 3, 2, 1) for width in (channels[-1], *[dim] * (extra - 1))[:extra]]
@@ -62,6 +68,7 @@ class Maps(nn.Module):
             nn.init.xavier_uniform_(step.weight)
             nn.init.zeros_(step.bias)  # type: ignore[arg-type]
         self.steps = nn.ModuleList(nn.Sequential(step, nn.GroupNorm(32, dim)) for step in steps)
+        self.smooth = nn.ModuleList(_smooth(dim) for _ in steps) if fused else None
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """(B, dim, H, W) each, finest first."""
@@ -70,7 +77,16 @@ class Maps(nn.Module):
         for step in list(self.steps)[len(features) :]:
             last_BCHW = step(last_BCHW)
             maps.append(last_BCHW)
-        return maps
+        return maps if self.smooth is None else self._fuse(maps, self.smooth)
+
+    def _fuse(self, maps: list[Tensor], smooth: nn.ModuleList) -> list[Tensor]:
+        for level in range(len(maps) - 2, -1, -1):
+            maps[level] = maps[level] + F.interpolate(maps[level + 1], size=maps[level].shape[-2:], mode="nearest")
+        return [block(x_BCHW) for block, x_BCHW in zip(smooth, maps, strict=True)]
+
+
+def _smooth(dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1, bias=False), nn.GroupNorm(dim // 8, dim), nn.ReLU())
 
 
 class Encoder(nn.Module):
@@ -130,12 +146,13 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x_BQE: Tensor, places_BQE: Tensor, boxes_BQX: Tensor, cells: Cells, apart_BQQ: Tensor | None
+        self, x_BQE: Tensor, places_BQE: Tensor, boxes_BQX: Tensor, cells: Cells, mask: Tensor | None
     ) -> Tensor:
-        """The next layer's view of the queries, (B, Q, E); see `Queries`."""
+        """The next layer's view of the queries, (B, Q, E); see `Queries`. `mask` is False where a query must not look
+        at another, or a bias of how much it does, (B, 1 or heads, Q, Q).
+        """
         placed_BQE = x_BQE + places_BQE
         seen = self.self_attention.keys_values(placed_BQE, x_BQE)
-        mask = None if apart_BQQ is None else apart_BQQ[:, None]
         x_BQE = self.norm1(x_BQE + self.dropout(self.self_attention(placed_BQE, seen, mask=mask)))
         parts_B1VX = cells.part_BV2.repeat(1, 1, boxes_BQX.shape[-1] // 2)[:, None]
         at_BQVX = boxes_BQX[:, :, None] * parts_B1VX

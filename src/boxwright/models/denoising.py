@@ -15,6 +15,7 @@ from boxwright.models.set_loss import Said, Truth, box_losses, class_loss
 
 SHAKEN = 100  # queries aimed at: as many groups as they give room for
 SHIFT = 1.0  # most that a corner moves in half sizes if it shall find its object; up to twice that, if it shall not
+LOW = -4.6  # the score, before the sigmoid, of a class that a query does not begin with
 RELABELLED = 0.25  # share of the queries that begin with a random class
 
 
@@ -24,12 +25,14 @@ class Shaken:
 
     Attributes:
         contents_BDE: the codes of their classes; D = 2 * G * N.
+        rows_BD: the rows of their classes.
         boxes_BD4: centre and size, in [0, 1] of the image.
         real_BD: False where the object is padding.
         groups: G.
     """
 
     contents_BDE: Tensor
+    rows_BD: Tensor
     boxes_BD4: Tensor
     real_BD: Tensor
     groups: int
@@ -41,12 +44,19 @@ class Shaken:
 
     def in_front_of(self, queries: Queries) -> Queries:
         """Both kinds side by side, these first, and who may look at whom."""
+        logits_BQR = queries.logits_BQR
         return Queries(
             torch.cat([self.contents_BDE, queries.contents_BQE], 1),
             torch.cat([self.boxes_BD4, queries.boxes_BQX], 1),
             None,
             self._apart(queries.contents_BQE.shape[1]),
+            None if logits_BQR is None else torch.cat([self._logits(logits_BQR), logits_BQR], 1),
         )
+
+    def _logits(self, like_BQR: Tensor) -> Tensor:
+        """The scores that they begin with: even for their class, low for all others."""
+        low_BDR = like_BQR.new_full((*self.rows_BD.shape, like_BQR.shape[-1]), LOW)
+        return low_BDR.scatter(2, self.rows_BD[..., None], 0.0)
 
     def _apart(self, matched: int) -> Tensor:
         """(B, D + Q, D + Q) bool: a group sees itself without padding, and what is matched; that sees only itself."""
@@ -85,7 +95,7 @@ def shake(truth: Truth, label_embedding: Tensor) -> Shaken:
     other_BD = torch.randint_like(rows_BD, len(label_embedding))
     rows_BD = torch.where(torch.rand_like(shaken_BD4[..., 0]) < RELABELLED, other_BD, rows_BD)
     contents_BDE = label_embedding[rows_BD] * real_BD[..., None]
-    return Shaken(contents_BDE, shaken_BD4, real_BD, groups)
+    return Shaken(contents_BDE, rows_BD, shaken_BD4, real_BD, groups)
 
 
 def denoising_loss(said: Said, shaken: Shaken, truth: Truth, aware: bool) -> dict[str, Tensor]:

@@ -25,10 +25,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from boxwright.boxes import giou, iou
-from boxwright.models.alignment import candidates, one_to_many, score_of_label, taught
+from boxwright.models.alignment import candidates, one_to_many, rows, score_of_label, taught
 from boxwright.models.backbone import Backbone
 from boxwright.models.losses import focal_cost
 from boxwright.models.matcher import match
+from boxwright.models.rivals import STRENGTH, relation
 from boxwright.types import Batch, Detector, Predictions, image_mask, pixels
 
 PRIOR = 0.01  # the score of an untrained cell, so that the many negatives do not swamp the first steps
@@ -146,11 +147,6 @@ class Dense(Detector):
         return Predictions(rows(raw.boxes_BQ4, cells_BD).clamp(0, 1), scores_BD, index_BD % classes)
 
 
-def rows(x_BQE: Tensor, index_BR: Tensor) -> Tensor:
-    """(B, R, E): the rows of each image that `index_BR` names."""
-    return x_BQE.gather(1, index_BR[..., None].expand(-1, -1, x_BQE.shape[-1]))
-
-
 class Pyramid(nn.Module):
     """A feature pyramid (Lin et al. 2017): coarse levels are added to finer ones, top down."""
 
@@ -195,20 +191,15 @@ class Rivals(nn.Module):
         self.enter = nn.Linear(width + classes + 5, width)
         self.layers = nn.ModuleList(RivalLayer(width, heads) for _ in range(layers))
         self.leave = nn.Linear(width, classes)
-        self.strength = nn.Parameter(torch.tensor(6.0))  # begins as Soft-NMS (Bodla et al. 2017), then learns
+        self.strength = nn.Parameter(torch.tensor(STRENGTH))  # begins as Soft-NMS (Bodla et al. 2017), then learns
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
     def forward(self, features_BRC: Tensor, many_BRK: Tensor, boxes_BR4: Tensor) -> Tensor:
         """Class logits (B, R, K) once the rivals are known; boxes and scores are looked at, not taught, here."""
         many_BRK, boxes_BR4 = many_BRK.detach(), boxes_BR4.detach()
-        best_BR, label_BR = many_BRK.max(-1)
-        overlap_BRR = iou(boxes_BR4[:, :, None], boxes_BR4[:, None])
-        better_BRR = (best_BR[:, None] > best_BR[..., None]).to(overlap_BRR)
-        same_BRR = (label_BR[:, None] == label_BR[..., None]).to(overlap_BRR)
-        threat_BRR = overlap_BRR * better_BRR * same_BRR
-        threat_BR1 = threat_BRR.amax(-1, keepdim=True)
-        relation_BRR4 = torch.stack([overlap_BRR, better_BRR, same_BRR, threat_BRR], -1)
+        relation_BRR4 = relation(many_BRK, boxes_BR4)
+        threat_BR1 = relation_BRR4[..., -1].amax(-1, keepdim=True)
         x_BRC = self.enter(torch.cat([features_BRC, many_BRK, boxes_BR4, threat_BR1], -1))
         for layer in self.layers:
             x_BRC = layer(x_BRC, relation_BRR4)

@@ -43,7 +43,7 @@ ROWS = {
     "no overlap in the class loss (focal loss)": {"aware": False},
     "no one-to-many in the encoder": {"many": False},
     "no fused maps": {"fused": False},
-    "contents learned (mixed selection)": {"begin": "both"},
+    "contents from cells, not learned": {"begin": "cells"},
     "as published, two-stage": {"begin": "proposals", **LEARNED_SINCE},
     "as published, with refinement": {"begin": "table", **LEARNED_SINCE},
     "as published": {"begin": "table", "refine": False, **LEARNED_SINCE},

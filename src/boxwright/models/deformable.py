@@ -85,7 +85,7 @@ class DeformableConfig:
     decoder_points: int = 4
     queries: int = 200
     dropout: float = 0.0
-    begin: Literal["table", "proposals", "both", "cells"] = "cells"
+    begin: Literal["table", "proposals", "both", "cells"] = "both"
     refine: bool = True
     forward_twice: bool = True
     noisy: bool = True
@@ -150,7 +150,7 @@ class Deformable(Detector):
         super().__init__()
         c = config
         modern = c.begin in ("both", "cells")
-        require(modern or not (c.noisy or c.rivals), f"noisy and rival queries need begin='cells', not {c.begin!r}.")
+        require(modern or not (c.noisy or c.rivals), f"noisy and rival queries need begin='both', not {c.begin!r}.")
         self.config, self.names, self.image_size = c, tuple(names), c.image_size
         self.register_buffer("rows_K", rows_of(c.class_ids, c.class_rows, self.names), persistent=False)
         classes, levels = c.class_rows or len(names), len(c.strides) + c.extra_levels

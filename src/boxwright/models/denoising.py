@@ -14,7 +14,7 @@ from boxwright.models.deformable_layers import Queries
 from boxwright.models.set_loss import Said, Truth, box_losses, class_loss
 
 SHAKEN = 100  # queries aimed at: as many groups as they give room for
-SHIFT = 1.0  # most that a corner moves in half sizes if it shall find its object; up to twice that, if it shall not
+SHIFT = 0.4  # most that a corner moves, in half sizes, if it shall find its object; if not, once to twice that
 LOW = -4.6  # the score, before the sigmoid, of a class that a query does not begin with
 RELABELLED = 0.25  # share of the queries that begin with a random class
 

@@ -83,7 +83,7 @@ class DeformableConfig:
     decoder_layers: int = 3
     encoder_points: int = 4
     decoder_points: int = 4
-    queries: int = 200
+    queries: int = 300
     dropout: float = 0.0
     begin: Literal["table", "proposals", "both", "cells"] = "both"
     refine: bool = True
@@ -98,18 +98,16 @@ class DeformableConfig:
 
 
 PUBLISHED = DeformableConfig(
-    "resnet50", 800, extra_levels=1, dim=256, hidden=1024, encoder_layers=6, decoder_layers=6, queries=300, dropout=0.1,
+    "resnet50", 800, extra_levels=1, dim=256, hidden=1024, encoder_layers=6, decoder_layers=6, dropout=0.1,
     begin="table", refine=False, forward_twice=False, noisy=False, aware=False, many=False, fused=False,
     rivals=False,
 )  # fmt: skip
 SIZES = {
     "nano": DeformableConfig(),
-    "small": DeformableConfig("tf_efficientnet_lite1", 416, dim=192, hidden=768, decoder_layers=4, queries=300),
-    "medium": DeformableConfig(
-        "tf_efficientnet_lite2", 512, dim=256, hidden=1024, encoder_layers=2, decoder_layers=6, queries=300
-    ),
+    "small": DeformableConfig("tf_efficientnet_lite1", 416, dim=192, hidden=768, decoder_layers=4),
+    "medium": DeformableConfig("tf_efficientnet_lite2", 512, dim=256, hidden=1024, encoder_layers=2, decoder_layers=6),
     "resnet50": DeformableConfig(
-        "resnet50", 800, extra_levels=1, dim=256, hidden=1024, encoder_layers=6, decoder_layers=6, queries=300
+        "resnet50", 800, extra_levels=1, dim=256, hidden=1024, encoder_layers=6, decoder_layers=6
     ),
 }
 

@@ -1,7 +1,7 @@
 """Hugging Face's DETR and Deformable DETR behind the contract of our detectors, in the shape of ours.
 
 Used by `peers.py` and `detr_step.py`. Networks, losses and beginnings are those of `transformers` as installed, with
-the losses of all layers of the decoder (`auxiliary_loss=True`), as both were published.
+the losses of all layers of the decoder (`auxiliary_loss=True`) and dropout inside the MLPs, too, as both were published.
 """
 
 from typing import Any
@@ -112,7 +112,7 @@ def network(shape: DetrConfig | DeformableConfig, strides: tuple[int, ...], clas
         "decoder_ffn_dim": shape.hidden, "encoder_attention_heads": shape.heads,
         "decoder_attention_heads": shape.heads, "encoder_layers": shape.encoder_layers,
         "decoder_layers": shape.decoder_layers, "num_queries": shape.queries, "dropout": shape.dropout,
-        "num_labels": classes, "auxiliary_loss": True,
+        "activation_dropout": shape.dropout, "num_labels": classes, "auxiliary_loss": True,
     }  # fmt: skip
     if isinstance(shape, DetrConfig):
         return transformers.DetrForObjectDetection(transformers.DetrConfig(**given))

@@ -1,10 +1,11 @@
 """Detectors of queries, small enough for tests."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from boxwright.models.deformable import Deformable, DeformableConfig
+from boxwright.models.deformable import PUBLISHED, Deformable, DeformableConfig
 from boxwright.models.detr import Detr, DetrConfig
 
 
@@ -15,6 +16,7 @@ def small_asker(kind: str, **more: Any) -> Detr | Deformable:
     if kind == "detr":
         detr = DetrConfig("test_efficientnet", 96, stride=16, **shape)  # type: ignore[arg-type]
         return Detr(detr, ("cat", "<dog>"), pretrained=False).eval()
-    points = {"strides": (8, 16), "encoder_points": 2, "decoder_points": 3}
-    deformable = DeformableConfig("test_efficientnet", 96, **shape, **points)  # type: ignore[arg-type]
+    points = {"strides": (8, 16), "extra_levels": 0, "encoder_points": 2, "decoder_points": 3}
+    begun = PUBLISHED if "begin" in more else DeformableConfig()
+    deformable = replace(begun, backbone="test_efficientnet", image_size=96, **shape, **points)  # type: ignore[arg-type]
     return Deformable(deformable, ("cat", "<dog>"), pretrained=False).eval()

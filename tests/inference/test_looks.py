@@ -41,12 +41,11 @@ def test_what_queries_say_is_what_the_detector_decodes(kind: str, wide: Batch) -
 
 @pytest.mark.parametrize(
     ("kind", "more"),
-    [("detr", {"pre_norm": True}), ("deformable", {"begin": "table", "refine": False, "forward_twice": False}),
-     ("deformable", {"begin": "proposals"})],
+    [("detr", {"pre_norm": True}), ("deformable", {"begin": "table"}), ("deformable", {"begin": "table", "refine": True}),
+     ("deformable", {"begin": "proposals", "refine": True})],
 )  # fmt: skip
 def test_the_published_forms_can_be_watched(kind: str, more: dict[str, Any], wide: Batch) -> None:
-    plain = {"noisy": False, "aware": False, "many": False} if kind == "deformable" else {}
-    seen = watch(small_asker(kind, **more, **plain), wide)
+    seen = watch(small_asker(kind, **more), wide)
     assert (seen.layers, seen.queries) == (2, 7)
     for look in (*seen.query_looks(6), *(look for layer in seen.pixel_looks((1.0, 1.0)) for look in layer)):
         assert all(np.isfinite(part).all() for part in vars(look).values())

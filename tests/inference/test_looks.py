@@ -41,8 +41,8 @@ def test_what_queries_say_is_what_the_detector_decodes(kind: str, wide: Batch) -
 
 @pytest.mark.parametrize(
     ("kind", "more"),
-    [("detr", {"pre_norm": True}), ("deformable", {"begin": "table"}), ("deformable", {"begin": "table", "refine": True}),
-     ("deformable", {"begin": "proposals", "refine": True})],
+    [("detr", {"pre_norm": True}), ("deformable", {"begin": "table"}),
+     ("deformable", {"begin": "table", "refine": True}), ("deformable", {"begin": "proposals", "refine": True})],
 )  # fmt: skip
 def test_the_published_forms_can_be_watched(kind: str, more: dict[str, Any], wide: Batch) -> None:
     seen = watch(small_asker(kind, **more), wide)

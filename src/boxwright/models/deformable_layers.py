@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from boxwright.models.attention import Attention
+from boxwright.models.dropout import Dropout
 from boxwright.models.points import PointAttention, Shapes
 from boxwright.models.postnorm import mlp, sine_1d, sine_2d
 
@@ -117,7 +118,7 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.attention, self.mlp = PointAttention(dim, heads, levels, points), mlp(dim, hidden, dropout)
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, cells: Cells, codes_BTE: Tensor, places_BTV2: Tensor) -> Tensor:
         """The next layer's view of the cells, (B, T, E)."""
@@ -143,7 +144,7 @@ class DecoderLayer(nn.Module):
         self.self_attention = Attention(dim, heads)
         self.attention, self.mlp = PointAttention(dim, heads, levels, points), mlp(dim, hidden, dropout)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, x_BQE: Tensor, places_BQE: Tensor, boxes_BQX: Tensor, cells: Cells, mask: Tensor | None

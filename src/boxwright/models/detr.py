@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from boxwright.boxes import cxcywh_to_xyxy
 from boxwright.models.attention import Attention
 from boxwright.models.backbone import Backbone
+from boxwright.models.dropout import Dropout
 from boxwright.models.heads import begin_glorot, box_head, rows_of
 from boxwright.models.padding import cut, extent, seen_cells
 from boxwright.models.postnorm import EncoderBlock, mlp, sine_2d
@@ -223,7 +224,7 @@ class DecoderBlock(nn.Module):
         self.self_attention, self.cross_attention = Attention(c.dim, heads), Attention(c.dim, heads)
         self.mlp = mlp(c.dim, c.decoder_hidden or c.hidden, c.dropout)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(c.dim) for _ in range(3))
-        self.dropout = nn.Dropout(c.dropout)
+        self.dropout = Dropout(c.dropout)
 
     def forward(self, x_BQE: Tensor, queries_BQE: Tensor, cells: Cells) -> Tensor:
         """The next layer's view of the queries, which are told apart by `queries_BQE` alone."""

@@ -16,6 +16,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from boxwright.config import require
 from boxwright.models.attention import Attention
 from boxwright.models.caches import KeysValues, Place
+from boxwright.models.dropout import Dropout
 
 RESNET_CHANNELS = 2048  # of the last map, at stride 32
 
@@ -62,7 +63,7 @@ class EncoderBlock(nn.Module):
         self.pre_norm = pre_norm
         self.attention, self.mlp = Attention(dim, heads), mlp(dim, hidden, dropout)
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_BME: Tensor, positions_BME: Tensor, seen_B11M: Tensor) -> Tensor:
         """Same shape as given; cells that are not seen are not looked at."""
@@ -85,7 +86,7 @@ class DecoderBlock(nn.Module):
         self.self_attention, self.cross_attention = Attention(dim, heads), Attention(dim, heads)
         self.mlp = mlp(dim, hidden, dropout)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,
@@ -122,4 +123,4 @@ class DecoderBlock(nn.Module):
 
 def mlp(dim: int, hidden: int, dropout: float) -> nn.Sequential:
     """Two linear layers with a rectifier between."""
-    return nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, dim))
+    return nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), Dropout(dropout), nn.Linear(hidden, dim))

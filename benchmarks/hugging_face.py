@@ -1,7 +1,7 @@
 """Hugging Face's DETR and Deformable DETR behind the contract of our detectors, in the shape of ours.
 
 Used by `peers.py` and `detr_step.py`. Networks, losses and beginnings are those of `transformers` as installed, with
-the losses of all layers of the decoder (`auxiliary_loss=True`) and dropout inside the MLPs, too, as both were published.
+the losses of all layers of the decoder (`auxiliary_loss=True`) and dropout inside the MLPs, as both were published.
 """
 
 from typing import Any

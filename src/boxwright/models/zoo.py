@@ -64,7 +64,7 @@ RECIPES = {
         ),
     ),
     "deformable": Recipe(
-        epochs=24,
+        epochs=20,
         batch_size=8,
         augment=Augment(scale=(0.6, 1.4), flip=0.5, colour=0.3, min_visible=0.25, views=1, geometry="free"),
         optim=Optim(

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,16 @@ def test_a_file_system_that_refuses_is_no_traceback(monkeypatch, capsys):
     monkeypatch.setattr("boxwright.__main__._run", refuse)
     assert main(["check", "DATA"]) == 2
     assert capsys.readouterr().err == "error: /some/file: Permission denied.\n"
+
+
+def test_a_warning_is_one_line(monkeypatch, capsys):
+    def warn(verb: str, arguments: list[str]) -> None:
+        warnings.simplefilter("default")
+        warnings.warn("an image has\nmany objects", stacklevel=2)
+
+    monkeypatch.setattr("boxwright.__main__._run", warn)
+    assert main(["check", "DATA"]) == 0
+    assert capsys.readouterr().err == "warning: an image has many objects\n"
 
 
 def test_every_verb_has_help_and_a_page(capsys):

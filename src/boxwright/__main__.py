@@ -8,6 +8,7 @@ import io
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from itertools import zip_longest
@@ -44,7 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
     if verb not in VERBS:
         return _fail(f"there is no verb {verb!r}{nearest(verb, VERBS)}; `boxwright --help` lists them.")
     try:
-        result = _run(verb, arguments[1:])
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            result = _run(verb, arguments[1:])
     except UserError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
@@ -55,6 +58,11 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:  # a file system that refuses is the user's to mend, wherever it shows itself
         return _fail(f"{error.filename or verb}: {error.strerror or error}.")
     return getattr(result, "exit_code", 0)
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning as one line, without the place in the code that it comes from."""
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _overview() -> str:

@@ -104,8 +104,10 @@ PUBLISHED = DeformableConfig(
 )  # fmt: skip
 SIZES = {
     "nano": DeformableConfig(),
-    "small": DeformableConfig("tf_efficientnet_lite1", 416, dim=192, hidden=768, decoder_layers=4),
-    "medium": DeformableConfig("tf_efficientnet_lite2", 512, dim=256, hidden=1024, encoder_layers=2, decoder_layers=6),
+    "small": DeformableConfig("tf_efficientnet_lite1", 416, dim=192, hidden=768, decoder_layers=4, queries=500),
+    "medium": DeformableConfig(
+        "tf_efficientnet_lite2", 512, dim=256, hidden=1024, encoder_layers=2, decoder_layers=6, queries=700
+    ),
     "resnet50": DeformableConfig(
         "resnet50", 800, extra_levels=1, dim=256, hidden=1024, encoder_layers=6, decoder_layers=6
     ),

@@ -75,8 +75,12 @@ class DetrConfig:
 PUBLISHED = DetrConfig("resnet50", 800, stride=32, dim=256, hidden=2048, encoder_layers=6, decoder_layers=6)
 SIZES = {
     "nano": DetrConfig(),
-    "small": DetrConfig("tf_efficientnet_lite1", 416, dim=192, hidden=768, encoder_layers=4, decoder_layers=4),
-    "medium": DetrConfig("tf_efficientnet_lite2", 512, dim=256, hidden=1024, encoder_layers=6, decoder_layers=6),
+    "small": DetrConfig(
+        "tf_efficientnet_lite1", 416, dim=192, hidden=768, encoder_layers=4, decoder_layers=4, queries=150
+    ),
+    "medium": DetrConfig(
+        "tf_efficientnet_lite2", 512, dim=256, hidden=1024, encoder_layers=6, decoder_layers=6, queries=200
+    ),
     "resnet50": PUBLISHED,
 }
 

@@ -195,3 +195,21 @@ def test_the_norms_of_the_backbone_never_change():
     assert all("conv" in name or name.endswith("downsample.0.weight") for name in names)
     with pytest.raises(UserError, match="resnet18"):
         frozen_resnet("resnet18")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_likelihood_counts_the_words_of_real_objects_and_rises_while_they_are_learned(make, batch, variant):
+    detector = make(variant)
+    with torch.no_grad():
+        raw = detector(batch.images_BCHW, batch.sizes_B2)
+        before, words = detector.likelihood(raw, batch)
+    assert words.tolist() == [15, 5]
+    assert (before < -math.log(100) * words).all()
+    optimizer = torch.optim.AdamW(detector.decoder.parameters(), 3e-3)
+    for _ in range(20):
+        detector.loss(raw, batch)["tokens"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        after, _ = detector.likelihood(raw, batch)
+    assert (after > before).all()

@@ -34,6 +34,7 @@ from boxwright.config import require
 from boxwright.models.caches import Cache, KeysValues
 from boxwright.models.decoding import Generated, generate
 from boxwright.models.grammar import Grammar
+from boxwright.models.likelihood import sentence_log_probs
 from boxwright.models.postnorm import RESNET_CHANNELS, DecoderBlock, EncoderBlock, frozen_resnet, sine_2d
 from boxwright.models.sentences import shuffled
 from boxwright.types import Batch, Detector, Predictions, image_mask, pixels
@@ -201,6 +202,18 @@ class Replication(Detector):
         judged = states if self.config.variant == "unofficial" else states[-1:]
         return {"tokens": self.cross_entropy(torch.stack([self.decoder.head(x_BLE) for x_BLE in judged]), said_BL)}
 
+    def likelihood(self, raw: Raw, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Log-likelihood of the true sentence of each image, and how many words it has, each (B,).
+
+        Objects stand in the order in which the data set has them; classes are read as they are, and what is behind the
+        last object does not count.
+        """
+        most = self.config.max_objects
+        said_BL = self.words(batch.boxes_BN4[:, :most], batch.labels_BN[:, :most], raw).flatten(1)
+        real_BL = batch.valid_BN[:, :most].repeat_interleave(WORDS, 1)
+        each_BL = sentence_log_probs(said_BL, self.decoder, raw.memory, self.config.start)
+        return (each_BL * real_BL).sum(1), real_BL.sum(1)
+
     def words(self, boxes_BM4: Tensor, labels_BM: Tensor, raw: Raw) -> Tensor:
         """Objects as words, (B, M, 5), of boxes xyxy in [0, 1] of the canvas; coordinates are always rounded down."""
         c = self.config
@@ -238,10 +251,7 @@ class Replication(Detector):
 
     def decode(self, raw: Raw) -> Predictions:
         """Write, and read boxes and classes off the sentence, best first."""
-        said = self.read(self.write(raw), raw)
-        scores_BD, order_BD = said.scores_BD.sort(dim=1, descending=True, stable=True)
-        boxes_BD4 = said.boxes_BD4.gather(1, order_BD[..., None].expand(-1, -1, 4))
-        return Predictions(boxes_BD4, scores_BD, said.labels_BD.gather(1, order_BD))
+        return self.read(self.write(raw), raw).best_first()
 
     def write(self, raw: Raw) -> Generated:
         """The most probable words one after the other."""

@@ -94,3 +94,46 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="can't be written"):
         write_whole(tmp_path / "file" / "best.safetensors", lambda temporary: temporary.write_text("x"))
+
+
+@pytest.mark.parametrize(
+    ("files", "given", "named"),
+    [
+        (["stable.pth"], "stable.pth", "stable.pth"),
+        (["stable.pth"], "stable", "stable.pth"),
+        (["ckpt-6.index", "ckpt-6.data-00000-of-00001"], "ckpt-6.index", "ckpt-6.index"),
+        (["ckpt-6.index", "ckpt-6.data-00000-of-00001"], "ckpt-6", "ckpt-6"),
+        (["run/ckpt-6.index", "run/ckpt-6.data-00000-of-00001", "run/config.json"], "run", "run"),
+        (["theirs/config.json", "theirs/model.safetensors"], "theirs", "theirs"),
+        (["theirs/config.json", "theirs/pytorch_model.bin"], "theirs", "theirs"),
+    ],
+)
+def test_checkpoints_of_other_projects_are_told_the_verb(tmp_path, files, given, named):
+    for file in files:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        torch.save({"weight": torch.zeros(1)}, tmp_path / file)
+    with pytest.raises(UserError) as error:
+        load_detector(tmp_path / given)
+    assert f"`boxwright import-weights {tmp_path / named}" in str(error.value)
+
+
+def test_foreign_tensors_are_told_the_verb(tmp_path):
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(
+        UserError, match="not a boxwright checkpoint.*`boxwright import-weights .*model.safetensors OUT`"
+    ):
+        load_detector(tmp_path / "model.safetensors")
+
+
+def test_a_folder_of_nothing_is_not_sent_to_the_importer(tmp_path):
+    with pytest.raises(UserError) as error:
+        load_detector(tmp_path)
+    assert "import-weights" not in str(error.value)
+
+
+def test_the_folder_in_which_one_is_may_hold_weights(detector, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no weights at"):
+        load_detector("")
+    save_detector(tmp_path / "best.safetensors", detector, {})
+    assert load_detector(".").names == ("cat", "dog")

@@ -4,7 +4,9 @@ A checkpoint is never code: nothing is unpickled.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,19 @@ from boxwright.models import zoo
 from boxwright.types import Detector
 
 FORMAT = "boxwright-1"
+OTHERS = ("*.index", "*.data-*-of-*", "model.safetensors", "pytorch_model.bin", "*.pth", "*.pt", "*.bin")
 
 
-def save_detector(path: Path, detector: Detector, card: dict[str, Any]) -> None:
-    """Write the detector to `path` (whole or not at all) with a card: any JSON-able facts about its making.
+def save_detector(
+    path: Path, detector: Detector, card: dict[str, Any], check: Callable[[Path], Any] = lambda file: None
+) -> None:
+    """Write the detector to `path` (whole or not at all).
+
+    Args:
+        path: the file.
+        detector: what to write.
+        card: any facts about its making that fit into JSON.
+        check: called with what was written before it gets its name; it keeps its name from it by an exception.
 
     Raises:
         UserError: if the file can't be written; what was there before stays.
@@ -34,7 +45,12 @@ def save_detector(path: Path, detector: Detector, card: dict[str, Any]) -> None:
         "card": json.dumps(card),
     }
     state = {key: value.contiguous() for key, value in detector.state_dict().items()}
-    write_whole(path, lambda temporary: save_file(state, temporary, metadata=header))
+
+    def write(temporary: Path) -> None:
+        save_file(state, temporary, metadata=header)
+        check(temporary)
+
+    write_whole(path, write)
 
 
 def load_detector(path: Path | str, device: torch.device | str = "cpu") -> Detector:
@@ -50,7 +66,8 @@ def load_detector(path: Path | str, device: torch.device | str = "cpu") -> Detec
     file = find_weights(Path(path))
     header, state = read_tensors(file, "a boxwright checkpoint")
     if header.get("format") != FORMAT:
-        raise UserError(f"{file} is a safetensors file, but not a boxwright checkpoint; give one that `train` wrote.")
+        mend = f"give one that `train` wrote; {_mend(file)}"
+        raise UserError(f"{file} is a safetensors file, but not a boxwright checkpoint; {mend}")
     try:
         names, config, card = (json.loads(header[key]) for key in ("names", "config", "card"))
         detector = zoo.rebuild(header["model"], config, tuple(names))
@@ -66,11 +83,21 @@ def load_detector(path: Path | str, device: torch.device | str = "cpu") -> Detec
 
 def find_weights(path: Path) -> Path:
     """The file meant by ``runs/x``, ``runs/x/best`` or ``runs/x/best.safetensors``."""
-    options = [path, path.with_name(path.name + ".safetensors"), path / "best.safetensors", path / "last.safetensors"]
+    named = [path.with_name(path.name + ".safetensors")] if path.name else []
+    options = [path, *named, path / "best.safetensors", path / "last.safetensors"]
     found = next((option for option in options if option.is_file()), None)
     if found is None:
-        raise UserError(f"no weights at {path}; give a .safetensors file or the folder of a training run.")
+        beside = sorted(path.parent.glob(f"{escape(path.name)}.*")) if path.name else []
+        others = [path] if any(any(path.glob(pattern)) for pattern in OTHERS) else beside
+        other = next((one for one in others if one == path or any(one.match(pattern) for pattern in OTHERS)), None)
+        mend = "give a .safetensors file or the folder of a training run"
+        raise UserError(f"no weights at {path}; {mend}{'; ' + _mend(other) if other else '.'}")
     return found
+
+
+def _mend(source: Path) -> str:
+    """What to do with a checkpoint of another project."""
+    return f"`boxwright import-weights {source} OUT` converts checkpoints of other projects."
 
 
 def read_tensors(file: Path, what: str) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
@@ -84,6 +111,7 @@ def read_tensors(file: Path, what: str) -> tuple[dict[str, str], dict[str, torch
         pickled = start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
         foreign = f"no safetensors file, or one that is cut short or damaged ({error})"
         reason = "a pickle, which could run code and is never opened" if pickled else foreign
-        raise UserError(f"{file} is not {what}: it is {reason}.") from error
+        mend = f" {_mend(file)}" if pickled or any(file.match(pattern) for pattern in OTHERS) else ""
+        raise UserError(f"{file} is not {what}: it is {reason}.{mend}") from error
     except OSError as error:
         raise UserError(f"{file} can't be read: {error.strerror or error}.") from error

@@ -54,3 +54,23 @@ def test_json_without_categories_is_refused(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(UserError, match=r"--classes .*x.json"):
         given(str(tmp_path / "x.json"), range(91))
+
+
+@pytest.mark.parametrize("said", ["coco.names", "lists/coco", "adir"])
+def test_a_file_that_is_none_is_no_class(tmp_path, monkeypatch, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "adir").mkdir()
+    with pytest.raises(UserError, match=f"--classes {said} can't be read: .*; give a COCO file, a text file"):
+        given(said, range(91))
+
+
+def test_names_may_hold_dots_and_strokes(tmp_path):
+    assert given("St. Bernard", range(91)).names == ("St. Bernard",)
+    assert given("n/a, coco.names", range(91)).names == ("n/a", "coco.names")
+
+
+def test_an_id_that_two_classes_have_is_refused(tmp_path):
+    rows = [{"id": 3, "name": "car"}, {"id": 3, "name": "cat"}]
+    (tmp_path / "x.json").write_text(json.dumps({"categories": rows}))
+    with pytest.raises(UserError, match="gives the id 3 to more than one class"):
+        given(str(tmp_path / "x.json"), range(91))

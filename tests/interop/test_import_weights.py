@@ -11,6 +11,7 @@ from torch import nn
 import boxwright
 from boxwright.__main__ import main
 from boxwright.config import UserError
+from boxwright.interop import import_weights as importing
 from boxwright.interop.import_weights import import_weights
 from boxwright.interop.replications import PUBLISHED
 from boxwright.models import replication
@@ -204,3 +205,122 @@ def test_the_command_line(stem, tmp_path, capsys):
     assert "images of 128 px\n2 classes: a, b\n" in capsys.readouterr().out
     assert main(["import-weights", *arguments, "8"]) == 2
     assert "--image_size must be at least 64, not 8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        torch.zeros(()),
+        torch.zeros(0, 32),
+        torch.zeros(501, 32).to_sparse(),
+        torch.zeros(501, 32, dtype=torch.complex64),
+        torch.zeros(501, 32, device="meta"),
+    ],
+)
+def test_tables_that_are_none_are_one_error(stem, tmp_path, table):
+    save(tmp_path / "x.pth", "stable", **{"transformer.embedding.position_embeddings.weight": table})
+    refused(tmp_path / "x.pth", tmp_path / "ours", "x.pth")
+
+
+@pytest.mark.parametrize("variant", ["pretrained", "stable"])
+def test_a_hole_in_the_layers_is_told_before_any_is_built(stem, tmp_path, variant):
+    save(tmp_path / "x.pth", variant, **{"transformer.encoder.layers.100000.norm1.weight": torch.ones(32)})
+    said = refused(tmp_path / "x.pth", tmp_path / "ours", "this checkpoint has encoder.100000, but no encoder.1:")
+    assert "layers are missing" in said
+
+
+def test_a_hole_in_official_layers_is_told(tmp_path):
+    tensors = official() | {
+        f"model/encoder/transformer_encoder/enc_layers/90000/mha_ln/beta{SUFFIX}": np.zeros(32, "f4")
+    }
+    write_bundle(tmp_path / "ckpt-1", tensors)
+    refused(
+        tmp_path / "ckpt-1", tmp_path / "ours", "has encoder.layers.90000, but no encoder.layers.2: layers are missing"
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"coord_vocab_shift": 1e9},
+        {"coord_vocab_shift": 10**9},
+        {"coord_vocab_shift": 2900},
+        {"image_size": "big"},
+        {"image_size": [64, "wide"]},
+        {"quantization_bins": -3},
+        {"max_instances_per_image_test": "many"},
+        {"dec_proj_mode": 7},
+    ],
+)
+def test_a_configuration_of_nonsense_is_one_error(tmp_path, changes):
+    prefix = write_official(tmp_path, "tiny_vit_adamw_legacy")
+    (tmp_path / "config.json").write_text(json.dumps({"model": changes}))
+    refused(prefix, tmp_path / "ours", r"config.json is not the configuration|has 180 words, too few for")
+
+
+@pytest.mark.parametrize("out", ["", ".", "..", "/"])
+def test_out_must_be_a_name(stem, tmp_path, out, capsys):
+    save(tmp_path / "x.pth", "stable")
+    assert main(["import-weights", str(tmp_path / "x.pth"), out]) == 2
+    assert "error: OUT must be the name of a file" in capsys.readouterr().err
+
+
+def test_a_place_below_a_file_is_named_with_its_mend(stem, tmp_path):
+    save(tmp_path / "x.pth", "stable")
+    said = refused(
+        tmp_path / "x.pth", tmp_path / "x.pth" / "deep" / "ours", "x.pth is a file, not a folder; give another place"
+    )
+    assert "part" not in said
+
+
+def test_one_temporary_is_written_and_removed(stem, tmp_path, monkeypatch):
+    save(tmp_path / "x.pth", "stable")
+    seen = []
+
+    def stopped(file):
+        seen.extend(path.name for path in tmp_path.iterdir())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importing, "load_detector", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        import_weights(tmp_path / "x.pth", tmp_path / "ours", image_size=96)
+    assert sum(name != "x.pth" for name in seen) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pth"]
+
+
+def test_heads_that_nobody_told_are_said_to_be_a_guess(stem, tmp_path, capsys):
+    weights = save(tmp_path / "x.pth", "stable")
+    torch.save({"model": weights}, tmp_path / "bare.pth")
+    import_weights(tmp_path / "bare.pth", tmp_path / "ours", classes="cat", image_size=96)
+    said = capsys.readouterr().out
+    assert "not said by the file: attention is guessed to have 8 heads" in said
+    assert "\n1 class: cat\n" in said
+    assert load_detector(tmp_path / "ours").card["guesses"] != []
+
+
+@pytest.mark.parametrize("heads", [0, -8, "eight", 2.5])
+def test_heads_that_are_none_are_refused(stem, tmp_path, heads):
+    weights = save(tmp_path / "x.pth", "stable")
+    torch.save({"model": weights, "args": argparse.Namespace(nheads=heads)}, tmp_path / "x.pth")
+    refused(tmp_path / "x.pth", tmp_path / "ours", "options of this checkpoint say that attention has .* heads")
+
+
+def test_data_without_an_index_is_said_to_be(tmp_path):
+    prefix = write_official(tmp_path / "run", "tiny_vit_adamw_legacy")
+    prefix.with_name("ckpt-6.index").unlink()
+    refused(tmp_path / "run", tmp_path / "ours", "ckpt-6.data-00000-of-00001 has no index beside it")
+    refused(prefix, tmp_path / "ours", "ckpt-6 does not exist: .*ckpt-6.data-00000-of-00001 has no index beside it")
+
+
+def test_images_have_a_largest_size(stem, tmp_path):
+    save(tmp_path / "x.pth", "stable")
+    with pytest.raises(UserError, match="--image_size 1000000 is more than 10000"):
+        import_weights(tmp_path / "x.pth", tmp_path / "ours", image_size=1_000_000)
+
+
+def test_of_very_many_names_ten_are_listed(stem, tmp_path):
+    save(tmp_path / "x.pth", "stable", **{f"more.{number}": torch.ones(1) for number in range(300)})
+    said = refused(tmp_path / "x.pth", tmp_path / "ours", r"unknown: more.0, .*more.9 and 290 more\.")
+    assert "more.10" not in said
+    save(tmp_path / "x.pth", "stable", **{f"more.{number}": torch.ones(1) for number in range(39)})
+    assert "more.38" in refused(tmp_path / "x.pth", tmp_path / "ours", "unknown: more.0, ")

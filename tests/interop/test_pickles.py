@@ -84,3 +84,20 @@ def test_files_without_named_tensors_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "x.pth")
     with pytest.raises(UserError, match="holds no tensors by name"):
         read_pickle(tmp_path / "x.pth")
+
+
+def test_flipped_bytes_are_found(tmp_path):
+    torch.save({"model": STATE}, tmp_path / "x.pth")
+    content = bytearray((tmp_path / "x.pth").read_bytes())
+    at = content.index(STATE["a.weight"].numpy().tobytes())
+    content[at + 7] ^= 0x10
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(UserError, match=r"x.pth is damaged: the checksum of its part .*data/0 is wrong"):
+        read_pickle(tmp_path / "x.pth")
+
+
+def test_a_protocol_that_torch_does_not_know_is_no_warning(tmp_path, recwarn):
+    (tmp_path / "x.pth").write_bytes(pickle.dumps({"a": 1}, protocol=4))
+    with pytest.raises(UserError, match=r"x.pth is no PyTorch checkpoint"):
+        read_pickle(tmp_path / "x.pth")
+    assert not recwarn.list

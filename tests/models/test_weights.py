@@ -120,7 +120,7 @@ def test_checkpoints_of_other_projects_are_told_the_verb(tmp_path, files, given,
 def test_foreign_tensors_are_told_the_verb(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(
-        UserError, match="not a boxwright checkpoint.*`boxwright import-weights .*model.safetensors OUT`"
+        UserError, match=r"not a boxwright checkpoint.*`boxwright import-weights .*model.safetensors OUT`"
     ):
         load_detector(tmp_path / "model.safetensors")
 

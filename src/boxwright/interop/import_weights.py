@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,14 @@ from boxwright.interop import classes as naming
 from boxwright.interop import deformable, detr, hugging_face, pix2seq_shapes, replications
 from boxwright.interop.foreign import Foreign
 from boxwright.interop.pickles import read_pickle
-from boxwright.interop.tensorbundle import find_bundle, read_bundle
+from boxwright.interop.tensorbundle import find_bundle, index_of, read_bundle
 from boxwright.models.deformable import Deformable
 from boxwright.models.detr import Detr
 from boxwright.models.weights import load_detector, save_detector
 from boxwright.types import Detector
 
+MANY = 40  # names in an error, from which on not all are told
+MOST_PIXELS = 10_000  # of a side of a canvas
 OFFICIAL_SIZE = 640  # pixels; the smallest of the three that weights were published for
 PROJECTS = (
     "google-research/pix2seq", *replications.REPOSITORIES.values(),
@@ -54,10 +56,10 @@ def import_weights(
     Raises:
         UserError: if the file is not recognised, does not fit the network it seems to be, or holds code.
     """
-    source, out = Path(source), Path(out)
+    source = Path(source)
     require(image_size is None or image_size >= 64, f"--image_size must be at least 64, not {image_size}.")
-    out = out if out.suffix == ".safetensors" else out.with_name(out.name + ".safetensors")
-    require(not out.exists(), f"{out} exists; give another name, or move it away.")
+    require(image_size is None or image_size <= MOST_PIXELS, f"--image_size {image_size} is more than {MOST_PIXELS}.")
+    out = choose_out(Path(out))
     found, count = read_foreign(source, image_size)
     named = choose_classes(found, classes)
     detector = build(found, named, source)
@@ -72,9 +74,26 @@ def import_weights(
     return out
 
 
+def choose_out(out: Path) -> Path:
+    """The file to write, with its ending.
+
+    Raises:
+        UserError: if it exists, or can't be.
+    """
+    require(out.name not in ("", ".."), "OUT must be the name of a file to write, with or without .safetensors.")
+    out = out if out.suffix == ".safetensors" else out.with_name(out.name + ".safetensors")
+    require(not out.exists(), f"{out} exists; give another name, or move it away.")
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    require(above.is_dir(), f"{out} can't be written: {above} is a file, not a folder; give another place.")
+    return out
+
+
 def read_foreign(source: Path, image_size: int | None = None) -> tuple[Foreign, int]:
     """The network that a checkpoint describes, with its image size, and how many tensors the file has of it."""
-    require(source.exists() or source.with_name(source.name + ".index").exists(), f"{source} does not exist.")
+    if not source.exists() and not (source.name and index_of(source).exists()):
+        data = next(source.parent.glob(f"{escape(source.name)}.data-*-of-*"), None) if source.name else None
+        why = f": {data} has no index beside it, {index_of(source).name}" if data else ""
+        raise UserError(f"{source} does not exist{why}.")
     prefix, folder, side = find_bundle(source), hugging_face.find_folder(source), None
     found: Foreign | None
     if prefix is not None:
@@ -85,6 +104,7 @@ def read_foreign(source: Path, image_size: int | None = None) -> tuple[Foreign, 
         side = max(sides) if isinstance(sides, list) else sides
     elif folder is not None:
         tensors, options = hugging_face.read_folder(folder)
+        check_plain(tensors, folder)
         found, side = _of_detrs_kind(tensors, options, folder.name), hugging_face.longest_side(folder)
         if found is not None:
             found = replace(found, classes=hugging_face.class_names(options, len(found.numbers)))
@@ -92,8 +112,8 @@ def read_foreign(source: Path, image_size: int | None = None) -> tuple[Foreign, 
         kinds = "a TensorFlow checkpoint has NAME.index, one of Hugging Face's config.json and model.safetensors"
         require(source.is_file(), f"{source} holds no checkpoint that can be imported: {kinds}.")
         tensors, options = read_pickle(source)
-        heads = options.get("nheads")
-        found = replications.convert(tensors, heads if isinstance(heads, int) else None)
+        check_plain(tensors, source)
+        found = replications.convert(tensors, options.get("nheads"))
         found = found or _of_detrs_kind(tensors, options, source.name)
     some = ", ".join(sorted(tensors)[:3])
     known = ", ".join(PROJECTS)
@@ -106,6 +126,21 @@ def read_foreign(source: Path, image_size: int | None = None) -> tuple[Foreign, 
 
 def _of_detrs_kind(tensors: Mapping[str, Tensor], options: Mapping[str, Any], name: str) -> Foreign | None:
     return detr.convert(tensors, options, name) or deformable.convert(tensors, options, name)
+
+
+def check_plain(tensors: Mapping[str, Tensor], source: Path) -> None:
+    """That all tensors are plain numbers, in rows and columns, that ours can take unchanged.
+
+    Raises:
+        UserError: with those that are sparse, complex, quantised, or without numbers.
+    """
+    odd = [name for name, value in tensors.items() if not _is_plain(value)]
+    require(not odd, f"{source} holds tensors that are empty, sparse, complex or quantised: {listed(odd)}.")
+
+
+def _is_plain(value: Tensor) -> bool:
+    dense = value.layout == torch.strided and not value.is_nested and value.device.type == "cpu"
+    return dense and not value.is_complex() and not value.is_quantized and value.numel() > 0
 
 
 def choose_classes(found: Foreign, classes: str | None) -> naming.Classes:
@@ -154,23 +189,26 @@ def compare(found: Foreign, own: dict[str, torch.Size]) -> list[str]:
     ]
     broken = [source(name) for name, value in found.state.items() if not value.isfinite().all()]
     kinds = {"unknown": unknown, "missing (by our names)": missing, "misshapen": misshapen, "not finite": broken}
-    return [f"{kind}: {', '.join(dict.fromkeys(names))}" for kind, names in kinds.items() if names]
+    return [f"{kind}: {listed(dict.fromkeys(names))}" for kind, names in kinds.items() if names]
+
+
+def listed(names: Collection[str]) -> str:
+    """All names; of very many, the first ten, since a cause shows in these, and is hidden by hundreds."""
+    shown = list(names)[: 10 if len(names) >= MANY else None]
+    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(shown) < len(names) else "")
 
 
 def write(out: Path, detector: Detector, card: dict[str, Any]) -> None:
     """Write the detector, read it again, and keep it only if it says the same to the last bit."""
     before = probe(detector)
     require(before.isfinite().all(), "the weights make numbers that are not finite; the checkpoint is damaged.")
-    temporary = out.with_name(f".{out.stem}.part.safetensors")
     facts = {"largest difference on a probe, once written and read": 0.0, "probe": before[0, -1, :8].tolist()}
-    try:
-        save_detector(temporary, detector, {**card, "parity": card["parity"] | facts})
-        difference = float((probe(load_detector(temporary)) - before).abs().max())
+
+    def check(file: Path) -> None:
+        difference = float((probe(load_detector(file)) - before).abs().max())
         assert difference == 0, f"what was written differs by {difference}"
-        temporary.replace(out)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+
+    save_detector(out, detector, {**card, "parity": card["parity"] | facts}, check)
 
 
 @torch.inference_mode()
@@ -190,7 +228,8 @@ def _report(out: Path, detector: Detector, found: Foreign, count: int) -> None:
     say = make_console().print
     parameters = sum(p.numel() for p in detector.parameters())
     say(f"{found.what}: {count} tensors, {parameters:,} parameters, images of {detector.image_size} px")
-    say(f"{len(detector.names)} classes: {_some(detector.names)}")
+    kinds = "1 class" if len(detector.names) == 1 else f"{len(detector.names)} classes"
+    say(f"{kinds}: {_some(detector.names)}")
     for note in found.notes:
         say(f"not said by the file: {note}")
     if detector.names[0].startswith("class "):

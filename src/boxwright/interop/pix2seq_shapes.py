@@ -3,16 +3,17 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from boxwright.config import UserError
+from boxwright.config import UserError, require
 from boxwright.interop.foreign import Foreign
 from boxwright.interop.pix2seq_official import official_to_ours, our_name
+from boxwright.interop.renaming import Shapes
 from boxwright.models.pix2seq import WORDS, Pix2Seq, Pix2SeqConfig
 from boxwright.models.stems import BLOCKS, PATCHES
 from boxwright.models.vocabulary import FIRST_CLASS
@@ -21,7 +22,36 @@ SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 BINS = FIRST_COORDINATE = 1000  # as published
 TELLING = "the run's config.json beside the checkpoint would tell"
 LENGTH, MAX_OBJECTS = 512, 100
+MOST = 1_000_000  # of anything that a configuration counts
 _TRAINING = re.compile(r"_CHECKPOINTABLE_OBJECT_GRAPH|(global_step|save_counter|optimizer)/.*|.*/\.OPTIMIZER_SLOT/.*")
+
+
+def _whole(said: Any) -> int:
+    if not isinstance(said, int) or not 0 < said <= MOST:
+        raise ValueError(f"{said!r} should be a whole number from 1 to {MOST}")
+    return said
+
+
+def _side(said: Any) -> int | list[int]:
+    if isinstance(said, list) and len(said) == 2:
+        return [_whole(side) for side in said]
+    return _whole(said)
+
+
+def _way(said: Any) -> str:
+    if said not in ("linear", "linear_p", "mlp"):
+        raise ValueError(f"{said!r} should be linear, linear_p or mlp")
+    return said
+
+
+_ASKED: dict[str, Callable[[Any], Any]] = {
+    "max_seq_len": _whole,
+    "coord_vocab_shift": _whole,
+    "quantization_bins": _whole,
+    "max_instances_per_image_test": _whole,
+    "image_size": _side,
+    "dec_proj_mode": _way,
+}
 
 
 def of_the_network(name: str) -> bool:
@@ -33,16 +63,18 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """What the `config.json` of a run says of its model and task, as far as there is one.
 
     Raises:
-        UserError: if there is one that is no JSON object.
+        UserError: if there is one that is no JSON object, or holds something else than numbers.
     """
     file = folder / "config.json"
     if not file.is_file():
         return {}
     try:
         content = json.loads(file.read_text())
-        return {**content.get("task", {}), **content.get("model", {})}
+        settings = {**content.get("task", {}), **content.get("model", {})}
+        return {key: check(settings[key]) for key, check in _ASKED.items() if settings.get(key) is not None}
     except (ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{file} is not the configuration of a pix2seq run; move it away, or mend it.") from error
+        said = f"{file} is not the configuration of a pix2seq run ({error})"
+        raise UserError(f"{said}; move it away, or mend it.") from error
 
 
 def convert(tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> Foreign | None:
@@ -70,15 +102,16 @@ def describe(
     state: Mapping[str, Tensor], tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any]
 ) -> tuple[Pix2SeqConfig, list[str]]:
     """The shape of the network, and what of it is a guess; for what is missing, something that fits the rest."""
-
-    def size(name: str, axis: int, otherwise: int) -> int:
-        return state[name].shape[axis] if name in state and state[name].ndim > axis else otherwise
-
+    shapes = Shapes(state)
+    size = shapes.size
     backbone, stride = _stem(state)
     dim, width = size("encoder.norm.weight", 0, 256), size("decoder.norm.weight", 0, 256)
     vocabulary = size("decoder.token_embedding", 0, 3000)
     length = size("decoder.position_embedding", 0, settings.get("max_seq_len", LENGTH))
     first = settings.get("coord_vocab_shift", min(FIRST_COORDINATE, (vocabulary + FIRST_CLASS) // 2))
+    bins = settings.get("quantization_bins", min(BINS, vocabulary - first))
+    fits = 0 < first < first + bins <= vocabulary
+    require(fits, f"this checkpoint has {vocabulary} words, too few for {bins} coordinates from word {first} on.")
     bridge = settings.get("dec_proj_mode", _bridge(state))
     config = Pix2SeqConfig(
         backbone=backbone,
@@ -87,11 +120,11 @@ def describe(
         encoder_positions="learned" if "encoder.positions.embedding" in state else "sincos",
         cls_token="encoder.cls_token_embedding" in state,
         bridge=bridge,
-        encoder_layers=_layers(state, "encoder"),
+        encoder_layers=shapes.count(r"encoder\.layers\.(\d+)\.", 1),
         encoder_dim=dim,
         encoder_hidden=size("encoder.layers.0.mlp.widen.weight", 0, 4 * dim),
         encoder_heads=_heads(tensors, "model/encoder/"),
-        decoder_layers=_layers(state, "decoder"),
+        decoder_layers=shapes.count(r"decoder\.layers\.(\d+)\.", 1),
         decoder_dim=width,
         decoder_hidden=size("decoder.layers.0.mlp.widen.weight", 0, 4 * width),
         decoder_heads=_heads(tensors, "model/decoder/"),
@@ -100,7 +133,7 @@ def describe(
         output_bias="decoder.output_bias" in state,
         max_objects=min(settings.get("max_instances_per_image_test", MAX_OBJECTS), length // WORDS),
         length=length,
-        bins=settings.get("quantization_bins", min(BINS, vocabulary - first)),
+        bins=bins,
         first_coordinate=first,
         vocabulary=vocabulary,
     )
@@ -146,11 +179,6 @@ def _grid(cells: int, stride: int, backbone: str, settings: Mapping[str, Any]) -
             return grid  # type: ignore[return-value]
     rows = next(rows for rows in range(math.isqrt(cells), 0, -1) if cells % rows == 0)
     return rows, cells // rows
-
-
-def _layers(state: Mapping[str, Tensor], tower: str) -> int:
-    found = [int(match[1]) for name in state if (match := re.match(rf"{tower}\.layers\.(\d+)\.", name))]
-    return max(found, default=0) + 1
 
 
 def _heads(tensors: Mapping[str, np.ndarray], tower: str) -> int:

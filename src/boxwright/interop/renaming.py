@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from boxwright.config import UserError, require
 from boxwright.interop.resnets import COUNTER, Rules
 
 _FUSED = re.compile(r"(.*attention)\.in_proj_(weight|bias)")  # queries, keys and values in one
@@ -54,9 +55,17 @@ class Shapes:
         return value.shape[axis] if value is not None and value.ndim > axis else otherwise
 
     def count(self, pattern: str, otherwise: int) -> int:
-        """How many layers there are whose names begin with the pattern, which has the number as its group."""
-        found = [int(match[1]) for name in self.state if (match := re.match(pattern, name))]
-        return max(found) + 1 if found else otherwise
+        """How many layers there are whose names begin with the pattern, which has the number as its group.
+
+        Raises:
+            UserError: if a number is left out.
+        """
+        found = {int(match[1]) for name in self.state if (match := re.match(pattern, name))}
+        hole = next((number for number in range(len(found)) if number not in found), None)
+        if hole is not None:
+            what = pattern.replace(r"\.", ".").removesuffix("(\\d+).")
+            raise UserError(f"this checkpoint has {what}{max(found)}, but no {what}{hole}: layers are missing.")
+        return len(found) or otherwise
 
 
 def told(options: Mapping[str, Any], *names: str) -> Any:
@@ -78,9 +87,16 @@ def is_dilated(options: Mapping[str, Any], file: str) -> tuple[bool, list[str]]:
 
 
 def heads_of(options: Mapping[str, Any]) -> tuple[int, int, list[str]]:
-    """Heads of the encoder and of the decoder, 0 for the same; and what is guessed."""
+    """Heads of the encoder and of the decoder, 0 for the same; and what is guessed.
+
+    Raises:
+        UserError: if the options tell a number that is none of heads.
+    """
     heads = told(options, "nheads", "encoder_attention_heads")
     among = told(options, "nheads", "decoder_attention_heads")
-    if not isinstance(heads, int):
+    for said in (heads, among):
+        fits = said is None or (isinstance(said, int) and said > 0)
+        require(fits, f"the options of this checkpoint say that attention has {said!r} heads; it must have some.")
+    if heads is None:
         return 8, 0, ["attention is guessed to have 8 heads, as in all published files"]
-    return heads, among if isinstance(among, int) and among != heads else 0, []
+    return heads, among if among is not None and among != heads else 0, []

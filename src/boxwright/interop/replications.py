@@ -3,11 +3,13 @@
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from boxwright.interop.foreign import Foreign
+from boxwright.interop.renaming import Shapes, heads_of
 from boxwright.models.replication import Replication, ReplicationConfig, Variant, most_classes
 
 _OF_IMAGE = ReplicationConfig("stable", coordinates=1000, first_class=1500, vocabulary=2003, length=501)
@@ -63,22 +65,26 @@ _FUSED = re.compile(r"(.*attention)\.(?:in_proj_|qkv\.)(weight|bias)")  # querie
 _UNUSED = re.compile(r".*\.num_batches_tracked|bbox_head\.empty_weight")  # a counter; weights of the loss
 
 
-def convert(tensors: Mapping[str, Tensor], heads: int | None = None) -> Foreign | None:
+def convert(tensors: Mapping[str, Tensor], heads: Any = None) -> Foreign | None:
     """A replication, or None if these are no tensors of one.
 
     Args:
         tensors: by the names of the file.
-        heads: of all attention, which no shape tells; by default 8, as in all published files.
+        heads: of all attention, which no shape tells; by default 8, as in all published files, and said to be a guess.
+
+    Raises:
+        UserError: for heads that are no number, or layers with a hole in their numbers.
     """
     variant = recognise(tensors)
     if variant is None:
         return None
     tensors = {name: value for name, value in tensors.items() if not _UNUSED.fullmatch(name)}
     state, sources = to_ours(tensors, variant)
-    config = describe(state, replace(PUBLISHED[variant], heads=heads or PUBLISHED[variant].heads))
+    heads, _, notes = heads_of({"nheads": heads})
+    config = describe(state, replace(PUBLISHED[variant], heads=heads))
     numbers = range(most_classes(config))
     coco = config.placed or len(numbers) == COCO_NUMBERS
-    return Foreign(REPOSITORIES[variant], Replication, config, state, sources, [], numbers, coco)
+    return Foreign(REPOSITORIES[variant], Replication, config, state, sources, [], numbers, coco, notes)
 
 
 def recognise(tensors: Mapping[str, Tensor]) -> Variant | None:
@@ -88,7 +94,7 @@ def recognise(tensors: Mapping[str, Tensor]) -> Variant | None:
     if "transformer.vocal_embed.weight" in tensors:
         return "pretrained"
     places = tensors.get("transformer.embedding.position_embeddings.weight")
-    if places is None:
+    if places is None or not places.ndim:
         return None
     return "unofficial" if len(places) == PUBLISHED["unofficial"].length else "stable"
 
@@ -117,22 +123,14 @@ def our_names(name: str, variant: Variant) -> list[str]:
 
 def describe(state: Mapping[str, Tensor], published: ReplicationConfig) -> ReplicationConfig:
     """The shape of the network, by the shapes of its tensors; where one is missing, as published."""
-
-    def size(name: str, axis: int, otherwise: int) -> int:
-        return state[name].shape[axis] if name in state and state[name].ndim > axis else otherwise
-
-    def layers(tower: str, otherwise: int) -> int:
-        found = [int(match[1]) for name in state if (match := re.match(rf"{tower}\.(\d+)\.", name))]
-        return max(found) + 1 if found else otherwise
-
-    p, deep = published, "backbone.layer3.22.conv1.weight" in state
+    p, shapes = published, Shapes(state)
     return replace(
         p,
-        backbone="resnet101" if deep else "resnet50",
-        encoder_layers=layers("encoder", p.encoder_layers),
-        decoder_layers=layers(r"decoder\.layers", p.decoder_layers),
-        dim=size("decoder.norm.weight", 0, p.dim),
-        hidden=size("encoder.0.mlp.0.weight", 0, p.hidden),
-        vocabulary=size(f"decoder.head.{4 * p.placed}.weight", 0, p.vocabulary),
-        length=size("decoder.position_embedding", 0, p.length),
+        backbone="resnet101" if "backbone.layer3.22.conv1.weight" in state else "resnet50",
+        encoder_layers=shapes.count(r"encoder\.(\d+)\.", p.encoder_layers),
+        decoder_layers=shapes.count(r"decoder\.layers\.(\d+)\.", p.decoder_layers),
+        dim=shapes.size("decoder.norm.weight", 0, p.dim),
+        hidden=shapes.size("encoder.0.mlp.0.weight", 0, p.hidden),
+        vocabulary=shapes.size(f"decoder.head.{4 * p.placed}.weight", 0, p.vocabulary),
+        length=shapes.size("decoder.position_embedding", 0, p.length),
     )

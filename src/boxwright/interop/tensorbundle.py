@@ -30,7 +30,7 @@ def find_bundle(source: Path) -> Path | None:
         source: the path itself, one of its files, or a folder that holds one bundle, or says which is the latest.
 
     Raises:
-        UserError: for a folder with several bundles.
+        UserError: for a folder with several bundles, or with data that no index lists.
     """
     if source.is_dir():
         return _in_folder(source)
@@ -49,6 +49,8 @@ def _in_folder(folder: Path) -> Path | None:
     if len(bundles) > 1 and (folder / "checkpoint").is_file():
         latest = re.search(r'^model_checkpoint_path: "(.+)"', (folder / "checkpoint").read_text(), re.MULTILINE)
         bundles = [path for path in bundles if latest and path.name == Path(latest[1]).name] or bundles
+    data = next(folder.glob("*.data-*-of-*"), None) if not bundles else None
+    require(data is None, f"{data} has no index beside it; a checkpoint needs its index and all its data files.")
     names = ", ".join(path.name for path in bundles)
     require(len(bundles) < 2, f"{folder} holds several checkpoints ({names}); give one of them.")
     return bundles[0] if bundles else None

@@ -20,6 +20,7 @@ from boxwright.models import zoo
 from boxwright.types import Detector
 
 FORMAT = "boxwright-1"
+CHECKPOINT = "a boxwright checkpoint"
 OTHERS = ("*.index", "*.data-*-of-*", "model.safetensors", "pytorch_model.bin", "*.pth", "*.pt", "*.bin")
 
 
@@ -64,7 +65,7 @@ def load_detector(path: Path | str, device: torch.device | str = "cpu") -> Detec
         UserError: if there is no such file, or it is not ours, or cut short, or a pickle.
     """
     file = find_weights(Path(path))
-    header, state = read_tensors(file, "a boxwright checkpoint")
+    header, state = read_tensors(file, CHECKPOINT)
     if header.get("format") != FORMAT:
         mend = f"give one that `train` wrote; {_mend(file)}"
         raise UserError(f"{file} is a safetensors file, but not a boxwright checkpoint; {mend}")
@@ -111,7 +112,8 @@ def read_tensors(file: Path, what: str) -> tuple[dict[str, str], dict[str, torch
         pickled = start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
         foreign = f"no safetensors file, or one that is cut short or damaged ({error})"
         reason = "a pickle, which could run code and is never opened" if pickled else foreign
-        mend = f" {_mend(file)}" if pickled or any(file.match(pattern) for pattern in OTHERS) else ""
+        other = what == CHECKPOINT and (pickled or any(file.match(pattern) for pattern in OTHERS))
+        mend = f" {_mend(file)}" if other else ""
         raise UserError(f"{file} is not {what}: it is {reason}.{mend}") from error
     except OSError as error:
         raise UserError(f"{file} can't be read: {error.strerror or error}.") from error

@@ -176,11 +176,14 @@ class Detector(nn.Module):
             objects: how many to say at most, given ones included.
 
         Raises:
-            UserError: for objects given, or a number of them, where all are said at once.
+            UserError: for objects given, or a number of them, to a detector that cannot be told.
         """
         kind = type(self).__name__.lower()
         told = objects is not None or bool(batch.valid_BN.any())
-        require(not told, f"a {kind} says all objects at once; objects can be given to, and counted by, a pix2seq.")
+        only = f"only a pix2seq can be given objects, or a number of them, and this is a {kind}"
+        require(
+            not told, f"{only}; train one (--model pix2seq), or import official weights (boxwright import-weights)."
+        )
         said = self.decode(raw)
         if classes is None:
             return said

@@ -1,5 +1,7 @@
 """Known objects, classes and numbers of objects, as an annotation tool asks for them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -95,7 +97,9 @@ def test_a_number_of_objects(predictor):
         ({"given": [("cat", (0, 0, 10))]}, "x1, y1, x2, y2"),
         ({"given": KNOWN * 3}, "6 objects are given, and no more than 6"),
         ({"objects": 7}, "holds 6 objects, not 7; `detector.lengthen"),
-        ({"objects": 0}, "not 0"),
+        ({"objects": 0}, "1 to 6, not 0"),
+        ({"objects": -1}, "1 to 6, not -1"),
+        ({"objects": 2, "given": KNOWN}, "2 objects are given, .* given ones included: ask for objects=3 at least"),
     ],
 )
 def test_what_cannot_be_asked_is_one_clear_line(predictor, asked, said):
@@ -117,8 +121,58 @@ def test_other_detectors_filter_classes_and_refuse_the_rest(white_boxes):
     assert len(predictor.predict(white, classes="box")) == 1
     assert len(predictor.predict(white, classes=["other"])) == 0
     for asked in ({"given": [("box", (0, 0, 1, 1))]}, {"objects": 3}):
-        with pytest.raises(UserError, match="all objects at once"):
+        with pytest.raises(UserError, match="only a pix2seq can be given objects"):
             predictor.predict(white, **asked)
+
+
+def test_all_that_a_longer_sentence_says_is_returned():
+    torch.manual_seed(0)
+    detector = Pix2Seq(CONFIG, NAMES, pretrained=False)
+    detector.lengthen(120)
+    assert len(Predictor(detector).predict(IMAGE, threshold=0)) == 120
+
+
+def test_scores_among_the_classes_do_not_depend_on_the_filter(predictor, monkeypatch):
+    monkeypatch.setattr(predictor.detector, "config", replace(CONFIG, scores="classes"))
+    found = predictor.predict(IMAGE, threshold=0, classes="dog")
+    assert 0 < found.scores_N.max() < 0.99
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"nucleus": "foo"}, "nucleus is official or standard, not 'foo'"),
+        ({"scores": "foo"}, "scores is one of full, classes, product, not 'foo'"),
+        ({"end_bias": float("nan")}, "end_bias is a number, or -inf to never end, not nan"),
+        ({"end_bias": float("inf"), "beams": 2}, "not inf; 1000 ends at once"),
+        ({"temperature": 0}, "temperature is over 0, and finite, not 0"),
+        ({"temperature": -1}, "not -1"),
+        ({"top_p": -1}, "top_p is 0 .* to 1 .*, not -1"),
+        ({"top_p": 2}, "not 2"),
+        ({"top_k": -1}, "top_k is a whole number, at least 0"),
+        ({"beams": 0}, "beams is a whole number, at least 1"),
+        ({"beams": 2, "top_p": 0.4}, "beams=2 draws nothing: set top_p=0 and top_k=0, or beams=1"),
+        ({"beams": 2, "top_k": 3}, "beams=2 draws nothing"),
+        ({"seed": -1}, "a seed is a whole number from 0"),
+        ({"seed": 1.5}, "seed is a whole number, or None, not 1.5"),
+    ],
+)
+def test_a_setting_out_of_its_range_is_one_clear_line(predictor, monkeypatch, settings, said):
+    monkeypatch.setattr(predictor.detector, "config", replace(CONFIG, **settings))
+    with pytest.raises(UserError, match=said) as error:
+        predictor.predict(IMAGE)
+    assert "\n" not in str(error.value)
+
+
+def test_with_a_seed_images_of_a_batch_draw_differently(predictor, monkeypatch):
+    def draw(**settings):
+        monkeypatch.setattr(predictor.detector, "config", replace(CONFIG, top_p=1.0, **settings))
+        return [found.boxes_N4.tolist() for found in predictor.predict([IMAGE, IMAGE], threshold=0)]
+
+    alike, first, again, other = draw(), draw(seed=0), draw(seed=0), draw(seed=1)
+    assert alike[0] == alike[1] == first[0]
+    assert first == again
+    assert first[1] == other[0] != first[0]
 
 
 def test_the_verb_filters_classes(predictor, tmp_path, paint):

@@ -2,6 +2,7 @@ import pytest
 import torch
 from test_decoding import BOXES, Babbler, clear_decoder
 
+from boxwright.config import UserError
 from boxwright.models.beam import Beams
 from boxwright.models.decoding import generate
 from boxwright.models.sampling import Sampling
@@ -94,6 +95,14 @@ def test_one_object_is_found_exhaustively_where_only_its_first_word_matters():
     assert int(greedy.tokens_BL[0, 0]) == 104
     assert int(beam.tokens_BL[0, 0]) > 104
     assert beam.log_probs_BL.sum() > greedy.log_probs_BL.sum() + 2
+
+
+def test_seeds_are_for_each_image(decoder, memory):
+    """Beams draw nothing, so that the seeds change nothing."""
+    seeded = generate(decoder, memory, BOXES, 3, Sampling(beams=2, seed=(1, 2, 3)))
+    assert (seeded.tokens_BL == generate(decoder, memory, BOXES, 3, Sampling(beams=2)).tokens_BL).all()
+    with pytest.raises(UserError, match="2 seeds for 3 images; give one for each, or one for all"):
+        generate(decoder, memory, BOXES, 3, Sampling(beams=2, seed=(1, 2)))
 
 
 def test_given_objects_stand_before_all_beams(decoder, memory):

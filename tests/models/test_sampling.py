@@ -46,6 +46,13 @@ def test_temperature_goes_from_greedy_to_uniform():
     assert counts.min() > 60
 
 
+def test_top_k_alone_draws():
+    scores = torch.tensor([[0.0, 1.0, 0.9, -3.0]]).expand(300, -1)
+    counts = torch.bincount(choose(scores, Sampling(top_k=2), torch.rand(300, 1)).flatten(), minlength=4)
+    assert counts[[1, 2]].min() > 60
+    assert counts[[0, 3]].max() == 0
+
+
 def test_draws_of_a_row_know_nothing_of_the_others():
     assert (draws((4, 5, 6), 3, 10)[1] == draws(5, 1, 10)[0]).all()
     assert (draws(4, 2, 10)[0] == draws(4, 2, 10)[1]).all()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from boxwright.config import UserError, require
 from boxwright.data.images import fit, image_size, open_image, to_rgb
-from boxwright.evaluation.run import choose_device, most_of
+from boxwright.evaluation.run import choose_device
 from boxwright.inference.prompts import Known, class_positions, with_known
 from boxwright.inference.sources import collect
 from boxwright.models.weights import load_detector
@@ -188,7 +188,6 @@ class Predictor:
         batch = (batch if known is None else with_known(batch, known, self.names)).to(self.device)
         raw = self.detector(batch.images_BCHW, batch.sizes_B2)
         said = self.detector.complete(raw, batch, ask.classes, ask.objects)
-        said = said if ask.objects else most_of(said)
         return said.to_detections(batch, self.names, threshold)
 
 

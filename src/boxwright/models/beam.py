@@ -32,7 +32,7 @@ class Beams(Draft):
         sampling: Sampling,
         given_BL: Tensor | None = None,
     ):
-        assert sampling.top_p == 0, "beams draw nothing"
+        assert not sampling.draws, "beams draw nothing"
         self.width = sampling.beams
         branches = self.width**2
         given_BL = None if given_BL is None else given_BL.repeat_interleave(branches, 0)

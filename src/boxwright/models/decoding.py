@@ -37,7 +37,11 @@ def generate(
         objects: how many, given ones included.
         sampling: how to choose.
         given_BL: the first tokens of each sentence, whole objects, and -1 behind the last of a row.
+
+    Raises:
+        UserError: for settings that cannot be.
     """
+    sampling.check()
     kind = Draft if sampling.beams == 1 else Beams
     draft = kind(decoder, memory, grammar, objects, sampling, given_BL)
     for number in range(draft.done, objects):

@@ -84,7 +84,7 @@ class Draft:
         rows, classes = self.cache.rows, len(grammar.class_tokens_K)
         self.ids_V = torch.arange(grammar.allowed_PV.shape[1], device=device)
         self.added_PV = grammar.additions(sampling.end_bias)
-        self.uniforms_BL = draws(sampling.seed, rows, self.length).to(device)
+        self.uniforms_BL = draws(sampling.seed, rows // each, self.length).repeat_interleave(each, 0).to(device)
         self.done = 0
         self.position_1 = torch.zeros(1, dtype=torch.int64, device=device)
         self.ended_B1 = torch.zeros(rows, 1, dtype=torch.bool, device=device)

@@ -1,12 +1,13 @@
 """How probable sentences are, and what their objects are worth."""
 
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from boxwright.config import require
 from boxwright.models.draft import Generated
 
 Scores = Literal["full", "classes", "product"]
@@ -36,7 +37,7 @@ def of_objects(log_probs_BL: Tensor, slots: int = 5) -> Tensor:
     return log_probs_BL.unflatten(1, (-1, slots)).sum(-1)
 
 
-def score(said: Generated, how: Scores, slots: int = 5) -> tuple[Tensor, Tensor]:
+def score(said: Generated, how: Scores, slots: int = 5, classes: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
     """Scores in [0, 1] and class positions of the objects of generated sentences, each (B, N).
 
     The class is the most probable one, whichever token was written; given objects, and places behind the end, have
@@ -45,13 +46,24 @@ def score(said: Generated, how: Scores, slots: int = 5) -> tuple[Tensor, Tensor]
     Args:
         said: the sentences; the class is an object's last token.
         how: "full" is the class's probability among all tokens, as in the published code: high only if it is an object,
-            and of this class. "classes" is that among the classes alone, which says nothing of noise. "product" is
+            and of this class. "classes" is that among all classes alone, which says nothing of noise. "product" is
             "full" times the geometric mean of the probabilities of the written coordinates.
         slots: tokens of an object.
+        classes: positions of those that count, by default all; their scores are the same with and without the others.
+
+    Raises:
+        UserError: for no such kind of score.
     """
-    best_BN, labels_BN = said.class_log_probs_BNK.max(-1)
+    kinds = get_args(Scores)
+    require(how in kinds, f"scores is one of {', '.join(kinds)}, not {how!r}.")
+    class_BNK = said.class_log_probs_BNK
     if how == "classes":
-        best_BN = (best_BN - said.class_log_probs_BNK.logsumexp(-1)).where(best_BN > -torch.inf, -torch.inf)
+        class_BNK = class_BNK.log_softmax(-1).where(class_BNK > -torch.inf, -torch.inf)
+    if classes is not None:
+        others_K = torch.ones(class_BNK.shape[-1], dtype=torch.bool, device=class_BNK.device)
+        others_K[list(classes)] = False
+        class_BNK = class_BNK.masked_fill(others_K, -torch.inf)
+    best_BN, labels_BN = class_BNK.max(-1)
     if how == "product":
         best_BN = best_BN + said.log_probs_BL.unflatten(1, (-1, slots))[..., :-1].mean(-1)
     return best_BN.exp(), labels_BN

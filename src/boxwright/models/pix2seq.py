@@ -69,11 +69,13 @@ class Pix2SeqConfig:
         sentences: how many sentences of each image (other order, other noise) one training step writes.
         noise: sentences are filled up with noise objects, and never end; else they end after the last object.
         grammar: coordinate slots hold only coordinates, class slots only classes; else any word may come anywhere.
-        top_p: 0 writes the most probable words; more draws from the nucleus (the published code has 0.4).
+        top_p: more than 0 draws words from the nucleus (the published code has 0.4). With 0, and no `top_k`, the most
+            probable words are written.
         nucleus, top_k, temperature, repeats, beams: of `boxwright.models.sampling.Sampling`.
         end_bias: added to the score of the word that ends a sentence; -inf never ends. By default that is so where
             sentences are filled up with noise, and else 0: they end as the network says.
         scores: of `boxwright.models.likelihood.score`.
+        seed: of the draws: image i of a batch draws by seed + i. By default all images draw alike.
     """
 
     backbone: str = "tf_efficientnet_lite0"
@@ -113,6 +115,7 @@ class Pix2SeqConfig:
     beams: int = 1
     end_bias: float | None = None
     scores: Scores = "full"
+    seed: int | None = None
 
     @property
     def sampling(self) -> Sampling:
@@ -244,17 +247,24 @@ class Pix2Seq(Detector):
             classes: positions of those that may be said, by default all.
 
         Raises:
-            UserError: for more objects than the table of positions holds, or no more than are given.
+            UserError: for more objects than the table of positions holds, or no more than are given; for settings
+                that cannot be.
         """
         c, room = self.config, self.config.length // WORDS
         objects = c.max_objects if objects is None else objects
         said = f"the table of positions holds {room} objects"
-        require(0 < objects <= room, f"{said}, not {objects}; `detector.lengthen({objects})` makes room.")
+        require(objects > 0, f"objects is how many to say, 1 to {room}, not {objects}.")
+        require(objects <= room, f"{said}, not {objects}; `detector.lengthen({objects})` makes room.")
         given_BL = None if given is None or not given.valid_BN.any() else self._given(given).to(raw.device)
         count = 0 if given_BL is None else given_BL.shape[1] // WORDS
-        require(count < objects, f"{count} objects are given, and no more than {objects} can be said.")
+        full = f"{count} objects are given, and no more than {objects} can be said, given ones included"
+        require(count < objects, f"{full}: ask for objects={count + 1} at least.")
+        sampling = c.sampling
+        if c.seed is not None:
+            require(isinstance(c.seed, int), f"seed is a whole number, or None, not {c.seed!r}.")
+            sampling = sampling._replace(seed=tuple(range(c.seed, c.seed + len(raw))))
         grammar = self.vocabulary.grammar(len(self.names), classes, not c.grammar, raw.device)
-        return generate(self.decoder, raw, grammar, objects, c.sampling, given_BL)
+        return generate(self.decoder, raw, grammar, objects, sampling, given_BL)
 
     @torch.no_grad()
     def read(self, said: Generated, classes: Sequence[int] | None = None) -> Predictions:
@@ -263,11 +273,7 @@ class Pix2Seq(Detector):
         By default the score is the probability of the best class among all words of the vocabulary at the class slot,
         whichever word was written there, noise included.
         """
-        if classes is not None:
-            others_K = torch.ones(len(self.names), dtype=torch.bool, device=said.tokens_BL.device)
-            others_K[list(classes)] = False
-            said = said._replace(class_log_probs_BNK=said.class_log_probs_BNK.masked_fill(others_K, -torch.inf))
-        scores_BD, labels_BD = score(said, self.config.scores)
+        scores_BD, labels_BD = score(said, self.config.scores, WORDS, classes)
         boxes_BD4 = self.vocabulary.boxes(said.tokens_BL.unflatten(1, (-1, WORDS))[..., :4])
         boxes_BD4[..., 2:] = torch.maximum(boxes_BD4[..., :2], boxes_BD4[..., 2:])  # a reversed box is an empty one
         return Predictions(boxes_BD4, scores_BD, labels_BD)

@@ -5,14 +5,20 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from boxwright.config import require
+
+RULES = ("official", "standard")  # of the nucleus
+SEEDS = 2**63  # what torch can begin to draw with
+
 
 class Sampling(NamedTuple):
     """How sentences are chosen.
 
     Attributes:
-        top_p: 0 takes the most probable token (greedy). More draws one from the nucleus, 1 from all.
+        top_p: more than 0 draws a token from the nucleus, 1 from all. With 0, and no `top_k`, the most probable token
+            is taken (greedy).
         nucleus: which tokens are in it: see `in_nucleus`.
-        top_k: draw only from the k most probable; 0 from all.
+        top_k: draw only from the k most probable, whether or not there is a nucleus; 0 from all.
         temperature: scores are divided by it before drawing.
         seed: of the draws, for each image the same or one for each; what is drawn for an image doesn't depend on its
             neighbours.
@@ -36,6 +42,31 @@ class Sampling(NamedTuple):
         """Whether sentences can be shorter than asked."""
         return self.end_bias > -torch.inf
 
+    @property
+    def draws(self) -> bool:
+        """Whether chance has a say."""
+        return self.top_p > 0 or self.top_k > 0
+
+    def check(self) -> None:
+        """Raise `UserError` for a setting out of its range, or two that exclude each other."""
+        seeds = (self.seed,) if isinstance(self.seed, int) else self.seed
+        require(self.nucleus in RULES, f"nucleus is {' or '.join(RULES)}, not {self.nucleus!r}.")
+        require(0 <= self.top_p <= 1, f"top_p is 0 (off) to 1 (draw from all words), not {self.top_p}.")
+        require(_whole(self.top_k, 0), f"top_k is a whole number, at least 0 (off), not {self.top_k}.")
+        warm = 0 < self.temperature < torch.inf
+        require(warm, f"temperature is over 0, and finite, not {self.temperature}; top_p=0 and top_k=0 draw nothing.")
+        ends = self.end_bias < torch.inf  # false for what is no number, too
+        require(ends, f"end_bias is a number, or -inf to never end, not {self.end_bias}; 1000 ends at once.")
+        require(_whole(self.beams, 1), f"beams is a whole number, at least 1 (off), not {self.beams}.")
+        alone = self.beams == 1 or not self.draws
+        require(alone, f"beams={self.beams} draws nothing: set top_p=0 and top_k=0, or beams=1.")
+        small = all(_whole(seed, 0) and seed < SEEDS for seed in seeds)
+        require(small, f"a seed is a whole number from 0 to 2^63 - 1, not {self.seed}.")
+
+
+def _whole(value: float, least: int) -> bool:
+    return isinstance(value, int) and value >= least
+
 
 def choose(scores_BV: Tensor, sampling: Sampling, uniform_B1: Tensor) -> Tensor:
     """One token a row, (B, 1).
@@ -45,12 +76,12 @@ def choose(scores_BV: Tensor, sampling: Sampling, uniform_B1: Tensor) -> Tensor:
         sampling: how to choose.
         uniform_B1: a draw from [0, 1) for each row.
     """
-    if sampling.top_p == 0:
+    if not sampling.draws:
         return scores_BV.argmax(-1, keepdim=True)
     kept_BV = scores_BV / sampling.temperature
     if sampling.top_k:
         kept_BV = in_top(kept_BV, sampling.top_k)
-    if sampling.top_p < 1:
+    if 0 < sampling.top_p < 1:
         kept_BV = in_nucleus(kept_BV, sampling.top_p, sampling.nucleus)
     below_BV = kept_BV.softmax(-1).cumsum(-1)
     return (below_BV <= uniform_B1 * below_BV[:, -1:]).sum(-1, keepdim=True)
@@ -78,7 +109,11 @@ def in_nucleus(scores_BV: Tensor, top_p: float, rule: Literal["official", "stand
 
 
 def draws(seed: int | tuple[int, ...], rows: int, length: int) -> Tensor:
-    """Uniform draws from [0, 1), (rows, length): each row is a function of its seed alone."""
+    """Uniform draws from [0, 1), (rows, length): each row is a function of its seed alone.
+
+    Raises:
+        UserError: if there are not as many seeds as rows.
+    """
     seeds = (seed,) * rows if isinstance(seed, int) else seed
-    assert len(seeds) == rows, f"{len(seeds)} seeds for {rows} sentences"
+    require(len(seeds) == rows, f"there are {len(seeds)} seeds for {rows} images; give one for each, or one for all.")
     return torch.stack([torch.rand(length, generator=torch.Generator().manual_seed(one)) for one in seeds])

@@ -97,6 +97,21 @@ def test_a_number_of_objects(predictor):
         ({"given": [("cat", (0, 0, 10))]}, "x1, y1, x2, y2"),
         ({"given": KNOWN * 3}, "6 objects are given, and no more than 6"),
         ({"objects": 7}, "holds 6 objects, not 7; `detector.lengthen"),
+        ({"given": [("cat", (0, 0, "a", 9))]}, "four numbers x1, y1, x2, y2, not"),
+        ({"given": [("cat", None)]}, "four numbers"),
+        ({"given": [("cat", "0123")]}, "four numbers"),
+        ({"given": [("cat",)]}, r"a list of \(class, \(x1, y1, x2, y2\)\); \('cat',\) is no such pair"),
+        ({"given": ["cat"]}, "'cat' is no such pair"),
+        ({"given": ("cat", (0, 0, 9, 9))}, "'cat' is no such pair"),
+        ({"given": {"cat": (0, 0, 9, 9)}}, "a list for each, not {'cat'"),
+        ({"given": [None]}, "None is no such pair"),
+        ({"given": [(3, (0, 0, 9, 9))]}, "classes 0 to 2, by position in names, not 3"),
+        ({"given": [(None, (0, 0, 9, 9))]}, "a class is a name, or its position in names, not None"),
+        ({"classes": [-1]}, "not -1"),
+        ({"classes": 1.5}, "a name or a list of names, not 1.5"),
+        ({"classes": {"cat": 1}}, "a name or a list of names"),
+        ({"objects": 2.5}, "a whole number, not 2.5"),
+        ({"objects": "x"}, "a whole number, not 'x'"),
         ({"objects": 0}, "1 to 6, not 0"),
         ({"objects": -1}, "1 to 6, not -1"),
         ({"objects": 2, "given": KNOWN}, "2 objects are given, .* given ones included: ask for objects=3 at least"),
@@ -106,6 +121,14 @@ def test_what_cannot_be_asked_is_one_clear_line(predictor, asked, said):
     with pytest.raises(UserError, match=said) as error:
         predictor.predict(IMAGE, **asked)
     assert "\n" not in str(error.value)
+
+
+def test_classes_by_position_are_those_by_name(predictor):
+    by_name, by_position = (
+        predictor.predict(IMAGE, threshold=0, given=[(one, (10, 20, 60, 70))], classes=[one]) for one in ("dog", 1)
+    )
+    assert (by_name.boxes_N4 == by_position.boxes_N4).all()
+    assert set(by_position.labels_N.tolist()) == {1}
 
 
 def test_given_objects_must_be_a_list_for_each_image(predictor):
@@ -183,5 +206,12 @@ def test_the_verb_filters_classes(predictor, tmp_path, paint):
             tmp_path / "best", tmp_path / "images", tmp_path / "out", threshold=0, classes=classes, device="cpu"
         )
         assert found is None or set(summary.objects) <= found
-    with pytest.raises(UserError, match="'cow'"):
-        predict(tmp_path / "best", tmp_path / "images", tmp_path / "out2", classes=["cow"], device="cpu")
+    for classes, said in ((["cow"], "'cow'"), ("cat,cow", "'cow'"), ([], "no class is left"), ("", "no class is left")):
+        with pytest.raises(UserError, match=said):
+            predict(tmp_path / "best", tmp_path / "images", tmp_path / "out2", classes=classes, device="cpu")
+    assert not (tmp_path / "out2").exists()
+    both = predict(
+        tmp_path / "best", tmp_path / "images", tmp_path / "out", threshold=0, classes="cat, dog", device="cpu"
+    )
+    assert both.objects.total() == 6
+    assert set(both.objects) <= {"cat", "dog"}

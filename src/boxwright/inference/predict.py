@@ -19,6 +19,7 @@ from boxwright.console import make_console
 from boxwright.data.images import open_image
 from boxwright.files import write_whole
 from boxwright.inference.predictor import Found, check_batch_size, check_threshold, load
+from boxwright.inference.prompts import class_positions, split_classes
 from boxwright.inference.sources import collect, short_names
 from boxwright.show import draw
 
@@ -70,7 +71,7 @@ def predict(
         out: folder for overlays/, predictions.json and predictions.csv.
         threshold: keep objects with a score over this; 0 keeps all that the detector says.
         overlays: draw a picture of each image; false is faster.
-        classes: names of the classes to look for; by default all.
+        classes: names of the classes to look for, as 'cat,dog' or '[cat, dog]'; by default all.
         batch_size: images computed at once.
         device: auto, cpu, cuda or mps.
 
@@ -82,8 +83,9 @@ def predict(
     check_batch_size(batch_size)
     paths = _outside(collect(source), out, source)
     predictor = load(weights, device)
+    wanted = class_positions(split_classes(classes, predictor.names), predictor.names)
     summary = Summary(out)
-    stream = predictor.find(_shown(paths, console), batch_size, threshold, summary.skipped, classes)
+    stream = predictor.find(_shown(paths, console), batch_size, threshold, summary.skipped, wanted)
     names = dict(zip(paths, short_names(paths), strict=True))
     named = ((names[found.path], found) for found in stream)
     drawn = _draw(named, out / "overlays", threshold) if overlays else named

@@ -19,7 +19,7 @@ from torch import Tensor
 from boxwright.config import UserError, require
 from boxwright.data.images import fit, image_size, open_image, to_rgb
 from boxwright.evaluation.run import choose_device
-from boxwright.inference.prompts import Known, class_positions, with_known
+from boxwright.inference.prompts import Class, Known, check_objects, class_positions, with_known
 from boxwright.inference.sources import collect
 from boxwright.models.weights import load_detector
 from boxwright.types import Batch, Detections, Detector
@@ -82,7 +82,7 @@ class Predictor:
         image: Picture,
         threshold: float = 0.5,
         batch_size: int = 8,
-        classes: str | Sequence[str] | None = None,
+        classes: Class | Sequence[Class] | None = None,
         given: Known | None = None,
         objects: int | None = None,
     ) -> Detections: ...
@@ -92,7 +92,7 @@ class Predictor:
         image: Pictures,
         threshold: float = 0.5,
         batch_size: int = 8,
-        classes: str | Sequence[str] | None = None,
+        classes: Class | Sequence[Class] | None = None,
         given: Sequence[Known] | None = None,
         objects: int | None = None,
     ) -> list[Detections]: ...
@@ -101,7 +101,7 @@ class Predictor:
         image: Picture | Pictures,
         threshold: float = 0.5,
         batch_size: int = 8,
-        classes: str | Sequence[str] | None = None,
+        classes: Class | Sequence[Class] | None = None,
         given: Any = None,
         objects: int | None = None,
     ) -> Detections | list[Detections]:
@@ -112,7 +112,7 @@ class Predictor:
                 [0, 1], or a list or tuple of any of these.
             threshold: objects with a score over this, in [0, 1).
             batch_size: how many images of a list are computed at once.
-            classes: the name of the class to look for, or several; by default all.
+            classes: the class to look for, by name or position in `names`, or several; by default all.
             given: objects that are known already, as (class, (x1, y1, x2, y2)) in pixels; the others are returned. For
                 a list of images, a list for each. Only detectors that write sentences, as pix2seq does, go on from
                 them.
@@ -124,11 +124,13 @@ class Predictor:
         """
         check_threshold(threshold)
         check_batch_size(batch_size)
+        check_objects(objects)
         ask = _Ask(class_positions(classes, self.names), objects)
         side = self.detector.image_size
         if not isinstance(image, list | tuple):
             return self._detect([_decode(image, side)], threshold, ask, None if given is None else [given])[0]
         known: Sequence[Known] = [()] * len(image) if given is None else given
+        require(isinstance(known, list | tuple), f"given objects are a list for each image, not {known!r}.")
         require(len(known) == len(image), f"given objects are for {len(known)} images, but there are {len(image)}.")
         found: list[Detections] = []
         for chunk in _chunks(zip(image, known, strict=True), batch_size):
@@ -142,7 +144,7 @@ class Predictor:
         batch_size: int = 8,
         threshold: float = 0.5,
         skipped: list[UserError] | None = None,
-        classes: str | Sequence[str] | None = None,
+        classes: Class | Sequence[Class] | None = None,
     ) -> Iterator[tuple[Path, Detections]]:
         """Each image file of `source` and what is in it, in order, holding no more than three batches in memory.
 
@@ -152,7 +154,7 @@ class Predictor:
             threshold: objects with a score over this, in [0, 1).
             skipped: a list that takes the errors of the files that cannot be read, which are then passed over. Without
                 it, the first such file ends the stream.
-            classes: the name of the class to look for, or several; by default all.
+            classes: the class to look for, by name or position in `names`, or several; by default all.
 
         Raises:
             UserError: if nothing is found, or a file cannot be read and `skipped` is None, or the detector doesn't know
@@ -167,7 +169,7 @@ class Predictor:
         batch_size: int = 8,
         threshold: float = 0.5,
         skipped: list[UserError] | None = None,
-        classes: str | Sequence[str] | None = None,
+        classes: Class | Sequence[Class] | None = None,
     ) -> Iterator[Found]:
         """`stream`, with the images."""
         check_threshold(threshold)

@@ -1,36 +1,58 @@
 """What a user tells a detector before it looks: which classes, and which objects are known already."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TypeAlias
+from numbers import Integral
+from typing import Any, TypeAlias
 
 import torch
 
-from boxwright.config import nearest, require
+from boxwright.config import UserError, nearest, require
 from boxwright.types import Batch
 
-Known: TypeAlias = Sequence[tuple[str, Sequence[float]]]  # of an image: class and box, xyxy in its pixels
+Class: TypeAlias = str | int  # its name, or its position among the names
+Known: TypeAlias = Sequence[tuple[Class, Sequence[float]]]  # of an image: class and box, xyxy in its pixels
 
 
-def class_positions(classes: str | Sequence[str] | None, names: Sequence[str]) -> list[int] | None:
-    """Positions of some classes of a detector, one name or several; None for all.
+def class_positions(classes: Class | Sequence[Class] | None, names: Sequence[str]) -> list[int] | None:
+    """Positions of some classes of a detector, one or several, by name or position; None for all.
 
     Raises:
         UserError: for none, or one that it doesn't know.
     """
     if classes is None:
         return None
-    wanted = [classes] if isinstance(classes, str) else list(classes)
+    if isinstance(classes, str | Integral):
+        return [_position(classes, names)]
+    several = hasattr(classes, "__iter__") and not isinstance(classes, Mapping)
+    require(several, f"classes are a name or a list of names, not {classes!r}.")
+    wanted = list(classes)  # type: ignore[arg-type]
     require(wanted, "no class is left to look for; name at least one, or leave the choice out to find all.")
     return [_position(name, names) for name in wanted]
+
+
+def split_classes(classes: str | Sequence[str] | None, names: Sequence[str]) -> str | Sequence[str] | None:
+    """What a command line names: a class, a list, or names between commas where no class is called so."""
+    if not isinstance(classes, str) or classes in names:
+        return classes
+    return [name.strip() for name in classes.split(",") if name.strip()]
+
+
+def check_objects(objects: Any) -> None:
+    """Raise `UserError` unless it is a whole number, or None."""
+    whole = objects is None or (isinstance(objects, Integral) and not isinstance(objects, bool))
+    require(whole, f"objects is how many to say, a whole number, not {objects!r}.")
 
 
 def with_known(batch: Batch, known: Sequence[Known], names: Sequence[str]) -> Batch:
     """The batch with known objects, in the order given.
 
     Raises:
-        UserError: for a class that the detector doesn't know, or a box that isn't one or reaches outside its image.
+        UserError: for what is no list of pairs of class and box, a class that the detector doesn't know, or a box that
+            isn't one or reaches outside its image.
     """
+    for objects in known:
+        _check_pairs(objects)
     most = max((len(objects) for objects in known), default=0)
     boxes_BN4, labels_BN = torch.zeros(len(batch), most, 4), torch.zeros(len(batch), most, dtype=torch.int64)
     valid_BN = torch.zeros(len(batch), most, dtype=torch.bool)
@@ -44,15 +66,31 @@ def with_known(batch: Batch, known: Sequence[Known], names: Sequence[str]) -> Ba
     return replace(batch, boxes_BN4=boxes_BN4 * scale_B14, labels_BN=labels_BN, valid_BN=valid_BN)
 
 
-def _position(name: str, names: Sequence[str]) -> int:
+def _check_pairs(objects: Any) -> None:
+    form = "given objects are a list of (class, (x1, y1, x2, y2))"
+    require(isinstance(objects, list | tuple), f"{form}, for several images a list for each, not {objects!r}.")
+    for pair in objects:
+        require(isinstance(pair, list | tuple) and len(pair) == 2, f"{form}; {pair!r} is no such pair.")
+
+
+def _position(name: Any, names: Sequence[str]) -> int:
+    if isinstance(name, Integral) and not isinstance(name, bool):
+        position, last = int(name), len(names) - 1
+        require(0 <= position <= last, f"the detector has classes 0 to {last}, by position in names, not {position}.")
+        return position
+    if not isinstance(name, str):
+        raise UserError(f"a class is a name, or its position in names, not {name!r}.")
     there = ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")
     require(name in names, f"the detector doesn't know the class {name!r}{nearest(name, names)}; it knows {there}.")
     return list(names).index(name)
 
 
-def _box(box: Sequence[float], height: int, width: int) -> torch.Tensor:
-    corners = [float(value) for value in box]
-    require(len(corners) == 4, f"a box is x1, y1, x2, y2, not {corners}.")
+def _box(box: Any, height: int, width: int) -> torch.Tensor:
+    try:
+        corners = [] if isinstance(box, str | Mapping) else [float(value) for value in box]
+    except (TypeError, ValueError):
+        raise UserError(f"a box is four numbers x1, y1, x2, y2, not {box!r}.") from None
+    require(len(corners) == 4, f"a box is four numbers x1, y1, x2, y2, not {box!r}.")
     x1, y1, x2, y2 = corners
     inside = 0 <= x1 <= x2 <= width and 0 <= y1 <= y2 <= height
     require(inside, f"the given box {corners} is no box x1, y1, x2, y2 inside its image of {width} x {height} pixels.")

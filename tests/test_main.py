@@ -1,5 +1,6 @@
 import errno
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ import pytest
 
 import boxwright
 from boxwright.__main__ import VERBS, main
+from boxwright.files import write_whole
 
 ROOT = Path(__file__).parent.parent
 
@@ -111,3 +113,14 @@ def test_a_name_that_the_terminal_cannot_show_is_no_traceback():
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"boxwright {boxwright.__version__}\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_verb_that_is_ended_removes_what_is_half_written(tmp_path, monkeypatch, number, code):
+    def run(*_):
+        write_whole(tmp_path / "x", lambda temporary: signal.raise_signal(number))
+
+    monkeypatch.setattr("boxwright.__main__._run", run)
+    assert main(["import-weights"]) == code
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -7,11 +7,14 @@ import inspect
 import io
 import os
 import re
+import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from itertools import zip_longest
+from threading import current_thread, main_thread
 from typing import Any, NoReturn
 
 from boxwright import __version__
@@ -30,7 +33,10 @@ VERBS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one verb and return the exit code: 0, 1 for faults found, 2 for a mistake in the input, 130 for Ctrl-C."""
+    """Run one verb and return the exit code.
+
+    0, or 1 for faults found, 2 for a mistake in the input, 130 for Ctrl-C, 143 for SIGTERM.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -45,19 +51,39 @@ def main(arguments: list[str] | None = None) -> int:
     if verb not in VERBS:
         return _fail(f"there is no verb {verb!r}{nearest(verb, VERBS)}; `boxwright --help` lists them.")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _ended_cleanly():
             warnings.showwarning = _warn
             result = _run(verb, arguments[1:])
     except UserError as error:
         return _fail(str(error))
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as stop:
+        return 128 + (signal.SIGTERM if stop.args else signal.SIGINT)
     except BrokenPipeError:  # the reader of a pipe went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a file system that refuses is the user's to mend, wherever it shows itself
         return _fail(f"{error.filename or verb}: {error.strerror or error}.")
     return getattr(result, "exit_code", 0)
+
+
+@contextmanager
+def _ended_cleanly() -> Iterator[None]:
+    """SIGTERM ends a verb as Ctrl-C does, so that what is half-written is removed."""
+    own = os.getpid()
+
+    def end(*_: Any) -> None:
+        if os.getpid() != own:  # a worker, which has nothing to remove
+            os._exit(128 + signal.SIGTERM)
+        raise KeyboardInterrupt("SIGTERM")
+
+    if current_thread() is not main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -161,3 +161,13 @@ def test_a_detector_that_cannot_be_explained_is_named(image: Path, tmp_path: Pat
     with pytest.raises(UserError, match="a dense can't be explained; a pix2seq, detr or deformable can"):
         explain(tmp_path / "dense", image, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_page_that_is_replaced_is_said_to_be(
+    weights: Path, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    explain(weights, image, tmp_path / "out")
+    assert "in place of" not in capsys.readouterr().out
+    (tmp_path / "other").mkdir()
+    explain(weights, image.rename(tmp_path / "other" / image.name), tmp_path / "out")
+    assert "written, in place of an earlier page:" in " ".join(capsys.readouterr().out.split())

@@ -55,6 +55,7 @@ def explain(
     photo = open_image(path)
     batch = to_batch([Ready(photo, photo.size)], detector.image_size).to(kind)
     file, title, note = Path(out) / f"{path.name}.html", f"How {path.name} was read", f"{weights} on {image}."
+    how = "written, in place of an earlier page" if file.exists() else "written"
     if isinstance(detector, (Detr, Deformable)):
         seen = watch(detector, batch)
         queries, point = _chosen(seen, photo, query, pixel)
@@ -68,7 +69,7 @@ def explain(
         scores = sentence.found.scores_N
         said = f"{len(sentence)} objects written"
     console.print(f"{path.name}: {said}, {int((scores > SURE).sum())} with a score over {SURE:.2f}")
-    console.print(f"written: {file}")
+    console.print(f"{how}: {file}")
     return file
 
 

@@ -169,6 +169,7 @@ def test_a_sentence_of_150_objects_begins_as_one_of_6(detector, batch, tmp_path)
     assert (again.write(raw).tokens_BL == said.tokens_BL).all()
 
 
+@pytest.mark.filterwarnings("ignore:an image has more objects")
 def test_150_true_objects_are_learned_from(detector, batch):
     many = {name: getattr(batch, name).repeat_interleave(75, 1) for name in ("boxes_BN4", "labels_BN", "valid_BN")}
     detector.lengthen(150)

@@ -1,3 +1,4 @@
+import warnings
 from dataclasses import replace
 
 import pix2seq_golden
@@ -133,6 +134,7 @@ def test_the_number_of_repetitions_is_uniform():
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=4), st.integers(1, 15), st.integers(1, 3), st.integers(0, 9))
+@pytest.mark.filterwarnings("ignore:an image has more objects")
 def test_every_real_object_is_written_once_and_noise_stays_in_the_image(counts, most, each, seed):
     torch.manual_seed(seed)
     batch = make_batch(counts, [(100, 60)] * len(counts))
@@ -153,6 +155,7 @@ def test_every_real_object_is_written_once_and_noise_stays_in_the_image(counts, 
             assert n > most or set(said) == truth
 
 
+@pytest.mark.filterwarnings("ignore:an image has more objects")
 def test_the_order_changes_and_every_object_gets_its_turn_when_there_are_too_many():
     torch.manual_seed(0)
     batch = make_batch([10], [(100, 100)])
@@ -198,3 +201,14 @@ def test_words_that_do_not_fit_are_refused():
     boxes, classes = official_objects()
     with pytest.raises(AssertionError):
         s.compose(boxes, classes, classes, VOCABULARY, 34)
+
+
+def test_a_warning_says_that_objects_are_left_out():
+    boxes, labels = torch.rand(2, 5, 4), torch.zeros(2, 5, dtype=torch.int64)
+    valid = torch.tensor([[True] * 5, [True] * 2 + [False] * 3])
+    with pytest.warns(UserWarning, match="more objects than a sentence: as many as fit are taught"):
+        s.shuffled(boxes, labels, valid, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert s.shuffled(boxes, labels, valid, 5)[2].sum() == 7
+        assert s.shuffled(boxes[1:], labels[1:], valid[1:], 3)[2].sum() == 2

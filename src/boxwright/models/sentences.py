@@ -9,6 +9,7 @@ The reader never sees a true class ("any" is a random class or the word for nois
 and numbers are those of google-research/pix2seq (data/data_utils.py:264-411, tasks/object_detection.py:352-418).
 """
 
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -99,7 +100,13 @@ def corrupted(classes_BM: Tensor, vocabulary: Vocabulary) -> Tensor:
 
 
 def shuffled(boxes_BN4: Tensor, labels_BN: Tensor, valid_BN: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Objects of each image in random order, real ones first, cut or padded to this number of rows."""
+    """Objects of each image in random order, real ones first, cut or padded to this number of rows.
+
+    Where real ones are cut, a warning says so once.
+    """
+    if valid_BN.shape[1] > rows and bool((valid_BN.sum(1) > rows).any()):  # the same words each time: shown once
+        said_so = "an image has more objects than a sentence: as many as fit are taught, at random"
+        warnings.warn(f"{said_so}; `detector.lengthen` of a pix2seq makes room.", stacklevel=2)
     order_BM = _random_order(valid_BN)[:, :rows]
     picked = (boxes_BN4.gather(1, order_BM[..., None].expand(-1, -1, 4)), labels_BN.gather(1, order_BM))
     valid_BM = valid_BN.gather(1, order_BM)

@@ -120,7 +120,9 @@ def test_a_verb_that_is_ended_removes_what_is_half_written(tmp_path, monkeypatch
     def run(*_):
         write_whole(tmp_path / "x", lambda temporary: signal.raise_signal(number))
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     monkeypatch.setattr("boxwright.__main__._run", run)
     assert main(["import-weights"]) == code
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    signal.signal(signal.SIGINT, before)

@@ -6,8 +6,9 @@ from boxwright.training.checkpoint import FILE, Progress, load_state, save_state
 
 
 def parts():
-    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1))
-    return model, torch.optim.AdamW(model.parameters(), 1e-2)
+    model = torch.nn.Sequential(torch.nn.Unflatten(1, (3, 1, 1)), torch.nn.Conv2d(3, 4, (3, 2), padding=1))
+    model.to(memory_format=torch.channels_last)  # which a state on disk is not, and a fused step relies on
+    return model, torch.optim.AdamW(model.parameters(), 1e-2, fused=True)
 
 
 def step(model, optimizer, seed):

@@ -68,6 +68,10 @@ def load_state(folder: Path, model: nn.Module, average: nn.Module | None, optimi
         raise UserError(f"{file} holds another network; resume with the model and size it began with.") from error
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": _unflatten(_part(tensors, "optimizer.")), "param_groups": groups})
+    for parameter, entries in optimizer.state.items():
+        for name, value in entries.items():
+            if value.shape == parameter.shape:  # a fused step takes for granted that they lie alike in memory
+                entries[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
     return Progress(**json.loads(header["progress"]))
 
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from boxwright.config import UserError, require
 from boxwright.interop.classes import Classes
 from boxwright.interop.pickles import read_pickle
+from boxwright.models.replication import MEAN, STD
 from boxwright.models.weights import read_tensors
 
 KINDS = ("detr", "deformable_detr")
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the colours, as all ResNets here have them
 
 
 def find_folder(source: Path) -> Path | None:

@@ -34,7 +34,7 @@ def test_maps_have_the_wanted_strides():
     ("name", "strides", "said"),
     [
         ("tf_efficientnet_lite9", (8,), "did you mean 'tf_efficientnet_lite"),
-        ("test_vit", (8, 32), "not at \\[8, 32\\]"),
+        ("test_resnet", (8, 64), "not at \\[64\\]"),
     ],
 )
 def test_a_wrong_backbone_is_named_with_the_mend(name, strides, said):

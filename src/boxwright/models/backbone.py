@@ -37,6 +37,7 @@ class Backbone(nn.Module):
         channels: of each feature map.
         strides: as given.
         patch: images should be a multiple of this; 1 for convolutional networks.
+        origin: the weights it begins from and their licence, as timm has them; empty for random ones.
 
     Raises:
         UserError: if the name is not a timm model, has no map at a stride, or its weights can't be had.
@@ -67,6 +68,8 @@ class Backbone(nn.Module):
         if pretrained:
             self.freeze()
         config = timm.get_pretrained_cfg(name)
+        tagged = ".".join(filter(None, (name.partition(".")[0], config.tag if config else "")))
+        self.origin = f"{tagged}, licence {config.license or 'unknown'}" if pretrained and config else ""
         colours = resolve_data_config(pretrained_cfg=config.to_dict() if config else {})
         self.register_buffer("mean", torch.tensor(colours["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(colours["std"]).view(3, 1, 1), persistent=False)
@@ -74,6 +77,11 @@ class Backbone(nn.Module):
     def forward(self, pixels_BCHW: Tensor) -> list[Tensor]:
         """Feature maps (B, C, H / stride, W / stride), one a stride, of pixels in [0, 1]."""
         return self.net((pixels_BCHW - self.mean) / self.std)
+
+    def known_parameters(self) -> list[nn.Parameter]:
+        """Those that pretraining knows: all but the pyramid and the convolutions made for a plain transformer."""
+        made = {id(p) for p in self.net.made_parameters()} if isinstance(self.net, Plain) else set()
+        return [p for p in self.parameters() if id(p) not in made]
 
     def freeze(self) -> None:
         """Keep what small data would spoil, as a pretrained one does."""
@@ -106,10 +114,13 @@ def _check_name(name: str) -> None:
 def _create(name: str, strides: Sequence[int], dilated: bool) -> nn.Module:
     given: dict[str, Any] = {"features_only": True} | ({"output_stride": 16} if dilated else {})
     try:
-        reductions = timm.create_model(name, **given).feature_info.reduction()  # type: ignore[union-attr]
+        net = timm.create_model(name, **given)
+        reductions = net.feature_info.reduction()  # type: ignore[union-attr]
     except (RuntimeError, AttributeError, NotImplementedError, TypeError) as error:
         kind = "with `features_only` and `output_stride`" if dilated else "with `features_only`"
         raise UserError(f"{name} gives no feature maps; choose a timm model {kind}.") from error
+    if any(getattr(module, "strict_img_size", False) for module in net.modules()):
+        raise UserError(f"{name} takes images of one size only; choose a convolutional network, a ViT, DeiT or EVA.")
     missing = sorted(set(strides) - set(reductions))
     if missing:
         raise UserError(f"{name} has feature maps at strides {reductions}, not at {missing}; choose another backbone.")

@@ -197,7 +197,7 @@ class Deformable(Detector):
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """The timm network's."""
-        return list(self.backbone.parameters())
+        return self.backbone.known_parameters()
 
     def forward(self, images_BCHW: Tensor, sizes_B2: Tensor) -> Raw:
         """The encoded cells and what they propose. A batch is padded only as far as its largest image."""

@@ -48,6 +48,7 @@ class DenseConfig:
         strides: input pixels per cell of each level.
         rivals: cells that compete to be the one; about ten cells say the same object, so leave room for as many times
             the objects of an image.
+        convolved: a plain transformer tells positions by convolutions in its MLPs, not by a table.
     """
 
     backbone: str = "tf_efficientnet_lite0"
@@ -56,12 +57,16 @@ class DenseConfig:
     depth: int = 2
     strides: tuple[int, ...] = (8, 16, 32)
     rivals: int = 300
+    convolved: bool = False
 
 
 SIZES = {
     "nano": DenseConfig(),
     "small": DenseConfig("tf_efficientnet_lite1", image_size=416, channels=128, depth=3, rivals=500),
     "medium": DenseConfig("tf_efficientnet_lite2", image_size=512, channels=160, depth=4, rivals=700),
+    "base": DenseConfig(
+        "vit_base_patch14_reg4_dinov2", image_size=512, channels=192, depth=4, strides=(4, 8, 16, 32), rivals=700
+    ),
 }
 
 
@@ -88,14 +93,14 @@ class Dense(Detector):
     def __init__(self, config: DenseConfig, names: tuple[str, ...], pretrained: bool = True):
         super().__init__()
         self.config, self.names, self.image_size = config, tuple(names), config.image_size
-        self.backbone = Backbone(config.backbone, config.strides, pretrained)
+        self.backbone = Backbone(config.backbone, config.strides, pretrained, convolved=config.convolved)
         self.pyramid = Pyramid(self.backbone.channels, config.channels)
         self.head = Head(config.channels, config.depth, len(config.strides), len(names))
         self.rivals = Rivals(config.channels, len(names))
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """The timm network's."""
-        return list(self.backbone.parameters())
+        return self.backbone.known_parameters()
 
     def forward(self, images_BCHW: Tensor, sizes_B2: Tensor) -> Raw:
         """Scores and boxes of every cell; H and W may be any size, padding is filled with the mean colour."""

@@ -129,7 +129,7 @@ class Detr(Detector):
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """The timm network's."""
-        return list(self.backbone.parameters())
+        return self.backbone.known_parameters()
 
     def forward(self, images_BCHW: Tensor, sizes_B2: Tensor) -> Raw:
         """What all layers say. A batch is padded only as far as its largest image, as the originals do it."""

@@ -184,7 +184,7 @@ class Pix2Seq(Detector):
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """The timm network's; what stands in its place has no pretrained weights."""
-        return list(self.backbone.parameters()) if isinstance(self.backbone, Backbone) else []
+        return self.backbone.known_parameters() if isinstance(self.backbone, Backbone) else []
 
     def forward(self, images_BCHW: Tensor, sizes_B2: Tensor) -> Tensor:
         """What the decoder looks at, (B, cells, decoder_dim); H and W may be any size."""

@@ -8,7 +8,7 @@
                                    stride 32 ── pooled ───────────────────────────────────────┘
 
 Windows and pyramid are those of "Exploring plain vision transformer backbones for object detection" (Li et al. 2022),
-with three differences: windows share an image evenly, so that there is little or no padding; the class and register
+with three differences: windows share an image evenly, and overlap instead of being padded; the class and register
 tokens that plain transformers are pretrained with stay, look from every window, and are averaged; and an image that
 fits into one window is looked at as a whole, exactly as the transformer was pretrained.
 """
@@ -77,6 +77,11 @@ class Plain(nn.Module):
             for level, stride in zip(self.pyramid, self.strides, strict=True)
         ]
 
+    def made_parameters(self) -> list[nn.Parameter]:
+        """Those that no pretrained transformer has."""
+        made = [self.pyramid, *(module.conv for module in self.placed if isinstance(module, Convolved))]
+        return [parameter for module in made for parameter in module.parameters()]
+
     def freeze_stem(self) -> None:
         """Stop the learning of the patches' projection."""
         for parameter in self.vit.patch_embed.parameters():
@@ -121,7 +126,7 @@ class Windows(nn.Module):
     Args:
         attention: of timm, over (B, N, E).
         prefix: tokens in front of the cells; each window gets a copy, and what the copies become is averaged.
-        side: of a window, at most; the grid is shared evenly by as few windows as that allows.
+        side: of a window, at most; as few windows as that allows share the grid evenly.
     """
 
     def __init__(self, attention: nn.Module, prefix: int, side: int):
@@ -143,25 +148,40 @@ class Windows(nn.Module):
         seen_BWNE = seen_XNE.unflatten(0, (batch, count))
         return torch.cat([seen_BWNE[:, :, : self.prefix].mean(1), self._join(seen_BWNE[:, :, self.prefix :])], 1)
 
-    def _shape(self) -> tuple[int, int, int, int]:
-        """Rows and columns of windows, then those of the cells of one."""
-        rows, columns = (math.ceil(count / self.side) for count in self.grid)
-        return rows, columns, math.ceil(self.grid[0] / rows), math.ceil(self.grid[1] / columns)
-
     def _split(self, x_BNE: Tensor) -> Tensor:
-        """(B, windows, cells of one, E); where the grid can't be shared evenly, zeros fill it up."""
-        rows, columns, height, width = self._shape()
+        """(B, windows, cells of one, E)."""
+        (rows, height, rows_X, _), (columns, width, columns_X, _) = (shared(count, self.side) for count in self.grid)
         x_BHWE = x_BNE.unflatten(1, self.grid)
-        x_BHWE = F.pad(x_BHWE, (0, 0, 0, columns * width - self.grid[1], 0, rows * height - self.grid[0]))
+        if len(rows_X) > self.grid[0]:
+            x_BHWE = x_BHWE[:, rows_X]
+        if len(columns_X) > self.grid[1]:
+            x_BHWE = x_BHWE[:, :, columns_X]
         x_BRHCWE = x_BHWE.unflatten(2, (columns, width)).unflatten(1, (rows, height))
         return x_BRHCWE.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
     def _join(self, x_BWME: Tensor) -> Tensor:
-        """The inverse of `_split`."""
-        rows, columns, height, width = self._shape()
+        """The inverse of `_split`; of a cell in two windows, the first one counts."""
+        (rows, height, _, rows_H), (columns, width, _, columns_W) = (shared(count, self.side) for count in self.grid)
         x_BRCHWE = x_BWME.unflatten(2, (height, width)).unflatten(1, (rows, columns))
         x_BHWE = x_BRCHWE.transpose(2, 3).flatten(3, 4).flatten(1, 2)
-        return x_BHWE[:, : self.grid[0], : self.grid[1]].flatten(1, 2)
+        if rows * height > self.grid[0]:
+            x_BHWE = x_BHWE[:, rows_H]
+        if columns * width > self.grid[1]:
+            x_BHWE = x_BHWE[:, :, columns_W]
+        return x_BHWE.flatten(1, 2)
+
+
+def shared(count: int, side: int) -> tuple[int, int, list[int], list[int]]:
+    """How few windows of one length, at most `side`, share a line of cells; they overlap where it does not come out.
+
+    Returns:
+        How many windows, their length, the cells of all of them one after the other, and where each cell stands there.
+    """
+    windows = math.ceil(count / side)
+    length = math.ceil(count / windows)
+    starts = [n * (count - length) // max(windows - 1, 1) for n in range(windows)]
+    cells = [start + n for start in starts for n in range(length)]
+    return windows, length, cells, [cells.index(cell) for cell in range(count)]
 
 
 class Convolved(nn.Module):
@@ -202,9 +222,3 @@ def _prepare(vit: Any) -> int:
         vit.set_input_size(img_size=(16 * rows, 16 * columns), patch_size=(16, 16))
         patch = 16
     return patch
-
-
-def check_image_size(side: int, patch: int) -> None:
-    """Raise `UserError` unless the canvas is made of whole patches."""
-    low = side // patch * patch
-    require(side == low, f"an image size of {side} is not a multiple of {patch}; take {low} or {low + patch}.")

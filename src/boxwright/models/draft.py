@@ -158,7 +158,7 @@ class Draft:
         low = self.grammar.at_least[slot] if self.grammar.at_least else None
         if low is not None:
             least_B1 = self.tokens_BL.index_select(1, self.position_1 + 1 - slot + low)
-            scores_BV = scores_BV.masked_fill(self.ids_V < least_B1, -torch.inf)
+            scores_BV = scores_BV.masked_fill(self.grammar.below(least_B1), -torch.inf)
         if self.repeats is not None:
             begun_BS = self.tokens_BL.index_select(1, self.position_1 + 1 - slot + self.ids_V[:slot])
             scores_BV = scores_BV.masked_fill(self.repeats.used_up(slot, begun_BS), -torch.inf)

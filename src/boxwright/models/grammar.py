@@ -21,6 +21,7 @@ class Grammar:
         class_slot: which of them is the class.
         at_least: for each slot, the earlier slot of the same object whose token is the least it may hold (y1 for y2),
             or None; empty for none at all.
+        ranks_RV: what "least" means: a token is less than another if one of its ranks is; by default the id itself.
     """
 
     start: int
@@ -30,11 +31,18 @@ class Grammar:
     slots: int = 5
     class_slot: int = 4
     at_least: tuple[int | None, ...] = ()
+    ranks_RV: Tensor | None = None
 
     def __post_init__(self) -> None:
         assert len(self.allowed_PV) % self.slots == 0, f"{len(self.allowed_PV)} rows for objects of {self.slots} tokens"
         assert len(self.at_least) in (0, self.slots)
         assert all(low is None or low < slot for slot, low in enumerate(self.at_least))
+
+    def below(self, least_B1: Tensor) -> Tensor:
+        """(B, V): which tokens are less than these."""
+        if self.ranks_RV is None:
+            return torch.arange(self.allowed_PV.shape[1], device=least_B1.device) < least_B1
+        return (self.ranks_RV[:, None] < self.ranks_RV[:, least_B1]).any(0)
 
     def additions(self, end_bias: float) -> Tensor:
         """What is added to the scores, (P, V): -inf to tokens that may not stand there, `end_bias` to the end.

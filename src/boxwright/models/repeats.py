@@ -23,6 +23,7 @@ class Repeats:
 
     def __init__(self, grammar: Grammar, tokens_BNS: Tensor, given_BGS: Tensor | None = None):
         assert len(grammar.allowed_PV) == grammar.slots, "repeats need one grammar for all objects"
+        assert grammar.ranks_RV is None, "repeats count words by their ids"
         self.slots, self.tokens_BNS = grammar.slots, tokens_BNS
         self.lows = grammar.at_least or (None,) * grammar.slots
         allowed_SV = grammar.allowed_PV.clone()

@@ -36,7 +36,7 @@ from boxwright.models.decoding import Generated, generate
 from boxwright.models.grammar import Grammar
 from boxwright.models.likelihood import sentence_log_probs
 from boxwright.models.postnorm import RESNET_CHANNELS, DecoderBlock, EncoderBlock, frozen_resnet, sine_2d
-from boxwright.models.sentences import shuffled
+from boxwright.models.sentences import ordered
 from boxwright.types import Batch, Detector, Predictions, image_mask, pixels
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet; padding is zero behind them
@@ -189,7 +189,7 @@ class Replication(Detector):
 
     def loss(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
         """`tokens`: cross-entropy of the next word, after the last layer; of `unofficial`, after every layer."""
-        boxes_BM4, labels_BM, real_BM = shuffled(
+        boxes_BM4, labels_BM, real_BM = ordered(
             batch.boxes_BN4, batch.labels_BN, batch.valid_BN, self.config.max_objects
         )
         read_BM5 = self.words(boxes_BM4, labels_BM, raw)

@@ -15,9 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from boxwright.models.patches import PatchVocabulary
 from boxwright.models.vocabulary import FIRST_CLASS, NOISE, PAD, PROMPT, Vocabulary
 from boxwright.types import Batch
 
+Language = Vocabulary | PatchVocabulary
 PAD_WEIGHT = 0.1
 JITTER = 0.05  # standard deviation of a repeated box's sides, relative to its size
 RANDOM_SIDE = 0.5  # standard deviation of a random box's height and width, relative to the image
@@ -32,7 +34,13 @@ class Sentences(NamedTuple):
 
 
 def sentences(
-    batch: Batch, vocabulary: Vocabulary, max_objects: int, length: int, each: int = 1, noise: bool = True
+    batch: Batch,
+    vocabulary: Language,
+    max_objects: int,
+    length: int,
+    each: int = 1,
+    noise: bool = True,
+    shuffle: bool = True,
 ) -> Sentences:
     """Sentences of a batch, `each` different ones an image (rows of one image follow each other).
 
@@ -40,14 +48,15 @@ def sentences(
         batch: boxes, labels, and the part of the canvas that is image; noise stays inside that part.
         vocabulary: the ids.
         max_objects: real and noise objects in a sentence; of more real ones, random ones are left out.
-        length: ids in a sentence, padded from 5 x max_objects.
+        length: ids in a sentence, padded from those of all objects.
         each: sentences an image.
         noise: fill up with noise objects; else the sentence ends after the last real one.
+        shuffle: objects stand in random order, else in that of the data set.
     """
     boxes_BN4, labels_BN, valid_BN = (
         x.repeat_interleave(each, 0) for x in (batch.boxes_BN4, batch.labels_BN, batch.valid_BN)
     )
-    boxes_BM4, labels_BM, real_BM = shuffled(boxes_BN4, labels_BN, valid_BN, max_objects)
+    boxes_BM4, labels_BM, real_BM = ordered(boxes_BN4, labels_BN, valid_BN, max_objects, shuffle)
     scale_B14 = _image_part(batch).repeat_interleave(each, 0)[:, None]
     if noise:
         boxes_BM4 = with_noise(boxes_BM4 / scale_B14, real_BM) * scale_B14
@@ -55,7 +64,7 @@ def sentences(
     return compose(boxes_BM4, classes_BM, corrupted(classes_BM, vocabulary), vocabulary, length)
 
 
-def spell(batch: Batch, vocabulary: Vocabulary, max_objects: int, ends: bool) -> Sentences:
+def spell(batch: Batch, vocabulary: Language, max_objects: int, ends: bool) -> Sentences:
     """The true sentences in the order of the data set, nothing drawn: weight 1 for each word of an object, else 0.
 
     Args:
@@ -66,13 +75,13 @@ def spell(batch: Batch, vocabulary: Vocabulary, max_objects: int, ends: bool) ->
     """
     real_BM = batch.valid_BN[:, :max_objects]
     classes_BM = vocabulary.class_tokens(batch.labels_BN[:, :max_objects]).where(real_BM, PAD)
-    length = 5 * real_BM.shape[1] + ends
+    length = vocabulary.words * real_BM.shape[1] + ends
     said = compose(batch.boxes_BN4[:, :max_objects], classes_BM, real_BM * NOISE, vocabulary, length)
-    words_B1 = 5 * real_BM.sum(1, keepdim=True) + ends
+    words_B1 = vocabulary.words * real_BM.sum(1, keepdim=True) + ends
     return said._replace(weights_BL=(torch.arange(length, device=words_B1.device) < words_B1).float())
 
 
-def compose(boxes_BM4: Tensor, classes_BM: Tensor, seen_BM: Tensor, vocabulary: Vocabulary, length: int) -> Sentences:
+def compose(boxes_BM4: Tensor, classes_BM: Tensor, seen_BM: Tensor, vocabulary: Language, length: int) -> Sentences:
     """The sentences of objects in their order.
 
     Args:
@@ -80,34 +89,38 @@ def compose(boxes_BM4: Tensor, classes_BM: Tensor, seen_BM: Tensor, vocabulary: 
         classes_BM: ids of classes, of noise, or 0 where a row is empty.
         seen_BM: the classes as they are read.
         vocabulary: the ids.
-        length: ids in a sentence, at least 5 x M.
+        length: ids in a sentence, at least those of M objects.
     """
-    words_BM4 = vocabulary.coordinate_tokens(boxes_BM4) * (classes_BM != PAD)[..., None]
-    truth_BL = _line(torch.cat([words_BM4, classes_BM[..., None]], -1), length)
-    read_BL = _line(torch.cat([words_BM4, seen_BM[..., None]], -1), length)
+    corners_BMC = vocabulary.coordinate_tokens(boxes_BM4) * (classes_BM != PAD)[..., None]
+    said_BMW = torch.cat([corners_BMC, classes_BM[..., None]], -1)
+    truth_BL = line(said_BMW, length)
+    read_BL = line(torch.cat([corners_BMC, seen_BM[..., None]], -1), length)
     prompt_B1 = torch.full_like(read_BL[:, :1], PROMPT)
-    counts_BM5 = torch.ones_like(words_BM4[..., :1]).expand(-1, -1, 5).float().clone()
-    counts_BM5[..., :4] = (classes_BM != NOISE)[..., None]
-    weights_BL = _line(counts_BM5, length).masked_fill(truth_BL == PAD, PAD_WEIGHT)
+    counts_BMW = torch.ones_like(said_BMW, dtype=torch.float)
+    counts_BMW[..., :-1] = (classes_BM != NOISE)[..., None]
+    weights_BL = line(counts_BMW, length).masked_fill(truth_BL == PAD, PAD_WEIGHT)
     return Sentences(torch.cat([prompt_B1, read_BL[:, :-1]], 1), truth_BL, weights_BL)
 
 
-def corrupted(classes_BM: Tensor, vocabulary: Vocabulary) -> Tensor:
+def corrupted(classes_BM: Tensor, vocabulary: Language) -> Tensor:
     """The classes as they are read: half noise, half any class at random, real and noise objects alike."""
     random_BM = torch.randint_like(classes_BM, FIRST_CLASS, vocabulary.first_coordinate)
     coin_BM = torch.rand(classes_BM.shape, device=classes_BM.device) > 0.5
     return torch.where(coin_BM, random_BM, NOISE) * (classes_BM != PAD)
 
 
-def shuffled(boxes_BN4: Tensor, labels_BN: Tensor, valid_BN: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Objects of each image in random order, real ones first, cut or padded to this number of rows.
+def ordered(
+    boxes_BN4: Tensor, labels_BN: Tensor, valid_BN: Tensor, rows: int, shuffle: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Objects of each image in random or their own order, real ones first, cut or padded to this number of rows.
 
     Where real ones are cut, a warning says so once.
     """
     if valid_BN.shape[1] > rows and bool((valid_BN.sum(1) > rows).any()):  # the same words each time: shown once
         said_so = "an image has more objects than a sentence: as many as fit are taught, at random"
         warnings.warn(f"{said_so}; `detector.lengthen` of a pix2seq makes room.", stacklevel=2)
-    order_BM = _random_order(valid_BN)[:, :rows]
+    order_BM = _random_order(valid_BN) if shuffle else (~valid_BN).byte().argsort(dim=1, stable=True)
+    order_BM = order_BM[:, :rows]
     picked = (boxes_BN4.gather(1, order_BM[..., None].expand(-1, -1, 4)), labels_BN.gather(1, order_BM))
     valid_BM = valid_BN.gather(1, order_BM)
     missing = max(rows - valid_BN.shape[1], 0)
@@ -185,8 +198,8 @@ def _pick(boxes_BN4: Tensor, index_BM: Tensor) -> Tensor:
     return boxes_BN4.gather(1, index_BM[..., None].expand(-1, -1, 4))
 
 
-def _line(words_BM5: Tensor, length: int) -> Tensor:
+def line(words_BMW: Tensor, length: int) -> Tensor:
     """Objects one after the other, padded with zeros to `length`."""
-    flat_BL = words_BM5.flatten(1)
+    flat_BL = words_BMW.flatten(1)
     assert flat_BL.shape[1] <= length, f"{flat_BL.shape[1]} words do not fit into {length}"
     return torch.nn.functional.pad(flat_BL, (0, length - flat_BL.shape[1]))

@@ -10,11 +10,15 @@ import torch
 from torch import Tensor
 
 from boxwright.config import require
+from boxwright.models.backbone import Backbone
 from boxwright.models.deformable import Deformable
 from boxwright.models.dense import Dense
 from boxwright.models.detr import Detr
+from boxwright.models.patchseq import PatchSeq
 from boxwright.models.pix2seq import Pix2Seq
+from boxwright.models.positions import resize_2d
 from boxwright.models.replication import Replication, most_classes
+from boxwright.models.vocabulary import FIRST_CLASS
 from boxwright.types import Detector
 
 
@@ -41,11 +45,15 @@ def begin_from(
         return dense
     if isinstance(source, Detr | Deformable):
         return _with_other_rows(source, names, size, pretrained)
+    if isinstance(source, PatchSeq):
+        return _with_other_words(source, names, size, pretrained)
     if isinstance(source, Pix2Seq):
         words = range(1, source.vocabulary.most_classes + 1)
         grid = source.encoder.positions.grid
         config = replace(source.config, image_size=size, grid=grid, class_ids=_numbers(source, names, words))
-        detector: Detector = Pix2Seq(config, names, pretrained)
+        detector: Detector = Pix2Seq(config, names, pretrained=False)
+        if pretrained and isinstance(detector.backbone, Backbone):
+            detector.backbone.freeze()
     else:
         assert isinstance(source, Replication)
         words = range(most_classes(source.config))
@@ -68,6 +76,25 @@ def _with_other_rows(source: Detr | Deformable, names: tuple[str, ...], size: in
         if key.startswith("classify.") or key == "label_embedding":
             for old, new in _rows(source, key, known):
                 state[key][new] = value[old]
+        else:
+            state[key].copy_(value)
+    return target
+
+
+@torch.no_grad()
+def _with_other_words(source: PatchSeq, names: tuple[str, ...], size: int, pretrained: bool) -> PatchSeq:
+    """The same network with a word for each class; patches learned by heart are stretched over the new canvas."""
+    target = PatchSeq(replace(source.config, image_size=size), names, pretrained=False)
+    if pretrained:
+        target.backbone.freeze()
+    first, state = FIRST_CLASS + 1, target.state_dict()
+    for key, value in source.state_dict().items():
+        if key in ("decoder.token_embedding", "decoder.output_bias"):
+            state[key][:first] = value[:first]
+            state[key][first + len(names) :] = value[first + len(source.names) :]
+            _copy_rows(value[first:], state[key][first:], source.names, names)
+        elif key == "decoder.patch_embedding":
+            state[key].copy_(resize_2d(value, source.decoder.grid, target.decoder.grid))
         else:
             state[key].copy_(value)
     return target

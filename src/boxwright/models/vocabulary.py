@@ -43,6 +43,11 @@ class Vocabulary:
         assert self.bins > 1
 
     @property
+    def words(self) -> int:
+        """Words of an object: four coordinates and a class."""
+        return 5
+
+    @property
     def most_classes(self) -> int:
         """How many classes have an id."""
         return self.first_coordinate - FIRST_CLASS - 1

@@ -5,12 +5,15 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from boxwright.config import Augment, DetectorName, Optim, Size, UserError, nearest, require
+from boxwright.models.backbone import is_plain
 from boxwright.models.deformable import SIZES as DEFORMABLE_SIZES
 from boxwright.models.deformable import Deformable, DeformableConfig
 from boxwright.models.dense import SIZES as DENSE_SIZES
 from boxwright.models.dense import Dense, DenseConfig
 from boxwright.models.detr import SIZES as DETR_SIZES
 from boxwright.models.detr import Detr, DetrConfig
+from boxwright.models.patchseq import SIZES as PATCHSEQ_SIZES
+from boxwright.models.patchseq import PatchSeq, PatchSeqConfig
 from boxwright.models.pix2seq import SIZES as PIX2SEQ_SIZES
 from boxwright.models.pix2seq import Pix2Seq, Pix2SeqConfig
 from boxwright.models.replication import Replication, ReplicationConfig
@@ -19,6 +22,7 @@ from boxwright.types import Detector
 DETECTORS: dict[str, tuple[type[Any], type[Any], dict[str, Any]]] = {
     "dense": (Dense, DenseConfig, DENSE_SIZES),
     "pix2seq": (Pix2Seq, Pix2SeqConfig, PIX2SEQ_SIZES),
+    "patchseq": (PatchSeq, PatchSeqConfig, PATCHSEQ_SIZES),
     "detr": (Detr, DetrConfig, DETR_SIZES),
     "deformable": (Deformable, DeformableConfig, DEFORMABLE_SIZES),
     "replication": (Replication, ReplicationConfig, {}),  # only imported, never begun
@@ -54,6 +58,15 @@ RECIPES = {
             warmup=0.05, hold=0.3, clip=1.0, accumulate=1, ema=0.999, patience=0,
         ),
     ),
+    "patchseq": Recipe(
+        epochs=60,
+        batch_size=8,
+        augment=Augment(scale=(0.6, 1.4), flip=0.5, colour=0.3, min_visible=0.25, views=1, geometry="free"),
+        optim=Optim(
+            lr=1e-3, backbone_factor=0.2, weight_decay=0.05, rule="torch", beta2=0.999, schedule="cosine",
+            warmup=0.05, hold=0.3, clip=1.0, accumulate=1, ema=0.998, patience=0,
+        ),
+    ),
     "detr": Recipe(
         epochs=150,
         batch_size=16,
@@ -75,13 +88,29 @@ RECIPES = {
 }  # fmt: skip
 
 
+PLAIN_RATE = 5e-5  # at most, of a pretrained plain transformer; ViTDet has 1e-4 for its last layer, 2e-6 for its first
 RECIPES["replication"] = RECIPES["pix2seq"]  # fine-tuned, never begun
 
 
-def recipe(model: str) -> Recipe:
-    """The recipe of a detector, the same for each size."""
+def recipe(model: str, size: str = "nano", backbone: str | None = None) -> Recipe:
+    """The recipe of a detector, the same for each size, but that plain transformers learn slower."""
     _check_choice("model", model, RECIPES)
-    return RECIPES[model]
+    found, sizes = RECIPES[model], DETECTORS[model][2]
+    if backbone is None and sizes:
+        _check_choice("size", size, sizes)
+        backbone = sizes[size].backbone
+    if backbone is None or not is_plain(backbone):
+        return found
+    rates: Any = found.optim
+    return replace(found, optim=replace(rates, backbone_factor=min(rates.backbone_factor, PLAIN_RATE / rates.lr)))
+
+
+def check_image_size(detector: Detector) -> None:
+    """Raise `UserError` unless the canvas is made of whole patches, where the backbone sees any."""
+    side, patch = detector.image_size, getattr(detector.backbone, "patch", 1)
+    low = side // patch * patch
+    sizes = f"{low} or {low + patch}" if low else str(patch)
+    require(side == low, f"--image_size {side} is not made of whole patches of {patch} pixels; take {sizes}.")
 
 
 def build(
@@ -106,13 +135,13 @@ def _check_choice(what: str, word: str, known: Iterable[str]) -> None:
     require(word in known, f"{what} can't be {word!r}{nearest(word, known)}, it must be one of: {', '.join(known)}.")
 
 
-def rebuild(model: str, config: dict[str, Any], names: tuple[str, ...]) -> Detector:
-    """The detector that a checkpoint describes, without its weights."""
+def rebuild(model: str, config: dict[str, Any], names: tuple[str, ...], pretrained: bool = False) -> Detector:
+    """The detector that a checkpoint describes, without its weights; with those of its backbone if `pretrained`."""
     if model not in DETECTORS:
         raise UserError(f"this version knows the detectors {', '.join(DETECTORS)}, not {model!r}; update boxwright.")
     network, shape, _ = DETECTORS[model]
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
-    return network(shape(**given), names, pretrained=False)
+    return network(shape(**given), names, pretrained=pretrained)
 
 
 def is_size(detector: Detector, size: Size) -> bool:

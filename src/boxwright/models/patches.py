@@ -1,0 +1,146 @@
+"""The words of a sentence of boxes whose corners are patches of the image, and the numbers that stand for them.
+
+    0        nothing: padding, and the end of the sentence
+    10       the prompt "detect objects"
+    30       a noise object: "not an object"
+    101+     classes: the class at position p of the names is 101 + p
+    then     offsets: where in its patch a corner lies, one id a place, row by row; none if there are no offsets
+    then     patches, one id each, row by row: as many as the image has
+
+Up to the classes this is the layout of `boxwright.models.vocabulary`, so that both languages share what makes
+sentences. Patches come last because their number follows from the size of the image.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from boxwright.models.grammar import Grammar
+from boxwright.models.vocabulary import FIRST_CLASS, NOISE, PAD, PROMPT
+
+ROUNDING = 1e-4  # of a patch: a corner so near to a line lies on it
+
+
+@dataclass(frozen=True)
+class PatchVocabulary:
+    """The ids of one size of image.
+
+    Attributes:
+        classes: how many there are.
+        height, width: of the canvas, in pixels.
+        patch: its side, in pixels; those at the bottom and right edge may stick out of the canvas.
+        fine: places along a side of a patch that a corner can have; 0 knows a corner only to its patch.
+    """
+
+    classes: int
+    height: int
+    width: int
+    patch: int
+    fine: int
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return -(-self.height // self.patch), -(-self.width // self.patch)
+
+    @property
+    def words(self) -> int:
+        """Words of an object: two corners and a class."""
+        return 5 if self.fine else 3
+
+    @property
+    def first_coordinate(self) -> int:
+        """The id behind the classes."""
+        return FIRST_CLASS + 1 + self.classes
+
+    @property
+    def first_patch(self) -> int:
+        """The id of the patch in the upper left corner."""
+        return self.first_coordinate + self.fine**2
+
+    @property
+    def size(self) -> int:
+        """Number of ids."""
+        return self.first_patch + self.grid[0] * self.grid[1]
+
+    def class_tokens(self, positions: Tensor) -> Tensor:
+        """Ids of class positions, of any shape."""
+        return positions + FIRST_CLASS + 1
+
+    def coordinate_tokens(self, boxes_B4: Tensor) -> Tensor:
+        """Ids of the upper left and the lower right corner of boxes xyxy in [0, 1]; (..., 2), or (..., 4) with offsets.
+
+        A corner on the line between two patches belongs to the one that the box covers, on the edge of the canvas to
+        the last one; outside it to the nearest.
+        """
+        corners_B22 = boxes_B4.unflatten(-1, (2, 2)) / self._unit(boxes_B4)  # upper left and lower right; x and y
+        cells_B22 = self._split(corners_B22, boxes_B4.new_tensor(self.grid[::-1]))
+        cells_B22[..., 1, :] = torch.maximum(cells_B22[..., 0, :], cells_B22[..., 1, :])  # of an empty box on a line
+        ids_B2 = (cells_B22[..., 1] * self.grid[1] + cells_B22[..., 0]).long() + self.first_patch
+        if not self.fine:
+            return ids_B2
+        places_B22 = self._split((corners_B22 - cells_B22) * self.fine, boxes_B4.new_tensor([self.fine, self.fine]))
+        offsets_B2 = (places_B22[..., 1] * self.fine + places_B22[..., 0]).long() + self.first_coordinate
+        return torch.stack([ids_B2, offsets_B2], -1).flatten(-2)
+
+    def boxes(self, tokens_B: Tensor) -> Tensor:
+        """Boxes xyxy in [0, 1] of the ids of their corners, (..., 2) or with offsets (..., 4).
+
+        Without offsets a box covers both patches whole, as in the published code; with them, a corner lies in the
+        middle of its place.
+        """
+        ids_B2 = (tokens_B[..., ::2] if self.fine else tokens_B) - self.first_patch
+        cells_B22 = self._at(ids_B2.clamp(0, self.grid[0] * self.grid[1] - 1), self.grid[1])
+        if self.fine:
+            offsets_B2 = (tokens_B[..., 1::2] - self.first_coordinate).clamp(0, self.fine**2 - 1)
+            cells_B22 = cells_B22 + (self._at(offsets_B2, self.fine) + 0.5) / self.fine
+        else:
+            cells_B22 = cells_B22 + cells_B22.new_tensor([[0], [1]])
+        return (cells_B22 * self._unit(cells_B22)).clamp(0, 1).flatten(-2)
+
+    def grammar(self, noise: bool, only: Sequence[int] | None = None, device: torch.device | str = "cpu") -> Grammar:
+        """Corners hold patches and offsets, the second neither above nor left of the first.
+
+        Args:
+            noise: the class comes last, and may be noise; else it comes first.
+            only: positions of the classes that may be said, all by default.
+            device: of the tables.
+        """
+        ids_V = torch.arange(self.size, device=device)
+        patch_V = ids_V >= self.first_patch
+        offset_V = (ids_V >= self.first_coordinate) & ~patch_V
+        class_tokens_K = self.class_tokens(torch.arange(self.classes, device=device))
+        named_V = torch.zeros_like(patch_V)
+        named_V[class_tokens_K if only is None else class_tokens_K[list(only)]] = True
+        corner = [patch_V, offset_V] if self.fine else [patch_V]
+        slots, low = [*corner, *corner], 0 if noise else 1
+        at_least: list[int | None] = [None] * self.words
+        at_least[low + len(corner)] = low
+        if noise:
+            named_V[NOISE] = True
+        allowed_SV = torch.stack([*slots, named_V] if noise else [named_V, *slots])
+        places_V = (ids_V - self.first_patch).clamp(min=0)
+        ranks_RV = torch.stack([places_V // self.grid[1], places_V % self.grid[1]])
+        class_slot = self.words - 1 if noise else 0
+        return Grammar(PROMPT, PAD, allowed_SV, class_tokens_K, self.words, class_slot, tuple(at_least), ranks_RV)
+
+    def _unit(self, like: Tensor) -> Tensor:
+        """Width and height of a patch, as fractions of the canvas."""
+        return like.new_tensor([self.patch / self.width, self.patch / self.height], dtype=torch.float)
+
+    @staticmethod
+    def _split(corners_B22: Tensor, count_2: Tensor) -> Tensor:
+        """Which of so many cells each corner is in, from the inside of its box, as whole numbers."""
+        first_B2, second_B2 = (
+            (corners_B22[..., 0, :] + ROUNDING).floor(),
+            (corners_B22[..., 1, :] - ROUNDING).ceil() - 1,
+        )
+        cells_B22 = torch.stack([first_B2, second_B2], -2)
+        return torch.minimum(cells_B22.clamp(min=0), count_2 - 1)
+
+    @staticmethod
+    def _at(ids_B2: Tensor, columns: int) -> Tensor:
+        """Columns and rows (x, y) of ids counted row by row, (..., 2, 2)."""
+        return torch.stack([ids_B2 % columns, ids_B2 // columns], -1)

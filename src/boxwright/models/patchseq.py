@@ -1,0 +1,346 @@
+"""`patchseq`: a box is a class and two patches of the image, written down object by object.
+
+        image ── backbone ── encoder ── patches ──┬──────────────────────────────────────┐
+                                                  v (what the decoder looks at)          v
+        >   corner  corner  class   corner  corner  class ...       pointing: which patch fits what is to be said?
+            upper   lower
+            left    right           a corner: a patch, then where in that patch (an offset)
+
+Three things are added to the published detector (buddE, github yesWeGAN/buddE), each of which can be switched off. It
+knew a corner only to its patch: here an *offset* follows each patch. It learned a word for each patch by heart: here
+the decoder *points*, the score of a patch is the match between the decoder's state and that patch's feature. It said
+the class first and then ended: here the class comes last, when the box is known, and *noise* objects that are none
+teach what a score means, as in Pix2Seq. Its decoder also left its table of positions unused.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from boxwright.config import require
+from boxwright.models.attention import DecoderBlock, dense, norm
+from boxwright.models.backbone import Backbone
+from boxwright.models.caches import Cache, KeysValues
+from boxwright.models.decoder import positions, table
+from boxwright.models.decoding import generate
+from boxwright.models.draft import Generated
+from boxwright.models.likelihood import log_probs, score
+from boxwright.models.patches import PatchVocabulary
+from boxwright.models.pix2seq import Encoder, Pix2SeqConfig
+from boxwright.models.positions import resize_2d
+from boxwright.models.sampling import Sampling
+from boxwright.models.sentences import Sentences, line, ordered, sentences, spell
+from boxwright.models.vocabulary import FIRST_CLASS, PAD, PROMPT
+from boxwright.types import Batch, Detector, Predictions, image_mask, pixels
+
+
+@dataclass(frozen=True)
+class PatchSeqConfig:
+    """The shape of a `patchseq` detector.
+
+    Attributes:
+        backbone: a timm model with a feature map whose cells are the patches: a ViT, or a convolutional network.
+        image_size: side of the canvas, in pixels.
+        patch: side of a patch, in pixels.
+        encoder_layers: blocks on top of the backbone; a ViT needs none.
+        decoder_layers, dim, hidden, heads: blocks, width, MLP width and heads of encoder and decoder.
+        max_objects: objects in a sentence, noise included; no more are ever detected.
+        positions: the decoder knows which word of the sentence it reads.
+        pointing: patches are found by their features; else each has a word that is learned.
+        fine: places along a side of a patch that a corner can have; 0 says only the patch.
+        noise: the class comes last, and sentences are filled up with noise objects; else, as published, the class
+            comes first and the sentence ends after the last object.
+        shuffle: objects are taught in random order, else in that of the data set.
+        dropout: rate inside the MLPs and before the encoder.
+        drop_path: rate at which a block's addition is left out.
+        top_k: draw each word from the k most probable that may stand there; 0 writes the most probable.
+        seed: of the draws: image i of a batch draws by seed + i.
+        end_bias: added to the score of the end, where sentences end; -inf writes `max_objects` all the same, so that
+            those after the end score low.
+    """
+
+    backbone: str = "tf_efficientnet_lite0"
+    image_size: int = 320
+    patch: int = 16
+    encoder_layers: int = 3
+    decoder_layers: int = 3
+    dim: int = 256
+    hidden: int = 1024
+    heads: int = 8
+    max_objects: int = 100
+    positions: bool = True
+    pointing: bool = True
+    fine: int = 8
+    noise: bool = True
+    shuffle: bool = True
+    dropout: float = 0.1
+    drop_path: float = 0.1
+    top_k: int = 0
+    seed: int = 0
+    end_bias: float = 0.0
+
+
+_NANO = PatchSeqConfig()
+SIZES = {
+    "nano": _NANO,
+    "small": replace(_NANO, backbone="tf_efficientnet_lite1", image_size=416, encoder_layers=4, decoder_layers=4),
+    "medium": replace(_NANO, backbone="tf_efficientnet_lite2", image_size=512, encoder_layers=6, decoder_layers=6),
+    "base": PatchSeqConfig(  # the published encoder and decoder
+        "deit_base_distilled_patch16_384", 384, 16, encoder_layers=0, decoder_layers=6, dim=768, hidden=3072,
+    ),
+}  # fmt: skip
+PUBLISHED = {"positions": False, "pointing": False, "fine": 0, "noise": False}
+
+
+class Seen(NamedTuple):
+    """What the decoder looks at: the patches (B, rows * columns, dim), and the words for them."""
+
+    patches_BPE: Tensor
+    vocabulary: PatchVocabulary
+
+
+class PatchSeq(Detector):
+    """The detector that writes patches.
+
+    Args:
+        config: its shape.
+        names: the classes.
+        pretrained: start the backbone from ImageNet weights.
+    """
+
+    def __init__(self, config: PatchSeqConfig, names: tuple[str, ...], pretrained: bool = True):
+        super().__init__()
+        self.config, self.names, self.image_size = config, tuple(names), config.image_size
+        self.backbone = Backbone(config.backbone, [config.patch], pretrained)
+        shape = Pix2SeqConfig(
+            config.backbone, config.image_size, config.patch, encoder_layers=config.encoder_layers,
+            encoder_dim=config.dim, encoder_hidden=config.hidden, encoder_heads=config.heads,
+            dropout=config.dropout, drop_path=config.drop_path,
+        )  # fmt: skip
+        self.encoder = Encoder(self.backbone.channels[0], shape)
+        self.decoder = PatchDecoder(config, self.vocabulary(config.image_size, config.image_size))
+
+    def vocabulary(self, height: int, width: int) -> PatchVocabulary:
+        """The words for images on a canvas of this size, in pixels."""
+        return PatchVocabulary(len(self.names), height, width, self.config.patch, self.config.fine)
+
+    def backbone_parameters(self) -> list[nn.Parameter]:
+        """The timm network's."""
+        return list(self.backbone.parameters())
+
+    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor) -> Seen:
+        """The encoded patches; H and W may be any size, padding is filled with the mean colour."""
+        mask_B1HW = image_mask(images_BCHW, sizes_B2)[:, None]
+        filled_BCHW = torch.where(mask_B1HW, pixels(images_BCHW), self.backbone.mean)
+        features_BCHW = self.backbone(filled_BCHW.contiguous(memory_format=torch.channels_last))[0]
+        return Seen(self.encoder(features_BCHW), self.vocabulary(*images_BCHW.shape[-2:]))
+
+    def loss(self, raw: Seen, batch: Batch) -> dict[str, Tensor]:
+        """`tokens`: cross-entropy of the next word, its mean over words by their weights."""
+        c = self.config
+        length = raw.vocabulary.words * c.max_objects + 1
+        teach = sentences if c.noise else class_first
+        said = teach(batch, raw.vocabulary, c.max_objects, length, shuffle=c.shuffle)
+        return {"tokens": (self._surprise(raw, said) * said.weights_BL).sum() / (said.weights_BL.sum() + 1e-9)}
+
+    def likelihood(self, raw: Seen, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Log-likelihood of the true sentence of each image, in the data set's order, and its words, each (B,)."""
+        c = self.config
+        if c.noise:
+            said = spell(batch, raw.vocabulary, c.max_objects, ends=False)
+        else:
+            length = raw.vocabulary.words * c.max_objects + 1
+            said = class_first(batch, raw.vocabulary, c.max_objects, length, shuffle=False)
+        return -(self._surprise(raw, said) * said.weights_BL).sum(1), said.weights_BL.sum(1)
+
+    def _surprise(self, raw: Seen, said: Sentences) -> Tensor:
+        """Minus the log-probability of each word, (B, L)."""
+        return -log_probs(self.decoder, raw, said.inputs_BL, said.targets_BL)
+
+    def decode(self, raw: Seen) -> Predictions:
+        """Write, and read boxes and classes off the sentence."""
+        return self.read(self.write(raw), raw).best_first()
+
+    def complete(
+        self, raw: Seen, batch: Batch, classes: Sequence[int] | None = None, objects: int | None = None
+    ) -> Predictions:
+        """What is missing in the batch: its objects are the beginning of the sentence."""
+        return self.read(self.write(raw, objects, batch, classes), raw, classes).best_first()
+
+    def write(
+        self,
+        raw: Seen,
+        objects: int | None = None,
+        given: Batch | None = None,
+        classes: Sequence[int] | None = None,
+    ) -> Generated:
+        """Sentences as the settings have it.
+
+        Args:
+            raw: what the decoder looks at.
+            objects: in a sentence, given ones included; by default all that it holds.
+            given: objects that are said already.
+            classes: positions of those that may be said, by default all.
+
+        Raises:
+            UserError: for more objects than a sentence holds, or no more than are given.
+        """
+        c = self.config
+        objects = c.max_objects if objects is None else objects
+        require(0 < objects <= c.max_objects, f"objects is how many to say, 1 to {c.max_objects}, not {objects}.")
+        given_BL = None if given is None or not given.valid_BN.any() else self._given(raw, given)
+        count = 0 if given_BL is None else given_BL.shape[1] // raw.vocabulary.words
+        full = f"{count} objects are given, and no more than {objects} can be said, given ones included"
+        require(count < objects, f"{full}: ask for objects={count + 1} at least.")
+        seeds = tuple(range(c.seed, c.seed + len(raw.patches_BPE)))
+        end_bias = -torch.inf if c.noise else c.end_bias
+        sampling = Sampling(top_k=c.top_k, seed=seeds, end_bias=end_bias)
+        grammar = raw.vocabulary.grammar(c.noise, classes, raw.patches_BPE.device)
+        return generate(self.decoder, raw, grammar, objects, sampling, given_BL)
+
+    @torch.no_grad()
+    def read(self, said: Generated, raw: Seen, classes: Sequence[int] | None = None) -> Predictions:
+        """Boxes and classes in the order in which they were written; of these classes only, where some are named.
+
+        The score of an object is the probability of its class among all words: where the class comes last, of the
+        most probable class, whatever was written; where it comes first, of the one written, as the box is that one's.
+        """
+        words, c = raw.vocabulary.words, self.config
+        tokens_BNW = said.tokens_BL.unflatten(1, (-1, words))
+        if c.noise:
+            scores_BN, labels_BN = score(said, "full", words, classes)
+            corners_BNC = tokens_BNW[..., :-1]
+        else:
+            labels_BN = (tokens_BNW[..., 0] - FIRST_CLASS - 1).clamp(0, len(self.names) - 1)
+            scores_BN = said.class_log_probs_BNK.gather(2, labels_BN[..., None])[..., 0].exp()
+            corners_BNC = tokens_BNW[..., 1:]
+        boxes_BN4 = raw.vocabulary.boxes(corners_BNC)
+        first_BN2, second_BN2 = boxes_BN4[..., :2], boxes_BN4[..., 2:]  # in one patch, offsets can be the wrong way
+        ordered_BN4 = torch.cat([torch.minimum(first_BN2, second_BN2), torch.maximum(first_BN2, second_BN2)], -1)
+        return Predictions(ordered_BN4, scores_BN, labels_BN)
+
+    def _given(self, raw: Seen, given: Batch) -> Tensor:
+        """The words of given objects, -1 behind the last of each image."""
+        words_BNW = _objects(given.boxes_BN4, given.labels_BN, raw.vocabulary, self.config.noise)
+        return words_BNW.where(given.valid_BN[..., None], -1).flatten(1).to(raw.patches_BPE.device)
+
+
+def class_first(
+    batch: Batch, vocabulary: PatchVocabulary, max_objects: int, length: int, shuffle: bool = True
+) -> Sentences:
+    """Sentences as published: each object's class, then its corners; the end counts as a word, and nothing behind it.
+
+    Args:
+        batch: boxes and labels.
+        vocabulary: the ids.
+        max_objects: in a sentence; of more, random ones are left out.
+        length: ids in a sentence, at least one more than those of all objects.
+        shuffle: objects stand in random order, else in that of the data set.
+    """
+    boxes_BM4, labels_BM, real_BM = ordered(batch.boxes_BN4, batch.labels_BN, batch.valid_BN, max_objects, shuffle)
+    words_BMW = _objects(boxes_BM4, labels_BM, vocabulary, False).where(real_BM[..., None], PAD)
+    truth_BL = line(words_BMW, length)
+    ends_B1 = real_BM.sum(1, keepdim=True) * vocabulary.words
+    counted_BL = torch.arange(length, device=truth_BL.device) <= ends_B1
+    prompt_B1 = torch.full_like(truth_BL[:, :1], PROMPT)
+    return Sentences(torch.cat([prompt_B1, truth_BL[:, :-1]], 1), truth_BL, counted_BL.float())
+
+
+def _objects(boxes_BM4: Tensor, labels_BM: Tensor, vocabulary: PatchVocabulary, class_last: bool) -> Tensor:
+    """The words of each object, (B, M, W)."""
+    corners_BMC, classes_BM1 = vocabulary.coordinate_tokens(boxes_BM4), vocabulary.class_tokens(labels_BM)[..., None]
+    return torch.cat([corners_BMC, classes_BM1] if class_last else [classes_BM1, corners_BMC], -1)
+
+
+class PatchWords(NamedTuple):
+    """The patches of each image as words: how they are read, and what they are compared with; (B or 1, P, E) each."""
+
+    read_BPE: Tensor
+    said_BPE: Tensor
+
+
+@dataclass(frozen=True)
+class PatchCache(Cache):
+    """What a decoder of patches has read and written, and its words for patches."""
+
+    words: PatchWords = field(kw_only=True)
+
+
+class PatchDecoder(nn.Module):
+    """The decoder of `boxwright.models.decoder`, except that some of its words are the patches of an image.
+
+    Args:
+        c: the detector's shape.
+        vocabulary: the words for images of the size it is made for.
+    """
+
+    def __init__(self, c: PatchSeqConfig, vocabulary: PatchVocabulary):
+        super().__init__()
+        self.fixed, self.grid = vocabulary.first_patch, vocabulary.grid
+        self.token_embedding = nn.Parameter(table(self.fixed, c.dim))
+        length = vocabulary.words * c.max_objects + 1
+        self.position_embedding = nn.Parameter(positions(length, vocabulary.words, c.dim)) if c.positions else None
+        self.layers = nn.ModuleList(
+            DecoderBlock(c.dim, c.hidden, c.heads, c.dropout, c.drop_path) for _ in range(c.decoder_layers)
+        )
+        self.norm = norm(c.dim)
+        self.output_bias = nn.Parameter(torch.zeros(self.fixed))
+        self.pointing = c.pointing
+        if c.pointing:
+            self.read_patch, self.ask, self.answer = (dense(c.dim, c.dim) for _ in range(3))
+        else:
+            self.patch_embedding = nn.Parameter(table(vocabulary.size - self.fixed, c.dim))
+
+    def forward(self, tokens_BL: Tensor, seen: Seen) -> Tensor:
+        """Scores (B, L, V) of what follows each token of given sentences."""
+        words = self._words(seen)
+        x_BLE = self._embed(tokens_BL, torch.arange(tokens_BL.shape[1], device=tokens_BL.device), words)
+        for layer, image in zip(self.layers, self._image(seen), strict=True):
+            x_BLE = layer(x_BLE, image)
+        return self._score(x_BLE, words)
+
+    def start(self, seen: Seen, length: int, each: int = 1) -> Cache:
+        """An empty cache for `each` sentences an image, of at most this length."""
+        cache = Cache.empty(self._image(seen), length, each)
+        return PatchCache(cache.sentence, cache.image, words=self._words(seen))
+
+    def step(self, tokens_BL: Tensor, positions_L: Tensor, cache: Cache) -> Tensor:
+        """Scores (B, V) of what follows the last of these tokens, which are added to the cache in place."""
+        assert isinstance(cache, PatchCache)
+        x_BLE = self._embed(tokens_BL, positions_L, cache.words)
+        place = cache.place(positions_L)
+        for layer, sentence, image in zip(self.layers, cache.sentence, cache.image, strict=True):
+            x_BLE = layer(x_BLE, image, sentence, place)
+        return self._score(x_BLE[:, -1:], cache.words)[:, 0]
+
+    def _image(self, seen: Seen) -> Iterator[KeysValues]:
+        """The image's keys and values for each layer."""
+        return (layer.cross_attention.keys_values(seen.patches_BPE) for layer in self.layers)  # type: ignore[union-attr,operator]
+
+    def _words(self, seen: Seen) -> PatchWords:
+        if self.pointing:
+            return PatchWords(self.read_patch(seen.patches_BPE), self.answer(seen.patches_BPE))
+        table_1PE = resize_2d(self.patch_embedding, self.grid, seen.vocabulary.grid)[None]
+        return PatchWords(table_1PE, table_1PE)
+
+    def _embed(self, tokens_BL: Tensor, positions_L: Tensor, words: PatchWords) -> Tensor:
+        """(B, L, E): from the table, or of the patch; several consecutive rows may belong to one image."""
+        images = len(words.read_BPE)
+        patch_IR = (tokens_BL - self.fixed).clamp(min=0).view(images, -1)
+        patches_IRE = words.read_BPE.gather(1, patch_IR[..., None].expand(-1, -1, words.read_BPE.shape[-1]))
+        fixed_BLE = self.token_embedding[tokens_BL.clamp(max=self.fixed - 1)]
+        x_BLE = torch.where((tokens_BL < self.fixed)[..., None], fixed_BLE, patches_IRE.view_as(fixed_BLE))
+        return x_BLE if self.position_embedding is None else x_BLE + self.position_embedding[positions_L]
+
+    def _score(self, x_BLE: Tensor, words: PatchWords) -> Tensor:
+        """(B, L, V): the words of the table, then the patches of each row's own image."""
+        x_BLE = self.norm(x_BLE)
+        fixed_BLV = F.linear(x_BLE, self.token_embedding, self.output_bias)
+        asked_BLE = self.ask(x_BLE) / x_BLE.shape[-1] ** 0.5 if self.pointing else x_BLE
+        asked_IRE = asked_BLE.reshape(len(words.said_BPE), -1, x_BLE.shape[-1])
+        patches_BLP = (asked_IRE @ words.said_BPE.mT).view(*x_BLE.shape[:2], -1)
+        return torch.cat([fixed_BLV, patches_BLP], -1).float()

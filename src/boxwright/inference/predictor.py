@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -21,7 +21,7 @@ from boxwright.data.images import fit, image_size, open_image, to_rgb
 from boxwright.evaluation.run import choose_device
 from boxwright.inference.prompts import Class, Known, check_objects, class_positions, with_known
 from boxwright.inference.sources import collect
-from boxwright.models.weights import load_detector
+from boxwright.models.weights import load_detector, load_together
 from boxwright.types import Batch, Detections, Detector
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
@@ -29,18 +29,30 @@ Pictures: TypeAlias = list[Picture] | tuple[Picture, ...]
 T = TypeVar("T")
 
 
-def load(path: Path | str, device: str = "auto") -> Predictor:
-    """The detector stored at `path`, ready to predict.
+@overload
+def load(path: Path | str, device: str = "auto", base: Path | str | None = None) -> Predictor: ...
+@overload
+def load(path: Mapping[str, Path | str], device: str = "auto") -> dict[str, Predictor]: ...
+def load(
+    path: Path | str | Mapping[str, Path | str], device: str = "auto", base: Path | str | None = None
+) -> Predictor | dict[str, Predictor]:
+    """The detector stored at `path`, ready to predict; or several, of which adapters share the base.
 
     Args:
-        path: a ``.safetensors`` file, with or without the ending, or the folder of a run.
+        path: a ``.safetensors`` file, with or without the ending, or the folder of a run. Several as
+            ``{"cells": "runs/cells", "dogs": "runs/dogs"}``, for predictors under these names.
         device: auto, cpu, cuda or mps.
+        base: the checkpoint that an adapter was trained on, where it is not at the place that the adapter names.
 
     Raises:
-        UserError: if there are no such weights, they are not ours, or the device is not there.
+        UserError: if there are no such weights, they are not ours, or the device is not there; for an adapter whose
+            base is not found.
     """
     kind, _ = choose_device(device)
-    return Predictor(load_detector(path, kind), kind)
+    if isinstance(path, Mapping):
+        require(base is None, "of several adapters, each names its base; give none.")
+        return {name: Predictor(detector, kind) for name, detector in load_together(path, kind).items()}
+    return Predictor(load_detector(path, kind, base), kind)
 
 
 @dataclass

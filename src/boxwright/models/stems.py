@@ -109,12 +109,16 @@ class ResNet(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm whose running variance is the mean of the batches' own variances, as TensorFlow keeps it."""
+    """Batch norm whose running variance is the mean of the batches' own variances, as TensorFlow keeps it.
+
+    Where its weight does not learn, its statistics do not change either.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """Same shape as given."""
-        if not self.training:
-            return super().forward(input)
+        if not (self.training and self.weight.requires_grad):
+            statistics = (self.running_mean, self.running_var, self.weight, self.bias)
+            return F.batch_norm(input, *statistics, False, 0.0, self.eps)
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.momentum is not None

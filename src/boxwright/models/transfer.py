@@ -11,6 +11,7 @@ from torch import Tensor
 
 from boxwright.config import require
 from boxwright.models.backbone import Backbone
+from boxwright.models.backbone import Backbone
 from boxwright.models.deformable import Deformable
 from boxwright.models.dense import Dense
 from boxwright.models.detr import Detr

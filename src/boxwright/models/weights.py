@@ -1,10 +1,12 @@
 """Weights on disk: one safetensors file whose header holds the shape of the network, its classes and its card.
 
-A checkpoint is never code: nothing is unpickled.
+An adapter is such a file, too: it holds only what is not in its base, and the header says which base that is. A
+checkpoint is never code: nothing is unpickled.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from glob import escape
 from pathlib import Path
@@ -13,13 +15,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
-from boxwright.config import UserError
+from boxwright.config import UserError, require
 from boxwright.files import write_whole
-from boxwright.models import zoo
+from boxwright.models import hub, zoo
+from boxwright.models.adapters import BESIDE, Base, backbone_state, checksum, fold, is_adapted, lay_over, own_state
 from boxwright.types import Detector
 
 FORMAT = "boxwright-1"
+ADAPTER = "boxwright-adapter-1"
 CHECKPOINT = "a boxwright checkpoint"
 OTHERS = ("*.index", "*.data-*-of-*", "model.safetensors", "pytorch_model.bin", "*.pth", "*.pt", "*.bin")
 
@@ -27,7 +32,7 @@ OTHERS = ("*.index", "*.data-*-of-*", "model.safetensors", "pytorch_model.bin", 
 def save_detector(
     path: Path, detector: Detector, card: dict[str, Any], check: Callable[[Path], Any] = lambda file: None
 ) -> None:
-    """Write the detector to `path` (whole or not at all).
+    """Write the detector to `path` (whole or not at all); of an adapted one, only what is not in its base.
 
     Args:
         path: the file.
@@ -38,14 +43,19 @@ def save_detector(
     Raises:
         UserError: if the file can't be written; what was there before stays.
     """
+    base: Base | None = vars(detector).get("adapted_from")
     header = {
-        "format": FORMAT,
+        "format": FORMAT if base is None else ADAPTER,
         "model": zoo.name_of(detector),
         "config": json.dumps(asdict(detector.config)),  # type: ignore[arg-type]
         "names": json.dumps(detector.names),
         "card": json.dumps(card),
     }
-    state = {key: value.contiguous() for key, value in detector.state_dict().items()}
+    if base is not None:
+        header["base"] = json.dumps(asdict(base.seen_from(path.parent)))
+    tensors = detector.state_dict() if base is None else own_state(detector)
+    state = {key: value.contiguous() for key, value in tensors.items()}
+    header["checksum"] = checksum(state)
 
     def write(temporary: Path) -> None:
         save_file(state, temporary, metadata=header)
@@ -54,39 +64,133 @@ def save_detector(
     write_whole(path, write)
 
 
-def load_detector(path: Path | str, device: torch.device | str = "cpu") -> Detector:
+def load_detector(path: Path | str, device: torch.device | str = "cpu", base: Path | str | None = None) -> Detector:
     """The detector stored at `path`, in evaluation mode, with its card in `detector.card`.
 
     Args:
-        path: a ``.safetensors`` file, with or without the ending, or the folder of a run.
+        path: a ``.safetensors`` file, with or without the ending, or the folder of a run. An adapter is merged into its
+            base.
         device: where to put it.
+        base: the checkpoint that an adapter was trained on, where it is not at the place that the adapter names.
 
     Raises:
-        UserError: if there is no such file, or it is not ours, or cut short, or a pickle.
+        UserError: if there is no such file, or it is not ours, or cut short, or a pickle; or an adapter without its
+            base.
     """
-    file = find_weights(Path(path))
-    header, state = read_tensors(file, CHECKPOINT)
-    if header.get("format") != FORMAT:
-        mend = f"give one that `train` wrote; {_mend(file)}"
-        raise UserError(f"{file} is a safetensors file, but not a boxwright checkpoint; {mend}")
+    return fold(_open(Path(path), torch.device("cpu"), {}, base)).to(device).eval()
+
+
+def load_together(paths: Mapping[str, Path | str], device: torch.device | str = "cpu") -> dict[str, Detector]:
+    """Several detectors, in evaluation mode. Adapters share the tensors of their base, with the base itself, too.
+
+    Args:
+        paths: as for `load_detector`, under any names.
+        device: where to put them.
+    """
+    bases: dict[str, dict[str, Tensor]] = {}
+    opened: dict[str, Detector] = {}
+    for name in sorted(paths, key=lambda name: is_adapter(paths[name])):
+        opened[name] = _open(Path(paths[name]), torch.device(device), bases).eval()
+        if not is_adapted(opened[name]):
+            tensors = opened[name].state_dict()
+            bases[checksum(tensors)] = tensors
+    return {name: opened[name] for name in paths}
+
+
+def is_adapter(path: Path | str) -> bool:
+    """Whether the file that is meant is an adapter."""
+    return read_tensors(find_weights(Path(path)), CHECKPOINT, header_only=True)[0].get("format") == ADAPTER
+
+
+def _open(
+    path: Path, device: torch.device, bases: dict[str, dict[str, Tensor]], base: Path | str | None = None
+) -> Detector:
+    """A detector on the device; that of an adapter has A and B beside its layers. `bases` are those that are read
+    already, by checksum; the one that an adapter needs is added.
+    """
+    file = find_weights(path)
+    header, state = _read(file)
     try:
         names, config, card = (json.loads(header[key]) for key in ("names", "config", "card"))
         detector = zoo.rebuild(header["model"], config, tuple(names))
-        detector.load_state_dict(state)
+        if header["format"] == ADAPTER:
+            wanted = Base(**json.loads(header["base"]))
+            if wanted.checksum not in bases:
+                found = _find_base(file, header, wanted, base)
+                bases[wanted.checksum] = {key: value.to(device) for key, value in found.items()}
+            own = {key: value.to(device) for key, value in state.items()}
+            lay_over(bases[wanted.checksum], own, detector.to(device))
+            detector.adapted_from = wanted  # type: ignore[assignment]
+        else:
+            require(base is None, f"{file} is no adapter and has no base.")
+            detector.load_state_dict(state)
     except UserError:
         raise
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(f"{file} does not fit the detector it names, or is damaged ({reason}).") from error
     detector.card = card  # type: ignore[assignment]
-    return detector.to(device).eval()
+    return detector.to(device)
+
+
+def _read(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    header, state = read_tensors(file, CHECKPOINT)
+    if header.get("format") not in (FORMAT, ADAPTER):
+        mend = f"give one that `train` wrote; {_mend(file)}"
+        raise UserError(f"{file} is a safetensors file, but not a boxwright checkpoint; {mend}")
+    stored = header.get("checksum", "")
+    require(stored in ("", checksum(state)), f"{file} is damaged: its tensors have another checksum than its header.")
+    return header, state
+
+
+def _find_base(file: Path, header: dict[str, str], wanted: Base, given: Path | str | None) -> dict[str, Tensor]:
+    """The tensors that an adapter was trained on, wherever they are, known by their checksum."""
+    if not wanted.path:
+        require(given is None, f"the base of {file} is timm's {wanted.name}, which need not be given.")
+        names, config = json.loads(header["names"]), json.loads(header["config"])
+        found = backbone_state(zoo.rebuild(header["model"], config, tuple(names), pretrained=True))
+        other = f"{file} adapts other weights of {wanted.name} than timm has here"
+        require(checksum(found) == wanted.checksum, f"{other}; install the version of timm that it was trained with.")
+        return found
+    places = wanted.places(file) if given is None else [find_weights(Path(given))]
+    there = [place for place in places if place.is_file()]
+    for place in there:
+        stored, found = _read(place)
+        if (stored.get("checksum") or checksum(found)) == wanted.checksum:
+            return found
+    said = f"{file} adapts {wanted.name} (checksum {wanted.checksum[:12]})"
+    but = f"{there[0]} is another checkpoint" if there else f"{places[0]} is not there"
+    mend = f"lay that one beside the adapter as {BESIDE}, or give it: boxwright.load(adapter, base=...)"
+    raise UserError(f"{said}, but {but}; {mend}.")
+
+
+def merge(adapter: Path | str, out: Path | str, base: Path | str | None = None) -> Path:
+    """Write an ordinary checkpoint that finds what the adapter finds, and needs no base.
+
+    Args:
+        adapter: its file, or the folder of its run.
+        out: the new file.
+        base: as for `load_detector`.
+
+    Raises:
+        UserError: if `out` is there already; and all of `load_detector`.
+    """
+    out = Path(out)
+    require(not out.exists(), f"{out} is there already; give another name.")
+    detector = load_detector(adapter, base=base)
+    save_detector(out, detector, detector.card)  # type: ignore[arg-type]
+    return out
 
 
 def find_weights(path: Path) -> Path:
-    """The file meant by ``runs/x``, ``runs/x/best`` or ``runs/x/best.safetensors``."""
+    """The file meant by ``runs/x``, ``runs/x/best`` or ``runs/x/best.safetensors``, or by the name of a hub repository,
+    ``owner/name`` or ``hf://owner/name@revision``.
+    """
+    repository = hub.repository(path)
+    path = path if repository is None else hub.fetch(*repository)
     named = [path.with_name(path.name + ".safetensors")] if path.name else []
     options = [path, *named, path / "best.safetensors", path / "last.safetensors"]
-    found = next((option for option in options if option.is_file()), None)
+    found = next((option for option in options if option.is_file()), None) or _only_one(path)
     if found is None:
         beside = sorted(path.parent.glob(f"{escape(path.name)}.*")) if path.name else []
         others = [path] if any(any(path.glob(pattern)) for pattern in OTHERS) else beside
@@ -96,16 +200,30 @@ def find_weights(path: Path) -> Path:
     return found
 
 
+def _only_one(folder: Path) -> Path | None:
+    """The one file of ours in a folder that was fetched from a hub, where any name will do."""
+    files = [file for file in sorted(folder.glob("*.safetensors")) if file.name != BESIDE]
+    ours = [file for file in files if _is_ours(file)]
+    return ours[0] if len(ours) == 1 else None
+
+
+def _is_ours(file: Path) -> bool:
+    with suppress(UserError):
+        return read_tensors(file, CHECKPOINT, header_only=True)[0].get("format") in (FORMAT, ADAPTER)
+    return False
+
+
 def _mend(source: Path) -> str:
     """What to do with a checkpoint of another project."""
     return f"`boxwright import-weights {source} OUT` converts checkpoints of other projects."
 
 
-def read_tensors(file: Path, what: str) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+def read_tensors(file: Path, what: str, header_only: bool = False) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Header and tensors of a safetensors file; `what` names the expected content in the error."""
     try:
         with safe_open(file, framework="pt") as stored:
-            return stored.metadata() or {}, {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+            keys = [] if header_only else stored.keys()
+            return stored.metadata() or {}, {key: stored.get_tensor(key) for key in keys}
     except SafetensorError as error:
         with file.open("rb") as stream:
             start = stream.read(2)

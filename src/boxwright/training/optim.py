@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from boxwright.config import Optim, Rule, require
+from boxwright.models.adapters import is_a_or_b
 from boxwright.types import Detector
 
+TABLES = ("embedding", "pos_embed", "_token")  # the last two are what timm's transformers call theirs
 FLOOR = 0.01  # of the peak rate, at the end of the descent
 RANGES = {
     "lr": (0, math.inf), "backbone_factor": (0, math.inf), "weight_decay": (0, math.inf), "beta2": (0, 0.999999),
@@ -30,10 +32,10 @@ def check(settings: Optim) -> None:
 
 
 def make_optimizer(detector: Detector, settings: Optim) -> torch.optim.AdamW:
-    """AdamW over up to four groups: backbone or not, decayed or not.
+    """AdamW over up to four groups: backbone or not, decayed or not. Adapters learn at the full rate wherever they are.
 
-    Only kernels and matrices decay; biases, norms and embedding tables (anything of one dimension, or named
-    `embedding`) do not, unless the rule is `keras`. Each group's full rate is its ``peak``, which `set_rate` scales.
+    Only kernels and matrices decay; biases, norms and tables (anything of one dimension, or named as in `TABLES`) do
+    not, unless the rule is `keras`. Each group's full rate is its ``peak``, which `set_rate` scales.
     """
     assert settings.lr is not None
     assert settings.backbone_factor is not None
@@ -41,8 +43,9 @@ def make_optimizer(detector: Detector, settings: Optim) -> torch.optim.AdamW:
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in detector.named_parameters():
         if parameter.requires_grad:
-            decays = settings.rule == "keras" or (parameter.ndim > 1 and "embedding" not in name)
-            groups.setdefault((id(parameter) in backbone, decays), []).append(parameter)
+            decays = settings.rule == "keras" or (parameter.ndim > 1 and not any(word in name for word in TABLES))
+            slow = id(parameter) in backbone and not is_a_or_b(name)
+            groups.setdefault((slow, decays), []).append(parameter)
     options = [
         {
             "params": parameters,

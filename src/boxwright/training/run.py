@@ -17,7 +17,7 @@ from lightning_fabric import Fabric
 from rich.console import Console
 
 from boxwright import show
-from boxwright.config import Augment, DetectorName, Optim, Size, UserError, fill_in, require
+from boxwright.config import Adapt, Augment, DetectorName, Optim, Size, UserError, fill_in, require
 from boxwright.console import make_console
 from boxwright.data.cache import Cache
 from boxwright.data.cache import build as build_cache
@@ -28,8 +28,10 @@ from boxwright.data.records import Record
 from boxwright.evaluation.run import choose_device
 from boxwright.files import write_whole
 from boxwright.models import zoo
+from boxwright.models.adapters import adapt as adapt_detector
+from boxwright.models.adapters import is_adapted
 from boxwright.models.transfer import begin_from
-from boxwright.models.weights import load_detector
+from boxwright.models.weights import find_weights, is_adapter, load_detector
 from boxwright.training.checkpoint import FILE as STATE
 from boxwright.training.loop import Loop, Plan
 from boxwright.training.optim import check as check_optim
@@ -55,6 +57,8 @@ def train(
     backbone: str | None = None,
     weights: Path | str | None = None,
     pretrained: bool = True,
+    adapt: Adapt = "full",
+    rank: int = 8,
     augment: Augment = Augment(),  # noqa: B008
     optim: Optim = Optim(),  # noqa: B008
     seed: int = 0,
@@ -86,6 +90,9 @@ def train(
         backbone: a timm model instead of the size's own.
         weights: start from this checkpoint, with its model and size; what it knows of a class goes with the name.
         pretrained: start the backbone from ImageNet weights.
+        adapt: what learns: all of it (`full`); all but the backbone (`head`); or adapters of a few MB beside the layers
+            of backbone and neck (`lora`). Of the last two, only what is not in the base is stored.
+        rank: width of the adapters of `lora`.
         augment: how images are varied.
         optim: how weights move.
         seed: of every random draw.
@@ -107,7 +114,10 @@ def train(
     source = None if weights is None else _source(weights, model, size, backbone)
     if source is None:
         given |= {"model": model or "dense", "size": size or "nano"}
-    recipe = zoo.recipe(given["model"] if source is None else zoo.name_of(source))
+    if source is None:
+        recipe = zoo.recipe(given["model"], given["size"], backbone)
+    else:
+        recipe = zoo.recipe(zoo.name_of(source), backbone=source.config.backbone)  # type: ignore[union-attr]
     augment, optim = fill_in(augment, recipe.augment), fill_in(optim, recipe.optim)
     epochs, batch_size = epochs or recipe.epochs, batch_size or recipe.batch_size
     check_augment(augment)
@@ -121,6 +131,8 @@ def train(
     console = make_console(quiet=not fabric.is_global_zero)
     torch.manual_seed(seed)
     detector, what = _detector(source, given, names)
+    zoo.check_image_size(detector)
+    what += _adapt(detector, source, given)
     train_cache, val_cache = (
         build_cache(part, detector.image_size, mode=cache, quiet=console.quiet) for part in (records, val_records)
     )
@@ -129,7 +141,11 @@ def train(
 
     config = {name: _plain(value) for name, value in given.items()}
     decided = {name: value for name, value in config.items() if name not in PLACES}
+    if is_adapted(detector):
+        decided["base"] = detector.adapted_from.checksum  # type: ignore[union-attr]
     card = {"trained on": f"{len(records)} images of {data.name}", "settings": decided}
+    if origin := getattr(detector.backbone, "origin", ""):
+        card["began from"] = origin
     plan = Plan(out, epochs, batch_size, augment, optim, seed, card, _digest(decided, names, records))
     loop = Loop(fabric, detector, plan, train_cache, (val_cache, val_records), resume)
     if fabric.is_global_zero:
@@ -221,7 +237,7 @@ def make_fabric(device: str, precision: str, devices: int, nodes: int) -> tuple[
 
 
 def _check_numbers(given: dict[str, Any]) -> None:
-    least = {"epochs": 1, "batch_size": 1, "image_size": 64, "devices": 1, "nodes": 1}
+    least = {"epochs": 1, "batch_size": 1, "image_size": 64, "devices": 1, "nodes": 1, "rank": 1}
     for name, low in least.items():
         require(given[name] is None or given[name] >= low, f"--{name} must be at least {low}, not {given[name]}.")
     require(0 <= given["seed"] < 2**63, f"--seed must be at least 0 and under 2^63, not {given['seed']}.")
@@ -251,11 +267,29 @@ def _detector(source: Detector | None, given: dict[str, Any], names: tuple[str, 
     if source is None:
         model, size, backbone = given["model"], given["size"], given["backbone"]
         detector = zoo.build(model, size, names, image_size=image_size, backbone=backbone, pretrained=pretrained)
-        return detector, f"{model} {size}"
+        origin = getattr(detector.backbone, "origin", "")
+        return detector, f"{model} {size}" + (f" from {origin}" if origin else "")
     new = [name for name in names if name not in source.names]
     known = f"it knows {len(names) - len(new)} of the {len(names)} classes" + (f", not {', '.join(new)}" if new else "")
     detector = begin_from(source, names, image_size, pretrained)
     return detector, f"{zoo.name_of(source)} of {given['weights']} ({known})"
+
+
+def _adapt(detector: Detector, source: Detector | None, given: dict[str, Any]) -> str:
+    """Put at rest what shall not learn, and say so."""
+    how, weights = given["adapt"], given["weights"]
+    if how == "full":
+        return ""
+    known = source is not None or (given["pretrained"] and detector.backbone_parameters())
+    require(known, f"--adapt {how} adapts what is known, and this backbone begins at random; give --weights.")
+    rank = given["rank"] if how == "lora" else None
+    if source is None:
+        adapt_detector(detector, rank, None, detector.config.backbone)  # type: ignore[union-attr]
+    else:
+        mend = f"merge it first: boxwright.merge({str(weights)!r}, 'merged.safetensors')"
+        require(not is_adapter(weights), f"{weights} is an adapter and can't be the base of another; {mend}.")
+        adapt_detector(detector, rank, source, str(weights), find_weights(Path(weights)).resolve())
+    return f", adapters of rank {rank}" if rank else ", the backbone at rest"
 
 
 def _digest(decided: dict[str, Any], names: Sequence[str], records: Sequence[Record]) -> str:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from boxwright.config import require
 from boxwright.models.backbone import Backbone
-from boxwright.models.backbone import Backbone
 from boxwright.models.deformable import Deformable
 from boxwright.models.dense import Dense
 from boxwright.models.detr import Detr

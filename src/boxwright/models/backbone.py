@@ -56,7 +56,7 @@ class Backbone(nn.Module):
         self.frozen = False
         self.patch = 1
         _check_name(name)
-        if is_model_in_modules(name.partition(".")[0], PLAIN) and not dilated:
+        if is_plain(name) and not dilated:
             make = _pretrained if pretrained else timm.create_model
             plain = Plain(make(name, dynamic_img_size=True), strides, convolved=convolved)
             self.net, self.channels, self.patch = plain, plain.channels, plain.patch
@@ -99,6 +99,11 @@ class Backbone(nn.Module):
                 if isinstance(module, _BatchNorm):
                     module.eval()
         return self
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name is that of a plain transformer whose positions can be interpolated, with or without its tag."""
+    return is_model_in_modules(name.partition(".")[0], PLAIN)
 
 
 def _check_name(name: str) -> None:

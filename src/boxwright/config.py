@@ -49,6 +49,7 @@ class Optim:
     Attributes:
         lr: peak learning rate of AdamW for everything but the backbone.
         backbone_factor: the backbone's learning rate, as a fraction of `lr`.
+        frozen: fraction of the run, from its beginning, in which the backbone does not learn.
         weight_decay: applied to matrices and kernels only, not to biases, norms and embeddings.
         rule: of AdamW: `torch`, or one of two under which the official Pix2Seq was trained: `keras` decays every
             weight, `keras-kernels` (until May 2023) decays as `torch` does; both add epsilon before the bias of the
@@ -65,6 +66,7 @@ class Optim:
 
     lr: float | None = None
     backbone_factor: float | None = None
+    frozen: float | None = None
     weight_decay: float | None = None
     rule: Rule | None = None
     beta2: float | None = None

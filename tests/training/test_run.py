@@ -85,8 +85,9 @@ def train(data: Path, out: Path, **more) -> Path:
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_any_step_and_resumed_gives_the_same_losses(data, tmp_path):
-    epochs = ["--epochs", "4"]
+@pytest.mark.parametrize("stages", [[], ["--optim.frozen", "0.6"]])
+def test_a_run_killed_at_any_step_and_resumed_gives_the_same_losses(data, tmp_path, stages):
+    epochs = ["--epochs", "4", *stages]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert start(data, whole, *epochs).wait(300) == 0
     process = start(data, killed, *epochs)
@@ -174,6 +175,15 @@ def test_the_card_and_the_names_travel_with_the_weights(data, tmp_path):
     assert detector.names == ("square", "disc")
     assert detector.card["epoch"] == 1
     assert detector.card["settings"]["batch_size"] == 4
+
+
+@pytest.mark.parametrize(("frozen", "rests"), [(1.0, True), (0.5, False)])
+def test_a_frozen_backbone_learns_in_the_second_stage(data, tmp_path, frozen, rests):
+    begun = boxwright.load(train(data, tmp_path / "begun", epochs=1) / "last")
+    again = {"weights": tmp_path / "begun/last", "backbone": None, "epochs": 1}
+    run = train(data, tmp_path / "run", **again, optim=Optim(frozen=frozen, ema=0.0, lr=1e-2))
+    before, after = (found.detector.backbone.net.state_dict() for found in (begun, boxwright.load(run / "last")))
+    assert torch.equal(before["conv_stem.weight"], after["conv_stem.weight"]) is rests
 
 
 def test_gradients_add_up_over_accumulated_batches(data, tmp_path):

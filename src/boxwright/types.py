@@ -79,7 +79,7 @@ class Predictions:
     def to_detections(self, batch: Batch, names: Sequence[str], threshold: float = 0.0) -> list[Detections]:
         """Detections of each image, in pixels of the original, clipped to it, with score above `threshold`."""
         side = torch.tensor(batch.images_BCHW.shape[-2:], device=self.boxes_BD4.device)
-        scale_B2 = side / batch.sizes_B2 * batch.originals_B2
+        scale_B2 = side / batch.sizes_B2.clamp(min=1) * batch.originals_B2  # at least 1: images that are all padding
         scale_B14 = scale_B2.flip(-1).repeat(1, 2)[:, None]
         limit_B14 = batch.originals_B2.flip(-1).repeat(1, 2)[:, None]
         boxes_BD4 = torch.minimum((self.boxes_BD4 * scale_B14).clamp(min=0), limit_B14).float().cpu().numpy()
@@ -180,10 +180,9 @@ class Detector(nn.Module):
         """
         kind = type(self).__name__.lower()
         told = objects is not None or bool(batch.valid_BN.any())
-        only = f"only a pix2seq can be given objects, or a number of them, and this is a {kind}"
-        require(
-            not told, f"{only}; train one (--model pix2seq), or import official weights (boxwright import-weights)."
-        )
+        only = f"only a detector that writes sentences can be given objects, or a number of them, and this is a {kind}"
+        mend = "train one (--model pix2seq or patchseq), or import official weights (boxwright import-weights)"
+        require(not told, f"{only}; {mend}.")
         said = self.decode(raw)
         if classes is None:
             return said

@@ -144,7 +144,7 @@ def test_other_detectors_filter_classes_and_refuse_the_rest(white_boxes):
     assert len(predictor.predict(white, classes="box")) == 1
     assert len(predictor.predict(white, classes=["other"])) == 0
     for asked in ({"given": [("box", (0, 0, 1, 1))]}, {"objects": 3}):
-        with pytest.raises(UserError, match="only a pix2seq can be given objects"):
+        with pytest.raises(UserError, match="only a detector that writes sentences can be given objects"):
             predictor.predict(white, **asked)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,7 +31,7 @@ from boxwright.models import zoo
 from boxwright.models.pix2seq import SIZES, Pix2Seq, Pix2SeqConfig
 from boxwright.training.optim import make_optimizer, moving_average, rate_factor, set_rate
 from boxwright.training.run import keep_memory
-from boxwright.types import Batch
+from boxwright.types import Batch, Detector
 
 TRAINED = {
     "official: 1 sentence an image": {},
@@ -53,8 +54,8 @@ def batches(cache: Cache, batch_size: int, augment: Augment, device: str) -> Ite
 
 
 def train(
-    detector: Pix2Seq, stream: Iterator[Batch], optim: Optim, seconds: float, clock: Callable[[], float]
-) -> tuple[Pix2Seq, int, float]:
+    detector: Detector, stream: Iterator[Batch], optim: Optim, seconds: float, clock: Callable[[], float]
+) -> tuple[Any, int, float]:
     """The averaged detector when the time is over, the number of steps, and the mean of the last 20 losses."""
     optimizer, average = make_optimizer(detector, optim), moving_average(detector, optim.ema or 0)
     started, losses = clock(), []

@@ -308,16 +308,13 @@ def compared(
     figure = Figure(figsize=(11.5, 4.6), layout="constrained")
     over_time, over_cost = figure.subplots(1, 2, sharey=True)
     for n, (name, pairs) in enumerate(curves.items()):
-        mark = "o" if len(pairs) < 60 else ""
-        over_time.plot(*zip(*pairs, strict=True), color=colour(n), marker=mark, markersize=3.5, label=name)
-        over_cost.scatter(*points[name], color=colour(n), s=60, zorder=3)
+        mark = {"marker": "o" if len(pairs) < 60 else "", "markersize": 3.5, "clip_on": False}
+        over_time.plot(*zip(*pairs, strict=True), color=colour(n), label=name, **mark)
+        over_cost.scatter(*points[name], color=colour(n), s=60, zorder=3, clip_on=False)
         over_cost.annotate(name, points[name], (7, 5), textcoords="offset points", color=colour(n), fontsize=10)
     _dress(over_time, "AP while training", "minutes of training and validation", legend=True)
     _dress(over_cost, "AP and speed", "milliseconds an image (towards the left is faster)", legend=False)
-    over_cost.set_xscale("log")
-    over_cost.margins(x=0.25)
-    over_cost.xaxis.set_major_formatter("{x:g}")
-    over_cost.xaxis.set_minor_formatter("{x:g}")
+    over_cost.set_xlim(0, 1.3 * max(milliseconds for milliseconds, _ in points.values()))
     over_time.set(ylim=(0, None), xlim=(0, None), ylabel="AP")
     _save(figure, out)
 

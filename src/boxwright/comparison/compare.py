@@ -120,8 +120,13 @@ def compare(
     build(records, terms.image_size)
     cache = build(val_records, terms.image_size)
     plan.measure_training(wanted, console)
-    failed = {model: said for model in wanted if (said := _trained(plan, model, console))}
-    rows = [_scored(plan, model, cache, val_records, names) for model in wanted if model not in failed]
+    rows: list[Row] = []
+    failed: dict[str, str] = {}
+    for model in wanted:
+        if said := _trained(plan, model, console):
+            failed[model] = said
+        else:
+            rows.append(_scored(plan, model, cache, val_records, names))
     require(rows, f"no detector could be trained: {'; '.join(f'{m}: {said}' for m, said in failed.items())}")
     console.print("measuring speed and memory")
     for row in rows:
@@ -192,7 +197,8 @@ class _Plan:
                 cost = measure(training_cost, self.terms, model)
             except UserError as error:
                 others = ",".join(other for other in models if other != model)
-                raise UserError(f"{model} can't be compared: {error} Leave it out with --models {others}.") from error
+                hint = f" Leave it out with --models {others}." if others else ""
+                raise UserError(f"{model} can't be compared: {error}{hint}") from error
             epoch = (cost["steps"] * cost["step_seconds"] + cost["end_seconds"]) / 60
             epochs = self.terms.epochs or int((self.terms.minutes or 0) / epoch)
             needed |= {} if epochs else {model: epoch}
@@ -248,19 +254,25 @@ def _scored(plan: _Plan, model: str, cache: Cache, records: Sequence[Record], na
 
 def _write(done: Comparison, terms: Terms, names: Sequence[str], cache: Cache, records: Sequence[Record]) -> None:
     """comparison.json and the page."""
-    device = (
-        torch.cuda.get_device_name() if terms.device == "cuda" else f"{terms.device}, {torch.get_num_threads()} threads"
-    )
+    device = _device(terms.device)
     facts = {"terms": asdict(terms), "device": device, "torch": torch.__version__, "images": len(records)}
     rows = [asdict(row) for row in done.rows]
     _write_json(done.folder / "comparison.json", facts | {"rows": rows, "advice": done.advice, "failed": done.failed})
     write_report(done.folder, terms, done.rows, done.advice, done.failed, device, cache, records, names)
 
 
+def _device(kind: str) -> str:
+    if kind == "cuda":
+        return torch.cuda.get_device_name()
+    threads = torch.get_num_threads()
+    return f"{threads} CPU {'core' if threads == 1 else 'cores'}" if kind == "cpu" else kind
+
+
 def _table(rows: Sequence[Row]) -> Table:
     table = Table("detector", box=None, header_style="bold", pad_edge=False)
-    for column in ("AP", "AP50", "small", "medium", "large", "ms/image", "MiB", "M parameters", "epochs", "minutes"):
-        table.add_column(column, justify="right")
+    table.columns[0].no_wrap = True
+    for column in ("AP", "AP50", "small", "medium", "large", "ms", "MiB", "M", "epochs", "minutes"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         scores = [shown(row.stats[name]) for name in ("AP", "AP50", "APs", "APm", "APl")]
         cost = [f"{row.latency:.1f}", f"{row.cost['detection_mib']:.0f}", f"{row.cost['parameters'] / 1e6:.1f}"]

@@ -21,6 +21,7 @@ from boxwright.evaluation.confusion import confusion, to_csv
 from boxwright.evaluation.report import write_page
 from boxwright.evaluation.run import choose_device, detect_batches
 from boxwright.files import write_whole
+from boxwright.models.hub import repository
 from boxwright.models.weights import find_weights, load_detector
 from boxwright.types import Detections
 
@@ -46,7 +47,8 @@ def evaluate(
         weights: a checkpoint or the folder of a training run.
         data: a COCO, VOC or YOLO data set, a folder or file.
         split: which images; by default test, or val, or the only split.
-        out: folder of the page, the predictions and the charts; by default evaluate-DATA-SPLIT beside the weights.
+        out: folder of the page, the predictions and the charts; by default evaluate-DATA-SPLIT beside the weights, or
+            here if they come from the hub.
         batch_size: images computed at once.
         device: auto, cpu, cuda or mps.
 
@@ -61,7 +63,7 @@ def evaluate(
     split, reason = choose_split(dataset, split)
     records = dataset.splits[split]
     missing = missing_classes(detector.names, dataset.names)
-    out = Path(out or find_weights(Path(weights)).parent / f"evaluate-{_name(data)}-{split}")
+    out = Path(out or _home(weights) / f"evaluate-{_name(data)}-{split}")
 
     console.print(f"{weights} on {data}, split {split} ({reason}): {len(records)} images; {kind} ({why})")
     if missing:
@@ -78,6 +80,11 @@ def evaluate(
     write_results(out, report, records, detections, dataset, facts)
     console.print(f"written: {out / 'index.html'}, predictions.json, metrics.json and charts beside it")
     return report
+
+
+def _home(weights: Path | str) -> Path:
+    """The folder of the weights; this one if they are in the hub's cache."""
+    return find_weights(Path(weights)).parent if repository(weights) is None else Path()
 
 
 def choose_split(dataset: Dataset, split: str | None) -> tuple[str, str]:

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# All detectors on BCCD's official split on a CPU, small: 192 px, 5 minutes each (MINUTES=... for more), about 40 minutes
+# in all on 2 cores. Called again after a kill, it goes on: bash runs/compare_bccd.sh [OUT]
+# Open OUT/index.html; the AP of each run then stands in `boxwright models`. Not run for the record so far.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=${1:-compare-bccd}
+resume=()
+[[ -f $out/plan.json ]] && resume=(--resume)
+boxwright compare src/boxwright/bundled/bccd --val-split test --image-size 192 --minutes "${MINUTES:-5}" \
+    --out "$out" "${resume[@]}"
+python benchmarks/zoo.py --timed --runs "$out"/*/

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -143,6 +144,26 @@ def test_an_image_that_is_all_padding_says_something_finite(detector, batch):
     assert decoded(detector, batch).scores_BD.isfinite().all()
     batch.sizes_B2[:] = 0
     assert decoded(detector, batch).scores_BD.isfinite().all()
+
+
+def test_boxes_of_an_image_that_is_all_padding_are_finite(batch):
+    detector = make().eval()
+    batch.sizes_B2[1] = batch.originals_B2[1] = 0
+    found = decoded(detector, batch).to_detections(batch, NAMES)
+    assert len(found[1])
+    assert all(np.isfinite(one.boxes_N4).all() for one in found)
+
+
+def test_a_batch_without_a_row_for_objects_teaches_as_one_of_padding(detector, batch):
+    batch.valid_BN[:] = False
+    rows = ("boxes_BN4", "labels_BN", "valid_BN")
+    without, with_one = (replace(batch, **{name: getattr(batch, name)[:, :count] for name in rows}) for count in (0, 1))
+    raw = detector.eval()(batch.images_BCHW, batch.sizes_B2)
+    taught = []
+    for one in (without, with_one):
+        torch.manual_seed(0)
+        taught.append(detector.loss(raw, one))
+    assert taught[0] == taught[1]
 
 
 def test_boxes_without_size_are_harmless(detector, batch):

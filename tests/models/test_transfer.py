@@ -51,6 +51,12 @@ def test_a_writer_keeps_the_words_of_the_classes_it_knows():
     assert torch.equal(source(*pictures), target(*pictures))
 
 
+def test_a_writer_that_goes_on_asks_for_no_weights_of_imagenet_and_rests_as_if_it_had_them():
+    config = replace(SMALL, backbone="resnet18", stride=32)  # its weights do not come with the installation
+    target = begin_from(Pix2Seq(config, ("cat",), pretrained=False), ("cat", "dog"))
+    assert not target.backbone.net.conv1.weight.requires_grad
+
+
 def test_a_size_is_told_by_the_shape_of_its_network():
     published = Pix2Seq(replace(SIZES["nano"], image_size=64, max_objects=4, class_ids=(1, 7)), ("a", "b"), False)
     assert zoo.is_size(published, "nano")

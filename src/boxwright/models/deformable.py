@@ -150,7 +150,10 @@ class Deformable(Detector):
         super().__init__()
         c = config
         modern = c.begin in ("both", "cells")
-        require(modern or not (c.noisy or c.rivals), f"noisy and rival queries need begin='both', not {c.begin!r}.")
+        require(
+            modern or not (c.noisy or c.rivals),
+            f"noisy and rival queries need begin='both' or 'cells', not {c.begin!r}.",
+        )
         self.config, self.names, self.image_size = c, tuple(names), c.image_size
         self.register_buffer("rows_K", rows_of(c.class_ids, c.class_rows, self.names), persistent=False)
         classes, levels = c.class_rows or len(names), len(c.strides) + c.extra_levels

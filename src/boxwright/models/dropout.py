@@ -1,4 +1,4 @@
-"""Dropout that costs half as much on a CPU, where drawing the numbers is most of its work."""
+"""Dropout that costs a third less on a CPU, where drawing the numbers is most of its work."""
 
 import torch
 import torch.nn.functional as F

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
@@ -40,16 +41,18 @@ class Truth(NamedTuple):
 
 
 def truth_of(batch: Batch, extent_B4: Tensor, row_of_class_K: Tensor) -> Truth:
-    """What is true of a batch, whose boxes are in [0, 1] of the canvas.
+    """What is true of a batch, whose boxes are in [0, 1] of the canvas; at least one row an image, be it padding.
 
     Args:
         batch: as the loop gives it.
         extent_B4: the part of the canvas that is image, as (width, height, width, height) in [0, 1].
         row_of_class_K: the row of the head of each class.
     """
-    boxes_BN4 = xyxy_to_cxcywh(batch.boxes_BN4 / extent_B4[:, None])
-    rows_BN = row_of_class_K[batch.labels_BN]
-    return Truth(boxes_BN4, rows_BN, batch.valid_BN, across_devices(batch.valid_BN.sum().float()))
+    lacking = int(batch.valid_BN.shape[1] == 0)
+    boxes_BN4 = F.pad(xyxy_to_cxcywh(batch.boxes_BN4 / extent_B4[:, None]), (0, 0, 0, lacking))
+    rows_BN = F.pad(row_of_class_K[batch.labels_BN], (0, lacking))
+    valid_BN = F.pad(batch.valid_BN, (0, lacking))
+    return Truth(boxes_BN4, rows_BN, valid_BN, across_devices(valid_BN.sum().float()))
 
 
 @torch.no_grad()
@@ -131,12 +134,10 @@ def class_loss(said: Said, truth: Truth, matched_LBN: Tensor, aware: bool) -> Te
     value_LBQ1 = torch.ones_like(row_LBQ1, dtype=said.logits_LBQR.dtype)
     if aware:
         value_LBQ1 = _overlap(said, truth, matched_LBN)[..., None]
-    wanted_LBQR = said.logits_LBQR.new_zeros(*row_LBQ1.shape[:3], rows + 1).scatter_(3, row_LBQ1, value_LBQ1)[
-        ..., :rows
-    ]
-    each_LBQR = (
-        quality_focal(said.logits_LBQR, wanted_LBQR) if aware else sigmoid_focal_loss(said.logits_LBQR, wanted_LBQR)
-    )
+    nothing_LBQR = said.logits_LBQR.new_zeros(*row_LBQ1.shape[:3], rows + 1)
+    wanted_LBQR = nothing_LBQR.scatter(3, row_LBQ1, value_LBQ1)[..., :rows]
+    judge = quality_focal if aware else sigmoid_focal_loss
+    each_LBQR = judge(said.logits_LBQR, wanted_LBQR)
     return each_LBQR.sum((1, 2, 3)) / truth.count
 
 

@@ -17,6 +17,7 @@ from boxwright.models.deformable import Deformable
 from boxwright.models.dense import Dense, DenseConfig
 from boxwright.models.detr import SIZES as DETR_SIZES
 from boxwright.models.detr import Detr
+from boxwright.models.patchseq import PatchSeq, PatchSeqConfig
 from boxwright.models.pix2seq import SIZES as PIX2SEQ_SIZES
 from boxwright.models.pix2seq import Pix2Seq
 from boxwright.models.transfer import begin_from
@@ -41,6 +42,9 @@ def make(model):
     if model == "deformable":
         config = replace(DEFORMABLE_SIZES["nano"], **SMALL, dim=32, hidden=64, heads=4, queries=20)
         return Deformable(replace(config, encoder_layers=1, decoder_layers=2), NAMES, pretrained=False)
+    if model == "patchseq":
+        shape = {"encoder_layers": 1, "decoder_layers": 1, "dim": 32, "hidden": 64, "heads": 2, "max_objects": 4}
+        return PatchSeq(PatchSeqConfig(**SMALL, **shape), NAMES, pretrained=False)
     config = replace(
         PIX2SEQ_SIZES["nano"], **SMALL, encoder_layers=1, decoder_layers=1, encoder_dim=32, decoder_dim=32,
         encoder_hidden=64, decoder_hidden=64, encoder_heads=2, decoder_heads=2, max_objects=4, length=20, bins=20,
@@ -49,7 +53,7 @@ def make(model):
     return Pix2Seq(config, NAMES, pretrained=False)
 
 
-MODELS = ("dense", "vit", "detr", "deformable", "pix2seq")
+MODELS = ("dense", "vit", "detr", "deformable", "pix2seq", "patchseq")
 
 
 @torch.no_grad()
@@ -76,10 +80,14 @@ def outputs(detector, batch):
     """Losses, and what is said where its order is fixed."""
     torch.manual_seed(0)
     raw = detector.eval()(batch.images_BCHW, batch.sizes_B2)
-    said = {"Dense": "boxes_BQ4", "Detr": "said", "Deformable": "cells"}.get(type(detector).__name__)
-    said = raw if said is None else getattr(raw, said)
-    said = next((getattr(said, name) for name in ("x_BTE", "logits_LBQR") if hasattr(said, name)), said)
-    return [said, *detector.loss(raw, batch).values()]
+    said = {
+        Dense: lambda: raw.boxes_BQ4,
+        Detr: lambda: raw.said.logits_LBQR,
+        Deformable: lambda: raw.cells.x_BTE,
+        PatchSeq: lambda: raw.patches_BPE,
+        Pix2Seq: lambda: raw,
+    }
+    return [said[type(detector)](), *detector.loss(raw, batch).values()]
 
 
 def assert_alike(first, second, tolerance=1e-5):

@@ -96,6 +96,11 @@ class DeformableConfig:
     class_rows: int = 0
     class_ids: tuple[int, ...] = ()
 
+    @property
+    def proposes_anything(self) -> bool:
+        """Whether proposals are of any object, told by the first row alone, as published; else each is of a class."""
+        return self.begin == "proposals" and not self.many
+
 
 PUBLISHED = DeformableConfig(
     "resnet50", 800, extra_levels=1, dim=256, hidden=1024, encoder_layers=6, decoder_layers=6, dropout=0.1,
@@ -242,8 +247,8 @@ class Deformable(Detector):
         return Queries(contents_BQE, boxes_BQ4, None, logits_BQR=logits_BQR)
 
     def _best(self, proposals: Proposals) -> Tensor:
-        """Which cells propose best, (B, Q); the published form ranks by the first row alone, as it teaches no other."""
-        if self.config.begin == "proposals" and not self.config.many:
+        """Which cells propose best, (B, Q); the published form teaches no row but the first."""
+        if self.config.proposes_anything:
             score_BT = proposals.logits_BTR[..., 0]
         else:
             score_BT = proposals.logits_BTR.amax(-1).masked_fill(~proposals.usable_BT, -torch.inf)

@@ -50,6 +50,11 @@ class PatchVocabulary:
         """Words of an object: two corners and a class."""
         return 5 if self.fine else 3
 
+    def corners(self, noise: bool) -> tuple[int, int]:
+        """The slots of an object's two patches, behind its class unless that comes last (`noise`)."""
+        first = 0 if noise else 1
+        return first, first + (2 if self.fine else 1)
+
     @property
     def first_coordinate(self) -> int:
         """The id behind the classes."""
@@ -115,9 +120,9 @@ class PatchVocabulary:
         named_V = torch.zeros_like(patch_V)
         named_V[class_tokens_K if only is None else class_tokens_K[list(only)]] = True
         corner = [patch_V, offset_V] if self.fine else [patch_V]
-        slots, low = [*corner, *corner], 0 if noise else 1
+        slots, (first, second) = [*corner, *corner], self.corners(noise)
         at_least: list[int | None] = [None] * self.words
-        at_least[low + len(corner)] = low
+        at_least[second] = first
         if noise:
             named_V[NOISE] = True
         allowed_SV = torch.stack([*slots, named_V] if noise else [named_V, *slots])

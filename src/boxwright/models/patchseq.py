@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from boxwright.config import require
-from boxwright.models.attention import DecoderBlock, dense, norm
+from boxwright.models.attention import DecoderBlock, norm
 from boxwright.models.backbone import Backbone
 from boxwright.models.caches import Cache, KeysValues
 from boxwright.models.decoder import positions, table
@@ -31,6 +31,7 @@ from boxwright.models.draft import Generated
 from boxwright.models.likelihood import log_probs, score
 from boxwright.models.patches import PatchVocabulary
 from boxwright.models.pix2seq import Encoder, Pix2SeqConfig
+from boxwright.models.pointing import FIRST, SECOND, History, Pointer
 from boxwright.models.positions import resize_2d
 from boxwright.models.sampling import Sampling
 from boxwright.models.sentences import Sentences, line, ordered, sentences, spell
@@ -261,13 +262,21 @@ class PatchWords(NamedTuple):
 
     read_BPE: Tensor
     said_BPE: Tensor
+    grid: tuple[int, int]
 
 
 @dataclass(frozen=True)
 class PatchCache(Cache):
-    """What a decoder of patches has read and written, and its words for patches."""
+    """What a decoder of patches has read and written, its words for patches, and what it has said of them."""
 
     words: PatchWords = field(kw_only=True)
+    history: History = field(kw_only=True)
+
+    def reorder(self, rows_B: Tensor) -> None:
+        """Row i becomes what row `rows_B[i]` was, in place; rows stay with their image."""
+        super().reorder(rows_B)
+        for tensor in self.history:
+            tensor.copy_(tensor.index_select(0, rows_B))
 
 
 class PatchDecoder(nn.Module):
@@ -289,24 +298,26 @@ class PatchDecoder(nn.Module):
         )
         self.norm = norm(c.dim)
         self.output_bias = nn.Parameter(torch.zeros(self.fixed))
-        self.pointing = c.pointing
-        if c.pointing:
-            self.read_patch, self.ask, self.answer = (dense(c.dim, c.dim) for _ in range(3))
-        else:
+        self.words, self.corners = vocabulary.words, vocabulary.corners(c.noise)
+        self.pointer = Pointer(c.dim) if c.pointing else None
+        if not c.pointing:
             self.patch_embedding = nn.Parameter(table(vocabulary.size - self.fixed, c.dim))
 
     def forward(self, tokens_BL: Tensor, seen: Seen) -> Tensor:
         """Scores (B, L, V) of what follows each token of given sentences."""
-        words = self._words(seen)
-        x_BLE = self._embed(tokens_BL, torch.arange(tokens_BL.shape[1], device=tokens_BL.device), words)
+        words, positions_L = self._words(seen), torch.arange(tokens_BL.shape[1], device=tokens_BL.device)
+        x_BLE = self._embed(tokens_BL, positions_L, words)
         for layer, image in zip(self.layers, self._image(seen), strict=True):
             x_BLE = layer(x_BLE, image)
-        return self._score(x_BLE, words)
+        nothing = History.none(len(tokens_BL), words.said_BPE.shape[1], tokens_BL.device)
+        return self._score(x_BLE, words, self._history(nothing, tokens_BL, positions_L))
 
     def start(self, seen: Seen, length: int, each: int = 1) -> Cache:
         """An empty cache for `each` sentences an image, of at most this length."""
         cache = Cache.empty(self._image(seen), length, each)
-        return PatchCache(cache.sentence, cache.image, words=self._words(seen))
+        words = self._words(seen)
+        history = History.none(cache.rows, words.said_BPE.shape[1], seen.patches_BPE.device)
+        return PatchCache(cache.sentence, cache.image, words=words, history=history)
 
     def step(self, tokens_BL: Tensor, positions_L: Tensor, cache: Cache) -> Tensor:
         """Scores (B, V) of what follows the last of these tokens, which are added to the cache in place."""
@@ -315,17 +326,27 @@ class PatchDecoder(nn.Module):
         place = cache.place(positions_L)
         for layer, sentence, image in zip(self.layers, cache.sentence, cache.image, strict=True):
             x_BLE = layer(x_BLE, image, sentence, place)
-        return self._score(x_BLE[:, -1:], cache.words)[:, 0]
+        history = self._history(cache.history, tokens_BL, positions_L).now()
+        for old, new in zip(cache.history, history, strict=True):
+            old.copy_(new)
+        return self._score(x_BLE[:, -1:], cache.words, history)[:, 0]
+
+    def _history(self, before: History, tokens_BL: Tensor, positions_L: Tensor) -> History:
+        """Of the patches among these tokens; which corner they are follows from their place in the sentence."""
+        slot_L = (positions_L - 1) % self.words
+        corner_L = torch.where(slot_L == self.corners[0], FIRST, SECOND)
+        return before.then((tokens_BL - self.fixed).clamp(min=-1), corner_L)
 
     def _image(self, seen: Seen) -> Iterator[KeysValues]:
         """The image's keys and values for each layer."""
         return (layer.cross_attention.keys_values(seen.patches_BPE) for layer in self.layers)  # type: ignore[union-attr,operator]
 
     def _words(self, seen: Seen) -> PatchWords:
-        if self.pointing:
-            return PatchWords(self.read_patch(seen.patches_BPE), self.answer(seen.patches_BPE))
-        table_1PE = resize_2d(self.patch_embedding, self.grid, seen.vocabulary.grid)[None]
-        return PatchWords(table_1PE, table_1PE)
+        grid = seen.vocabulary.grid
+        if self.pointer is not None:
+            return PatchWords(self.pointer.read(seen.patches_BPE), self.pointer.answer(seen.patches_BPE), grid)
+        table_1PE = resize_2d(self.patch_embedding, self.grid, grid)[None]
+        return PatchWords(table_1PE, table_1PE, grid)
 
     def _embed(self, tokens_BL: Tensor, positions_L: Tensor, words: PatchWords) -> Tensor:
         """(B, L, E): from the table, or of the patch; several consecutive rows may belong to one image."""
@@ -336,11 +357,12 @@ class PatchDecoder(nn.Module):
         x_BLE = torch.where((tokens_BL < self.fixed)[..., None], fixed_BLE, patches_IRE.view_as(fixed_BLE))
         return x_BLE if self.position_embedding is None else x_BLE + self.position_embedding[positions_L]
 
-    def _score(self, x_BLE: Tensor, words: PatchWords) -> Tensor:
+    def _score(self, x_BLE: Tensor, words: PatchWords, history: History) -> Tensor:
         """(B, L, V): the words of the table, then the patches of each row's own image."""
         x_BLE = self.norm(x_BLE)
         fixed_BLV = F.linear(x_BLE, self.token_embedding, self.output_bias)
-        asked_BLE = self.ask(x_BLE) / x_BLE.shape[-1] ** 0.5 if self.pointing else x_BLE
-        asked_IRE = asked_BLE.reshape(len(words.said_BPE), -1, x_BLE.shape[-1])
-        patches_BLP = (asked_IRE @ words.said_BPE.mT).view(*x_BLE.shape[:2], -1)
+        if self.pointer is None:
+            patches_BLP = F.linear(x_BLE, words.said_BPE[0])
+        else:
+            patches_BLP = self.pointer(x_BLE, words.said_BPE, history, words.grid)
         return torch.cat([fixed_BLV, patches_BLP], -1).float()

@@ -82,7 +82,7 @@ def assign(
         warnings.warn(f"{said_so}; a larger --size has more queries.", stacklevel=2)
     image_M, object_M = truth.valid_BN.nonzero(as_tuple=True)
     row_M, true_M14 = truth.rows_BN[image_M, object_M], truth.boxes_BN4[image_M, object_M][:, None].float()
-    boxes_LBQ4, corners_LBQ4 = (_apart(x.float()) for x in (said.boxes_LBQ4, cxcywh_to_xyxy(said.boxes_LBQ4)))
+    boxes_LBQ4, corners_LBQ4 = (_by_number(x.float()) for x in (said.boxes_LBQ4, cxcywh_to_xyxy(said.boxes_LBQ4)))
     scores_LBRQ = scores_LBQR.transpose(2, 3)
 
     def costs(some_M: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ def assign(
     return matched_LBN
 
 
-def _apart(boxes_LBQ4: Tensor) -> Tensor:
+def _by_number(boxes_LBQ4: Tensor) -> Tensor:
     """The same, but in memory the four numbers lie apart, with which arithmetic is several times faster."""
     return boxes_LBQ4.movedim(-1, 0).contiguous().movedim(0, -1)
 

@@ -105,7 +105,7 @@ def _rows(source: Detr | Deformable, key: str, known: list[tuple[int, int]]) -> 
     if isinstance(source, Detr):
         return [*known, (-1, -1)]  # nothing
     ranking = f"classify.{len(source.classify) - 1}."
-    if source.config.begin == "proposals" and not source.config.many and key.startswith(ranking):
+    if source.config.proposes_anything and key.startswith(ranking):
         return [(0, 0)]  # any object, as published
     return known
 

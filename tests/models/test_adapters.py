@@ -303,6 +303,13 @@ def test_layers_that_are_only_read_get_no_adapter(batch):
     assert any("blocks.1.mlp" in key for key in names)
 
 
+def test_what_is_stored_does_not_depend_on_what_learns_at_the_moment(base):
+    detector = adapted(base)
+    stored = set(own_state(detector))
+    detector.backbone.requires_grad_(False)
+    assert set(own_state(detector)) == stored
+
+
 def test_copies_stay_adapted(base):
     detector = deepcopy(adapted(base))
     assert set(own_state(detector)) < set(detector.state_dict())

@@ -74,7 +74,7 @@ def adapt(detector: Detector, rank: int | None, source: Detector | None, name: s
         UserError: if no layer is large enough for an adapter of this rank.
     """
     tensors = backbone_state(detector) if source is None else source.state_dict()
-    detector.adapted_from = Base(name, checksum(tensors), str(path or ""))  # type: ignore[assignment]
+    base = Base(name, checksum(tensors), str(path or ""))
     layers = [] if rank is None else _layers(detector, _unchanged(detector, tensors), rank)
     require(rank is None or layers, f"no layer is large enough for an adapter of rank {rank}; take a smaller --rank.")
     resting = {key for key in tensors if key.startswith(("backbone.", *(f"{layer}." for layer in layers)))}
@@ -85,6 +85,7 @@ def adapt(detector: Detector, rank: int | None, source: Detector | None, name: s
         inject(detector, layers, rank or 0)
     for key, parameter in detector.named_parameters():
         parameter.requires_grad_(is_a_or_b(key) or key in learning)
+    _own(detector, base)
 
 
 def inject(detector: Detector, layers: Iterable[str], rank: int) -> None:
@@ -101,7 +102,8 @@ def fold(detector: Detector) -> Detector:
 
     The tensors of the base are not written to; others may share them.
     """
-    vars(detector).pop("adapted_from", None)
+    for note in ("adapted_from", "own_keys"):
+        vars(detector).pop(note, None)
     for name, module in list(detector.named_modules()):
         if hasattr(module, "get_delta_weight"):
             layer = module.base_layer
@@ -121,22 +123,30 @@ def is_a_or_b(key: str) -> bool:
 
 
 def own_state(detector: Detector) -> dict[str, Tensor]:
-    """What is an adapter's own: parameters that learn, and buffers outside of the resting backbone."""
+    """What an adapter stores."""
+    state, keys = detector.state_dict(), vars(detector)["own_keys"]
+    return {key: value for key, value in state.items() if key in keys}
+
+
+def _own(detector: Detector, base: Base) -> None:
+    """Note the base, and what is not in it: parameters that learn, and buffers outside of the resting backbone."""
     parameters = dict(detector.named_parameters(remove_duplicate=False))
+    vars(detector)["adapted_from"] = base
+    vars(detector)["own_keys"] = frozenset(
+        key
+        for key in detector.state_dict()
+        if (parameters[key].requires_grad if key in parameters else not key.startswith("backbone."))
+    )
 
-    def own(key: str) -> bool:
-        return parameters[key].requires_grad if key in parameters else not key.startswith("backbone.")
 
-    return {key: value for key, value in detector.state_dict().items() if own(key)}
-
-
-def lay_over(base: Mapping[str, Tensor], own: Mapping[str, Tensor], detector: Detector) -> None:
+def lay_over(base: Base, resting: Mapping[str, Tensor], own: Mapping[str, Tensor], detector: Detector) -> None:
     """Fill a detector with an adapter's own tensors and, for the rest, with those of its base, which are not copied."""
+    vars(detector).update(adapted_from=base, own_keys=frozenset(own))
     downs = {key.removesuffix(DOWN): len(value) for key, value in own.items() if key.endswith(DOWN)}
     if downs:
         inject(detector, downs, max(downs.values()))
     keys = detector.state_dict()
-    rest = {key: base[key.replace(".base_layer.", ".")] for key in keys if key not in own}
+    rest = {key: resting[key.replace(".base_layer.", ".")] for key in keys if key not in own}
     detector.load_state_dict(rest | dict(own), assign=True)
 
 

@@ -119,8 +119,7 @@ def _open(
                 found = _find_base(file, header, wanted, base)
                 bases[wanted.checksum] = {key: value.to(device) for key, value in found.items()}
             own = {key: value.to(device) for key, value in state.items()}
-            lay_over(bases[wanted.checksum], own, detector.to(device))
-            detector.adapted_from = wanted  # type: ignore[assignment]
+            lay_over(wanted, bases[wanted.checksum], own, detector.to(device))
         else:
             require(base is None, f"{file} is no adapter and has no base.")
             detector.load_state_dict(state)

@@ -101,7 +101,7 @@ def moving_average(detector: Detector, decay: float) -> AveragedModel:
     """An exponential moving average of the weights; its `module` is a detector of its own.
 
     The decay starts low, min(decay, (1 + n) / (10 + n)) after n updates, so that the average leaves the random
-    start behind even in a short run.
+    start behind even in a short run. Weights that do not learn are shared, not copied.
     """
 
     @torch.no_grad()
@@ -109,4 +109,8 @@ def moving_average(detector: Detector, decay: float) -> AveragedModel:
         done = int(updates)
         torch._foreach_lerp_(averages, currents, 1 - min(decay, (1 + done) / (10 + done)))
 
-    return AveragedModel(detector, multi_avg_fn=blend)  # type: ignore[arg-type]
+    average = AveragedModel(detector, multi_avg_fn=blend)  # type: ignore[arg-type]
+    for own, given in zip(average.module.parameters(), detector.parameters(), strict=True):
+        if not given.requires_grad:
+            own.data = given.data
+    return average

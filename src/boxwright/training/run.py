@@ -142,7 +142,7 @@ def train(
     config = {name: _plain(value) for name, value in given.items()}
     decided = {name: value for name, value in config.items() if name not in PLACES}
     if is_adapted(detector):
-        decided["base"] = detector.adapted_from.checksum  # type: ignore[union-attr]
+        decided["base"] = vars(detector)["adapted_from"].checksum
     card = {"trained on": f"{len(records)} images of {data.name}", "settings": decided}
     if origin := getattr(detector.backbone, "origin", ""):
         card["began from"] = origin

@@ -1,0 +1,113 @@
+"""What training costs with adapters: memory and time per step of `lora`, `head` and `full` over one plain transformer.
+
+    python benchmarks/adapters.py [--backbone vit_small_patch16_224] [--image-size 224] [--batch 4] [--steps 5]
+                                  [--rank 8] [--device cpu] [--write benchmarks/results/adapters.md]
+
+A `dense` on that backbone takes steps on noise, as the verb `train` takes them (AdamW, gradients clipped, a moving
+average), each kind in a process of its own. Weights are random, which changes no cost. Memory is the peak of a process
+above what it holds when everything is imported, on a GPU the peak of what torch held; a step's time is the median after
+two steps of warming up, of processor time on a CPU. `stored` is the file that a run writes.
+"""
+
+import argparse
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from torch import nn
+from training_step import synthetic
+
+from boxwright.comparison.cost import peak_mib
+from boxwright.config import Optim
+from boxwright.models.adapters import adapt
+from boxwright.models.dense import Dense, DenseConfig
+from boxwright.models.weights import save_detector
+from boxwright.training.optim import make_optimizer, moving_average
+
+OPTIM = Optim(lr=1e-3, backbone_factor=0.2, weight_decay=0.05, rule="torch", beta2=0.999)
+KINDS = ("full", "lora", "head")
+
+
+def make(kind: str, a: argparse.Namespace) -> Dense:
+    """As a run begins it from a backbone of timm."""
+    torch.manual_seed(0)
+    detector = Dense(DenseConfig(a.backbone, a.image_size), ("a", "b", "c"), pretrained=False)
+    detector.backbone.freeze()
+    if kind != "full":
+        adapt(detector, a.rank if kind == "lora" else None, None, a.backbone)
+    return detector.to(a.device).train()
+
+
+def measure(kind: str, a: argparse.Namespace) -> list[str]:
+    """A row of the table."""
+    import_module("peft")
+    held = 0.0 if a.device == "cuda" else peak_mib(a.device)
+    detector = make(kind, a)
+    learning = sum(p.numel() for p in detector.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in detector.parameters())
+    optimizer, average = make_optimizer(detector, OPTIM), moving_average(detector, 0.998)
+    batch = synthetic(a.batch, a.image_size).to(a.device)
+    clock = time.perf_counter if a.device == "cuda" else time.process_time
+    seconds = []
+    for _ in range(a.steps + 2):
+        started = clock()
+        sum(detector.loss(detector(batch.images_BCHW, batch.sizes_B2), batch).values()).backward()
+        nn.utils.clip_grad_norm_(detector.parameters(), 10.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update_parameters(detector)
+        if a.device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(clock() - started)
+    with tempfile.TemporaryDirectory() as folder:
+        save_detector(Path(folder) / "x.safetensors", average.module, {})
+        stored = (Path(folder) / "x.safetensors").stat().st_size / 1e6
+    row = [
+        f"{learning / 1e6:.2f} M",
+        f"{total / 1e6:.2f} M",
+        f"{stored:.1f} MB",
+        f"{peak_mib(a.device) - held:.0f} MiB",
+    ]
+    return [*row, f"{1000 * statistics.median(seconds[2:]):.0f} ms"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="vit_small_patch16_224")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--write", type=Path)
+    parser.add_argument("--kind", choices=(*KINDS, "none"), help=argparse.SUPPRESS)
+    a = parser.parse_args()
+    if a.kind:
+        print("|".join(measure(a.kind, a)))
+        return
+    rows = []
+    for kind in KINDS:
+        command = [sys.executable, *sys.argv, "--kind", kind]
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        rows.append(f"| {kind} | " + " | ".join(said.splitlines()[-1].split("|")) + " |")
+        print(rows[-1], flush=True)
+    device = torch.cuda.get_device_name() if a.device == "cuda" else f"{torch.get_num_threads()} CPU thread(s)"
+    asked = f"`python {' '.join(sys.argv)}`"
+    head = f"# Adapters\n\n{asked}\n\n{date.today()}, {device}, {platform.machine()}, torch {torch.__version__}\n\n"
+    about = f"`dense` on {a.backbone}, {a.image_size} px, {a.batch} images a step, rank {a.rank}:\n\n"
+    table = (
+        "| `--adapt` | learning | parameters | stored | peak memory | a step |\n| --- | --- | --- | --- | --- | --- |\n"
+    )
+    if a.write:
+        a.write.write_text(head + about + table + "\n".join(rows) + "\n")
+
+
+if __name__ == "__main__":
+    main()

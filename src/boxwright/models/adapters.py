@@ -21,7 +21,6 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from boxwright.config import require
 from boxwright.models.backbone import Backbone
-from boxwright.models.plain import Convolved, Plain
 from boxwright.types import Detector
 
 SCALE = 2  # of what B adds, whatever the rank: peft's alpha is twice the rank
@@ -152,13 +151,10 @@ def lay_over(base: Base, resting: Mapping[str, Tensor], own: Mapping[str, Tensor
 
 def backbone_state(detector: Detector) -> dict[str, Tensor]:
     """The tensors that come from timm, under their names in the detector."""
-    ours = tuple(
-        f"{name}.pyramid." if isinstance(module, Plain) else f"{name}."
-        for name, module in detector.named_modules()
-        if isinstance(module, Plain | Convolved)
-    )
-    state = detector.state_dict().items()
-    return {key: value for key, value in state if key.startswith("backbone.") and not key.startswith(ours)}
+    known = {id(parameter) for parameter in detector.backbone_parameters()}
+    ours = {key for key, parameter in detector.named_parameters() if id(parameter) not in known}
+    state = detector.state_dict()
+    return {key: value for key, value in state.items() if key.startswith("backbone.") and key not in ours}
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> str:

@@ -6,12 +6,12 @@ The numbers are in measured.json, which `benchmarks/zoo.py` writes.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
-from rich.table import Table
 
 from boxwright.console import make_console
 from boxwright.models import zoo
@@ -22,11 +22,12 @@ CODE = "Apache-2.0"
 GOOD_FOR = {
     "dense": "small data, speed, the CPU",
     "pix2seq": "published weights; research; objects given, the rest completed",
-    "patchseq": "sentences where time to train is short; research",
+    "patchseq": "research: sentences of patches, which it points at",
     "detr": "published weights; from ImageNet alone it needs much data and many epochs",
     "deformable": "few epochs; published weights; accuracy before speed",
 }
-IMPORTED = "none: begin from imported ones (boxwright import-weights)"
+INSTALLED, IMPORTED = "installed", "import-weights"
+HEAD = ("size", "px", "M param.", "CPU ms", "backbone", "its licence", "its weights", "AP measured")
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,8 @@ def origin(backbone: str) -> tuple[str, str]:
     config = timm.get_pretrained_cfg(backbone) if timm.is_model(backbone) else None
     if config is None or not (config.hf_hub_id or config.url or backbone in OFFLINE):
         return IMPORTED, "-"
-    licence = config.license or "not stated"
-    where = "with the installation" if backbone in OFFLINE else f"the hub, {config.hf_hub_id or config.url}"
-    return f"{backbone}: {where}", licence
+    where = INSTALLED if backbone in OFFLINE else f"hub: {config.hf_hub_id or config.url}"
+    return where, config.license or "not stated"
 
 
 def models() -> list[Entry]:
@@ -100,25 +100,37 @@ def models() -> list[Entry]:
         A list with an entry for each size of each detector.
     """
     entries, console = list_models(), make_console()
+    lines = [[str(cell) for cell in _cells(entry)] for entry in entries]
+    widths = [max(len(line[n]) for line in [HEAD, *lines]) for n in range(len(HEAD))]
     for model in dict.fromkeys(entry.model for entry in entries):
-        sizes = [entry for entry in entries if entry.model == model]
-        console.print(f"{model}: {sizes[0].good_for}", style="bold")
-        console.print(_table(sizes))
-    console.print(
-        f"CPU ms: an image on one core, untrained (a sentence is then as long as can be), {MEASURED.name} of "
-        f"benchmarks/zoo.py. Code: {CODE}.\nTrain one: boxwright train DATA --model {entries[0].model} --size "
-        f"{entries[0].size}   See which suits your images: boxwright compare DATA"
-    )
+        sizes = [line for entry, line in zip(entries, lines, strict=True) if entry.model == model]
+        about = next(entry.good_for for entry in entries if entry.model == model)
+        console.print(f"\n{model}: {about}", style="bold")
+        for line in [HEAD, *sizes]:
+            console.print(_aligned(line, widths), style="dim" if line is HEAD else None)
+    console.print(_legend(entries[0]))
     return entries
 
 
-def _table(entries: list[Entry]) -> Table:
-    table = Table("  size", box=None, header_style="dim", pad_edge=False)
-    for column in ("px", "M parameters", "CPU ms"):
-        table.add_column(column, justify="right")
-    for column in ("begins with", "their licence", "AP"):
-        table.add_column(column, overflow="fold")
-    for e in entries:
-        numbers = [f"{e.parameters / 1e6:.1f}" if e.parameters else "-", f"{e.cpu_ms:,.0f}" if e.cpu_ms else "-"]
-        table.add_row(f"  {e.size}", str(e.image_size), *numbers, e.source, e.licence, "; ".join(e.scores) or "-")
-    return table
+def _cells(entry: Entry) -> tuple[str | int, ...]:
+    """An entry in the order of `HEAD`."""
+    parameters = f"{entry.parameters / 1e6:.1f}" if entry.parameters else "-"
+    cpu_ms, scores = f"{entry.cpu_ms:,.0f}" if entry.cpu_ms else "-", "; ".join(entry.scores) or "-"
+    about = (entry.backbone, entry.licence, entry.source)
+    return (entry.size, entry.image_size, parameters, cpu_ms, *about, scores)
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Numbers at the right of their columns, words at the left."""
+    pairs = enumerate(zip(cells, widths, strict=True))
+    return "  " + "  ".join(f"{cell:>{w}}" if 0 < n < 4 else f"{cell:<{w}}" for n, (cell, w) in pairs).rstrip()
+
+
+def _legend(first: Entry) -> str:
+    return (
+        f"\nCPU ms: an image on one core, untrained, so that a sentence has its full length (benchmarks/zoo.py).\n"
+        f"{INSTALLED}: the weights came with the installation. hub: fetched once, when a training begins. {IMPORTED}: "
+        f"none; begin from a published checkpoint.\nLicence of all code: {CODE}.\n"
+        f"Train one: boxwright train DATA --model {first.model} --size {first.size}\n"
+        "See which suits your images: boxwright compare DATA"
+    )

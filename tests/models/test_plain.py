@@ -237,3 +237,19 @@ def test_tables_of_positions_and_class_tokens_do_not_decay():
     vit = detector.backbone.net.vit
     assert not decaying & {id(vit.pos_embed), id(vit.cls_token)}
     assert id(vit.blocks[0].mlp.fc1.weight) in decaying
+
+
+def test_pretrained_weights_are_named_with_their_licence(monkeypatch):
+    asked = []
+    create = timm.create_model
+
+    def without_download(name, pretrained=False, **given):
+        asked.append(pretrained)
+        return create(name, **given)
+
+    monkeypatch.setattr(timm, "create_model", without_download)
+    backbone = Backbone("vit_xsmall_patch16_clip_224", [16])
+    assert asked == [True]
+    assert backbone.origin == "vit_xsmall_patch16_clip_224.tinyclip_yfcc15m, licence mit"
+    assert not backbone.net.vit.patch_embed.proj.weight.requires_grad
+    assert Backbone("test_vit", [16], pretrained=False).origin == ""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from boxwright import show
+from boxwright import painting, show
 from boxwright.data.records import Record
 from boxwright.types import Batch, Detections
 
@@ -53,13 +53,15 @@ def test_any_size_can_be_labelled(size: tuple[int, int]) -> None:
 
 def test_labels_never_cover_each_other() -> None:
     spots: list = []
-    font = show._font(14)
+    font = painting.font(14)
     canvas = Image.new("RGB", (640, 480))
     pen = show.ImageDraw.Draw(canvas)
     for i in range(30):
-        show._label(pen, show._Mark(np.zeros(4), f"cat 0.{i}", "red"), (100 + i, 100, 300, 300), font, canvas, spots)
+        painting._label(
+            pen, painting.Mark(np.zeros(4), f"cat 0.{i}", "red"), (100 + i, 100, 300, 300), font, canvas, spots
+        )
     assert 4 <= len(spots) < 30
-    assert not any(show._touch(a, b) for i, a in enumerate(spots) for b in spots[:i])
+    assert not any(painting._touch(a, b) for i, a in enumerate(spots) for b in spots[:i])
 
 
 def test_odd_boxes_are_drawn_somewhere() -> None:
@@ -148,3 +150,10 @@ def test_charts_for_any_number_of_classes(tmp_path: Path, n_classes: int) -> Non
 def test_colours_come_round_after_twenty() -> None:
     assert len({show.colour(k) for k in range(20)}) == 20
     assert show.colour(3) == show.colour(23)
+
+
+def test_a_comparison_is_drawn_with_a_dot_for_each(tmp_path):
+    curves = {"a": [(1.0, 0.1), (2.0, 0.2)], "b": [(1.5, 0.0)]}
+    show.compared(curves, {"a": (12.0, 0.2), "b": (400.0, 0.0)}, tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.size == (1495, 598)

@@ -8,9 +8,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,60 +18,32 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from boxwright.data.images import open_image
 from boxwright.data.records import Record
-from boxwright.types import Batch, Detections
+from boxwright.detections import Detections
+from boxwright.painting import Mark, font, paint
+from boxwright.painting import colour as colour
+from boxwright.painting import draw as draw
+from boxwright.painting import draw_named as draw_named
+from boxwright.types import Batch
 
 THRESHOLDS = (0.75, 0.5, 0.0)
 
-# fmt: off
-_PALETTE = (
-    "#2f7ef6", "#f5741d", "#16a85a", "#e5304d", "#9457f5", "#0fb0c4", "#ef4fae", "#b39b00", "#8a5a3c", "#5f7f95",
-    "#7fb800", "#c2185b", "#3d5afe", "#00897b", "#ff9e80", "#6d4c9f", "#d4a017", "#546e7a", "#4caf50", "#a1887f",
-)
-# fmt: on
 _IGNORED = "#8f8f8f"
-_SMALLEST = 640  # long side of a picture: smaller images are enlarged
-_LABELLED = 40  # with more boxes than this, the image could not be seen for labels
-
-
-def colour(label: int) -> str:
-    """The colour of a class by its position, the same in every picture; they come round again after twenty."""
-    return _PALETTE[label % len(_PALETTE)]
 
 
 # Boxes on images
 
 
-def draw(image: Image.Image, detections: Detections, threshold: float = 0.0) -> Image.Image:
-    """A copy of the image with the objects whose score is over `threshold`, each with class and score.
-
-    Small images are enlarged (by a whole factor, to at least 640 pixels on the long side) so that labels can be read.
-    """
-    found = detections.above(threshold)
-    best_first = np.argsort(-found.scores_N, kind="stable")
-    marks = [
-        _Mark(found.boxes_N4[i], f"{found.names[found.labels_N[i]]} {found.scores_N[i]:.2f}", colour(found.labels_N[i]))
-        for i in best_first
-    ]
-    return _paint(image, marks)
-
-
-def draw_named(image: Image.Image, boxes_N4: np.ndarray, texts: Sequence[str], labels: Sequence[int]) -> Image.Image:
-    """A copy of the image with these boxes (xyxy, pixels), the first on top, each with its text; see `draw`."""
-    marks = [_Mark(box, text, colour(label)) for box, text, label in zip(boxes_N4, texts, labels, strict=True)]
-    return _paint(image, marks)
-
-
 def draw_truth(record: Record, names: Sequence[str], image: Image.Image | None = None) -> Image.Image:
     """The annotated image, read from its file if it isn't given; ignored objects (difficult, crowds) are grey."""
     marks = [
-        _Mark(box, f"{names[label]} (ignored)" if ignored else names[label], _IGNORED if ignored else colour(label))
+        Mark(box, f"{names[label]} (ignored)" if ignored else names[label], _IGNORED if ignored else colour(label))
         for box, label, ignored in zip(record.boxes_N4, record.labels_N, record.ignore_N, strict=True)
     ]
-    return _paint(image or open_image(record.path), marks)
+    return paint(image or open_image(record.path), marks)
 
 
 def side_by_side(
@@ -113,86 +83,9 @@ def grid(pictures: Sequence[Image.Image], captions: Sequence[str], columns: int,
     pen = ImageDraw.Draw(sheet)
     for i, (panel, caption) in enumerate(zip(panels, captions, strict=True)):
         x, y = gap + i % columns * width, gap // 2 + i // columns * height
-        pen.text((x, y + head / 2), caption, fill="#222222", font=_font(15), anchor="lm")
+        pen.text((x, y + head / 2), caption, fill="#222222", font=font(15), anchor="lm")
         sheet.paste(panel, (x, y + head))
     return sheet
-
-
-@dataclass
-class _Mark:
-    box: np.ndarray  # xyxy, pixels
-    text: str
-    colour: str
-
-
-def _paint(image: Image.Image, marks: Sequence[_Mark]) -> Image.Image:
-    """Boxes from the last to the first, so that the first lie on top; then labels where they cover no other."""
-    factor = max(1, math.ceil(_SMALLEST / max(image.size)))
-    canvas = image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
-    pen = ImageDraw.Draw(canvas)
-    unit = math.sqrt(canvas.width * canvas.height) / 100
-    crowded = len(marks) > 12
-    line = max(2, round(unit * (0.34 if crowded else 0.5)))
-    font = _font(max(11, round(unit * (1.9 if crowded else 2.4))))
-    boxes = [_corners(mark.box * factor, canvas) for mark in marks]
-    for mark, box in reversed(list(zip(marks, boxes, strict=True))):
-        pen.rectangle(_grown(box, 1), outline="black", width=line + 2)
-        pen.rectangle(box, outline=mark.colour, width=line)
-    taken: list[tuple[float, float, float, float]] = []
-    for mark, box in list(zip(marks, boxes, strict=True))[:_LABELLED]:
-        _label(pen, mark, box, font, canvas, taken)
-    return canvas
-
-
-def _corners(box: np.ndarray, canvas: Image.Image) -> tuple[int, int, int, int]:
-    """Whole pixels inside the picture, in order, whatever the box was."""
-    limit = np.array([canvas.width, canvas.height] * 2) - 1
-    x1, y1, x2, y2 = np.nan_to_num(box).round().clip(0, limit).astype(int).tolist()
-    return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
-
-
-def _grown(box: tuple[int, int, int, int], by: int) -> tuple[int, int, int, int]:
-    return box[0] - by, box[1] - by, box[2] + by, box[3] + by
-
-
-def _label(
-    pen: ImageDraw.ImageDraw,
-    mark: _Mark,
-    box: tuple[int, int, int, int],
-    font: ImageFont.FreeTypeFont,
-    canvas: Image.Image,
-    taken: list[tuple[float, float, float, float]],
-) -> None:
-    """Write the label at the first place that is free; where none is, the colour alone must tell."""
-    rise, fall = font.getmetrics()
-    pad = max(2, rise // 5)
-    width, height = font.getlength(mark.text) + 2 * pad, rise + fall
-    for x, y in _places(box, width, height):
-        x, y = min(max(x, 0), max(canvas.width - width, 0)), y
-        spot = (x, y, x + width, y + height)
-        if 0 <= y <= canvas.height - height and not any(_touch(spot, other) for other in taken):
-            taken.append(spot)
-            pen.rounded_rectangle(spot, radius=pad, fill=mark.colour)
-            pen.text((x + pad, y + height / 2), mark.text, fill="white", font=font, anchor="lm")
-            return
-
-
-def _places(box: tuple[int, int, int, int], width: float, height: float) -> Iterator[tuple[float, float]]:
-    """Top left corners for a label: over the box, inside it, under it; at its left, then at its right end."""
-    left, top, right, bottom = box
-    for y in (top - height, top, bottom, bottom - height):
-        yield left, y
-        yield right - width, y
-
-
-def _touch(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-@lru_cache(maxsize=64)
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans comes with matplotlib: the same letters on every machine, and most alphabets."""
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf", size)
 
 
 def _canvas(batch: Batch, position: int, names: Sequence[str]) -> Image.Image:
@@ -210,8 +103,8 @@ def _canvas(batch: Batch, position: int, names: Sequence[str]) -> Image.Image:
     side = torch.tensor(pixels_HWC.shape[1::-1]).repeat(2)
     boxes = (batch.boxes_BN4[position].cpu()[valid] * side).numpy()
     labels = batch.labels_BN[position].cpu()[valid].tolist()
-    marks = [_Mark(box, names[label], colour(label)) for box, label in zip(boxes, labels, strict=True)]
-    return _paint(Image.fromarray(pixels_HWC), marks)
+    marks = [Mark(box, names[label], colour(label)) for box, label in zip(boxes, labels, strict=True)]
+    return paint(Image.fromarray(pixels_HWC), marks)
 
 
 # Charts
@@ -311,7 +204,8 @@ def compared(
         mark = {"marker": "o" if len(pairs) < 60 else "", "markersize": 3.5, "clip_on": False}
         over_time.plot(*zip(*pairs, strict=True), color=colour(n), label=name, **mark)
         over_cost.scatter(*points[name], color=colour(n), s=60, zorder=3, clip_on=False)
-        over_cost.annotate(name, points[name], (7, 5), textcoords="offset points", color=colour(n), fontsize=10)
+        beside = (7, 5) if n % 2 == 0 else (7, -13)  # neighbours in rank are often neighbours here
+        over_cost.annotate(name, points[name], beside, textcoords="offset points", color=colour(n), fontsize=10)
     _dress(over_time, "AP while training", "minutes of training and validation", legend=True)
     _dress(over_cost, "AP and speed", "milliseconds an image (towards the left is faster)", legend=False)
     over_cost.set_xlim(0, 1.3 * max(milliseconds for milliseconds, _ in points.values()))

@@ -22,7 +22,7 @@ from boxwright.inference.cards import STYLE, picture
 from boxwright.models.weights import load_detector
 from boxwright.types import Detections
 
-PICTURES, PANEL = 6, 480  # images drawn, and the long side of each picture in pixels
+PICTURES, PANEL = 6, 640  # images drawn, and the long side of each picture in pixels
 CLASSES = 30  # rows of the table of classes: the most frequent
 
 

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from boxwright.config import UserError
 
 
@@ -17,8 +15,8 @@ def writing(path: Path) -> Iterator[None]:
     """A full disk, a missing permission or a folder in the way, met while writing `path`, as a `UserError`."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except OSError as error:
+        reason = error.strerror or str(error)
         raise UserError(f"{path} can't be written: {reason}. What was there before is unharmed.") from error
 
 

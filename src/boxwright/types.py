@@ -14,16 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from boxwright.config import require
-
-if TYPE_CHECKING:
-    import supervision
+from boxwright.detections import Detections as Detections
 
 
 @dataclass
@@ -88,52 +85,6 @@ class Predictions:
         return [
             Detections(boxes[keep], scores[keep], labels[keep], tuple(names))
             for boxes, scores, labels, keep in zip(boxes_BD4, scores_BD, labels_BD, keep_BD, strict=True)
-        ]
-
-
-@dataclass
-class Detections:
-    """The objects found in one image, best first.
-
-    Attributes:
-        boxes_N4: xyxy in pixels of the original image, float32.
-        scores_N: in [0, 1], float32.
-        labels_N: position of each object's class in `names`, int64.
-        names: the classes the detector knows.
-    """
-
-    boxes_N4: np.ndarray
-    scores_N: np.ndarray
-    labels_N: np.ndarray
-    names: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.scores_N)
-
-    def above(self, threshold: float) -> Detections:
-        """Only the objects whose score is over the threshold."""
-        keep = self.scores_N > threshold
-        return Detections(self.boxes_N4[keep], self.scores_N[keep], self.labels_N[keep], self.names)
-
-    def to_supervision(self) -> supervision.Detections:
-        """The same objects for the `supervision` library; class names are in ``data["class_name"]``."""
-        import supervision
-
-        return supervision.Detections(
-            xyxy=self.boxes_N4,
-            confidence=self.scores_N,
-            class_id=self.labels_N,
-            data={"class_name": np.array([self.names[i] for i in self.labels_N], dtype=object)},
-        )
-
-    def to_coco(self, image_id: int | str, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
-        """COCO result rows (xywh pixels). `category_ids` maps class positions to ids; by default position + 1."""
-        ids = category_ids or range(1, len(self.names) + 1)
-        x1, y1, x2, y2 = self.boxes_N4.T.astype(float)
-        xywh = np.stack([x1, y1, x2 - x1, y2 - y1], axis=1).round(3).tolist()
-        return [
-            {"image_id": image_id, "category_id": int(ids[label]), "bbox": box, "score": round(float(score), 5)}
-            for box, score, label in zip(xywh, self.scores_N, self.labels_N, strict=True)
         ]
 
 

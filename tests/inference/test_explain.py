@@ -14,12 +14,13 @@ from boxwright.config import UserError
 from boxwright.data.images import open_image
 from boxwright.inference.explain import explain
 from boxwright.inference.looks import watch
-from boxwright.inference.predictor import Ready, to_batch
+from boxwright.inference.predictor import to_batch
 from boxwright.inference.sentence import Sentence, write_sentences
 from boxwright.inference.sentence_page import write_page
 from boxwright.models import zoo
 from boxwright.models.pix2seq import Pix2Seq
 from boxwright.models.weights import load_detector, save_detector
+from boxwright.runtime.pictures import Ready
 
 
 @pytest.fixture

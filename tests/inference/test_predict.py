@@ -20,7 +20,7 @@ SIZE, BOX = (256, 128), (64, 32, 192, 96)
 
 @pytest.fixture(autouse=True)
 def _fake(monkeypatch: pytest.MonkeyPatch, white_boxes: Detector) -> None:
-    monkeypatch.setattr(module, "load", lambda weights, device: Predictor(white_boxes))
+    monkeypatch.setattr(module, "open_detector", lambda weights, device: Predictor(white_boxes))
 
 
 @pytest.fixture

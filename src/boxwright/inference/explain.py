@@ -13,12 +13,13 @@ from boxwright.evaluation.run import choose_device
 from boxwright.inference import query_page, sentence_page
 from boxwright.inference.cards import SURE
 from boxwright.inference.looks import Pass, watch
-from boxwright.inference.predictor import Ready, to_batch
+from boxwright.inference.predictor import to_batch
 from boxwright.inference.sentence import write_sentences
 from boxwright.models.deformable import Deformable
 from boxwright.models.detr import Detr
 from boxwright.models.pix2seq import Pix2Seq
 from boxwright.models.weights import load_detector
+from boxwright.runtime.pictures import Ready
 from boxwright.types import Detector
 
 

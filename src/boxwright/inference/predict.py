@@ -14,14 +14,16 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from boxwright.classes import class_positions, split_classes
 from boxwright.config import UserError, require
 from boxwright.console import make_console
 from boxwright.data.images import open_image
 from boxwright.files import write_whole
-from boxwright.inference.predictor import Found, check_batch_size, check_threshold, load
-from boxwright.inference.prompts import class_positions, split_classes
-from boxwright.inference.sources import collect, short_names
-from boxwright.show import draw
+from boxwright.inference.opening import open_detector
+from boxwright.painting import draw
+from boxwright.runtime.finder import Found, check_batch_size, check_threshold
+from boxwright.runtime.sources import collect, short_names
+from boxwright.runtime.video import is_video
 
 CSV_HEAD = ("file", "label", "score", "x1", "y1", "x2", "y2")
 _FORMATS = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"}
@@ -66,14 +68,14 @@ def predict(
     all is done.
 
     Args:
-        weights: a checkpoint or the folder of a training run.
-        source: an image, a folder (with its subfolders), a quoted glob, or a .txt file with one path a line.
+        weights: a checkpoint, the folder of a training run, or an exported .onnx file, which needs no torch.
+        source: an image, a folder (with its subfolders), a quoted glob, a .txt file with one path a line, or a video.
         out: folder for overlays/, predictions.json and predictions.csv.
         threshold: keep objects with a score over this; 0 keeps all that the detector says.
         overlays: draw a picture of each image; false is faster.
         classes: names of the classes to look for, as 'cat,dog' or '[cat, dog]'; by default all.
         batch_size: images computed at once.
-        device: auto, cpu, cuda or mps.
+        device: auto, cpu, cuda, or for a checkpoint mps.
 
     Returns:
         The counts; its exit_code is 1 if an image could not be read.
@@ -81,15 +83,17 @@ def predict(
     console, out = make_console(), Path(out)
     check_threshold(threshold)
     check_batch_size(batch_size)
-    paths = _outside(collect(source), out, source)
-    predictor = load(weights, device)
-    wanted = class_positions(split_classes(classes, predictor.names), predictor.names)
+    paths = None if is_video(source) else _outside(collect(source), out, source)
+    finder = open_detector(weights, device)
+    wanted = class_positions(split_classes(classes, finder.names), finder.names)
     summary = Summary(out)
-    stream = predictor.find(_shown(paths, console), batch_size, threshold, summary.skipped, wanted)
-    names = dict(zip(paths, short_names(paths), strict=True))
-    named = ((names[found.path], found) for found in stream)
+
+    def find(what: Any) -> Iterator[Found]:
+        return finder.find(what, batch_size, threshold, summary.skipped, wanted)
+
+    named = _frames(find(source), console) if paths is None else _files(find(_shown(paths, console)), paths)
     drawn = _draw(named, out / "overlays", threshold) if overlays else named
-    _write(_counted(drawn, summary), out, predictor.names)
+    _write(_counted(drawn, summary), out, finder.names)
     _tell(console, summary, overlays)
     return summary
 
@@ -100,6 +104,23 @@ def _outside(paths: list[Path], out: Path, source: Path | str) -> list[Path]:
     kept = [path for path in paths if folder not in path.resolve().parents]
     require(kept, f"all images of {source} lie in {out}, where the results go; give another --out.")
     return kept
+
+
+def _files(stream: Iterable[Found], paths: list[Path]) -> Iterator[tuple[str, Found]]:
+    """Each image with its short name."""
+    names = dict(zip(paths, short_names(paths), strict=True))
+    for found in stream:
+        assert found.path is not None
+        yield names[found.path], found
+
+
+def _frames(stream: Iterable[Found], console: Console) -> Iterator[tuple[str, Found]]:
+    """Each frame of a video, named after it and numbered from 0; a count shows that it goes on."""
+    columns = (TextColumn("detecting"), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        for found in progress.track(stream, total=None):
+            assert found.path is not None
+            yield f"{found.path.stem}/{found.number:06}.jpg", found
 
 
 def _shown(paths: list[Path], console: Console) -> Iterator[Path]:
@@ -114,6 +135,7 @@ def _draw(named: Iterable[tuple[str, Found]], folder: Path, threshold: float) ->
     for name, found in named:
         suffix = Path(name).suffix.lower()
         file = folder / (name if suffix in _FORMATS else f"{name}.jpg")
+        assert found.path is not None
         image = found.image if found.image.size == found.size else open_image(found.path)
         picture = draw(image, found.detections, threshold)
         write_whole(file, _saver(picture, _FORMATS.get(suffix, "jpeg")))

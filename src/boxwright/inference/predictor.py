@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar, overload
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from boxwright.config import UserError, require
-from boxwright.data.images import fit, image_size, open_image, to_rgb
+from boxwright.classes import Class, class_positions
+from boxwright.config import require
+from boxwright.data.images import fit
+from boxwright.detections import Detections
 from boxwright.evaluation.run import choose_device
-from boxwright.inference.prompts import Class, Known, check_objects, class_positions, with_known
-from boxwright.inference.sources import collect
+from boxwright.inference.prompts import Known, check_objects, with_known
 from boxwright.models.weights import load_detector, load_together
-from boxwright.types import Batch, Detections, Detector
+from boxwright.runtime.finder import Finder, check_batch_size, check_threshold, chunks
+from boxwright.runtime.pictures import Ready
+from boxwright.types import Batch, Detector
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 Pictures: TypeAlias = list[Picture] | tuple[Picture, ...]
-T = TypeVar("T")
 
 
 @overload
@@ -55,24 +53,7 @@ def load(
     return Predictor(load_detector(path, kind, base), kind)
 
 
-@dataclass
-class Found:
-    """One image of a stream.
-
-    Attributes:
-        path: the file.
-        image: as it was decoded for the detector; a large JPEG may be reduced.
-        size: (width, height) of the file as displayed, which the boxes refer to.
-        detections: what was found.
-    """
-
-    path: Path
-    image: Image.Image
-    size: tuple[int, int]
-    detections: Detections
-
-
-class Predictor:
+class Predictor(Finder):
     """Finds objects in images.
 
     Args:
@@ -87,6 +68,11 @@ class Predictor:
     def names(self) -> tuple[str, ...]:
         """The classes it knows."""
         return self.detector.names
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square canvas that images are fitted into, in pixels."""
+        return self.detector.image_size
 
     @overload
     def predict(
@@ -138,61 +124,24 @@ class Predictor:
         check_batch_size(batch_size)
         check_objects(objects)
         ask = _Ask(class_positions(classes, self.names), objects)
-        side = self.detector.image_size
         if not isinstance(image, list | tuple):
-            return self._detect([_decode(image, side)], threshold, ask, None if given is None else [given])[0]
+            return self._detect([self.decode(image)], threshold, ask, None if given is None else [given])[0]
         known: Sequence[Known] = [()] * len(image) if given is None else given
         require(isinstance(known, list | tuple), f"given objects are a list for each image, not {known!r}.")
         require(len(known) == len(image), f"given objects are for {len(known)} images, but there are {len(image)}.")
         found: list[Detections] = []
-        for chunk in _chunks(zip(image, known, strict=True), batch_size):
-            ready = [_decode(one, side) for one, _ in chunk]
+        for chunk in chunks(zip(image, known, strict=True), batch_size):
+            ready = [self.decode(one) for one, _ in chunk]
             found += self._detect(ready, threshold, ask, None if given is None else [objects for _, objects in chunk])
         return found
 
-    def stream(
-        self,
-        source: str | Path | Iterable[Path],
-        batch_size: int = 8,
-        threshold: float = 0.5,
-        skipped: list[UserError] | None = None,
-        classes: Class | Sequence[Class] | None = None,
-    ) -> Iterator[tuple[Path, Detections]]:
-        """Each image file of `source` and what is in it, in order, holding no more than three batches in memory.
+    def decode(self, picture: Any) -> Ready:
+        """An image in any of the forms that `predict` takes, decoded."""
+        return super().decode(_to_array(picture) if isinstance(picture, Tensor) else picture)
 
-        Args:
-            source: a file, a folder, a glob or a text file of paths (`boxwright.inference.sources.collect`), or paths.
-            batch_size: how many images are computed at once.
-            threshold: objects with a score over this, in [0, 1).
-            skipped: a list that takes the errors of the files that cannot be read, which are then passed over. Without
-                it, the first such file ends the stream.
-            classes: the class to look for, by name or position in `names`, or several; by default all.
-
-        Raises:
-            UserError: if nothing is found, or a file cannot be read and `skipped` is None, or the detector doesn't know
-                a class.
-        """
-        for found in self.find(source, batch_size, threshold, skipped, classes):
-            yield found.path, found.detections
-
-    def find(
-        self,
-        source: str | Path | Iterable[Path],
-        batch_size: int = 8,
-        threshold: float = 0.5,
-        skipped: list[UserError] | None = None,
-        classes: Class | Sequence[Class] | None = None,
-    ) -> Iterator[Found]:
-        """`stream`, with the images."""
-        check_threshold(threshold)
-        check_batch_size(batch_size)
-        ask = _Ask(class_positions(classes, self.names))
-        paths = collect(source) if isinstance(source, str | Path) else source
-        decoded = _readable(_decode_ahead(paths, self.detector.image_size, 2 * batch_size), skipped)
-        for chunk in _chunks(decoded, batch_size):
-            found = self._detect([ready for _, ready in chunk], threshold, ask)
-            for (path, ready), detections in zip(chunk, found, strict=True):
-                yield Found(path, ready.image, ready.size, detections)
+    def detect(self, ready: Sequence[Ready], threshold: float, classes: Sequence[int] | None) -> list[Detections]:
+        """The objects in each of a batch of decoded images, of these classes (positions; None is all)."""
+        return self._detect(ready, threshold, _Ask(classes))
 
     @torch.inference_mode()
     def _detect(
@@ -209,54 +158,16 @@ class Predictor:
 class _Ask:
     """Which classes to look for, and how many objects to say; None leaves it open."""
 
-    classes: list[int] | None
+    classes: Sequence[int] | None
     objects: int | None = None
 
 
-def check_threshold(threshold: float) -> None:
-    """Raise `UserError` unless 0 <= threshold < 1."""
-    require(0 <= threshold < 1, f"the score threshold must be at least 0 and under 1, not {threshold}.")
-
-
-def check_batch_size(batch_size: int) -> None:
-    """Raise `UserError` unless the batch size is at least 1."""
-    require(batch_size >= 1, f"the batch size must be at least 1, not {batch_size}.")
-
-
-@dataclass
-class Ready:
-    """A decoded image and its size (width, height) before any reduction."""
-
-    image: Image.Image
-    size: tuple[int, int]
-
-
-def _decode(picture: Picture, side: int) -> Ready:
-    if isinstance(picture, str | Path):
-        path = Path(picture)
-        return Ready(open_image(path, side), image_size(path))
-    image = _to_pil(picture)
-    require(min(image.size), f"an image must have pixels, not {image.width} x {image.height}.")
-    return Ready(image, image.size)
-
-
-def _to_pil(picture: Image.Image | np.ndarray | Tensor) -> Image.Image:
-    if isinstance(picture, Image.Image):
-        return to_rgb(picture)
-    if isinstance(picture, Tensor):
-        require(
-            picture.ndim == 3 and len(picture) == 3,
-            f"a tensor must be (3, H, W), not {tuple(picture.shape)}; give several images as a list.",
-        )
-        return Image.fromarray(_to_uint8(picture).permute(1, 2, 0).cpu().numpy())
+def _to_array(image_CHW: Tensor) -> np.ndarray:
     require(
-        isinstance(picture, np.ndarray), f"an image must be a path, PIL image, array or tensor, not {type(picture)}."
+        image_CHW.ndim == 3 and len(image_CHW) == 3,
+        f"a tensor must be (3, H, W), not {tuple(image_CHW.shape)}; give several images as a list.",
     )
-    require(
-        picture.ndim == 3 and picture.shape[2] == 3 and picture.dtype == np.uint8,
-        f"an array must be (H, W, 3) of uint8, RGB, not {picture.shape} of {picture.dtype}; give several as a list.",
-    )
-    return Image.fromarray(picture)
+    return _to_uint8(image_CHW).permute(1, 2, 0).cpu().numpy()
 
 
 def _to_uint8(image_CHW: Tensor) -> Tensor:
@@ -280,33 +191,3 @@ def to_batch(ready: Sequence[Ready], side: int) -> Batch:
         valid_BN=torch.zeros(n, 1, dtype=torch.bool),
         index_B=torch.arange(n),
     )
-
-
-def _decode_ahead(paths: Iterable[Path], side: int, ahead: int) -> Iterator[tuple[Path, Future[Ready]]]:
-    """Decode in threads, in order, never more than `ahead` images before the one that is asked for."""
-    waiting: deque[tuple[Path, Future[Ready]]] = deque()
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for path in paths:
-            waiting.append((path, pool.submit(_decode, path, side)))
-            if len(waiting) > ahead:
-                yield waiting.popleft()
-        while waiting:
-            yield waiting.popleft()
-
-
-def _readable(
-    decoded: Iterable[tuple[Path, Future[Ready]]], skipped: list[UserError] | None
-) -> Iterator[tuple[Path, Ready]]:
-    for path, ready in decoded:
-        try:
-            yield path, ready.result()
-        except UserError as error:
-            if skipped is None:
-                raise
-            skipped.append(error)
-
-
-def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
-        yield chunk

@@ -1,4 +1,4 @@
-"""What a user tells a detector before it looks: which classes, and which objects are known already."""
+"""What a user tells a detector before it looks: which objects are known already, and how many to say."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -7,35 +7,11 @@ from typing import Any, TypeAlias
 
 import torch
 
-from boxwright.config import UserError, nearest, require
+from boxwright.classes import Class, position
+from boxwright.config import UserError, require
 from boxwright.types import Batch
 
-Class: TypeAlias = str | int  # its name, or its position among the names
 Known: TypeAlias = Sequence[tuple[Class, Sequence[float]]]  # of an image: class and box, xyxy in its pixels
-
-
-def class_positions(classes: Class | Sequence[Class] | None, names: Sequence[str]) -> list[int] | None:
-    """Positions of some classes of a detector, one or several, by name or position; None for all.
-
-    Raises:
-        UserError: for none, or one that it doesn't know.
-    """
-    if classes is None:
-        return None
-    if isinstance(classes, str | Integral):
-        return [_position(classes, names)]
-    several = hasattr(classes, "__iter__") and not isinstance(classes, Mapping)
-    require(several, f"classes are a name or a list of names, not {classes!r}.")
-    wanted = list(classes)  # type: ignore[arg-type]
-    require(wanted, "no class is left to look for; name at least one, or leave the choice out to find all.")
-    return [_position(name, names) for name in wanted]
-
-
-def split_classes(classes: str | Sequence[str] | None, names: Sequence[str]) -> str | Sequence[str] | None:
-    """What a command line names: a class, a list, or names between commas where no class is called so."""
-    if not isinstance(classes, str) or classes in names:
-        return classes
-    return [name.strip() for name in classes.split(",") if name.strip()]
 
 
 def check_objects(objects: Any) -> None:
@@ -58,7 +34,7 @@ def with_known(batch: Batch, known: Sequence[Known], names: Sequence[str]) -> Ba
     valid_BN = torch.zeros(len(batch), most, dtype=torch.bool)
     for row, (objects, size) in enumerate(zip(known, batch.originals_B2.tolist(), strict=True)):
         for place, (name, box) in enumerate(objects):
-            labels_BN[row, place] = _position(name, names)
+            labels_BN[row, place] = position(name, names)
             boxes_BN4[row, place] = _box(box, *size)
             valid_BN[row, place] = True
     side_2 = torch.tensor(batch.images_BCHW.shape[-2:])
@@ -71,18 +47,6 @@ def _check_pairs(objects: Any) -> None:
     require(isinstance(objects, list | tuple), f"{form}, for several images a list for each, not {objects!r}.")
     for pair in objects:
         require(isinstance(pair, list | tuple) and len(pair) == 2, f"{form}; {pair!r} is no such pair.")
-
-
-def _position(name: Any, names: Sequence[str]) -> int:
-    if isinstance(name, Integral) and not isinstance(name, bool):
-        position, last = int(name), len(names) - 1
-        require(0 <= position <= last, f"the detector has classes 0 to {last}, by position in names, not {position}.")
-        return position
-    if not isinstance(name, str):
-        raise UserError(f"a class is a name, or its position in names, not {name!r}.")
-    there = ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")
-    require(name in names, f"the detector doesn't know the class {name!r}{nearest(name, names)}; it knows {there}.")
-    return list(names).index(name)
 
 
 def _box(box: Any, height: int, width: int) -> torch.Tensor:

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from boxwright.config import UserError, require
 from boxwright.files import write_whole
 from boxwright.models import hub, zoo
 from boxwright.models.adapters import BESIDE, Base, backbone_state, checksum, fold, is_adapted, lay_over, own_state
+from boxwright.models.tensors import save_tensors
 from boxwright.types import Detector
 
 FORMAT = "boxwright-1"
@@ -58,7 +58,7 @@ def save_detector(
     header["checksum"] = checksum(state)
 
     def write(temporary: Path) -> None:
-        save_file(state, temporary, metadata=header)
+        save_tensors(state, temporary, metadata=header)
         check(temporary)
 
     write_whole(path, write)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from boxwright.config import UserError
 from boxwright.files import write_whole
+from boxwright.models.tensors import save_tensors
 from boxwright.models.weights import read_tensors
 
 FORMAT = "boxwright-state-1"
@@ -45,7 +45,7 @@ def save_state(folder: Path, progress: Progress, model: nn.Module, average: nn.M
     tensors |= _flatten(optimizer.state_dict()["state"])
     tensors = {key: value.detach().clone().contiguous() for key, value in tensors.items()}
     header = {"format": FORMAT, "progress": json.dumps(asdict(progress))}
-    write_whole(folder / FILE, lambda temporary: save_file(tensors, temporary, metadata=header))
+    write_whole(folder / FILE, lambda temporary: save_tensors(tensors, temporary, metadata=header))
 
 
 def load_state(folder: Path, model: nn.Module, average: nn.Module | None, optimizer: Any) -> Progress:

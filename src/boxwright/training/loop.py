@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from boxwright.config import Augment, Optim, UserError, require
@@ -27,6 +26,7 @@ from boxwright.evaluation.coco import STAT_NAMES, Report, score
 from boxwright.evaluation.run import Validation, validate
 from boxwright.files import write_whole
 from boxwright.inference.sheets import write_sheets
+from boxwright.models.tensors import save_tensors
 from boxwright.models.weights import save_detector
 from boxwright.training.checkpoint import Progress, load_state, save_state
 from boxwright.training.optim import make_optimizer, moving_average, rate_factor, set_rate
@@ -207,7 +207,7 @@ class Loop:
             step = self.progress.step + 1
             file = self.plan.folder / f"not-finite-step-{step}.safetensors"
             tensors = {name: value.contiguous() for name, value in vars(batch).items()}
-            write_whole(file, lambda temporary: save_file(tensors, temporary))
+            write_whole(file, lambda temporary: save_tensors(tensors, temporary))
             raise UserError(
                 f"the loss is not finite at step {step} ({wrong}); the batch is in {file}. "
                 "Try a lower --optim.lr, --optim.clip 1 or --precision 32-true; --resume goes on from the last state."

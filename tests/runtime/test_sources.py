@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from boxwright.config import UserError
-from boxwright.inference.sources import collect, short_names
+from boxwright.runtime.sources import collect, short_names
 
 
 @pytest.fixture

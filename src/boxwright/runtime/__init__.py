@@ -1,0 +1,12 @@
+"""Detectors without torch: an exported file, and all that finds, reads and hands out images.
+
+`from boxwright.runtime import Detector` needs numpy, Pillow and onnxruntime, and nothing else.
+"""
+
+from boxwright.classes import Class
+from boxwright.config import UserError
+from boxwright.detections import Detections
+from boxwright.runtime.detector import Detector
+from boxwright.runtime.finder import Finder, Found
+
+__all__ = ["Class", "Detections", "Detector", "Finder", "Found", "UserError"]

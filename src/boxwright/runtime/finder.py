@@ -1,0 +1,183 @@
+"""What all that finds objects in images has in common, whatever computes: lists, streams, bounded memory."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from boxwright.classes import Class, class_positions
+from boxwright.config import UserError, require
+from boxwright.detections import Detections
+from boxwright.runtime.pictures import Ready, decode
+from boxwright.runtime.sources import collect
+from boxwright.runtime.video import frames, is_video
+
+T = TypeVar("T")
+
+
+@dataclass
+class Found:
+    """One image of a stream.
+
+    Attributes:
+        path: the file; of a frame, that of the video; None for an image that was given as such.
+        image: as it was decoded for the detector; a large JPEG may be reduced.
+        size: (width, height) of the file as displayed, which the boxes refer to.
+        detections: what was found.
+        number: its place in the stream, from 0. Files that cannot be read count, too.
+        seconds: of a frame, when it is shown.
+    """
+
+    path: Path | None
+    image: Image.Image
+    size: tuple[int, int]
+    detections: Detections
+    number: int = 0
+    seconds: float | None = None
+
+    @property
+    def key(self) -> Path | int:
+        """What tells it from the others: the path, or where there are many of a path, or none, the number."""
+        return self.number if self.path is None or self.seconds is not None else self.path
+
+
+class Finder:
+    """Finds objects in images. Who computes says which classes there are, for which canvas, and what is in a batch."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes it knows."""
+        raise NotImplementedError
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square canvas that images are fitted into, in pixels."""
+        raise NotImplementedError
+
+    def detect(self, ready: Sequence[Ready], threshold: float, classes: Sequence[int] | None) -> list[Detections]:
+        """The objects in each of a batch of decoded images, of these classes (positions; None is all)."""
+        raise NotImplementedError
+
+    def decode(self, picture: Any) -> Ready:
+        """An image in any of the forms that `predict` takes, decoded."""
+        return decode(picture, self.image_size)
+
+    def stream(
+        self,
+        source: Any,
+        batch_size: int = 8,
+        threshold: float = 0.5,
+        skipped: list[UserError] | None = None,
+        classes: Class | Sequence[Class] | None = None,
+    ) -> Iterator[tuple[Any, Detections]]:
+        """Each image of `source` and what is in it, in order, holding no more than three batches in memory.
+
+        Args:
+            source: a file, a folder, a glob or a text file of paths (`boxwright.runtime.sources.collect`), a video, or
+                anything that yields paths or images, as a generator does.
+            batch_size: how many images are computed at once.
+            threshold: objects with a score over this, in [0, 1).
+            skipped: a list that takes the errors of the files that cannot be read, which are then passed over. Without
+                it, the first such file ends the stream.
+            classes: the class to look for, by name or position in `names`, or several; by default all.
+
+        Yields:
+            The path (of frames, and of images given as such, the number, from 0) and the detections.
+
+        Raises:
+            UserError: if nothing is found, or a file cannot be read and `skipped` is None, or the detector doesn't know
+                a class.
+        """
+        for found in self.find(source, batch_size, threshold, skipped, classes):
+            yield found.key, found.detections
+
+    def find(
+        self,
+        source: Any,
+        batch_size: int = 8,
+        threshold: float = 0.5,
+        skipped: list[UserError] | None = None,
+        classes: Class | Sequence[Class] | None = None,
+    ) -> Iterator[Found]:
+        """`stream`, with the images."""
+        check_threshold(threshold)
+        check_batch_size(batch_size)
+        wanted = class_positions(classes, self.names)
+        decoded = _readable(_decode_ahead(_items(source), self.decode, 2 * batch_size), skipped)
+        for chunk in chunks(decoded, batch_size):
+            found = self.detect([ready for _, ready in chunk], threshold, wanted)
+            for (item, ready), detections in zip(chunk, found, strict=True):
+                yield Found(item.path, ready.image, ready.size, detections, item.number, item.seconds)
+
+
+def check_threshold(threshold: float) -> None:
+    """Raise `UserError` unless 0 <= threshold < 1."""
+    require(0 <= threshold < 1, f"the score threshold must be at least 0 and under 1, not {threshold}.")
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise `UserError` unless the batch size is at least 1."""
+    require(batch_size >= 1, f"the batch size must be at least 1, not {batch_size}.")
+
+
+def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items, the last one shorter."""
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+@dataclass
+class _Item:
+    """One image of a source, not decoded yet unless it is a frame or was given as such."""
+
+    picture: Any
+    path: Path | None
+    number: int
+    seconds: float | None = None
+
+
+def _items(source: Any) -> Iterator[_Item]:
+    if isinstance(source, str | Path) and is_video(source):
+        path = Path(source).expanduser()
+        for number, (seconds, frame) in enumerate(frames(path)):
+            yield _Item(frame, path, number, seconds)
+        return
+    pictures = collect(source) if isinstance(source, str | Path) else source
+    require(isinstance(pictures, Iterable), f"a source is a path, or yields images, not {type(source)}.")
+    for number, picture in enumerate(pictures):
+        yield _Item(picture, Path(picture) if isinstance(picture, str | Path) else None, number)
+
+
+def _decode_ahead(
+    items: Iterable[_Item], decode: Callable[[Any], Ready], ahead: int
+) -> Iterator[tuple[_Item, Future[Ready]]]:
+    """Decode in threads, in order, never more than `ahead` images before the one that is asked for."""
+    waiting: deque[tuple[_Item, Future[Ready]]] = deque()
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for item in items:
+            waiting.append((item, pool.submit(decode, item.picture)))
+            if len(waiting) > ahead:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+
+
+def _readable(
+    decoded: Iterable[tuple[_Item, Future[Ready]]], skipped: list[UserError] | None
+) -> Iterator[tuple[_Item, Ready]]:
+    for item, ready in decoded:
+        try:
+            yield item, ready.result()
+        except UserError as error:
+            if skipped is None:
+                raise
+            skipped.append(error)

@@ -37,8 +37,8 @@ ROWS = {
     "as published": PUBLISHED,
     "+ positions": PUBLISHED | {"positions": True},
     "+ pointing": PUBLISHED | {"positions": True, "pointing": True},
-    "+ offsets": {"noise": False},
-    "+ class last, noise: the default": {},
+    "+ offsets: the default": {},
+    "+ class last, noise": {"noise": True},
     "pix2seq": None,
 }
 

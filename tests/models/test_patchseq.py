@@ -20,7 +20,8 @@ FORMS = {
     "published to the last object": PUBLISHED | {"end_bias": -torch.inf},
     "not pointing": {"pointing": False},
     "patches alone": {"fine": 0},
-    "class first": {"noise": False, "shuffle": False},
+    "class last": {"noise": True},
+    "in order": {"shuffle": False},
     "drawn": {"top_k": 3, "seed": 5},
 }
 
@@ -146,7 +147,7 @@ def test_more_objects_than_room_are_refused(batch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["whole", "published"])
+@pytest.mark.parametrize("form", ["whole", "class last", "published"])
 def test_a_small_set_is_learned_and_detected(form, batch):
     detector = build(form, dropout=0.0, drop_path=0.0, max_objects=3).train()
     optimizer = torch.optim.AdamW(detector.parameters(), lr=3e-3)

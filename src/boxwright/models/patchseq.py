@@ -2,15 +2,15 @@
 
         image ── backbone ── encoder ── patches ──┬──────────────────────────────────────┐
                                                   v (what the decoder looks at)          v
-        >   corner  corner  class   corner  corner  class ...       pointing: which patch fits what is to be said?
-            upper   lower
-            left    right           a corner: a patch, then where in that patch (an offset)
+        >   class   corner  corner   class   corner  corner ... end    pointing: which patch fits what is to be said?
+                    upper   lower
+                    left    right     a corner: a patch, then where in that patch (an offset)
 
 Three things are added to the published detector (buddE, github yesWeGAN/buddE), each of which can be switched off. It
 knew a corner only to its patch: here an *offset* follows each patch. It learned a word for each patch by heart: here
-the decoder *points*, the score of a patch is the match between the decoder's state and that patch's feature. It said
-the class first and then ended: here the class comes last, when the box is known, and *noise* objects that are none
-teach what a score means, as in Pix2Seq. Its decoder also left its table of positions unused.
+the decoder *points*, the score of a patch is the match between the decoder's state and that patch's feature. Its
+decoder left its table of *positions* unused. A fourth is there to be switched on: the class may come last, when the box
+is known, and *noise* objects that are none teach what a score means, as in Pix2Seq.
 """
 
 from collections.abc import Iterator, Sequence
@@ -53,8 +53,8 @@ class PatchSeqConfig:
         positions: the decoder knows which word of the sentence it reads.
         pointing: patches are found by their features; else each has a word that is learned.
         fine: places along a side of a patch that a corner can have; 0 says only the patch.
-        noise: the class comes last, and sentences are filled up with noise objects; else, as published, the class
-            comes first and the sentence ends after the last object.
+        noise: the class comes last, and sentences are filled up with noise objects; else the class comes first and the
+            sentence ends after the last object, as published.
         shuffle: objects are taught in random order, else in that of the data set.
         dropout: rate inside the MLPs and before the encoder.
         drop_path: rate at which a block's addition is left out.
@@ -76,7 +76,7 @@ class PatchSeqConfig:
     positions: bool = True
     pointing: bool = True
     fine: int = 8
-    noise: bool = True
+    noise: bool = False
     shuffle: bool = True
     dropout: float = 0.1
     drop_path: float = 0.1
@@ -94,7 +94,7 @@ SIZES = {
         "deit_base_distilled_patch16_384", 384, 16, encoder_layers=0, decoder_layers=6, dim=768, hidden=3072,
     ),
 }  # fmt: skip
-PUBLISHED = {"positions": False, "pointing": False, "fine": 0, "noise": False}
+PUBLISHED = {"positions": False, "pointing": False, "fine": 0}
 
 
 class Seen(NamedTuple):

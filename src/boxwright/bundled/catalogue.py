@@ -22,7 +22,7 @@ CODE = "Apache-2.0"
 GOOD_FOR = {
     "dense": "small data, speed, the CPU",
     "pix2seq": "published weights; research; objects given, the rest completed",
-    "patchseq": "research: sentences of patches, which it points at",
+    "patchseq": "small data, one object after the other; objects given, the rest completed",
     "detr": "published weights; from ImageNet alone it needs much data and many epochs",
     "deformable": "few epochs; published weights; accuracy before speed",
 }

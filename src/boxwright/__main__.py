@@ -31,6 +31,7 @@ VERBS = {
     "models": ("boxwright.bundled.catalogue", "which detectors there are, how good, how fast, under which licence"),
     "import-weights": ("boxwright.interop.import_weights", "convert a published checkpoint of another project"),
     "explain": ("boxwright.inference.explain", "show how a detector came to what it says, and where it looked"),
+    "export": ("boxwright.deployment.export", "write a detector as one file that runs without torch, proven equal"),
 }
 
 

@@ -10,13 +10,17 @@ from boxwright.types import image_mask, pixels
 def cut(images_BCHW: Tensor, sizes_B2: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     """The canvas as far as the largest image reaches, as the originals pad a batch; and where it is image.
 
+    While a graph is exported, the canvas is left as it is: the graph gets images of one size, without padding.
+
     Args:
         images_BCHW: the canvas, uint8 or in [0, 1].
         sizes_B2: height and width of the part that is image.
         mean: the colour that padding gets, which is zero once it is normalised.
     """
-    height, width = sizes_B2.amax(0).clamp(min=1).tolist()
-    cut_BCHW = images_BCHW[..., :height, :width]
+    cut_BCHW = images_BCHW
+    if not torch.compiler.is_exporting():
+        height, width = sizes_B2.amax(0).clamp(min=1).tolist()
+        cut_BCHW = images_BCHW[..., :height, :width]
     mask_BHW = image_mask(cut_BCHW, sizes_B2)
     filled_BCHW = torch.where(mask_BHW[:, None], pixels(cut_BCHW), mean)
     return filled_BCHW.contiguous(memory_format=torch.channels_last), mask_BHW

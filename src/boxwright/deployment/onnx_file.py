@@ -1,0 +1,106 @@
+"""A detector as one ONNX file."""
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch.export import Dim
+
+from boxwright.config import require
+from boxwright.deployment.graph import CANVAS, OPSET, OUTPUTS, Core, letterbox, pads
+from boxwright.models import zoo
+from boxwright.types import Detector
+
+FORMAT = "1"
+MOST_BYTES = 2**31 - 2**20  # what one protobuf holds, with room for the rest
+
+
+@torch.no_grad()
+def to_onnx(detector: Detector) -> onnx.ModelProto:
+    """The graph from `images` (B, H, W, 3) uint8 to `boxes`, `scores` and `labels`, in fp32.
+
+    Args:
+        detector: on the CPU, in evaluation mode; its weights stop learning.
+
+    Raises:
+        UserError: if its weights take 2 GB or more.
+    """
+    size = sum(tensor.nbytes for tensor in detector.state_dict().values())
+    require(size < MOST_BYTES, f"the weights take {size / 2**30:.1f} GB; one ONNX file holds less than 2 GB.")
+    core = Core(detector.requires_grad_(False)).eval()
+    rows = Dim.DYNAMIC
+    shape = {0: rows} if pads(detector) else {0: rows, 2: rows, 3: rows}
+    with _quiet():
+        program = torch.onnx.export(
+            core, core.example(), dynamo=True, opset_version=OPSET, verbose=False,
+            input_names=CANVAS, output_names=OUTPUTS, dynamic_shapes=(shape, None, None),
+        )  # fmt: skip
+    assert program is not None
+    fit = letterbox(detector.image_size, pads(detector))
+    model = _named(program.model_proto)
+    model.ir_version = fit.ir_version
+    whole = onnx.compose.merge_models(fit, model, [(name, name) for name in CANVAS])
+    whole.graph.name = "boxwright"
+    _name_axes(whole)
+    describe(whole, detector, "fp32")
+    onnx.checker.check_model(whole)
+    return whole
+
+
+def describe(model: onnx.ModelProto, detector: Detector, precision: str) -> None:
+    """Write into the file what a reader must know: format, names, image size, model, precision, card and opset."""
+    facts = {
+        "boxwright": FORMAT,
+        "names": json.dumps(detector.names),
+        "image_size": str(detector.image_size),
+        "model": zoo.name_of(detector),
+        "precision": precision,
+        "card": json.dumps(vars(detector).get("card", {})),
+        "opset": str(OPSET),
+    }
+    onnx.helper.set_model_props(model, facts)
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Write the file, its weights inside."""
+    onnx.save_model(model, path)
+
+
+def metadata(model: onnx.ModelProto) -> Mapping[str, str]:
+    """What `describe` has written."""
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def _named(model: onnx.ModelProto) -> onnx.ModelProto:
+    """With a name for each node, by which a layer can be spoken of."""
+    for number, node in enumerate(model.graph.node):
+        node.name = node.name or f"{node.op_type}_{number}"
+    return model
+
+
+def _name_axes(model: onnx.ModelProto) -> None:
+    """The names of the sizes of inputs and outputs that readers see."""
+    for output, rest in zip(model.graph.output, ([4], [], []), strict=True):
+        shape: list[Any] = ["batch", "detections", *rest]
+        for dim, size in zip(output.type.tensor_type.shape.dim, shape, strict=True):
+            if not dim.HasField("dim_value"):
+                dim.dim_param = size
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks to its own developers."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

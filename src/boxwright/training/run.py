@@ -288,7 +288,8 @@ def _adapt(detector: Detector, source: Detector | None, given: dict[str, Any]) -
     else:
         mend = f"merge it first: boxwright.merge({str(weights)!r}, 'merged.safetensors')"
         require(not is_adapter(weights), f"{weights} is an adapter and can't be the base of another; {mend}.")
-        adapt_detector(detector, rank, source, str(weights), find_weights(Path(weights)).resolve())
+        file = find_weights(Path(weights))
+        adapt_detector(detector, rank, source, str(weights), file.parent.resolve() / file.name)
     return f", adapters of rank {rank}" if rank else ", the backbone at rest"
 
 

@@ -4,12 +4,14 @@
                                   [--rank 8] [--device cpu] [--write benchmarks/results/adapters.md]
 
 A `dense` on that backbone takes steps on noise, as the verb `train` takes them (AdamW, gradients clipped, a moving
-average), each kind in a process of its own. Weights are random, which changes no cost. Memory is the peak of a process
-above what it holds when everything is imported, on a GPU the peak of what torch held; a step's time is the median after
-two steps of warming up, of processor time on a CPU. `stored` is the file that a run writes.
+average), each kind in processes of its own. Weights are random, which changes no cost. A step's time is the median
+after two steps of warming up, of processor time on a CPU. Memory is the peak of what tensors hold: on a GPU as torch
+counts it, on a CPU the peak of a second process above what it holds when everything is imported, told to give back to
+the system what is freed (else gaps between tensors count, too, and vary). `stored` is the file that a run writes.
 """
 
 import argparse
+import os
 import platform
 import statistics
 import subprocess
@@ -95,8 +97,13 @@ def main() -> None:
     rows = []
     for kind in KINDS:
         command = [sys.executable, *sys.argv, "--kind", kind]
-        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        rows.append(f"| {kind} | " + " | ".join(said.splitlines()[-1].split("|")) + " |")
+        timed, weighed = (
+            subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | more).stdout
+            for more in ({}, {"MALLOC_MMAP_THRESHOLD_": "65536"})
+        )
+        *counts, _, took = timed.splitlines()[-1].split("|")
+        memory = weighed.splitlines()[-1].split("|")[-2]
+        rows.append(f"| {' | '.join([kind, *counts, memory, took])} |")
         print(rows[-1], flush=True)
     device = torch.cuda.get_device_name() if a.device == "cuda" else f"{torch.get_num_threads()} CPU thread(s)"
     asked = f"`python {' '.join(sys.argv)}`"

@@ -131,7 +131,7 @@ class PatchSeq(Detector):
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """The timm network's."""
-        return list(self.backbone.parameters())
+        return self.backbone.known_parameters()
 
     def forward(self, images_BCHW: Tensor, sizes_B2: Tensor) -> Seen:
         """The encoded patches; H and W may be any size, padding is filled with the mean colour."""

@@ -7,6 +7,8 @@ it is first used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from boxwright.extras import how_to_install
+
 if TYPE_CHECKING:
     from boxwright.bundled.catalogue import list_models
     from boxwright.bundled.demo import demo
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from boxwright.data.check import check
     from boxwright.data.convert import convert
     from boxwright.data.read import read
+    from boxwright.detections import Detections
     from boxwright.evaluation.evaluate import evaluate
     from boxwright.inference.explain import explain
     from boxwright.inference.predict import predict
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from boxwright.interop.import_weights import import_weights
     from boxwright.models.weights import merge
     from boxwright.training.run import train
-    from boxwright.types import Batch, Detections, Detector, Predictions
+    from boxwright.types import Batch, Detector, Predictions
 
 __version__ = "0.1.0"
 
@@ -30,7 +33,7 @@ _PLACES = {
     "Augment": "boxwright.config",
     "Batch": "boxwright.types",
     "Comparison": "boxwright.comparison.compare",
-    "Detections": "boxwright.types",
+    "Detections": "boxwright.detections",
     "Detector": "boxwright.types",
     "Optim": "boxwright.config",
     "Predictions": "boxwright.types",
@@ -60,7 +63,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module 'boxwright' has no attribute {name!r}")
-    return getattr(import_module(_PLACES[name]), name)
+    try:
+        return getattr(import_module(_PLACES[name]), name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(how_to_install(f"boxwright.{name}", error.name), name=error.name) from error
 
 
 def __dir__() -> list[str]:

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from boxwright import __version__
 from boxwright.config import UserError, nearest
+from boxwright.extras import how_to_install
 
 VERBS = {
     "demo": ("boxwright.bundled.demo", "detect blood cells with the bundled detector; --train trains it on the spot"),
@@ -59,6 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
             result = _run(verb, arguments[1:])
     except UserError as error:
         return _fail(str(error))
+    except ModuleNotFoundError as error:
+        return _fail(how_to_install(f"`boxwright {verb}`", error.name))
     except KeyboardInterrupt as stop:
         return 128 + (signal.SIGTERM if stop.args else signal.SIGINT)
     except BrokenPipeError:  # the reader of a pipe went away, as `head` does

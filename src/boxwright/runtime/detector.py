@@ -13,6 +13,7 @@ import numpy as np
 from boxwright.classes import Class, class_positions
 from boxwright.config import UserError, require
 from boxwright.detections import Detections
+from boxwright.extras import how_to_install
 from boxwright.runtime.finder import Finder, check_batch_size, check_threshold, chunks
 from boxwright.runtime.pictures import Picture, Ready
 
@@ -168,10 +169,8 @@ def _open(path: Path, device: str) -> Any:
     require(path.is_file(), f"there is no file {path}.")
     try:
         import onnxruntime
-    except ModuleNotFoundError:
-        raise UserError(
-            f'{path} is run by onnxruntime: python -m pip install "boxwright[runtime]" brings it.'
-        ) from None
+    except ModuleNotFoundError as error:
+        raise UserError(how_to_install(f"{path}", error.name)) from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # its errors are raised as well, and are said once
     try:

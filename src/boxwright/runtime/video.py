@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from boxwright.config import UserError, require
+from boxwright.extras import how_to_install
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv"})
 
@@ -24,8 +25,8 @@ def frames(path: Path) -> Iterator[tuple[float, np.ndarray]]:
     require(path.is_file(), f"there is no file {path}.")
     try:
         import av
-    except ModuleNotFoundError:
-        raise UserError('videos are read by PyAV: python -m pip install "boxwright[video]" brings it.') from None
+    except ModuleNotFoundError as error:
+        raise UserError(how_to_install("reading a video", error.name)) from None
     try:
         with av.open(str(path)) as container:
             require(container.streams.video, f"{path} has no picture.")

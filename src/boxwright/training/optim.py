@@ -14,7 +14,8 @@ from boxwright.types import Detector
 TABLES = ("embedding", "pos_embed", "_token")  # the last two are what timm's transformers call theirs
 FLOOR = 0.01  # of the peak rate, at the end of the descent
 RANGES = {
-    "lr": (0, math.inf), "backbone_factor": (0, math.inf), "frozen": (0, 1), "weight_decay": (0, math.inf), "beta2": (0, 0.999999),
+    "lr": (0, math.inf), "backbone_factor": (0, math.inf), "frozen": (0, 1), "weight_decay": (0, math.inf),
+    "beta2": (0, 0.999999),
     "warmup": (0, 1), "hold": (0, 1), "clip": (0, math.inf), "accumulate": (1, math.inf), "ema": (0, 1),
     "patience": (0, math.inf),
 }  # fmt: skip

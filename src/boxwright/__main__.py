@@ -33,6 +33,7 @@ VERBS = {
     "import-weights": ("boxwright.interop.import_weights", "convert a published checkpoint of another project"),
     "explain": ("boxwright.inference.explain", "show how a detector came to what it says, and where it looked"),
     "export": ("boxwright.deployment.export", "write a detector as one file that runs without torch, proven equal"),
+    "serve": ("boxwright.deployment.serve", "answer over HTTP, with a page to try a detector in the browser"),
 }
 
 

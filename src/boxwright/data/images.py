@@ -7,6 +7,7 @@ viewers show it; 16-bit grey is divided by 257; of an animation or a multi-page 
 import math
 import threading
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -40,15 +41,8 @@ def open_image(path: Path, side: int | None = None) -> Image.Image:
         UserError: the file is missing, empty, cut short, not an image, or larger than `MAX_PIXELS`.
     """
     try:
-        with _open(path) as image:
-            turn = _turn(image)
-            if side is not None:
-                _decode_reduced(image, side)
-            if image.width * image.height > MAX_PIXELS:
-                raise UserError(f"it has {image.width} x {image.height} pixels, and {MAX_PIXELS:,} are the limit")
-            image.load()
-            rgb = to_rgb(image)
-            return rgb.transpose(turn) if turn is not None else rgb
+        with open_lazily(path) as image:
+            return upright(image, side)
     except (
         Exception
     ) as error:  # Pillow's format plugins raise whatever they trip over: OSError, SyntaxError, IndexError...
@@ -62,11 +56,33 @@ def image_size(path: Path) -> tuple[int, int]:
         UserError: the file is missing, empty or not an image.
     """
     try:
-        with _open(path) as image:
-            turned = _turn(image) in (_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8])
-            return image.size[::-1] if turned else image.size
+        with open_lazily(path) as image:
+            return displayed_size(image)
     except Exception as error:  # see open_image
         raise _unreadable(path, error) from error
+
+
+def upright(image: Image.Image, side: int | None = None) -> Image.Image:
+    """A lazily opened image as displayed, in mode RGB, decoded; see `open_image`, which says in words what this raises.
+
+    Raises:
+        UserError: larger than `MAX_PIXELS`.
+        Exception: of any kind, if Pillow cannot decode it.
+    """
+    turn = _turn(image)
+    if side is not None:
+        _decode_reduced(image, side)
+    if image.width * image.height > MAX_PIXELS:
+        raise UserError(f"it has {image.width} x {image.height} pixels, and {MAX_PIXELS:,} are the limit")
+    image.load()
+    rgb = to_rgb(image)
+    return rgb.transpose(turn) if turn is not None else rgb
+
+
+def displayed_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of a lazily opened image, once it is upright."""
+    turned = _turn(image) in (_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8])
+    return image.size[::-1] if turned else image.size
 
 
 def same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
@@ -100,12 +116,17 @@ def fit(image: Image.Image, side: int) -> tuple[np.ndarray, tuple[int, int]]:
     return canvas_SS3, (height, width)
 
 
-def _open(path: Path) -> Image.Image:
-    """Pillow's lazy image. Its guard against huge images is a global variable; ours is the limit in `open_image`."""
+def open_lazily(source: Path | BinaryIO, formats: tuple[str, ...] | None = None) -> Image.Image:
+    """Pillow's lazy image. Its guard against huge images is a global variable; ours is the limit in `upright`.
+
+    Args:
+        source: a path, or the bytes of a file.
+        formats: as Pillow names them; by default all that it reads.
+    """
     with _limit_lock:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(path)
+            return Image.open(source, formats=formats)
         finally:
             Image.MAX_IMAGE_PIXELS = before
 
@@ -153,11 +174,16 @@ def _to_8_bit(values_HW: np.ndarray) -> np.ndarray:
 
 def _unreadable(path: Path, error: Exception) -> UserError:
     if isinstance(error, FileNotFoundError):
-        reason = "the file is missing"
+        said = "the file is missing"
     elif isinstance(error, OSError) and path.is_file() and path.stat().st_size == 0:
-        reason = "the file is empty"
-    elif isinstance(error, Image.UnidentifiedImageError):
-        reason = "not an image, or of an unknown format"
+        said = "the file is empty"
     else:
-        reason = str(error) or type(error).__name__
-    return UserError(f"{path}: cannot be read as an image: {reason}.")
+        said = reason(error)
+    return UserError(f"{path}: cannot be read as an image: {said}.")
+
+
+def reason(error: Exception) -> str:
+    """Why Pillow could not decode an image."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image, or of an unknown format"
+    return str(error) or type(error).__name__

@@ -1,0 +1,78 @@
+"""The verb `serve`: a detector as a service over HTTP, with a page to try it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+from boxwright.config import UserError, require
+from boxwright.console import make_console
+from boxwright.deployment.service.limits import Limits
+from boxwright.extras import how_to_install
+from boxwright.inference.opening import open_detector
+
+KEY = "BOXWRIGHT_API_KEY"
+_HERE = ("127.0.0.1", "::1", "localhost")
+_BACKLOG = 2048
+
+
+def serve(
+    model: Path | str,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    device: str = "auto",
+    limits: Limits = Limits(),  # noqa: B008
+) -> None:
+    """Serve a detector over HTTP, with a page to try it in the browser.
+
+    Requests of many callers are computed together. Nobody but this machine is served unless --host says otherwise; with
+    the environment variable BOXWRIGHT_API_KEY set, callers must send that key. Ctrl-C or SIGTERM ends it once what was
+    begun is answered.
+
+    Args:
+        model: an exported .onnx file, which needs no torch, a checkpoint or the folder of a training run.
+        host: the address to listen at; 0.0.0.0 is all of this machine's.
+        port: the port; 0 takes any that is free.
+        device: auto, cpu, cuda, or for a checkpoint mps.
+        limits: how much one caller may ask.
+    """
+    require(0 <= port < 2**16, f"--port is 0 to 65535, not {port}.")
+    limits.check()
+    key = os.environ.get(KEY) or None
+    require(key is None or key.isascii(), f"{KEY} must be of ASCII characters, as they go into a header.")
+    try:
+        import uvicorn
+
+        from boxwright.deployment.service.app import make_app
+    except ModuleNotFoundError as error:
+        raise UserError(how_to_install("serving", error.name)) from None
+    with _listening(host, port) as listener:
+        detector = open_detector(model, device)
+        config = uvicorn.Config(
+            make_app(detector, limits, key), log_level="warning", access_log=False, backlog=_BACKLOG, ws="none",
+            timeout_graceful_shutdown=int(limits.seconds) + 1, server_header=False,
+        )  # fmt: skip
+        shown = f"[{host}]" if ":" in host else host
+        console = make_console()
+        console.print(f"{model}: http://{shown}:{listener.getsockname()[1]} (Ctrl-C ends it)")
+        if host not in _HERE and key is None:
+            console.print(f"anybody who reaches this machine may ask; set {KEY} to demand a key")
+        try:
+            uvicorn.Server(config).run(sockets=[listener])
+        except KeyboardInterrupt:  # uvicorn has ended cleanly, and says again why
+            console.print("ended")
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket at this address, or why there is none."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise UserError(
+            f"{host}:{port} can't be listened at: {error.strerror or error}. Choose another --port."
+        ) from error
+    return listener

@@ -1,0 +1,122 @@
+"""Requests of many callers, computed together by the one thread that holds the detector."""
+
+from __future__ import annotations
+
+import math
+import queue
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from threading import Thread
+
+from boxwright.detections import Detections
+from boxwright.runtime.finder import Finder
+from boxwright.runtime.pictures import Ready
+
+BATCH_SIZE = 8
+PATIENCE = 0.003  # seconds that the first of a batch waits for others
+
+
+@dataclass
+class Job:
+    """One image, and where its answer goes."""
+
+    ready: Ready
+    classes: tuple[int, ...] | None
+    found: Future[Detections] = field(default_factory=Future)
+
+
+class Batcher:
+    """Gathers images for a few milliseconds and computes them at once.
+
+    Args:
+        detector: is called by one thread only.
+        size: most images of a batch.
+        patience: seconds to wait for a batch to fill.
+        told: is given the number of images and the seconds of each batch.
+    """
+
+    def __init__(
+        self,
+        detector: Finder,
+        size: int = BATCH_SIZE,
+        patience: float = PATIENCE,
+        told: Callable[[int, float], None] = lambda images, seconds: None,
+    ):
+        self.detector, self.size, self.patience, self.told = detector, size, patience, told
+        self.seconds_each = 0.1  # of an image, as it was lately
+        self._waiting: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._thread = Thread(target=self._work, name="detector", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is somebody to compute."""
+        return self._thread.is_alive()
+
+    def submit(self, ready: Ready, classes: Sequence[int] | None) -> Future[Detections]:
+        """All objects of these classes that the detector says are in the image, whatever their scores."""
+        job = Job(ready, None if classes is None else tuple(sorted(set(classes))))
+        self._waiting.put(job)
+        return job.found
+
+    def wait(self, images: int) -> int:
+        """Seconds after which so many images will have been computed, at least 1."""
+        return max(1, math.ceil(images * self.seconds_each))
+
+    def close(self) -> None:
+        """Compute what waits, then stop."""
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while jobs := self._gather():
+            started = time.perf_counter()
+            for alike in _of_the_same_classes(jobs):
+                self._answer(alike)
+            seconds = time.perf_counter() - started
+            self.seconds_each += 0.2 * (seconds / len(jobs) - self.seconds_each)
+            self.told(len(jobs), seconds)
+
+    def _gather(self) -> list[Job]:
+        """The next batch; none is left once it is empty."""
+        first = self._waiting.get()
+        if first is None:
+            return []
+        jobs, end = [first], time.perf_counter() + self.patience
+        while len(jobs) < self.size:
+            try:
+                job = self._waiting.get(timeout=max(0.0, end - time.perf_counter()))
+            except queue.Empty:
+                break
+            if job is None:
+                self._waiting.put(None)
+                break
+            jobs.append(job)
+        return jobs
+
+    def _answer(self, jobs: list[Job]) -> None:
+        """What fails in company is tried alone, so that nobody pays for another's image."""
+        jobs = [job for job in jobs if job.found.running() or job.found.set_running_or_notify_cancel()]
+        if not jobs:
+            return
+        try:
+            found = self.detector.detect([job.ready for job in jobs], 0.0, jobs[0].classes)
+        except Exception as error:
+            if len(jobs) == 1:
+                jobs[0].found.set_exception(error)
+                return
+            for job in jobs:
+                self._answer([job])
+            return
+        for job, detections in zip(jobs, found, strict=True):
+            job.found.set_result(detections)
+
+
+def _of_the_same_classes(jobs: list[Job]) -> list[list[Job]]:
+    """A detector that writes sentences writes only of the classes that it is asked for."""
+    groups: dict[tuple[int, ...] | None, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(job.classes, []).append(job)
+    return list(groups.values())

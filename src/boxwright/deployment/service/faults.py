@@ -1,0 +1,57 @@
+"""What is wrong with a request, as its status and one sentence."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+
+from boxwright.config import UserError
+
+
+class Refused(UserError):  # noqa: N818 (it is an answer)
+    """A request that is not answered, and with which status."""
+
+    def __init__(self, status: int, detail: str):
+        super().__init__(detail)
+        self.status = status
+
+
+class Fault(BaseModel):
+    """Why there is no answer."""
+
+    detail: str
+
+
+REASONS = {
+    400: "The body, or an image in it, cannot be read.",
+    401: "The API key is missing or wrong.",
+    408: "The body took too long to arrive.",
+    413: "The body, an image or the number of images is over its limit.",
+    422: "An argument is missing or cannot be.",
+    500: "The service failed.",
+    503: "Too much is waiting; the header Retry-After says in how many seconds to come back.",
+}
+
+
+def described(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The faults of a route, for its OpenAPI description."""
+    said: dict[int | str, dict[str, Any]] = {}
+    for status in statuses:
+        said[status] = {"model": Fault, "description": REASONS[status]}
+    if 503 in said:
+        said[503]["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
+    if 401 in said:
+        said[401]["headers"] = {"WWW-Authenticate": {"description": "Bearer.", "schema": {"type": "string"}}}
+    return said
+
+
+def refusal(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The answer that says what is wrong; what no text can hold, as a lone surrogate, is replaced."""
+    said = detail.encode("utf-8", "replace").decode()
+    return JSONResponse({"detail": said}, status, dict(headers or {}))
+
+
+def in_words(errors: Sequence[Mapping[str, Any]]) -> str:
+    """Pydantic's errors as one sentence, without what was given, which may be an image."""
+    return "; ".join(f"{'.'.join(map(str, error['loc'][1:])) or 'body'}: {error['msg']}" for error in errors[:5])

@@ -1,0 +1,145 @@
+"""What stands before every route: the key, the limits, the count. A request is refused before its body is read."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from fastapi import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from boxwright.deployment.service.faults import refusal
+from boxwright.deployment.service.limits import Limits
+from boxwright.deployment.service.metrics import Metrics
+
+
+class NoRoomError(Exception):
+    """There is no room for more images."""
+
+
+class Room:
+    """How many images may be waiting or in work; asked by one thread, that of the event loop.
+
+    Args:
+        size: so many.
+        metrics: is told how many there are.
+    """
+
+    def __init__(self, size: int, metrics: Metrics):
+        self.size, self.taken = size, 0
+        metrics.waiting.set_function(lambda: self.taken)
+
+    @contextmanager
+    def take(self, images: int) -> Iterator[None]:
+        """Room for this many; `NoRoomError` where there is none."""
+        if self.taken + images > self.size:
+            raise NoRoomError
+        self.taken += images
+        try:
+            yield
+        finally:
+            self.taken -= images
+
+
+class Guard:
+    """An ASGI layer around the routes.
+
+    Args:
+        app: the routes.
+        limits, room, metrics: of the service.
+        key: the API key, or None where anybody may ask.
+        known: the paths of the routes.
+        open_paths: those that need no key.
+        wait: how many seconds to come back in.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        limits: Limits,
+        room: Room,
+        metrics: Metrics,
+        key: str | None,
+        known: frozenset[str],
+        open_paths: frozenset[str],
+        wait: Callable[[], int],
+    ):
+        self.app, self.limits, self.room, self.metrics = app, limits, room, metrics
+        self.key, self.known, self.open_paths, self.wait = key, known, open_paths, wait
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 500
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self._guarded(scope, receive, counted)
+        finally:
+            path = scope["path"] if scope["path"] in self.known else "other"
+            self.metrics.answered(path, status, time.perf_counter() - started)
+
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = dict(scope["headers"])
+        if self.key is not None and scope["path"] not in self.open_paths and not self._has_key(headers):
+            refused = refusal(401, "the API key is missing or wrong.", {"WWW-Authenticate": "Bearer"})
+            await refused(scope, receive, send)
+        elif scope["method"] != "POST":
+            await self.app(scope, receive, send)
+        elif _length(headers) > self.limits.bytes:
+            await refusal(413, self._too_long())(scope, receive, send)
+        else:
+            await self._with_room(scope, receive, send)
+
+    async def _with_room(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            with self.room.take(1):
+                await self.app(scope, self._limited(receive), send)
+        except NoRoomError:  # before anything was answered: the routes see to their own
+            await no_room(self.wait())(scope, receive, send)
+
+    def _has_key(self, headers: dict[bytes, bytes]) -> bool:
+        kind, _, given = headers.get(b"authorization", b"").partition(b" ")
+        assert self.key is not None
+        return kind.lower() == b"bearer" and secrets.compare_digest(given.strip(), self.key.encode())
+
+    def _limited(self, receive: Receive) -> Receive:
+        """The body, as long as it is not too long and comes in time."""
+        end, size, more = time.monotonic() + self.limits.seconds, 0, True
+
+        async def limited() -> Message:
+            nonlocal size, more
+            if not more:
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), max(0.0, end - time.monotonic()))
+            except TimeoutError:
+                raise HTTPException(408, f"the request took over {self.limits.seconds:g} s to arrive.") from None
+            size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+            if size > self.limits.bytes:
+                raise HTTPException(413, self._too_long())
+            return message
+
+        return limited
+
+    def _too_long(self) -> str:
+        return f"the request is over {self.limits.bytes:,} bytes, which is the limit."
+
+
+def no_room(seconds: int) -> Response:
+    """The answer to who comes while there is no room."""
+    said = "too many images are waiting; come back later, as Retry-After says."
+    return refusal(503, said, {"Retry-After": str(seconds)})
+
+
+def _length(headers: dict[bytes, bytes]) -> int:
+    said = headers.get(b"content-length", b"0")
+    return int(said) if said.isdigit() else 0

@@ -1,0 +1,42 @@
+"""What the service counts, as Prometheus reads it."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+class Metrics:
+    """Counters of one service; several in one process don't get in each other's way."""
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._requests = Counter("boxwright_requests", "Requests answered.", ("path", "status"), registry=self.registry)
+        self._seconds = Histogram(
+            "boxwright_request_seconds", "From the first byte of a request to the last of its answer.", ("path",),
+            buckets=_SECONDS, registry=self.registry,
+        )  # fmt: skip
+        self._batches = Histogram(
+            "boxwright_batch_images", "Images computed at once.", buckets=(1, 2, 4, 8), registry=self.registry
+        )
+        self._computing = Counter(
+            "boxwright_compute_seconds", "Seconds that the detector computed.", registry=self.registry
+        )
+        self.waiting = Gauge("boxwright_images_waiting", "Images waiting or in work.", registry=self.registry)
+
+    def answered(self, path: str, status: int, seconds: float) -> None:
+        """Count a request."""
+        self._requests.labels(path, str(status)).inc()
+        self._seconds.labels(path).observe(seconds)
+
+    def computed(self, images: int, seconds: float) -> None:
+        """Count a batch."""
+        self._batches.observe(images)
+        self._computing.inc(seconds)
+
+    def text(self) -> bytes:
+        """All of it in Prometheus's text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,244 @@
+"""The routes: what they answer, what they refuse, and that they live on."""
+
+import base64
+import json
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
+import numpy as np
+import pytest
+from uploads import picture
+
+from boxwright.detections import Detections
+from boxwright.runtime.finder import Finder
+
+
+def files(*pictures: bytes):
+    return [("images", (f"{i}.png", data, "image/png")) for i, data in enumerate(pictures)]
+
+
+def said(answer, status: int) -> str:
+    """The reason of a refusal."""
+    assert answer.status_code == status, answer.text
+    assert list(answer.json()) == ["detail"]
+    return answer.json()["detail"]
+
+
+def test_an_upload_is_answered_as_a_coco_data_set(client):
+    answer = client.post("/detect", files=files(picture(), picture((50, 70), (5, 6, 25, 66))))
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "images": [
+            {"id": 1, "file_name": "0.png", "width": 96, "height": 64},
+            {"id": 2, "file_name": "1.png", "width": 50, "height": 70},
+        ],
+        "annotations": [
+            {
+                "id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 20, 30, 30], "area": 900, "score": 0.9,
+                "iscrowd": 0,
+            },
+            {
+                "id": 2, "image_id": 2, "category_id": 1, "bbox": [5, 6, 20, 60], "area": 1200, "score": 0.9,
+                "iscrowd": 0,
+            },
+        ],
+        "categories": [{"id": 1, "name": "box"}, {"id": 2, "name": "other"}],
+    }  # fmt: skip
+
+
+def test_thresholds_and_classes(client):
+    def found(**form):
+        answer = client.post("/detect", files=files(picture()), data=form)
+        return [(row["category_id"], row["score"]) for row in answer.json()["annotations"]]
+
+    assert found(threshold=0) == [(1, 0.9), (2, 0.25)]
+    assert found(threshold=0.95) == []
+    assert found(threshold=0, classes=["other"]) == [(2, 0.25)]
+    assert found(threshold=0, classes=["other", "box"]) == [(1, 0.9), (2, 0.25)]
+
+
+def test_base64_says_the_same(client):
+    asked = {"images": [base64.b64encode(picture()).decode()], "threshold": 0.1, "classes": ["other"]}
+    answer = client.post("/detect/base64", json=asked)
+    [row] = answer.json()["annotations"]
+    assert (row["category_id"], row["bbox"]) == (2, [10, 20, 30, 30])
+    assert answer.json()["images"][0]["file_name"] == "image 1"
+
+
+def test_boxes_refer_to_the_image_as_displayed_at_its_full_size(served):
+    turned = picture((64, 96), (10, 20, 40, 50), "jpeg", quality=95, exif=_orientation(6))
+    big = picture((960, 400), (100, 200, 400, 300))
+    answer = served(bytes=10**7).post("/detect", files=files(turned, big)).json()
+    sizes = [(image["width"], image["height"]) for image in answer["images"]]
+    assert sizes == [(96, 64), (960, 400)]
+    assert np.allclose(answer["annotations"][0]["bbox"], [46, 10, 30, 30], atol=2)
+    assert np.allclose(answer["annotations"][1]["bbox"], [100, 200, 300, 100], atol=5)
+
+
+def _orientation(value: int):
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = value
+    return exif
+
+
+@pytest.mark.parametrize("bad", [b"", b"GIF89a", b"%!PS-Adobe-3.0 EPSF-3.0\n", picture()[:60], b"<svg/>"])
+def test_what_is_no_image_is_named_and_the_service_lives_on(client, bad):
+    reason = said(client.post("/detect", files=files(picture(), bad)), 400)
+    assert reason.startswith("1.png cannot be read as an image: ")
+    assert client.post("/detect", files=files(picture())).status_code == 200
+
+
+def test_limits(client):
+    form = {"content-type": "multipart/form-data; boundary=x"}
+    assert "limit of 3" in said(client.post("/detect", files=files(*[picture()] * 4)), 413)
+    assert "1000 x 500 pixels" in said(client.post("/detect", files=files(picture((1000, 500)))), 413)
+    assert "100,000 bytes" in said(client.post("/detect", files=files(bytes(200_000))), 413)
+    assert "100,000 bytes" in said(client.post("/detect", content=(bytes(60_000) for _ in range(2)), headers=form), 413)
+    assert client.get("/metrics").text.count('boxwright_requests_total{path="/detect",status="413"} 4.0') == 1
+
+
+@pytest.mark.parametrize(
+    ("form", "reason"),
+    [
+        ({"threshold": "1"}, "threshold: Input should be less than 1"),
+        ({"threshold": "nan"}, "threshold"),
+        ({"threshold": "half"}, "threshold"),
+        ({"classes": "boxx"}, "did you mean 'box'?"),
+        ({"classes": "\N{SNOWMAN}"}, "doesn't know the class"),
+    ],
+)
+def test_arguments_that_cannot_be(client, form, reason):
+    assert reason in said(client.post("/detect", files=files(picture()), data=form), 422)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "reason"),
+    [
+        ('{"images": []}', 422, "images"),
+        ('{"images": ["####"]}', 400, "image 1 is not base64"),
+        ('{"images": [""]}', 400, "image 1 cannot be read as an image: it is empty"),
+        ('{"images": ["AAAA"], "threshold": NaN}', 422, "threshold"),
+        ('{"images": ["AAAA"], "limit": 0.5}', 422, "limit"),
+        ('{"images": ["file:///etc/passwd"]}', 400, "image 1 is not base64"),
+        ('{"images": ["AAAA"], "classes": ["\\ud800"]}', 422, "classes"),
+        ("[" * 50_000, 400, "body"),
+        ("", 422, "body"),
+    ],
+)
+def test_text_that_cannot_be(client, body, status, reason):
+    answer = client.post("/detect/base64", content=body, headers={"content-type": "application/json"})
+    assert reason in said(answer, status)
+
+
+def test_a_key_is_demanded_where_there_is_one(served):
+    client = served(key="secret")
+    asked = {"files": files(picture())}
+    assert "key" in said(client.post("/detect", **asked), 401)
+    assert client.post("/detect", **asked, headers={"Authorization": "Bearer wrong"}).status_code == 401
+    assert client.post("/detect", **asked, headers={"Authorization": "Bearer secret"}).status_code == 200
+    assert client.get("/metrics").status_code == client.get("/model").status_code == 401
+    assert client.get("/healthz").status_code == client.get("/").status_code == 200
+
+
+def test_the_page_fetches_nothing_from_elsewhere(client):
+    answer = client.get("/")
+    assert "default-src 'self'" in answer.headers["content-security-policy"]
+    for path in ("/", "/page.js", "/page.css"):
+        text = client.get(path).text
+        assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_openapi_describes_the_routes(client):
+    paths = client.get("/openapi.json").json()["paths"]
+    assert set(paths) == {"/detect", "/detect/base64", "/model", "/healthz", "/metrics"}
+    assert set(paths["/detect"]["post"]["responses"]) == {"200", "400", "401", "408", "413", "422", "500", "503"}
+
+
+class Slow(Finder):
+    """Finds nothing, once it is let go; remembers its batches."""
+
+    names, image_size = ("box",), 64
+
+    def __init__(self):
+        self.go, self.begun, self.batches = Event(), Event(), []
+
+    def detect(self, ready, threshold, classes):
+        self.begun.set()
+        assert self.go.wait(20)
+        self.batches.append(len(ready))
+        if any(one.size == (13, 13) for one in ready):
+            raise RuntimeError("cannot")
+        nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), self.names)
+        return [nothing] * len(ready)
+
+
+def test_requests_are_computed_together_and_who_finds_no_room_is_told_when_to_come_back(served):
+    slow = Slow()
+    client = served(slow, queue=6)
+    with ThreadPoolExecutor(8) as pool:
+        first = pool.submit(client.post, "/detect", files=files(picture()))
+        assert slow.begun.wait(10)
+        others = [pool.submit(client.post, "/detect", files=files(picture())) for _ in range(5)]
+        while "boxwright_images_waiting 6.0" not in client.get("/metrics").text:
+            pass
+        refused = client.post("/detect", files=files(picture()))
+        assert "come back" in said(refused, 503)
+        assert int(refused.headers["retry-after"]) >= 1
+        assert client.get("/healthz").status_code == 200
+        slow.go.set()
+        assert {one.result().status_code for one in [first, *others]} == {200}
+    assert slow.batches[0] == 1
+    assert sum(slow.batches) == 6
+    assert len(slow.batches) <= 3
+    assert "boxwright_images_waiting 0.0" in client.get("/metrics").text
+
+
+def test_several_images_of_one_request_need_room_for_each(served):
+    slow = Slow()
+    client = served(slow, queue=3)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.post, "/detect", files=files(picture()))
+        assert slow.begun.wait(10)
+        assert client.post("/detect", files=files(*[picture()] * 3)).status_code == 503
+        slow.go.set()
+        assert first.result().status_code == 200
+    assert client.post("/detect", files=files(*[picture()] * 3)).status_code == 200
+
+
+def test_what_takes_too_long_is_given_up(served):
+    slow = Slow()
+    client = served(slow, seconds=0.2)
+    assert client.post("/detect", files=files(picture())).status_code == 503
+    slow.go.set()
+    assert client.post("/detect", files=files(picture())).status_code == 200
+
+
+def test_an_image_that_breaks_the_detector_breaks_no_other(served):
+    slow = Slow()
+    client = served(slow)
+    with ThreadPoolExecutor(8) as pool:
+        first = pool.submit(client.post, "/detect", files=files(picture()))
+        assert slow.begun.wait(10)
+        bad = pool.submit(client.post, "/detect", files=files(picture((13, 13))))
+        good = pool.submit(client.post, "/detect", files=files(picture()))
+        while "boxwright_images_waiting 3.0" not in client.get("/metrics").text:
+            pass
+        slow.go.set()
+        assert (first.result().status_code, good.result().status_code) == (200, 200)
+        assert said(bad.result(), 500) == "the service failed; its log says why."
+
+
+def test_metrics_count(client):
+    client.post("/detect", files=files(picture()))
+    client.get("/nowhere/at/all")
+    text = client.get("/metrics").text
+    assert 'boxwright_requests_total{path="/detect",status="200"} 1.0' in text
+    assert 'boxwright_requests_total{path="other",status="404"} 1.0' in text
+    assert "boxwright_batch_images_count 1.0" in text
+
+
+def test_answers_are_json_as_it_is_written(client):
+    answer = client.post("/detect", files=[("images", ("grö\u00dfe.png", picture(), "image/png"))])
+    assert json.loads(answer.content)["images"][0]["file_name"] == "größe.png"

@@ -207,8 +207,8 @@ def test_a_warning_says_that_objects_are_left_out():
     boxes, labels = torch.rand(2, 5, 4), torch.zeros(2, 5, dtype=torch.int64)
     valid = torch.tensor([[True] * 5, [True] * 2 + [False] * 3])
     with pytest.warns(UserWarning, match="more objects than a sentence: as many as fit are taught"):
-        s.shuffled(boxes, labels, valid, 3)
+        s.ordered(boxes, labels, valid, 3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert s.shuffled(boxes, labels, valid, 5)[2].sum() == 7
-        assert s.shuffled(boxes[1:], labels[1:], valid[1:], 3)[2].sum() == 2
+        assert s.ordered(boxes, labels, valid, 5)[2].sum() == 7
+        assert s.ordered(boxes[1:], labels[1:], valid[1:], 3)[2].sum() == 2

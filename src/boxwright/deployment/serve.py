@@ -6,6 +6,8 @@ import os
 import socket
 from pathlib import Path
 
+from PIL import Image
+
 from boxwright.config import UserError, require
 from boxwright.console import make_console
 from boxwright.deployment.service.limits import Limits
@@ -49,6 +51,9 @@ def serve(
         raise UserError(how_to_install("serving", error.name)) from None
     with _listening(host, port) as listener:
         detector = open_detector(model, device)
+        blank = Image.new("RGB", (detector.image_size,) * 2)
+        # The first time takes longer, and shows whether the model computes at all.
+        detector.detect([detector.decode(blank)], 0.5, None)
         config = uvicorn.Config(
             make_app(detector, limits, key), log_level="warning", access_log=False, backlog=_BACKLOG, ws="none",
             timeout_graceful_shutdown=int(limits.seconds) + 1, server_header=False,

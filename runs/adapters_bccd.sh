@@ -8,6 +8,6 @@ for how in full lora head; do
     boxwright train src/boxwright/bundled/bccd --val-split test --image-size 128 --epochs 4 --adapt "$how" --out "$run/$how"
 done
 for how in full lora head; do
-    boxwright evaluate "$run/$how/best" src/boxwright/bundled/bccd --split test --out "$run/$how-scores" | grep "0.50:0.95.*all.*100"
+    boxwright evaluate "$run/$how/best" src/boxwright/bundled/bccd --split test --out "$run/$how-scores" | grep "(AP).*0.50:0.95.*area=   all"
     ls -l "$run/$how/best.safetensors"
 done

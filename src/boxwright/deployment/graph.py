@@ -8,13 +8,23 @@ The letterbox is written in ONNX, as it depends on sizes that are only known whe
 exported. Pillow's and onnxruntime's resizing agree in all but a few pixels, and in those to one grey level.
 """
 
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
 import onnx
 import torch
+from onnxscript import opset20 as op
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from boxwright.models.deformable import Deformable
 from boxwright.models.detr import Detr
-from boxwright.types import Detector
+from boxwright.models.replication import Replication
+from boxwright.types import Detector, Predictions
 
 OPSET, IR_VERSION = 20, 10
 CANVAS = ("canvas", "size", "original")  # between the two graphs
@@ -28,9 +38,7 @@ letterbox (uint8[batch, height, width, 3] images)
 <
   float[2] fit_side = {{{side}, {side}}},
   int64[1] fit_one = {{1}},
-  int64[1] fit_three = {{3}},
-  int64[2] fit_sides = {{{side}, {side}}},
-  int64[6] fit_nothing = {{0, 0, 0, 0, 0, 0}}
+  int64[1] fit_three = {{3}}
 >
 {{
   original = Shape <start = 1, end = 3> (images)
@@ -48,6 +56,8 @@ letterbox (uint8[batch, height, width, 3] images)
 }}
 """
 _PADDED = """fit_planes = Transpose <perm = [0, 3, 1, 2]> (fit_resized)
+  fit_sides = Cast <to = 7> (fit_side)
+  fit_nothing = Constant <value_ints = [0, 0, 0, 0, 0, 0]> ()
   fit_room = Sub (fit_sides, size)
   fit_pads = Concat <axis = 0> (fit_nothing, fit_room)
   canvas = Pad (fit_planes, fit_pads)"""
@@ -56,7 +66,7 @@ _UNPADDED = "canvas = Transpose <perm = [0, 3, 1, 2]> (fit_resized)"
 
 def pads(detector: Detector) -> bool:
     """Whether it looks at a square canvas; detectors of DETR's kind look no further than the images reach."""
-    return not isinstance(detector, Detr | Deformable)
+    return not isinstance(detector, Detr | Deformable | Replication)
 
 
 def letterbox(side: int, padded: bool) -> onnx.ModelProto:
@@ -79,7 +89,7 @@ class Core(nn.Module):
 
     def __init__(self, detector: Detector):
         super().__init__()
-        self.detector = detector
+        self.detector = prepared(detector)
 
     def forward(self, canvas_BCHW: Tensor, size_2: Tensor, original_2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes (B, D, 4) in pixels of the original, clipped to it; scores and labels (B, D), best first.
@@ -89,15 +99,108 @@ class Core(nn.Module):
             size_2: height and width of the part of the canvas that is image.
             original_2: height and width of the images before they were resized.
         """
-        said = self.detector.decode(self.detector(canvas_BCHW, size_2.expand(len(canvas_BCHW), -1)))
-        scale_2 = torch.tensor(canvas_BCHW.shape[-2:]) / size_2 * original_2  # as `Predictions.to_detections`
-        scale_4, limit_4 = scale_2.flip(0).repeat(2), original_2.flip(0).repeat(2)
-        boxes_BD4 = torch.minimum((said.boxes_BD4.float() * scale_4).clamp(min=0), limit_4.float())
-        return boxes_BD4, said.scores_BD.float(), said.labels_BD
+        said = self.detector.decode(self.detector(canvas_BCHW, size_2.expand(canvas_BCHW.shape[0], -1)))
+        return in_pixels(said, torch.tensor(canvas_BCHW.shape[-2:]), size_2, original_2)
 
-    def example(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs like those of the graph, of two images."""
-        side = self.detector.image_size
-        height, width = (side, side) if pads(self.detector) else (side * 3 // 4, side)
-        canvas_BCHW = torch.zeros(2, 3, height, width, dtype=torch.uint8)
-        return canvas_BCHW, torch.tensor([side * 3 // 4, side]), torch.tensor([480, 640])
+
+def in_pixels(said: Predictions, canvas_2: Tensor, size_2: Tensor, original_2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes in pixels of the original, clipped to it, scores and labels; numbers as `Predictions.to_detections` has
+    them.
+
+    Args:
+        said: in [0, 1] of the canvas.
+        canvas_2, size_2, original_2: height and width of the canvas, of the part of it that is image, and of the image
+            before it was resized.
+    """
+    scale_2 = canvas_2 / size_2 * original_2
+    scale_4, limit_4 = scale_2.flip(0).repeat(2), original_2.flip(0).repeat(2)
+    boxes_BD4 = torch.minimum((said.boxes_BD4.float() * scale_4).clamp(min=0), limit_4.float())
+    return boxes_BD4, said.scores_BD.float(), said.labels_BD
+
+
+def prepared(detector: Detector) -> Detector:
+    """A copy that can be exported."""
+    copy = deepcopy(detector).requires_grad_(False)
+    for parent in list(copy.modules()):
+        for name, module in parent.named_children():
+            if type(module) is Conv2dSame and module.dilation == (1, 1):
+                setattr(parent, name, SameConv(module))
+    return copy
+
+
+def example(detector: Detector) -> tuple[Tensor, Tensor, Tensor]:
+    """What the letterbox gives, of two images."""
+    side = detector.image_size
+    height, width = (side, side) if pads(detector) else (side * 3 // 4, side)
+    canvas_BCHW = torch.zeros(2, 3, height, width, dtype=torch.uint8)
+    return canvas_BCHW, torch.tensor([side * 3 // 4, side]), torch.tensor([480, 640])
+
+
+class SameConv(nn.Module):
+    """A convolution with TensorFlow's padding, as ONNX has it; in sizes that are not known yet, torch would lose itself.
+
+    Args:
+        conv: timm's, which it stands for in a graph.
+    """
+
+    def __init__(self, conv: Conv2dSame):
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """The maps."""
+        if not torch.compiler.is_exporting():
+            return self.conv(x_BCHW)
+        conv, (images, _, height, width) = self.conv, x_BCHW.shape
+        down, across = conv.stride
+        return torch.onnx.ops.symbolic(
+            "Conv",
+            [x_BCHW, conv.weight, *([] if conv.bias is None else [conv.bias])],
+            {"auto_pad": "SAME_UPPER", "group": conv.groups, "kernel_shape": list(conv.kernel_size),
+             "strides": list(conv.stride)},
+            dtype=x_BCHW.dtype,
+            shape=[images, conv.out_channels, (height + down - 1) // down, (width + across - 1) // across],
+            version=OPSET,
+        )  # fmt: skip
+
+
+def stable_sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
+    """`torch.sort` in ONNX, for the exporter; of equal values, `TopK` takes the first one first."""
+    return op.TopK(x, op.Gather(op.Shape(x), [dim]), axis=dim, largest=int(descending), sorted=1)
+
+
+def converted(
+    module: nn.Module, given: tuple[Tensor, ...], shapes: tuple[Any, ...], inputs: Sequence[str], outputs: Sequence[str]
+) -> onnx.ModelProto:
+    """The graph of a module.
+
+    Args:
+        module: in evaluation mode.
+        given: what it is given, as an example.
+        shapes: which axes of that may change, as `torch.export` has it.
+        inputs, outputs: their names.
+    """
+    with _quiet():
+        program = torch.onnx.export(
+            module, given, dynamo=True, opset_version=OPSET, verbose=False,
+            input_names=inputs, output_names=outputs, dynamic_shapes=shapes,
+            custom_translation_table={torch.ops.aten.sort.stable: stable_sort},
+        )  # fmt: skip
+    assert program is not None
+    model = program.model_proto
+    for number, node in enumerate(model.graph.node):
+        node.name = node.name or f"{node.op_type}_{number}"  # by which a layer can be spoken of
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks to its own developers."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,10 +1,7 @@
 """A detector as one ONNX file."""
 
 import json
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,9 @@ import torch
 from torch.export import Dim
 
 from boxwright.config import require
-from boxwright.deployment.graph import CANVAS, OPSET, OUTPUTS, Core, letterbox, pads
+from boxwright.deployment.graph import CANVAS, OPSET, OUTPUTS, Core, converted, example, letterbox, pads
+from boxwright.deployment.loop import writer_graph
+from boxwright.deployment.writers import Writer
 from boxwright.models import zoo
 from boxwright.types import Detector
 
@@ -26,26 +25,16 @@ def to_onnx(detector: Detector) -> onnx.ModelProto:
     """The graph from `images` (B, H, W, 3) uint8 to `boxes`, `scores` and `labels`, in fp32.
 
     Args:
-        detector: on the CPU, in evaluation mode; its weights stop learning.
+        detector: on the CPU, in evaluation mode.
 
     Raises:
         UserError: if its weights take 2 GB or more.
     """
     size = sum(tensor.nbytes for tensor in detector.state_dict().values())
     require(size < MOST_BYTES, f"the weights take {size / 2**30:.1f} GB; one ONNX file holds less than 2 GB.")
-    core = Core(detector.requires_grad_(False)).eval()
-    rows = Dim.DYNAMIC
-    shape = {0: rows} if pads(detector) else {0: rows, 2: rows, 3: rows}
-    with _quiet():
-        program = torch.onnx.export(
-            core, core.example(), dynamo=True, opset_version=OPSET, verbose=False,
-            input_names=CANVAS, output_names=OUTPUTS, dynamic_shapes=(shape, None, None),
-        )  # fmt: skip
-    assert program is not None
-    fit = letterbox(detector.image_size, pads(detector))
-    model = _named(program.model_proto)
-    model.ir_version = fit.ir_version
-    whole = onnx.compose.merge_models(fit, model, [(name, name) for name in CANVAS])
+    fit, rest = letterbox(detector.image_size, pads(detector)), _rest(detector)
+    rest.ir_version = fit.ir_version
+    whole = onnx.compose.merge_models(fit, rest, [(name, name) for name in CANVAS])
     whole.graph.name = "boxwright"
     _name_axes(whole)
     describe(whole, detector, "fp32")
@@ -77,13 +66,6 @@ def metadata(model: onnx.ModelProto) -> Mapping[str, str]:
     return {entry.key: entry.value for entry in model.metadata_props}
 
 
-def _named(model: onnx.ModelProto) -> onnx.ModelProto:
-    """With a name for each node, by which a layer can be spoken of."""
-    for number, node in enumerate(model.graph.node):
-        node.name = node.name or f"{node.op_type}_{number}"
-    return model
-
-
 def _name_axes(model: onnx.ModelProto) -> None:
     """The names of the sizes of inputs and outputs that readers see."""
     for output, rest in zip(model.graph.output, ([4], [], []), strict=True):
@@ -93,14 +75,10 @@ def _name_axes(model: onnx.ModelProto) -> None:
                 dim.dim_param = size
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks to its own developers."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+def _rest(detector: Detector) -> onnx.ModelProto:
+    """All that follows the letterbox."""
+    if isinstance(detector, Writer):
+        return writer_graph(detector)
+    rows = Dim.DYNAMIC
+    canvas = {0: rows} if pads(detector) else {0: rows, 2: rows, 3: rows}
+    return converted(Core(detector).eval(), example(detector), (canvas, None, None), CANVAS, OUTPUTS)

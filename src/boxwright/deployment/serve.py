@@ -58,6 +58,7 @@ def serve(
             make_app(detector, limits, key), log_level="warning", access_log=False, backlog=_BACKLOG, ws="none",
             timeout_graceful_shutdown=int(limits.seconds) + 1, server_header=False,
         )  # fmt: skip
+        listener.listen(_BACKLOG)  # who reads the address may ask at once
         shown = f"[{host}]" if ":" in host else host
         console = make_console()
         console.print(f"{model}: http://{shown}:{listener.getsockname()[1]} (Ctrl-C ends it)")

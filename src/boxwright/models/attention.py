@@ -123,7 +123,7 @@ class DecoderBlock(nn.Module):
 
     def _look_at_image(self, x_BLE: Tensor, image: KeysValues) -> Tensor:
         """Sentences of one image ask side by side, as one long row: its keys and values are used as they are."""
-        images = len(image.keys_BHLE)
+        images = image.keys_BHLE.shape[0]
         return self.cross_attention(x_BLE.reshape(images, -1, x_BLE.shape[-1]), image).view_as(x_BLE)
 
 

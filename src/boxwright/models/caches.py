@@ -30,6 +30,12 @@ class KeysValues(NamedTuple):
         self.keys_BHLE.index_copy_(2, positions_L, new.keys_BHLE)
         self.values_BHLE.index_copy_(2, positions_L, new.values_BHLE)
 
+    def hidden(self, positions_L: Tensor) -> Tensor | None:
+        """`Place.hidden_LR` of tokens that stand at these positions, which see themselves and all before them."""
+        later_LR = torch.arange(self.keys_BHLE.shape[2], device=self.keys_BHLE.device) > positions_L[:, None]
+        nothing_LR = torch.zeros_like(later_LR, dtype=self.keys_BHLE.dtype)
+        return nothing_LR.masked_fill(later_LR, -torch.inf)
+
     def first(self, length: int) -> KeysValues:
         """The first places, sharing their memory."""
         return KeysValues(self.keys_BHLE[:, :, :length], self.values_BHLE[:, :, :length])
@@ -41,10 +47,11 @@ class Place(NamedTuple):
     Attributes:
         positions_L: int64, the same in all rows.
         hidden_LR: added to attention's scores: -inf where a token must not look, else 0; for each place of the cache.
+            None if it may look at all of them.
     """
 
     positions_L: Tensor
-    hidden_LR: Tensor
+    hidden_LR: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -66,12 +73,12 @@ class Cache:
     def empty(cls, image: Iterable[KeysValues], length: int, each: int = 1, seen_B11M: Tensor | None = None) -> Cache:
         """Room for `each` sentences an image, of at most this length; `image` is taken layer by layer."""
         packed = [KeysValues(*(tensor.contiguous() for tensor in kv)) for kv in image]  # a step reads all of them
-        return cls([kv.room(each * len(kv.keys_BHLE), length) for kv in packed], packed, seen_B11M)
+        return cls([kv.room(each * kv.keys_BHLE.shape[0], length) for kv in packed], packed, seen_B11M)
 
     @property
     def rows(self) -> int:
         """Sentences being written."""
-        return len(self.sentence[0].keys_BHLE)
+        return self.sentence[0].keys_BHLE.shape[0]
 
     def first(self, length: int) -> Cache:
         """The same cache, where only the first places are looked at and can be written."""
@@ -84,6 +91,4 @@ class Cache:
 
     def place(self, positions_L: Tensor) -> Place:
         """Tokens see themselves and all before them."""
-        keys_BHRE = self.sentence[0].keys_BHLE
-        later_LR = torch.arange(keys_BHRE.shape[2], device=keys_BHRE.device) > positions_L[:, None]
-        return Place(positions_L, torch.zeros_like(later_LR, dtype=keys_BHRE.dtype).masked_fill(later_LR, -torch.inf))
+        return Place(positions_L, self.sentence[0].hidden(positions_L))

@@ -229,7 +229,7 @@ class Deformable(Detector):
 
     def queries(self, raw: Raw) -> Queries:
         """Where the decoder begins: as many queries as the configuration says, or as there are cells."""
-        c, images = self.config, len(raw.cells.x_BTE)
+        c, images = self.config, raw.cells.x_BTE.shape[0]
         if raw.proposals is None:
             places_BQE = self.place_embedding.expand(images, -1, -1)
             contents_BQE = self.content_embedding.expand(images, -1, -1)

@@ -208,7 +208,7 @@ class Decoder(nn.Module):
 
     def forward(self, cells: Cells) -> list[Tensor]:
         """What each layer makes of the queries, normed, (B, Q, E) each."""
-        queries_BQE = self.query_embedding.expand(len(cells.x_BME), -1, -1)
+        queries_BQE = self.query_embedding.expand(cells.x_BME.shape[0], -1, -1)
         x_BQE = torch.zeros_like(queries_BQE)
         states = []
         for layer in self.layers:

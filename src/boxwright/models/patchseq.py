@@ -350,7 +350,7 @@ class PatchDecoder(nn.Module):
 
     def _embed(self, tokens_BL: Tensor, positions_L: Tensor, words: PatchWords) -> Tensor:
         """(B, L, E): from the table, or of the patch; several consecutive rows may belong to one image."""
-        images = len(words.read_BPE)
+        images = words.read_BPE.shape[0]
         patch_IR = (tokens_BL - self.fixed).clamp(min=0).view(images, -1)
         patches_IRE = words.read_BPE.gather(1, patch_IR[..., None].expand(-1, -1, words.read_BPE.shape[-1]))
         fixed_BLE = self.token_embedding[tokens_BL.clamp(max=self.fixed - 1)]

@@ -323,7 +323,7 @@ class Encoder(nn.Module):
         x_BME = self.stem_norm(self.stem_projection(self.dropout(features_BCHW.flatten(2).transpose(1, 2))))
         x_BME = x_BME + self.positions(height, width, x_BME.device)
         if self.cls_token_embedding is not None:
-            x_BME = torch.cat([self.cls_token_embedding.expand(len(x_BME), -1, -1), x_BME], 1)
+            x_BME = torch.cat([self.cls_token_embedding.expand(x_BME.shape[0], -1, -1), x_BME], 1)
         for layer in self.layers:
             x_BME = layer(x_BME)
         return self.norm(x_BME)

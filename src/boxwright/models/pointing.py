@@ -83,7 +83,7 @@ class Pointer(nn.Module):
             history: of the words up to here.
             grid: rows and columns of patches.
         """
-        asked_ILE = (self.ask(x_BLE) / x_BLE.shape[-1] ** 0.5).reshape(len(answers_IPE), -1, x_BLE.shape[-1])
+        asked_ILE = (self.ask(x_BLE) / x_BLE.shape[-1] ** 0.5).reshape(answers_IPE.shape[0], -1, x_BLE.shape[-1])
         match_BLP = (asked_ILE @ answers_IPE.mT).view(*x_BLE.shape[:2], -1)
         again_BLP = torch.einsum("blk,bklp->blp", self.again(x_BLE), marks(history.said_B2LP, grid).to(x_BLE.dtype))
         return match_BLP + again_BLP + self._window(x_BLE, history.last_BL, grid)

@@ -163,8 +163,10 @@ class Replication(Detector):
 
     def forward(self, images_BCHW: Tensor, sizes_B2: Tensor) -> Raw:
         """What the decoder looks at. A batch is padded only as far as its largest image, as the originals do it."""
-        height, width = sizes_B2.amax(0).tolist()
-        cut_BCHW = images_BCHW[..., :height, :width]
+        cut_BCHW = images_BCHW
+        if not torch.compiler.is_exporting():  # a graph gets images of one size, without padding
+            height, width = sizes_B2.amax(0).tolist()
+            cut_BCHW = images_BCHW[..., :height, :width]
         mask_BHW = image_mask(cut_BCHW, sizes_B2)
         normed_BCHW = (pixels(cut_BCHW) - self.mean) / self.std * mask_BHW[:, None]
         features_BCHW = self.features(normed_BCHW)
@@ -281,6 +283,10 @@ class Replication(Detector):
             begun_BL = F.pad(said.tokens_BL[:, :-1], (1, 0), value=self.config.start)
             scores_BN5V = self.decoder(begun_BL, raw.memory).unflatten(1, (-1, WORDS))
             coordinates_BN4 = scores_BN5V[:, :, :-1, : self.config.coordinates].argmax(-1)
+        return self.found(coordinates_BN4, said, raw)
+
+    def found(self, coordinates_BN4: Tensor, said: Generated, raw: Raw) -> Predictions:
+        """Boxes of these coordinates, with the classes and scores of sentences."""
         best_BN, labels_BN = said.class_log_probs_BNK.max(-1)
         ended_BN = (said.tokens_BL == self.config.end).cumsum(1).unflatten(1, (-1, WORDS)).any(-1)
         return Predictions(self.boxes(coordinates_BN4, raw), best_BN.exp().masked_fill(ended_BN, 0), labels_BN)

@@ -116,4 +116,23 @@ def draws(seed: int | tuple[int, ...], rows: int, length: int) -> Tensor:
     """
     seeds = (seed,) * rows if isinstance(seed, int) else seed
     require(len(seeds) == rows, f"there are {len(seeds)} seeds for {rows} images; give one for each, or one for all.")
-    return torch.stack([torch.rand(length, generator=torch.Generator().manual_seed(one)) for one in seeds])
+    return uniform(torch.tensor(seeds, dtype=torch.int64)[:, None], torch.arange(length))
+
+
+def uniform(seeds: Tensor, places: Tensor) -> Tensor:
+    """The draw from [0, 1) at each place of what begins with each seed; both int64, at least 0, and they broadcast.
+
+    A hash, not a generator, and of plain arithmetic: any device, and an exported graph, draw the same numbers in any
+    order.
+    """
+    low, high = seeds % 2**32 ^ 0x1E3779B9, seeds // 2**32  # zeros would be mixed to zeros
+    return (_mix(_mix(_mix(low) ^ high) ^ places) // 2**8).float() / 2**24  # as many bits as float32 has
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Another number from 0 to 2^32 - 1 for each: one changed bit of `x` changes each bit of it in about half of all
+    cases (xor-shift and multiply). The factors are under 2^31, so that no product overflows.
+    """
+    for factor in (0x7FEB352D, 0x21F0AAAD, 0x31848BAB):
+        x = ((x ^ (x // 2**16)) * factor) % 2**32
+    return x ^ (x // 2**15)

@@ -1,0 +1,274 @@
+"""The graphs of detectors that write sentences: before the first word, one object, and after the last word.
+
+        canvas ── begin ──┬── what each layer sees of the image ───────────┐
+                          └── empty caches, the start word ── one object ──┴── ... one object ── end ── boxes
+                                                              └────────── a loop ────────────┘
+
+An object is written by the same code as in torch (`boxwright.models.draft`), with two differences: caches grow by what
+is written, where torch hides the places that are not yet; and the words of an object are all that is looked at, as the
+loop collects them.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from boxwright.config import require
+from boxwright.deployment.graph import in_pixels, prepared
+from boxwright.models.caches import Cache, KeysValues
+from boxwright.models.decoding import GREEDY
+from boxwright.models.draft import Draft, Generated
+from boxwright.models.grammar import Grammar
+from boxwright.models.patchseq import PatchCache, PatchSeq, PatchWords, Seen
+from boxwright.models.pix2seq import Pix2Seq
+from boxwright.models.pointing import History
+from boxwright.models.replication import Raw, Replication
+from boxwright.models.sampling import Sampling, uniform
+from boxwright.types import Detector, Predictions
+
+Writer = Pix2Seq | PatchSeq | Replication
+
+
+@dataclass(frozen=True)
+class Language:
+    """What a detector writes in, and how it chooses its words."""
+
+    grammar: Grammar
+    objects: int
+    sampling: Sampling
+
+
+def language(detector: Writer) -> Language:
+    """As the detector's own `write` has it.
+
+    Raises:
+        UserError: for settings that are not in the graph.
+    """
+    c = detector.config
+    if isinstance(detector, Replication):
+        return Language(detector.grammar(), c.max_objects, GREEDY)
+    if isinstance(detector, PatchSeq):
+        sampling = Sampling(top_k=c.top_k, end_bias=-torch.inf if c.noise else c.end_bias)
+        return Language(vocabulary(detector).grammar(c.noise), c.max_objects, sampling)
+    sampling = c.sampling
+    sampling.check()
+    only = "one file holds greedy writing and sampling"
+    require(sampling.beams == 1, f"{only}, not beams={sampling.beams}; set beams=1.")
+    require(sampling.repeats, f"{only}, and lets objects be repeated; set repeats=True.")
+    grammar = detector.vocabulary.grammar(len(detector.names), None, not c.grammar)
+    return Language(grammar, c.max_objects, sampling)
+
+
+def vocabulary(detector: PatchSeq) -> Any:
+    """The words for images of the size it is made for."""
+    return detector.vocabulary(detector.image_size, detector.image_size)
+
+
+def seeds(detector: Detector, images: int) -> Tensor | None:
+    """What torch begins to draw with, for each image of a batch, (B,); None where nothing is drawn."""
+    if not isinstance(detector, Writer) or not language(detector).sampling.draws:
+        return None
+    first = detector.config.seed
+    return torch.zeros(images, dtype=torch.int64) if first is None else torch.arange(first, first + images)
+
+
+class Growing:
+    """Keys and values that are what has been written, and nothing else."""
+
+    def __init__(self, keys_BHLE: Tensor, values_BHLE: Tensor):
+        self.keys_BHLE, self.values_BHLE = keys_BHLE, values_BHLE
+
+    def write(self, positions_L: Tensor, new: KeysValues) -> None:
+        """Behind what is there."""
+        self.keys_BHLE = torch.cat([self.keys_BHLE, new.keys_BHLE], 2)
+        self.values_BHLE = torch.cat([self.values_BHLE, new.values_BHLE], 2)
+
+    def hidden(self, positions_L: Tensor) -> None:
+        """Nothing is."""
+        return
+
+
+class Begin(nn.Module):
+    """From the canvas to what the first object needs.
+
+    Args:
+        detector: in evaluation mode.
+    """
+
+    def __init__(self, detector: Writer):
+        super().__init__()
+        self.detector = prepared(detector)
+
+    def forward(self, canvas_BCHW: Tensor, size_2: Tensor) -> tuple[Tensor, ...]:
+        """`state`, then `seen`, flat; see `State`."""
+        cache = self.cache(canvas_BCHW, size_2)
+        rows = canvas_BCHW.shape[0]
+        start_B1 = torch.full((rows, 1), language(self.detector).grammar.start)  # type: ignore[arg-type]
+        ended_B1 = torch.zeros(rows, 1, dtype=torch.bool)
+        said = list(cache.history) if isinstance(cache, PatchCache) else []
+        return (start_B1, ended_B1, *said, *_flat(cache.sentence), *seen(cache))
+
+    def cache(self, canvas_BCHW: Tensor, size_2: Tensor) -> Cache:
+        """A cache without a place."""
+        detector: Any = self.detector
+        raw = detector(canvas_BCHW, size_2.expand(canvas_BCHW.shape[0], -1))
+        return detector.decoder.start(raw.memory if isinstance(detector, Replication) else raw, 0)
+
+
+def seen(cache: Cache) -> list[Tensor]:
+    """What stays the same from object to object."""
+    words = list(cache.words[:2]) if isinstance(cache, PatchCache) else []
+    mask = [] if cache.seen_B11M is None else [cache.seen_B11M]
+    return [*_flat(cache.image), *mask, *words]
+
+
+def _flat(pairs: list[KeysValues]) -> list[Tensor]:
+    return [tensor for pair in pairs for tensor in (pair.keys_BHLE, pair.values_BHLE)]
+
+
+def _pairs(tensors: list[Tensor], kind: Any) -> list[Any]:
+    return [kind(*tensors[n : n + 2]) for n in range(0, len(tensors), 2)]
+
+
+class OneObject(nn.Module):
+    """The next object of every sentence.
+
+    Args:
+        detector: in evaluation mode.
+    """
+
+    def __init__(self, detector: Writer):
+        super().__init__()
+        self.decoder, self.language = detector.decoder, language(detector)
+        self.layers, self.points = len(detector.decoder.layers), isinstance(detector, PatchSeq)
+        self.masked = isinstance(detector, Replication)
+        self.grid = vocabulary(detector).grid if isinstance(detector, PatchSeq) else (0, 0)
+        self.coordinates = detector.config.coordinates if isinstance(detector, Replication) else None
+
+    @property
+    def carried(self) -> int:
+        """Tensors that one object hands to the next: the last word, whether it has ended, history and caches."""
+        return 2 + 2 * self.points + 2 * self.layers
+
+    def forward(self, number: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Whether to go on; what the next object needs; the object's words (B, S), their log-probabilities (B, S) and
+        those of the classes (B, K); for replications, the most probable coordinates (B, S - 1).
+
+        Args:
+            number: of the object, from 0.
+            tensors: what `Begin` gives; behind it the seeds (B,), if any are needed.
+        """
+        (last_B1, ended_B1, *state), rest = tensors[: self.carried], list(tensors[self.carried :])
+        seed_B = rest.pop() if self.language.sampling.draws else None
+        history = History(*(part.clone() for part in state[:2])) if self.points else None
+        cache = self._cache(state[2 * self.points :], rest, history)
+        draft = ObjectDraft(self.decoder, self.language, cache, number, seed_B, last_B1, ended_B1)
+        draft.write_object(0)
+        said = draft.generated()
+        goes_on = ~draft.ended_B1.all() if self.language.sampling.may_end else torch.ones((), dtype=torch.bool)
+        told = list(cache.history) if isinstance(cache, PatchCache) else []
+        next_state = (said.tokens_BL[:, -1:], draft.ended_B1, *told, *_flat(cache.sentence))
+        words = (said.tokens_BL, said.log_probs_BL, said.class_log_probs_BNK[:, 0])
+        return (goes_on, *next_state, *words, *self._coordinates(draft))
+
+    def _cache(self, sentence: list[Tensor], rest: list[Tensor], history: History | None) -> Cache:
+        image, more = _pairs(rest[: 2 * self.layers], KeysValues), rest[2 * self.layers :]
+        mask = more[0] if self.masked else None
+        cache = Cache(_pairs(sentence, Growing), image, mask)
+        if history is None:
+            return cache
+        words = PatchWords(more[0], more[1], self.grid)
+        return PatchCache(cache.sentence, cache.image, mask, words=words, history=history)
+
+    def _coordinates(self, draft: "ObjectDraft") -> list[Tensor]:
+        if self.coordinates is None:
+            return []
+        return [torch.stack([scores[:, : self.coordinates].argmax(-1) for scores in draft.seen_scores[:-1]], 1)]
+
+
+class ObjectDraft(Draft):
+    """A draft of one object, behind those that the cache knows.
+
+    Args:
+        decoder, language, cache: of the sentences.
+        number: of the object, from 0.
+        seed_B: of the draws; None where nothing is drawn.
+        last_B1: the word before.
+        ended_B1: sentences that have ended.
+    """
+
+    def __init__(
+        self,
+        decoder: Any,
+        language: Language,
+        cache: Cache,
+        number: Tensor,
+        seed_B: Tensor | None,
+        last_B1: Tensor,
+        ended_B1: Tensor,
+    ):
+        grammar, rows, slots = language.grammar, last_B1.shape[0], language.grammar.slots
+        self.decoder, self.full, self.seen_scores = self, decoder, []
+        self.grammar, self.sampling, self.cache = grammar, language.sampling, cache
+        self.first_1 = (number * slots)[None]
+        self.ids_V = torch.arange(grammar.allowed_PV.shape[1])
+        added_NSV = grammar.additions(language.sampling.end_bias).unflatten(0, (-1, slots))
+        self.added_PV = added_NSV[0] if len(added_NSV) == 1 else added_NSV.index_select(0, number[None])[0]
+        places_S = self.first_1 + torch.arange(slots)
+        self.uniforms_BL = last_B1.new_zeros(rows, slots) if seed_B is None else uniform(seed_B[:, None], places_S)
+        self.position_1 = torch.zeros(1, dtype=torch.int64)
+        self.ended_B1 = ended_B1.clone()
+        self.tokens_BL = torch.cat([last_B1, torch.full((rows, slots), grammar.end)], 1)
+        self.log_probs_BL = torch.zeros(rows, slots + 1)
+        self.class_log_probs_BNK = torch.full((rows, 1, len(grammar.class_tokens_K)), -torch.inf)
+        self.forced_BL = self.repeats = None
+
+    def write_object(self, number: int) -> None:
+        """The only one."""
+        for slot in range(self.grammar.slots):
+            self._write(self.cache, slot, slot)
+
+    def step(self, tokens_BL: Tensor, positions_L: Tensor, cache: Cache) -> Tensor:
+        """The decoder's, which counts from the beginning of the sentence; its scores are kept."""
+        self.seen_scores.append(self.full.step(tokens_BL, positions_L + self.first_1, cache))
+        return self.seen_scores[-1]
+
+
+class End(nn.Module):
+    """From the words to boxes.
+
+    Args:
+        detector: in evaluation mode.
+    """
+
+    def __init__(self, detector: Writer):
+        super().__init__()
+        self.detector = prepared(detector)
+
+    def forward(
+        self, size_2: Tensor, original_2: Tensor, tokens_NBS: Tensor, log_probs_NBS: Tensor, class_NBK: Tensor,
+        coordinates_NBC: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Boxes (B, N, 4) in pixels of the original; scores and labels (B, N), best first.
+
+        Args:
+            size_2, original_2: as of `boxwright.deployment.graph.Core`.
+            tokens_NBS, log_probs_NBS, class_NBK, coordinates_NBC: what `OneObject` gives, one object after the other.
+        """
+        tokens_BL, log_probs_BL = (part.transpose(0, 1).flatten(1) for part in (tokens_NBS, log_probs_NBS))
+        said = Generated(tokens_BL, log_probs_BL, class_NBK.transpose(0, 1))
+        found = self._read(said, size_2, coordinates_NBC).best_first()
+        return in_pixels(found, torch.tensor([self.detector.image_size] * 2), size_2, original_2)
+
+    def _read(self, said: Generated, size_2: Tensor, coordinates_NBC: Tensor | None) -> Predictions:
+        side = self.detector.image_size
+        if isinstance(self.detector, Pix2Seq):
+            return self.detector.read(said)
+        if isinstance(self.detector, PatchSeq):
+            return self.detector.read(said, Seen(said.tokens_BL, vocabulary(self.detector)))
+        assert isinstance(self.detector, Replication)
+        assert coordinates_NBC is not None
+        raw = Raw(None, size_2.expand(said.tokens_BL.shape[0], -1), (side, side))  # type: ignore[arg-type]
+        return self.detector.found(coordinates_NBC.transpose(0, 1), said, raw)

@@ -6,7 +6,7 @@ WORKDIR /source
 COPY pyproject.toml README.md LICENSE constraints.txt ./
 COPY src src
 RUN python -m venv /venv \
- && /venv/bin/pip install --no-cache-dir --no-compile -c constraints.txt ".[serve]"
+ && /venv/bin/pip install --no-cache-dir -c constraints.txt ".[serve]"
 
 FROM python:3.13-slim
 COPY --from=build /venv /venv

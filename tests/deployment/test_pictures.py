@@ -1,0 +1,95 @@
+"""Whatever is uploaded becomes an image or is refused with a reason."""
+
+import io
+import struct
+import warnings
+import zlib
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from uploads import picture
+
+from boxwright.deployment.service.faults import Refused
+from boxwright.deployment.service.pictures import FORMATS, decode, from_base64
+
+LIMIT = 10**6
+SAMPLES = [picture((33, 21), (3, 4, 20, 18), kind) for kind in FORMATS]
+
+
+@st.composite
+def damaged(draw) -> bytes:
+    """A file of a known format, cut, changed in places, or joined with another."""
+    data = bytearray(draw(st.sampled_from(SAMPLES)))
+    for place, value in draw(st.lists(st.tuples(st.integers(0, len(data) - 1), st.integers(0, 255)), max_size=12)):
+        data[place] = value
+    if draw(st.booleans()):
+        del data[draw(st.integers(0, len(data))) :]
+    return bytes(data) + draw(st.one_of(st.just(b""), st.binary(max_size=20), st.sampled_from(SAMPLES)))
+
+
+def check(data: bytes) -> None:
+    """An image within the limit, or a reason."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of damaged metadata
+        try:
+            ready = decode(data, "it", 32, LIMIT)
+        except Refused as error:
+            refused = error
+        else:
+            assert ready.image.mode == "RGB"
+            assert 0 < ready.size[0] * ready.size[1] <= LIMIT
+            assert max(ready.image.size) <= max(ready.size)
+            return
+    assert refused.status in (400, 413)
+    assert str(refused).startswith("it ")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(st.one_of(damaged(), st.binary(max_size=200)))
+def test_any_bytes_are_an_image_or_are_refused(data):
+    check(data)
+
+
+@pytest.mark.parametrize("text", ["AAA", "AA==\n", "data:image/png;base64,AAAA", "grö", "\ud800", "\0", "A" * 5])
+def test_text_that_is_no_base64(text):
+    with pytest.raises(Refused, match="it is not base64") as refused:
+        from_base64(text, "it")
+    assert refused.value.status == 400
+
+
+def test_nothing_is_decoded_of_a_bomb():
+    """A PNG of 400 megapixels whose data would be as large, were it looked at; the header is all there is."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0))
+    with pytest.raises(Refused, match="20000 x 20000 pixels") as refused:
+        decode(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))), "it", 32, 2**25)
+    assert refused.value.status == 413
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_one_pixel_of_every_format(kind):
+    assert decode(picture((1, 1), (0, 0, 0, 0), kind), "it", 32, LIMIT).size == (1, 1)
+
+
+def test_the_first_frame_of_an_animation_counts():
+    file = io.BytesIO()
+    Image.new("RGB", (9, 9), "red").save(file, "gif", save_all=True, append_images=[Image.new("RGB", (9, 9), "blue")])
+    assert decode(file.getvalue(), "it", 32, LIMIT).image.getpixel((4, 4)) == (255, 0, 0)
+
+
+def test_formats_that_start_programs_are_not_read():
+    file = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(file, "eps")
+    with pytest.raises(Refused, match="unknown format"):
+        decode(file.getvalue(), "it", 32, LIMIT)
+
+
+def test_large_images_wait_reduced():
+    ready = decode(picture((900, 700), (90, 70, 450, 350)), "it", 32, LIMIT)
+    assert ready.size == (900, 700)
+    assert ready.image.size == (100, 78)

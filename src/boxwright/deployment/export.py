@@ -14,8 +14,8 @@ from boxwright.files import write_whole
 from boxwright.models.hub import repository
 from boxwright.models.weights import find_weights, load_detector
 
-Precision = Literal["fp32", "fp16", "int8"]
-EXTRA = 'python -m pip install "boxwright[export]"'
+Precision = Literal["fp32"]
+EXTRA = 'python -m pip install "boxwright[train]"'
 BUNDLED = Path(__file__).parent.parent / "bundled" / "bccd"
 
 
@@ -35,8 +35,8 @@ def export(
     Args:
         weights: a checkpoint or the folder of a training run; an adapter is merged.
         to: the format.
-        precision: fp32; fp16 for half the size; int8, calibrated on the data, for about a quarter.
-        data: a COCO, VOC or YOLO data set to compare on, and to calibrate with; fp16 and int8 need it.
+        precision: of weights and arithmetic.
+        data: a COCO, VOC or YOLO data set to compare on.
         out: the file; by default beside the weights, named after them.
 
     Returns:
@@ -48,7 +48,6 @@ def export(
 
     console = make_console()
     require(to == "onnx", f"--to is onnx, not {to!r}.")
-    require(precision == "fp32" or data is not None, f"--precision {precision} is checked on your images: give --data.")
     detector = load_detector(weights)
     out = Path(out) if out is not None else _beside(weights, precision)
     records, names, said = _images(data, detector.names)

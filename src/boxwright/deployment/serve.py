@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from pathlib import Path
@@ -49,6 +50,8 @@ def serve(
         from boxwright.deployment.service.app import make_app
     except ModuleNotFoundError as error:
         raise UserError(how_to_install("serving", error.name)) from None
+    for name in ("python_multipart", "python_multipart.multipart", "PIL"):  # a caller's mistakes are the caller's to read
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with _listening(host, port) as listener:
         detector = open_detector(model, device)
         blank = Image.new("RGB", (detector.image_size,) * 2)

@@ -50,7 +50,7 @@ def serve(
         from boxwright.deployment.service.app import make_app
     except ModuleNotFoundError as error:
         raise UserError(how_to_install("serving", error.name)) from None
-    for name in ("python_multipart", "python_multipart.multipart", "PIL"):  # a caller's mistakes are the caller's to read
+    for name in ("python_multipart", "python_multipart.multipart", "PIL"):  # of callers' mistakes
         logging.getLogger(name).setLevel(logging.CRITICAL)
     with _listening(host, port) as listener:
         detector = open_detector(model, device)

@@ -137,7 +137,7 @@ def example(detector: Detector) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class SameConv(nn.Module):
-    """A convolution with TensorFlow's padding, as ONNX has it; in sizes that are not known yet, torch would lose itself.
+    """A convolution with TensorFlow's padding, as ONNX has it; torch would lose itself in sizes not known yet.
 
     Args:
         conv: timm's, which it stands for in a graph.
@@ -166,7 +166,7 @@ class SameConv(nn.Module):
 
 def stable_sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
     """`torch.sort` in ONNX, for the exporter; of equal values, `TopK` takes the first one first."""
-    return op.TopK(x, op.Gather(op.Shape(x), [dim]), axis=dim, largest=int(descending), sorted=1)
+    return op.TopK(x, op.Gather(op.Shape(x), op.Constant(value_ints=[dim])), axis=dim, largest=int(descending), sorted=1)  # type: ignore[bad-specialization]
 
 
 def converted(

@@ -1,9 +1,11 @@
-"""The graph of a detector that writes: its beginning, a loop over objects, and its end (`boxwright.deployment.writers`).
+"""The graph of a detector that writes: its beginning, a loop over objects, and its end.
 
-Torch exports the three parts; the loop around the second is laid here, because its caches grow. What an object hands to
-the next is carried by the loop, its words are collected by it, and what all objects see of the image, and the weights,
-are looked at from inside.
+Torch exports the three parts (`boxwright.deployment.writers`); the loop around the second is laid here, because its
+caches grow. What an object hands to the next is carried by the loop, its words are collected by it, and what all
+objects see of the image, and the weights, are looked at from inside.
 """
+
+from typing import Any
 
 import onnx
 import torch
@@ -63,7 +65,7 @@ def _object(one: OneObject, state: tuple[Tensor, ...], seen: tuple[Tensor, ...],
     return body
 
 
-def _dynamic(part: Tensor, grows: bool) -> dict[int, object]:
+def _dynamic(part: Tensor, grows: bool) -> dict[int, Any]:
     """Axes that can change of what is seen of the images: (B, heads, M, E), a mask (B, 1, 1, M), or (B or 1, P, E)."""
     rows = {0: Dim.DYNAMIC} if part.shape[0] > 1 else {}
     return rows | ({3 if part.dtype == torch.bool else 2: Dim.DYNAMIC} if grows else {})

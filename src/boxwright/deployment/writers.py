@@ -24,6 +24,7 @@ from boxwright.models.grammar import Grammar
 from boxwright.models.patchseq import PatchCache, PatchSeq, PatchWords, Seen
 from boxwright.models.pix2seq import Pix2Seq
 from boxwright.models.pointing import History
+from boxwright.models.repeats import Repeats
 from boxwright.models.replication import Raw, Replication
 from boxwright.models.sampling import Sampling, uniform
 from boxwright.types import Detector, Predictions
@@ -46,19 +47,19 @@ def language(detector: Writer) -> Language:
     Raises:
         UserError: for settings that are not in the graph.
     """
-    c = detector.config
     if isinstance(detector, Replication):
-        return Language(detector.grammar(), c.max_objects, GREEDY)
+        return Language(detector.grammar(), detector.config.max_objects, GREEDY)
     if isinstance(detector, PatchSeq):
+        c = detector.config
         sampling = Sampling(top_k=c.top_k, end_bias=-torch.inf if c.noise else c.end_bias)
         return Language(vocabulary(detector).grammar(c.noise), c.max_objects, sampling)
-    sampling = c.sampling
+    sampling = detector.config.sampling
     sampling.check()
     only = "one file holds greedy writing and sampling"
     require(sampling.beams == 1, f"{only}, not beams={sampling.beams}; set beams=1.")
     require(sampling.repeats, f"{only}, and lets objects be repeated; set repeats=True.")
-    grammar = detector.vocabulary.grammar(len(detector.names), None, not c.grammar)
-    return Language(grammar, c.max_objects, sampling)
+    grammar = detector.vocabulary.grammar(len(detector.names), None, not detector.config.grammar)
+    return Language(grammar, detector.config.max_objects, sampling)
 
 
 def vocabulary(detector: PatchSeq) -> Any:
@@ -68,7 +69,7 @@ def vocabulary(detector: PatchSeq) -> Any:
 
 def seeds(detector: Detector, images: int) -> Tensor | None:
     """What torch begins to draw with, for each image of a batch, (B,); None where nothing is drawn."""
-    if not isinstance(detector, Writer) or not language(detector).sampling.draws:
+    if not isinstance(detector, Pix2Seq | PatchSeq) or not language(detector).sampling.draws:
         return None
     first = detector.config.seed
     return torch.zeros(images, dtype=torch.int64) if first is None else torch.arange(first, first + images)
@@ -210,7 +211,8 @@ class ObjectDraft(Draft):
         ended_B1: Tensor,
     ):
         grammar, rows, slots = language.grammar, last_B1.shape[0], language.grammar.slots
-        self.decoder, self.full, self.seen_scores = self, decoder, []
+        self.decoder: Any = self
+        self.full, self.seen_scores = decoder, []
         self.grammar, self.sampling, self.cache = grammar, language.sampling, cache
         self.first_1 = (number * slots)[None]
         self.ids_V = torch.arange(grammar.allowed_PV.shape[1])
@@ -223,7 +225,8 @@ class ObjectDraft(Draft):
         self.tokens_BL = torch.cat([last_B1, torch.full((rows, slots), grammar.end)], 1)
         self.log_probs_BL = torch.zeros(rows, slots + 1)
         self.class_log_probs_BNK = torch.full((rows, 1, len(grammar.class_tokens_K)), -torch.inf)
-        self.forced_BL = self.repeats = None
+        self.forced_BL: Tensor | None = None
+        self.repeats: Repeats | None = None
 
     def write_object(self, number: int) -> None:
         """The only one."""

@@ -115,7 +115,8 @@ class DecoderBlock(nn.Module):
             cache.write(place.positions_L, seen)
             attended_BLE = self.self_attention(placed_BLE, cache, mask=place.hidden_LR)
         x_BLE = self.norm1(x_BLE + self.dropout(attended_BLE))
-        asking = (x_BLE + places_LE).reshape(seen_B11M.shape[0], -1, x_BLE.shape[-1])  # the rows of an image side by side
+        images = seen_B11M.shape[0]  # whose rows ask side by side
+        asking = (x_BLE + places_LE).reshape(images, -1, x_BLE.shape[-1])
         looked_BLE = self.cross_attention(asking, image, mask=seen_B11M).view_as(x_BLE)
         x_BLE = self.norm2(x_BLE + self.dropout(looked_BLE))
         return self.norm3(x_BLE + self.dropout(self.mlp(x_BLE)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from boxwright.config import UserError, require
 from boxwright.console import make_console
@@ -13,6 +13,11 @@ from boxwright.evaluation.evaluate import choose_split, missing_classes
 from boxwright.files import write_whole
 from boxwright.models.hub import repository
 from boxwright.models.weights import find_weights, load_detector
+
+if TYPE_CHECKING:
+    import onnx
+
+    from boxwright.types import Detector
 
 Precision = Literal["fp32"]
 EXTRA = 'python -m pip install "boxwright[train]"'
@@ -43,7 +48,7 @@ def export(
         The file.
     """
     _check_installed()
-    from boxwright.deployment.onnx_file import save, to_onnx
+    from boxwright.deployment.onnx_file import save
     from boxwright.deployment.parity import File, compare
 
     console = make_console()
@@ -52,7 +57,7 @@ def export(
     out = Path(out) if out is not None else _beside(weights, precision)
     records, names, said = _images(data, detector.names)
     console.print(f"{weights} to {out}, {precision}")
-    model = to_onnx(detector)
+    model = _converted(detector)
 
     def write(temporary: Path) -> None:
         save(model, temporary)
@@ -77,6 +82,21 @@ def _check_installed() -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(f"export needs {error.name}, which is not installed: {EXTRA}") from error
+
+
+def _converted(detector: Detector) -> onnx.ModelProto:
+    """Its graph; what the exporter cannot say in ONNX is one clear line."""
+    import onnx
+    import torch
+
+    from boxwright.deployment.onnx_file import to_onnx
+
+    try:
+        return to_onnx(detector)
+    except (torch.onnx.OnnxExporterError, onnx.checker.ValidationError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:120]
+        kind = type(detector).__name__.lower()
+        raise UserError(f"a {kind} can't be written as ONNX with torch {torch.__version__} ({reason}).") from error
 
 
 def _beside(weights: Path | str, precision: str) -> Path:

@@ -1,0 +1,78 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from boxwright.config import UserError
+from boxwright.data.records import Record
+from boxwright.deployment.export import export
+from boxwright.inference.predictor import Predictor
+from boxwright.models import zoo
+from boxwright.models.weights import save_detector
+from boxwright.runtime import Detector
+
+TINY = {"image_size": 64, "backbone": "test_efficientnet"}
+
+
+def begun(model):
+    torch.manual_seed(0)
+    detector = zoo.build(model, "nano", ("cat", "dog"), **TINY, pretrained=False)
+    if hasattr(detector.config, "max_objects"):
+        length = {"length": 20} if model == "pix2seq" else {}
+        detector = type(detector)(replace(detector.config, max_objects=4, **length), detector.names, pretrained=False)
+    return detector.eval()
+
+
+@pytest.fixture
+def photos(tmp_path):
+    random = np.random.default_rng(0)
+    files = [tmp_path / f"{n}.png" for n in range(3)]
+    for file, shape in zip(files, [(48, 64, 3), (90, 70, 3), (64, 64, 3)], strict=True):
+        small = Image.fromarray(random.integers(0, 255, (6, 8, 3), dtype=np.uint8))
+        small.resize(shape[1::-1], Image.Resampling.BILINEAR).save(file)
+    return files
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["dense", "detr", "pix2seq"])
+def test_the_file_says_what_its_source_says(model, tmp_path, photos, monkeypatch):
+    monkeypatch.setattr("boxwright.deployment.export._images", lambda data, known: (records(photos), None, "3 images"))
+    detector = begun(model)
+    save_detector(tmp_path / "x.safetensors", detector, {})
+    file = export(tmp_path / "x", out=tmp_path / "x.onnx")
+    assert (tmp_path / "x.report.md").is_file()
+    exported, source = Detector(file), Predictor(detector, "cpu")
+    assert exported.names == ("cat", "dog")
+    for photo in photos:
+        ours, theirs = (found.predict(photo, threshold=0.0) for found in (exported, source))
+        np.testing.assert_allclose(ours.scores_N[:5], theirs.scores_N[:5], atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["deformable", "patchseq"])
+def test_what_cannot_be_written_is_one_line_and_no_file(model, tmp_path, photos, monkeypatch):
+    monkeypatch.setattr("boxwright.deployment.export._images", lambda data, known: (records(photos), None, "3 images"))
+    save_detector(tmp_path / "x.safetensors", begun(model), {})
+    with pytest.raises(UserError, match=f"a {model} can't be written as ONNX"):
+        export(tmp_path / "x", out=tmp_path / "x.onnx")
+    assert not (tmp_path / "x.onnx").exists()
+
+
+def records(photos):
+    nothing = (np.zeros((0, 4)), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool))
+    return [Record(photo, *Image.open(photo).size, *nothing, n, "") for n, photo in enumerate(photos, 1)]
+
+
+def test_a_file_that_says_something_else_is_not_left(tmp_path, photos, monkeypatch):
+    monkeypatch.setattr("boxwright.deployment.export._images", lambda data, known: (records(photos), None, "3 images"))
+
+    class Wrong:
+        faults = ("3 of 4 objects are not said by both",)
+
+    monkeypatch.setattr("boxwright.deployment.parity.compare", lambda *given: Wrong())
+    save_detector(tmp_path / "x.safetensors", begun("dense"), {})
+    with pytest.raises(UserError, match="differs from its source"):
+        export(tmp_path / "x", out=tmp_path / "x.onnx")
+    assert not (tmp_path / "x.onnx").exists()

@@ -166,7 +166,8 @@ class SameConv(nn.Module):
 
 def stable_sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
     """`torch.sort` in ONNX, for the exporter; of equal values, `TopK` takes the first one first."""
-    return op.TopK(x, op.Gather(op.Shape(x), op.Constant(value_ints=[dim])), axis=dim, largest=int(descending), sorted=1)  # type: ignore[bad-specialization]
+    length = op.Gather(op.Shape(x), op.Constant(value_ints=[dim]))  # type: ignore[bad-specialization]
+    return op.TopK(x, length, axis=dim, largest=int(descending), sorted=1)
 
 
 def converted(

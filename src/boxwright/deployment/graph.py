@@ -8,6 +8,7 @@ The letterbox is written in ONNX, as it depends on sizes that are only known whe
 exported. Pillow's and onnxruntime's resizing agree in all but a few pixels, and in those to one grey level.
 """
 
+import ast
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -190,8 +191,18 @@ def converted(
     assert program is not None
     model = program.model_proto
     for number, node in enumerate(model.graph.node):
-        node.name = node.name or f"{node.op_type}_{number}"  # by which a layer can be spoken of
+        node.name = f"{_module(node)}/{node.op_type}_{number}"
+    for said in (model, model.graph, *model.graph.node, *model.graph.value_info):
+        del said.metadata_props[:]  # where the code lay on the machine of whoever exported
+        said.doc_string = ""
     return model
+
+
+def _module(node: onnx.NodeProto) -> str:
+    """The path of the module that a node comes of: ``head.many``."""
+    said = next((entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"), "[]")
+    inside = [name for name in ast.literal_eval(said)[:-1] if name]
+    return inside[-1].removeprefix("detector").removeprefix(".") if inside else ""
 
 
 @contextmanager

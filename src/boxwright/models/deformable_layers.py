@@ -188,4 +188,4 @@ def box_codes(boxes_BQ4: Tensor, dim: int) -> Tensor:
 
 def inverse_sigmoid(x: Tensor) -> Tensor:
     """The logit, with both probabilities at least 1e-5."""
-    return torch.log(x.clamp(1e-5, 1.0) / (1 - x.clamp(0, 1)).clamp(min=1e-5))
+    return torch.log(x.clamp(1e-5, 1.0) / (1 - x).clamp(1e-5, 1.0))

@@ -36,7 +36,7 @@ def photos(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["dense", "detr", "pix2seq"])
+@pytest.mark.parametrize("model", ["dense", "detr", "deformable", "pix2seq"])
 def test_the_file_says_what_its_source_says(model, tmp_path, photos, monkeypatch):
     monkeypatch.setattr("boxwright.deployment.export._images", lambda data, known: (records(photos), None, "3 images"))
     detector = begun(model)
@@ -51,7 +51,7 @@ def test_the_file_says_what_its_source_says(model, tmp_path, photos, monkeypatch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["deformable", "patchseq"])
+@pytest.mark.parametrize("model", ["patchseq"])
 def test_what_cannot_be_written_is_one_line_and_no_file(model, tmp_path, photos, monkeypatch):
     monkeypatch.setattr("boxwright.deployment.export._images", lambda data, known: (records(photos), None, "3 images"))
     save_detector(tmp_path / "x.safetensors", begun(model), {})

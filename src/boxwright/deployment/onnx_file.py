@@ -36,6 +36,8 @@ def to_onnx(detector: Detector) -> onnx.ModelProto:
     rest.ir_version = fit.ir_version
     whole = onnx.compose.merge_models(fit, rest, [(name, name) for name in CANVAS])
     whole.graph.name = "boxwright"
+    del whole.opset_import[:]
+    whole.opset_import.append(onnx.helper.make_opsetid("", OPSET))
     _name_axes(whole)
     describe(whole, detector, "fp32")
     onnx.checker.check_model(whole)

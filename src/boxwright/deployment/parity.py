@@ -98,17 +98,23 @@ class File:
     Args:
         file: a path, or the bytes of a file.
         threads: that compute; 0 for all cores.
+        seed: of the draws, where any are made.
     """
 
-    def __init__(self, file: Path | bytes, threads: int = 0):
+    def __init__(self, file: Path | bytes, threads: int = 0, seed: int = 0):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         source = str(file) if isinstance(file, Path) else file
-        self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        self.session, self.seed = (
+            onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"]),
+            seed,
+        )
+        self.draws = any(value.name == "seed" for value in self.session.get_inputs())
 
     def __call__(self, images_BHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Boxes, scores and labels of all rows."""
-        boxes_BD4, scores_BD, labels_BD = self.session.run(OUTPUTS, {"images": images_BHW3})
+        seeds = {"seed": np.full(len(images_BHW3), self.seed, np.int64)} if self.draws else {}
+        boxes_BD4, scores_BD, labels_BD = self.session.run(OUTPUTS, {"images": images_BHW3} | seeds)
         return np.asarray(boxes_BD4), np.asarray(scores_BD), np.asarray(labels_BD)
 
 

@@ -171,6 +171,19 @@ def stable_sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = F
     return op.TopK(x, length, axis=dim, largest=int(descending), sorted=1)
 
 
+def running_max(x: Any, dim: int) -> Any:
+    """`torch.cummax` of rows (B, L) in ONNX, for the exporter; its values alone, as no one asks where they were."""
+    assert dim == 1
+    length = op.Squeeze(op.Gather(op.Shape(x), op.Constant(value_ints=[1])))
+    zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
+    first, second = op.Constant(value_ints=[0]), op.Constant(value_ints=[1])
+    places_L = op.Range(zero, length, one)
+    seen_LL = op.LessOrEqual(op.Unsqueeze(places_L, first), op.Unsqueeze(places_L, second))
+    seen_BLL = op.Where(seen_LL, op.Unsqueeze(x, second), op.ReduceMin(x, keepdims=0))
+    values_BL = op.ReduceMax(seen_BLL, op.Constant(value_ints=[2]), keepdims=0)
+    return values_BL, values_BL
+
+
 def converted(
     module: nn.Module, given: tuple[Tensor, ...], shapes: tuple[Any, ...], inputs: Sequence[str], outputs: Sequence[str]
 ) -> onnx.ModelProto:
@@ -186,7 +199,10 @@ def converted(
         program = torch.onnx.export(
             module, given, dynamo=True, opset_version=OPSET, verbose=False,
             input_names=inputs, output_names=outputs, dynamic_shapes=shapes,
-            custom_translation_table={torch.ops.aten.sort.stable: stable_sort},
+            custom_translation_table={
+                torch.ops.aten.sort.stable: stable_sort,
+                torch.ops.aten.cummax.default: running_max,
+            },
         )  # fmt: skip
     assert program is not None
     model = program.model_proto

@@ -163,3 +163,10 @@ def test_the_verb_takes_it(onnx_file: Path, paint: Callable[..., Path], tmp_path
     summary = boxwright.predict(onnx_file, tmp_path / "shots", tmp_path / "out", threshold=0.2, classes="box")
     assert (summary.images, summary.objects, summary.exit_code) == (3, {"box": 3}, 0)
     assert len(list((tmp_path / "out/overlays").iterdir())) == 3
+
+
+def test_a_file_cannot_be_watched(onnx_file: Path) -> None:
+    detector = Detector(onnx_file)
+    assert not detector.writes
+    with pytest.raises(UserError, match="gives all objects at once"):
+        detector.write(np.zeros((8, 8, 3), np.uint8))

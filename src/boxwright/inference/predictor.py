@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, overload
@@ -13,14 +13,18 @@ from PIL import Image
 from torch import Tensor
 
 from boxwright.classes import Class, class_positions
-from boxwright.config import require
+from boxwright.config import UserError, require
 from boxwright.data.images import fit
 from boxwright.detections import Detections
 from boxwright.evaluation.run import choose_device
-from boxwright.inference.prompts import Known, check_objects, with_known
+from boxwright.inference.prompts import check_objects, with_known
+from boxwright.inference.writing import watch
+from boxwright.models.patchseq import PatchSeq
+from boxwright.models.pix2seq import Pix2Seq
 from boxwright.models.weights import load_detector, load_together
 from boxwright.runtime.finder import Finder, check_batch_size, check_threshold, chunks
 from boxwright.runtime.pictures import Ready
+from boxwright.runtime.writing import Known, Word, Written
 from boxwright.types import Batch, Detector
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
@@ -142,6 +146,25 @@ class Predictor(Finder):
     def detect(self, ready: Sequence[Ready], threshold: float, classes: Sequence[int] | None) -> list[Detections]:
         """The objects in each of a batch of decoded images, of these classes (positions; None is all)."""
         return self._detect(ready, threshold, _Ask(classes))
+
+    @property
+    def writes(self) -> bool:
+        """Whether it writes its objects one after the other, and can be watched (`write`)."""
+        return isinstance(self.detector, Pix2Seq | PatchSeq)
+
+    def write(
+        self, picture: Any, given: Known = (), classes: Class | Sequence[Class] | None = None
+    ) -> Iterator[Word | Written]:
+        """As of `Finder`."""
+        if not isinstance(self.detector, Pix2Seq | PatchSeq):
+            kind = type(self.detector).__name__.lower()
+            raise UserError(
+                f"a {kind} finds all objects at once; only one that writes (pix2seq, patchseq) can be watched."
+            )
+        wanted = class_positions(classes, self.names)
+        ready = picture if isinstance(picture, Ready) else self.decode(picture)
+        batch = with_known(to_batch([ready], self.image_size), [given], self.names).to(self.device)
+        return watch(self.detector, batch, given, wanted)
 
     @torch.inference_mode()
     def _detect(

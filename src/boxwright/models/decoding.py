@@ -4,6 +4,7 @@ It knows a decoder only by its two methods (`boxwright.models.draft.Writing`), i
 choose by a `Sampling`.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,6 +16,36 @@ from boxwright.models.grammar import Grammar
 from boxwright.models.sampling import Sampling
 
 GREEDY = Sampling()
+
+
+def begin(
+    decoder: Writing,
+    memory: Any,
+    grammar: Grammar,
+    objects: int,
+    sampling: Sampling = GREEDY,
+    given_BL: Tensor | None = None,
+) -> Draft:
+    """Sentences of which only the given objects stand; for the arguments see `generate`."""
+    sampling.check()
+    kind = Draft if sampling.beams == 1 else Beams
+    return kind(decoder, memory, grammar, objects, sampling, given_BL)
+
+
+def write_on(draft: Draft) -> Iterator[int]:
+    """Write the sentences, and say after each object which it was. With beams, it may still become another one."""
+    for number in range(draft.done, draft.length // draft.grammar.slots):
+        if draft.sampling.may_end and bool(draft.ended_B1.all()):
+            break
+        draft.write_object(number)
+        yield number
+
+
+def finish(draft: Draft) -> Generated:
+    """The whole sentences."""
+    for _ in write_on(draft):
+        pass
+    return draft.generated()
 
 
 @torch.no_grad()
@@ -41,11 +72,4 @@ def generate(
     Raises:
         UserError: for settings that cannot be.
     """
-    sampling.check()
-    kind = Draft if sampling.beams == 1 else Beams
-    draft = kind(decoder, memory, grammar, objects, sampling, given_BL)
-    for number in range(draft.done, objects):
-        if sampling.may_end and bool(draft.ended_B1.all()):
-            break
-        draft.write_object(number)
-    return draft.generated()
+    return finish(begin(decoder, memory, grammar, objects, sampling, given_BL))

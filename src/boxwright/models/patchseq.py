@@ -26,8 +26,8 @@ from boxwright.models.attention import DecoderBlock, norm
 from boxwright.models.backbone import Backbone
 from boxwright.models.caches import Cache, KeysValues
 from boxwright.models.decoder import positions, table
-from boxwright.models.decoding import generate
-from boxwright.models.draft import Generated
+from boxwright.models.decoding import begin, finish
+from boxwright.models.draft import Draft, Generated
 from boxwright.models.likelihood import log_probs, score
 from boxwright.models.patches import PatchVocabulary
 from boxwright.models.pix2seq import Encoder, Pix2SeqConfig
@@ -172,6 +172,7 @@ class PatchSeq(Detector):
         """What is missing in the batch: its objects are the beginning of the sentence."""
         return self.read(self.write(raw, objects, batch, classes), raw, classes).best_first()
 
+    @torch.no_grad()
     def write(
         self,
         raw: Seen,
@@ -179,7 +180,18 @@ class PatchSeq(Detector):
         given: Batch | None = None,
         classes: Sequence[int] | None = None,
     ) -> Generated:
-        """Sentences as the settings have it.
+        """Sentences as the settings have it; for the arguments see `draft`."""
+        return finish(self.draft(raw, objects, given, classes))
+
+    @torch.no_grad()
+    def draft(
+        self,
+        raw: Seen,
+        objects: int | None = None,
+        given: Batch | None = None,
+        classes: Sequence[int] | None = None,
+    ) -> Draft:
+        """Sentences of which only the given objects stand, to be written as the settings have it.
 
         Args:
             raw: what the decoder looks at.
@@ -201,7 +213,7 @@ class PatchSeq(Detector):
         end_bias = -torch.inf if c.noise else c.end_bias
         sampling = Sampling(top_k=c.top_k, seed=seeds, end_bias=end_bias)
         grammar = raw.vocabulary.grammar(c.noise, classes, raw.patches_BPE.device)
-        return generate(self.decoder, raw, grammar, objects, sampling, given_BL)
+        return begin(self.decoder, raw, grammar, objects, sampling, given_BL)
 
     @torch.no_grad()
     def read(self, said: Generated, raw: Seen, classes: Sequence[int] | None = None) -> Predictions:

@@ -24,8 +24,8 @@ from boxwright.config import require
 from boxwright.models.attention import EncoderBlock, Mlp, dense, norm
 from boxwright.models.backbone import Backbone
 from boxwright.models.decoder import Decoder, table
-from boxwright.models.decoding import generate
-from boxwright.models.draft import Generated
+from boxwright.models.decoding import begin, finish
+from boxwright.models.draft import Draft, Generated
 from boxwright.models.likelihood import Scores, log_probs, score
 from boxwright.models.positions import resize_2d, sincos_2d
 from boxwright.models.sampling import Sampling
@@ -231,6 +231,7 @@ class Pix2Seq(Detector):
         """What is missing in the batch: its objects are the beginning of the sentence."""
         return self.read(self.write(raw, objects, batch, classes), classes).best_first()
 
+    @torch.no_grad()
     def write(
         self,
         raw: Tensor,
@@ -238,7 +239,18 @@ class Pix2Seq(Detector):
         given: Batch | None = None,
         classes: Sequence[int] | None = None,
     ) -> Generated:
-        """Sentences as the settings have it.
+        """Sentences as the settings have it; for the arguments see `draft`."""
+        return finish(self.draft(raw, objects, given, classes))
+
+    @torch.no_grad()
+    def draft(
+        self,
+        raw: Tensor,
+        objects: int | None = None,
+        given: Batch | None = None,
+        classes: Sequence[int] | None = None,
+    ) -> Draft:
+        """Sentences of which only the given objects stand, to be written as the settings have it.
 
         Args:
             raw: what the decoder looks at.
@@ -264,7 +276,7 @@ class Pix2Seq(Detector):
             require(isinstance(c.seed, int), f"seed is a whole number, or None, not {c.seed!r}.")
             sampling = sampling._replace(seed=tuple(range(c.seed, c.seed + len(raw))))
         grammar = self.vocabulary.grammar(len(self.names), classes, not c.grammar, raw.device)
-        return generate(self.decoder, raw, grammar, objects, sampling, given_BL)
+        return begin(self.decoder, raw, grammar, objects, sampling, given_BL)
 
     @torch.no_grad()
     def read(self, said: Generated, classes: Sequence[int] | None = None) -> Predictions:

@@ -8,5 +8,6 @@ from boxwright.config import UserError
 from boxwright.detections import Detections
 from boxwright.runtime.detector import Detector
 from boxwright.runtime.finder import Finder, Found
+from boxwright.runtime.writing import Known, Word, Written
 
-__all__ = ["Class", "Detections", "Detector", "Finder", "Found", "UserError"]
+__all__ = ["Class", "Detections", "Detector", "Finder", "Found", "Known", "UserError", "Word", "Written"]

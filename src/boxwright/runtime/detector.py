@@ -16,6 +16,7 @@ from boxwright.detections import Detections
 from boxwright.extras import how_to_install
 from boxwright.runtime.finder import Finder, check_batch_size, check_threshold, chunks
 from boxwright.runtime.pictures import Picture, Ready
+from boxwright.runtime.writing import Known, Word, Written
 
 FORMAT = 1  # of the files this reads; `boxwright export` writes it into them
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -128,6 +129,15 @@ class Detector(Finder):
                 boxes_N4 = _in_file(boxes_D4[keep_D], ready[i])
                 found[i] = Detections(boxes_N4, scores_D[keep_D], labels_D[keep_D], self.names)
         return [found[i] for i in range(len(ready))]
+
+    def write(
+        self, picture: Any, given: Known = (), classes: Class | Sequence[Class] | None = None
+    ) -> Iterator[Word | Written]:
+        """Not of a file: it gives all objects at once."""
+        raise UserError(
+            f"this exported file ({self.path}) gives all objects at once; only a checkpoint of a detector that writes "
+            "(pix2seq, patchseq) can be watched."
+        )
 
     def run(self, images_BHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """All that the file says of images of one size: boxes (B, D, 4), scores (B, D) and labels (B, D).

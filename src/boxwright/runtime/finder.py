@@ -19,6 +19,7 @@ from boxwright.detections import Detections
 from boxwright.runtime.pictures import Ready, decode
 from boxwright.runtime.sources import collect
 from boxwright.runtime.video import frames, is_video
+from boxwright.runtime.writing import Known, Word, Written
 
 T = TypeVar("T")
 
@@ -69,6 +70,31 @@ class Finder:
     def decode(self, picture: Any) -> Ready:
         """An image in any of the forms that `predict` takes, decoded."""
         return decode(picture, self.image_size)
+
+    @property
+    def writes(self) -> bool:
+        """Whether it writes its objects one after the other, and can be watched (`write`)."""
+        return False
+
+    def write(
+        self, picture: Any, given: Known = (), classes: Class | Sequence[Class] | None = None
+    ) -> Iterator[Word | Written]:
+        """Watch the sentence of an image being written: the words of each object, then the object; given ones first.
+
+        Nothing is computed beyond what is asked for: who stops asking stops the writer.
+
+        Args:
+            picture: an image in any of the forms that `predict` takes, or what `decode` made of one.
+            given: objects that are known already, as (class, (x1, y1, x2, y2)) in pixels; with them it begins.
+            classes: the class to look for, by name or position in `names`, or several; by default all.
+
+        Raises:
+            UserError: if the detector doesn't write, for an image that cannot be read, a class that it doesn't know, a
+                given box outside the image, or more of them than a sentence has room for.
+        """
+        raise UserError(
+            "this detector finds all objects at once; only one that writes (pix2seq, patchseq) can be watched."
+        )
 
     def stream(
         self,

@@ -152,7 +152,7 @@ def test_the_page_fetches_nothing_from_elsewhere(client):
 
 def test_openapi_describes_the_routes(client):
     paths = client.get("/openapi.json").json()["paths"]
-    assert set(paths) == {"/detect", "/detect/base64", "/model", "/healthz", "/metrics"}
+    assert set(paths) == {"/detect", "/detect/base64", "/write", "/model", "/healthz", "/metrics"}
     assert set(paths["/detect"]["post"]["responses"]) == {"200", "400", "401", "408", "413", "422", "500", "503"}
 
 

@@ -45,10 +45,13 @@ class Found(BaseModel):
 
 
 class Facts(BaseModel):
-    """The detector: its classes, and the side of the square that images are fitted into, in pixels."""
+    """The detector: its classes, the side of the square that images are fitted into, in pixels, and whether it writes
+    its objects one after the other, so that `/write` can be asked.
+    """
 
     names: list[str]
     image_size: int
+    writes: bool
 
 
 def as_coco(

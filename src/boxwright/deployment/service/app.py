@@ -27,6 +27,7 @@ from boxwright.deployment.service.guard import Guard, NoRoomError, Room, no_room
 from boxwright.deployment.service.limits import Limits
 from boxwright.deployment.service.metrics import Metrics
 from boxwright.deployment.service.pictures import decode, from_base64
+from boxwright.deployment.service.writing import DESCRIPTION, JsonLines, Lines, Watched, read_given
 from boxwright.runtime.finder import Finder
 
 PAGE = Path(__file__).parent / "page"
@@ -37,6 +38,10 @@ _DECODERS = 2  # threads; each may hold a decoded image of the most pixels
 _FAULTS = described(400, 401, 408, 413, 422, 500, 503)
 
 Threshold = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, description="Objects with a score over this.")]
+_GIVEN = (
+    'Objects that are known, with which the sentence begins: a JSON list of {"category": name, "bbox": [x, y, width, '
+    "height]}."
+)
 _CLASSES = "Names of the classes to look for; by default all."
 
 
@@ -92,6 +97,26 @@ class Service:
         above = [detections.above(threshold) for detections in found]
         said = as_coco([name for name, _ in images], [one.size for one in ready], above, self.detector.names)
         return Response(json.dumps(said), media_type="application/json")
+
+    async def watch(self, data: bytes, name: str, given: str) -> Response:
+        """The sentence of an image, line by line as it is written; nothing is sent before its first object stands."""
+        if not self.detector.writes:
+            said = "this detector does not write; only pix2seq and patchseq can be watched."
+            raise Refused(422, said)
+        loop, limits, side = asyncio.get_running_loop(), self.limits, self.detector.image_size
+        async with asyncio.timeout(limits.seconds):
+            ready = await loop.run_in_executor(self.decoders, decode, data, name, side, limits.pixels)
+            known = read_given(given, ready.size, self.detector)
+            watched = Watched(lambda: self.detector.write(ready, known))
+            self.batcher.write(watched.sentence)
+            try:
+                await watched.begun()
+            except UserError as error:
+                raise Refused(422, str(error)) from None
+            except BaseException:
+                watched.stop()
+                raise
+        return Lines(watched, limits.seconds)
 
     def check_count(self, images: int) -> None:
         """Refuse too many."""
@@ -160,9 +185,19 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         named = [(name, from_base64(text, name)) for name, text in zip(names, asked.images, strict=True)]
         return await service.answer(named, asked.threshold, asked.classes)
 
+    @app.post(
+        "/write", response_class=JsonLines, responses=DESCRIPTION | _FAULTS, summary="Watch objects being written"
+    )
+    async def write(
+        image: Annotated[UploadFile, File(description="An image file.")],
+        given: Annotated[str, Form(description=_GIVEN)] = "[]",
+    ) -> Response:
+        return await service.watch(await image.read(), image.filename or "image", given)
+
     @app.get("/model", response_model=Facts, responses=described(401, 500), summary="What the detector knows")
     async def model() -> Facts:
-        return Facts(names=list(service.detector.names), image_size=service.detector.image_size)
+        detector = service.detector
+        return Facts(names=list(detector.names), image_size=detector.image_size, writes=detector.writes)
 
     @app.get("/healthz", responses=described(500, 503), summary="Whether the service is well")
     async def healthz() -> dict[str, str]:

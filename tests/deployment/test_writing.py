@@ -1,0 +1,223 @@
+"""The route that sends a sentence while it is written."""
+
+import asyncio
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from uploads import picture
+
+from boxwright.deployment.service.app import make_app
+from boxwright.detections import Detections
+from boxwright.inference.predictor import Predictor
+from boxwright.models.pix2seq import Pix2Seq, Pix2SeqConfig
+from boxwright.runtime.finder import Finder
+from boxwright.runtime.writing import Word, Written
+
+NAMES = ("box", "other")
+TINY = Pix2SeqConfig(
+    backbone="test_efficientnet", image_size=64, encoder_layers=1, encoder_dim=32, encoder_hidden=64, encoder_heads=4,
+    decoder_layers=1, decoder_dim=24, decoder_hidden=48, decoder_heads=3, max_objects=4, length=20, bins=50,
+    first_coordinate=120, vocabulary=180,
+)  # fmt: skip
+
+
+class Writer(Finder):
+    """Writes the same object over and over; notes who asks, and how much."""
+
+    names, image_size, writes = NAMES, 64, True
+
+    def __init__(self, objects=3, pause=0.0, breaks_at=None):
+        self.objects, self.pause, self.breaks_at = objects, pause, breaks_at
+        self.written, self.threads = 0, set()
+
+    def detect(self, ready, threshold, classes):
+        self.threads.add(threading.get_ident())
+        nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), self.names)
+        return [nothing] * len(ready)
+
+    def write(self, picture, given=(), classes=None):
+        number = 0
+        while number < self.objects:
+            self.threads.add(threading.get_ident())
+            time.sleep(self.pause)
+            if number == self.breaks_at:
+                raise RuntimeError("cannot")
+            yield Word(number, "class", "box", 0.75)
+            self.written += 1
+            yield Written(number, (1.0, 2.0, 4.0, 6.0), 0, "box", 0.5)
+            number += 1
+
+
+def ask(client, data=None, **form):
+    return client.post("/write", files={"image": ("a.png", data or picture(), "image/png")}, data=form)
+
+
+def lines(answer):
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "application/x-ndjson"
+    assert answer.text.endswith("\n")
+    return [json.loads(line) for line in answer.text.splitlines()]
+
+
+def said(answer, status):
+    assert answer.status_code == status, answer.text
+    return answer.json()["detail"]
+
+
+def objects(told):
+    return [one for one in told if "bbox" in one]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Predictor:
+    torch.manual_seed(0)
+    return Predictor(Pix2Seq(TINY, NAMES, pretrained=False))
+
+
+def test_each_word_and_each_object_is_a_line(served):
+    word = {"object": 0, "slot": "class", "text": "box", "probability": 0.75, "given": False}
+    whole = {
+        "object": 0, "category_id": 1, "name": "box", "bbox": [1.0, 2.0, 3.0, 4.0], "score": 0.5, "given": False,
+    }  # fmt: skip
+    assert lines(ask(served(Writer(2)))) == [word, whole, word | {"object": 1}, whole | {"object": 1}, {"done": True}]
+
+
+def test_a_sentence_says_what_is_detected(served, tiny):
+    client = served(tiny)
+    *told, last = lines(ask(client))
+    assert last == {"done": True}
+    assert [one["slot"] for one in told if "slot" in one] == ["y1", "x1", "y2", "x2", "class"] * 4
+    found = client.post("/detect", files={"images": picture()}, data={"threshold": 0}).json()["annotations"]
+    by_score = sorted(objects(told), key=lambda one: -one["score"])
+    assert [(one["bbox"], one["category_id"]) for one in by_score] == [(r["bbox"], r["category_id"]) for r in found]
+
+
+def test_given_objects_are_the_beginning(served, tiny):
+    given = [{"category": "other", "bbox": [10, 20, 30, 30]}, {"category": "box", "bbox": [0.004, 0, 96, 64.009]}]
+    told = lines(ask(served(tiny), given=json.dumps(given)))
+    first, second, *others = objects(told)
+    assert (first["name"], first["bbox"], first["score"], first["given"]) == ("other", [10, 20, 30, 30], 1, True)
+    assert second["bbox"] == [0.004, 0, 95.996, 64]
+    assert [one["given"] for one in others] == [False, False]
+    assert all(one["given"] == (one["object"] < 2) for one in told[:-1])
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ("{", "given: "),
+        ('{"category": "box"}', "given: "),
+        ("[" * 10_000, "given: "),
+        ('[{"category": "box"}]', "given: 0.bbox: Field required"),
+        ('[{"category": "box", "bbox": [1, 2, 3]}]', "given: 0.bbox"),
+        ('[{"category": "box", "bbox": [1, 2, 3, 4], "score": 1}]', "given: 0.score"),
+        ('[{"category": "bix", "bbox": [1, 2, 3, 4]}]', "given: the detector doesn't know the class 'bix'"),
+        ('[{"category": "box", "bbox": [90, 0, 7, 9]}]', "inside its image of 96 x 64 pixels"),
+        ('[{"category": "box", "bbox": [-1, 0, 7, 9]}]', "inside its image"),
+        ('[{"category": "box", "bbox": [5, 5, -1, 9]}]', "no box"),
+        ('[{"category": "box", "bbox": [NaN, 0, 7, 9]}]', "given: "),
+        (json.dumps([{"category": "box", "bbox": [0, 0, 9, 9]}] * 4), "4 objects are given, and no more than 4"),
+    ],
+)
+def test_what_cannot_be_given_is_refused_before_the_first_line(served, tiny, given, reason):
+    client = served(tiny)
+    assert reason in said(ask(client, given=given), 422)
+    assert len(objects(lines(ask(client)))) == 4
+
+
+def test_other_faults_are_those_of_the_other_routes(served, client):
+    assert "does not write" in said(ask(client), 422)
+    assert not client.get("/model").json()["writes"]
+    writes = served(Writer())
+    assert writes.get("/model").json()["writes"]
+    assert "a.png cannot be read as an image" in said(ask(writes, b"no image"), 400)
+    assert "1000 x 500 pixels" in said(ask(writes, picture((1000, 500))), 413)
+    assert "100,000 bytes" in said(ask(writes, bytes(200_000)), 413)
+    assert "image" in said(writes.post("/write", data={"given": "[]"}), 422)
+    assert "key" in said(ask(served(Writer(), key="secret")), 401)
+    assert said(ask(served(Writer(breaks_at=0))), 500) == "the service failed; its log says why."
+
+
+def test_what_fails_on_the_way_is_the_last_line(served):
+    *told, last = lines(ask(served(Writer(breaks_at=1))))
+    assert len(objects(told)) == 1
+    assert last == {"done": False, "detail": "the service failed; its log says why."}
+
+
+def test_a_sentence_that_takes_too_long_is_given_up(served):
+    writer = Writer(objects=10**6, pause=0.02)
+    client = served(writer, seconds=0.3)
+    *told, last = lines(ask(client))
+    assert 1 <= len(objects(told)) < 40
+    assert last == {"done": False, "detail": "the sentence took over 0.3 s."}
+    _stands_still(writer)
+    assert "boxwright_images_waiting 0.0" in client.get("/metrics").text
+    slow = served(Writer(pause=1), seconds=0.2)
+    assert "come back later" in said(ask(slow), 503)
+
+
+def test_others_are_answered_while_a_sentence_is_written_by_the_same_thread(served):
+    writer = Writer(objects=10**6, pause=0.01)
+    client = served(writer)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = (pool.submit(ask, client) for _ in range(2))
+        while not writer.written:
+            time.sleep(0.01)
+        before = writer.written
+        for _ in range(5):
+            assert client.post("/detect", files={"images": picture()}).status_code == 200
+        assert before < writer.written < 1000
+        assert not first.done()
+        writer.objects = 0
+        assert [lines(one.result())[-1] for one in (first, second)] == [{"done": True}] * 2
+    assert len(writer.threads) == 1
+
+
+def test_who_goes_away_stops_the_writer():
+    writer = Writer(objects=10**6, pause=0.01)
+
+    async def come_and_go():
+        app, gone, sent = make_app(writer), asyncio.Event(), []
+        body = (
+            b"--x\r\nContent-Disposition: form-data; name=image; filename=a.png\r\n\r\n" + picture() + b"\r\n--x--\r\n"
+        )
+        coming = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive():
+            if coming:
+                return coming.pop()
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            sent.append(message)
+            if len(sent) == 4:
+                gone.set()
+
+        scope = {
+            "type": "http", "method": "POST", "path": "/write", "query_string": b"", "asgi": {"spec_version": "2.3"},
+            "headers": [(b"content-type", b"multipart/form-data; boundary=x")],
+        }  # fmt: skip
+        async with app.router.lifespan_context(app):
+            await asyncio.wait_for(app(scope, receive, send), 10)
+            await asyncio.to_thread(_stands_still, writer)
+        return sent
+
+    sent = asyncio.run(come_and_go())
+    assert sent[0]["status"] == 200
+    assert len(sent) < 20
+
+
+def _stands_still(writer: Writer) -> None:
+    """Within a second nothing is written any more."""
+    end = time.monotonic() + 1
+    before = -1
+    while before != writer.written:
+        assert time.monotonic() < end
+        before = writer.written
+        time.sleep(0.1)

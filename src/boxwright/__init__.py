@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from boxwright.inference.predictor import Predictor, load
     from boxwright.interop.import_weights import import_weights
     from boxwright.models.weights import merge
+    from boxwright.training.distill import distill
     from boxwright.training.run import train
     from boxwright.types import Batch, Detector, Predictions
 
@@ -43,6 +44,7 @@ _PLACES = {
     "compare": "boxwright.comparison.compare",
     "convert": "boxwright.data.convert",
     "demo": "boxwright.bundled.demo",
+    "distill": "boxwright.training.distill",
     "evaluate": "boxwright.evaluation.evaluate",
     "explain": "boxwright.inference.explain",
     "import_weights": "boxwright.interop.import_weights",
@@ -55,8 +57,8 @@ _PLACES = {
 }
 __all__ = [
     "Augment", "Batch", "Comparison", "Detections", "Detector", "Optim", "Predictions", "Predictor", "UserError",
-    "check", "compare", "convert", "demo", "evaluate", "explain", "import_weights", "list_models", "load", "merge",
-    "predict", "read", "train",
+    "check", "compare", "convert", "demo", "distill", "evaluate", "explain", "import_weights", "list_models", "load",
+    "merge", "predict", "read", "train",
 ]  # fmt: skip
 
 

@@ -26,6 +26,7 @@ VERBS = {
     "check": ("boxwright.data.check", "read a data set and report every fault, with its mend"),
     "convert": ("boxwright.data.convert", "write a data set as COCO, YOLO or VOC"),
     "train": ("boxwright.training.run", "annotated images in, a trained detector out"),
+    "distill": ("boxwright.training.distill", "a large detector teaches a small one"),
     "compare": ("boxwright.comparison.compare", "train all detectors on equal terms, and see which to take"),
     "evaluate": ("boxwright.evaluation.evaluate", "score a detector: COCO's twelve numbers, classes, curves"),
     "predict": ("boxwright.inference.predict", "find objects in images, folders or lists of them"),

@@ -30,6 +30,7 @@ from boxwright.models.tensors import save_tensors
 from boxwright.models.weights import save_detector
 from boxwright.training.checkpoint import Progress, load_state, save_state
 from boxwright.training.optim import make_optimizer, moving_average, rate_factor, set_rate
+from boxwright.training.teacher import Teacher
 from boxwright.training.watch import Watch
 from boxwright.types import Batch, Detections, Detector
 
@@ -63,12 +64,14 @@ class Plan:
 class TrainStep(nn.Module):
     """Images to losses in one forward, so that distributed wrappers see the whole computation."""
 
-    def __init__(self, detector: Detector):
+    def __init__(self, detector: Detector, teacher: Teacher | None = None):
         super().__init__()
-        self.detector = detector
+        self.detector, self.teacher = detector, teacher
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Named losses of a batch."""
+        if self.teacher is not None:
+            return self.teacher.losses(self.detector, batch)
         return dict(self.detector.loss(self.detector(batch.images_BCHW, batch.sizes_B2), batch))
 
 
@@ -82,6 +85,7 @@ class Loop:
         train: cached training images.
         val: cached validation images and their records.
         resume: continue from the state in the folder.
+        teacher: what else there is to learn from.
     """
 
     def __init__(
@@ -92,6 +96,7 @@ class Loop:
         train: Cache,
         val: tuple[Cache, Sequence[Record]],
         resume: bool,
+        teacher: Teacher | None = None,
     ):
         self.fabric, self.plan, self.train, self.val = fabric, plan, train, val
         assert plan.augment.views is not None
@@ -110,7 +115,7 @@ class Loop:
             self.progress = load_state(plan.folder, self.detector, self.average, optimizer)
             same = self.progress.recipe == plan.recipe
             require(same, f"{plan.folder} was begun with other settings or data; resume with those of its config.yaml.")
-        self.model, self.optimizer = fabric.setup(TrainStep(self.detector), optimizer)
+        self.model, self.optimizer = fabric.setup(TrainStep(self.detector, teacher), optimizer)
         self.saved_at = time.monotonic()
 
     def run(self) -> Progress:

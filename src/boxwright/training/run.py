@@ -29,16 +29,17 @@ from boxwright.evaluation.run import choose_device
 from boxwright.files import write_whole
 from boxwright.models import zoo
 from boxwright.models.adapters import adapt as adapt_detector
-from boxwright.models.adapters import is_adapted
+from boxwright.models.adapters import checksum, is_adapted
 from boxwright.models.transfer import begin_from
 from boxwright.models.weights import find_weights, is_adapter, load_detector
 from boxwright.training.checkpoint import FILE as STATE
 from boxwright.training.loop import Loop, Plan
 from boxwright.training.optim import check as check_optim
+from boxwright.training.teacher import Teacher
 from boxwright.types import Detector
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
-PLACES = ("data", "val_data", "out", "device", "devices", "nodes", "precision", "cache")  # where, not what
+PLACES = ("data", "val_data", "teacher", "out", "device", "devices", "nodes", "precision", "cache")  # where, not what
 
 
 def train(
@@ -59,6 +60,7 @@ def train(
     pretrained: bool = True,
     adapt: Adapt = "full",
     rank: int = 8,
+    teacher: Path | str | None = None,
     augment: Augment = Augment(),  # noqa: B008
     optim: Optim = Optim(),  # noqa: B008
     seed: int = 0,
@@ -77,7 +79,7 @@ def train(
 
     Args:
         data: a COCO, VOC or YOLO data set, a folder or file.
-        model: which detector; dense, or that of `weights`.
+        model: which detector; dense, or that of `weights` or `teacher`.
         size: the one dial: backbone, width and image size follow from it; nano, or that of `weights`.
         out: folder of the run; must not hold another run unless resuming.
         val_data: a second data set to validate on, with the same class names.
@@ -93,6 +95,7 @@ def train(
         adapt: what learns: all of it (`full`); all but the backbone (`head`); or adapters of a few MB beside the layers
             of backbone and neck (`lora`). Of the last two, only what is not in the base is stored.
         rank: width of the adapters of `lora`.
+        teacher: learn what this checkpoint sees and finds, too; `boxwright distill` is the shorter way to say so.
         augment: how images are varied.
         optim: how weights move.
         seed: of every random draw.
@@ -112,8 +115,9 @@ def train(
     given = {name: value for name, value in locals().items() if name not in ("resume", "show_batches")}
     _check_numbers(given)
     source = None if weights is None else _source(weights, model, size, backbone)
+    knowing = None if teacher is None else load_detector(teacher)
     if source is None:
-        given |= {"model": model or "dense", "size": size or "nano"}
+        given |= {"model": model or _usual_model(knowing), "size": size or "nano"}
     if source is None:
         recipe = zoo.recipe(given["model"], given["size"], backbone)
     else:
@@ -133,6 +137,7 @@ def train(
     detector, what = _detector(source, given, names)
     zoo.check_image_size(detector)
     what += _adapt(detector, source, given)
+    lessons = None if knowing is None else Teacher(knowing, detector)
     train_cache, val_cache = (
         build_cache(part, detector.image_size, mode=cache, quiet=console.quiet) for part in (records, val_records)
     )
@@ -144,10 +149,14 @@ def train(
     if is_adapted(detector):
         decided["base"] = vars(detector)["adapted_from"].checksum
     card = {"trained on": f"{len(records)} images of {data.name}", "settings": decided}
+    if lessons is not None:
+        decided["teacher"] = checksum(lessons.detector.state_dict())
+        card["taught by"] = f"{zoo.name_of(lessons.detector)} of {teacher}"
+        what += f", taught by the {card['taught by']} ({len(lessons.known)} of {len(names)} classes)"
     if origin := getattr(detector.backbone, "origin", ""):
         card["began from"] = origin
     plan = Plan(out, epochs, batch_size, augment, optim, seed, card, _digest(decided, names, records))
-    loop = Loop(fabric, detector, plan, train_cache, (val_cache, val_records), resume)
+    loop = Loop(fabric, detector, plan, train_cache, (val_cache, val_records), resume, lessons)
     if fabric.is_global_zero:
         text = yaml.safe_dump(config, sort_keys=False)
         write_whole(out / "config.yaml", lambda temporary: temporary.write_text(text))
@@ -291,6 +300,12 @@ def _adapt(detector: Detector, source: Detector | None, given: dict[str, Any]) -
         file = find_weights(Path(weights))
         adapt_detector(detector, rank, source, str(weights), file.parent.resolve() / file.name)
     return f", adapters of rank {rank}" if rank else ", the backbone at rest"
+
+
+def _usual_model(teacher: Detector | None) -> str:
+    """The teacher's kind; of one that is only imported, and of none, `dense`."""
+    kind = "dense" if teacher is None else zoo.name_of(teacher)
+    return kind if zoo.DETECTORS[kind][2] else "dense"
 
 
 def _digest(decided: dict[str, Any], names: Sequence[str], records: Sequence[Record]) -> str:

@@ -1,0 +1,196 @@
+"""A trained detector as the teacher of another: what it sees and what it finds are targets beside what is annotated.
+
+        images ──┬── student ── its own loss, of what is annotated and what else the teacher finds
+                 │      │  └─── `attention`: where its maps are active, as the teacher's are
+                 │      └────── `soft`, `soft_giou`: scores and boxes of its cells, as those of the teacher's
+                 └── teacher (at the image size that it was made for; does not learn)
+
+- Maps are compared by where they are active, whatever their channels ("Paying more attention to attention", Zagoruyko
+  & Komodakis 2017, section 3.1), at the strides that both have, on the part that is image.
+- What the teacher finds and nobody annotated becomes an object of the batch; that works for detectors of every kind.
+- Where both are a `dense`, each cell's scores and box are taught besides: scores as soft targets of the quality focal
+  loss ("Generalized focal loss", Li et al. 2020), boxes by GIoU weighted by the teacher's score.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from boxwright.boxes import giou, iou
+from boxwright.config import require
+from boxwright.models.backbone import Backbone
+from boxwright.models.deformable import Deformable
+from boxwright.models.dense import Dense
+from boxwright.models.losses import across_devices, quality_focal
+from boxwright.types import Batch, Detector, Predictions, pixels
+
+SURE = 0.5  # the score over which the teacher is believed in what nobody annotated
+APART = 0.5  # the overlap under which it is another object than those annotated
+ATTENTION, SOFT, SOFT_GIOU = 1.0, 1.0, 2.0  # weights
+
+
+class Teacher(nn.Module):
+    """A detector that a student follows. It is always in evaluation mode, and its weights rest.
+
+    Args:
+        detector: the teacher.
+        student: whose classes are taught, as far as the teacher knows them.
+
+    Raises:
+        UserError: if they have no class in common.
+    """
+
+    def __init__(self, detector: Detector, student: Detector):
+        super().__init__()
+        self.known = [name for name in student.names if name in detector.names]
+        classes = f"{', '.join(student.names)}, but {', '.join(detector.names)}"
+        require(self.known, f"the teacher knows none of the classes {classes}; give one that was trained on some.")
+        self.detector = detector.eval().requires_grad_(False)
+        own, other = watched(student)[1], watched(detector)[1]
+        self.levels = [(own.index(stride), other.index(stride), stride) for stride in own if stride in other]
+        self.cells = isinstance(detector, Dense) and isinstance(student, Dense) and own == other
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Evaluation mode, whatever is asked for."""
+        return super().train(False)
+
+    def losses(self, student: Detector, batch: Batch) -> dict[str, Tensor]:
+        """Named losses of a batch: the student's own, and those that the teacher adds."""
+        with torch.no_grad(), maps_of(self.detector) as shown:
+            raw = self.detector(*resized(batch, self.detector.image_size))
+            more = with_found(batch, self.detector.decode(raw), self.detector.names, student.names)
+        with maps_of(student) as maps:
+            said = student(batch.images_BCHW, batch.sizes_B2)
+        losses = dict(student.loss(said, more))
+        zoom = self.detector.image_size / batch.images_BCHW.shape[-1]
+        if self.levels:
+            pairs = [(maps[own], shown[other], stride) for own, other, stride in self.levels]
+            losses["attention"] = ATTENTION * attention_loss(pairs, batch.sizes_B2, zoom)
+        if self.cells:
+            columns = [[names.index(name) for name in self.known] for names in (student.names, self.detector.names)]
+            taught_BQX = torch.cat([raw.many_BQK[..., columns[1]].sigmoid(), raw.boxes_BQ4], -1)
+            taught_BQX = cells_at(taught_BQX, shown, maps, zoom)
+            losses |= cell_losses(said.many_BQK[..., columns[0]], said.boxes_BQ4, taught_BQX)
+        return losses
+
+
+def watched(detector: Detector) -> tuple[nn.Module, list[int]]:
+    """The part of a detector that makes its maps, and their strides; none where it is not of this kind."""
+    backbone = detector.backbone
+    if isinstance(detector, Dense):
+        return detector.pyramid, list(detector.config.strides)
+    if isinstance(detector, Deformable):
+        strides, extra = list(detector.config.strides), detector.config.extra_levels
+        return detector.maps, strides + [strides[-1] << n for n in range(1, extra + 1)]
+    return backbone, backbone.strides if isinstance(backbone, Backbone) else []  # type: ignore[return-value]
+
+
+@contextmanager
+def maps_of(detector: Detector) -> Iterator[list[Tensor]]:
+    """A list that is filled with the maps (B, C, h, w) when the detector looks at a batch."""
+    maps: list[Tensor] = []
+    hook = watched(detector)[0].register_forward_hook(lambda _, given, made: maps.extend(made))
+    try:
+        yield maps
+    finally:
+        hook.remove()
+
+
+def resized(batch: Batch, side: int) -> tuple[Tensor, Tensor]:
+    """Images and their sizes on a canvas of this side: a detector is best at the image size that it was made for."""
+    images_BCHW, own = pixels(batch.images_BCHW), batch.images_BCHW.shape[-1]
+    if side == own:
+        return images_BCHW, batch.sizes_B2
+    images_BCHW = F.interpolate(images_BCHW, size=(side, side), mode="bilinear", antialias=True)
+    return images_BCHW, (batch.sizes_B2 * side / own).round().long().clamp(1, side)
+
+
+def with_found(batch: Batch, found: Predictions, known: Sequence[str], names: Sequence[str]) -> Batch:
+    """The batch, and what the teacher is sure of and overlaps nothing annotated, where its class is one of the batch.
+
+    Args:
+        batch: with classes `names`.
+        found: by the teacher, with classes `known`.
+        known, names: these classes.
+    """
+    labels_K = torch.tensor([names.index(name) if name in names else -1 for name in known]).to(batch.labels_BN.device)
+    labels_BD = labels_K[found.labels_BD]
+    iou_BDN = iou(found.boxes_BD4[:, :, None], batch.boxes_BN4[:, None]) * batch.valid_BN[:, None]
+    new_BD = (found.scores_BD > SURE) & (labels_BD >= 0) & (iou_BDN.amax(-1) < APART)
+    valid_BN = torch.cat([batch.valid_BN, new_BD], 1)
+    order_BN = valid_BN.byte().argsort(dim=1, descending=True, stable=True)[:, : max(1, int(valid_BN.sum(1).max()))]
+    valid_BN = valid_BN.gather(1, order_BN)
+    labels_BN = torch.cat([batch.labels_BN, labels_BD], 1).gather(1, order_BN) * valid_BN
+    boxes_BN4 = torch.cat([batch.boxes_BN4, found.boxes_BD4.to(batch.boxes_BN4.dtype)], 1)
+    boxes_BN4 = boxes_BN4.gather(1, order_BN[..., None].expand(-1, -1, 4)) * valid_BN[..., None]
+    return replace(batch, boxes_BN4=boxes_BN4, labels_BN=labels_BN, valid_BN=valid_BN)
+
+
+def attention_loss(pairs: Sequence[tuple[Tensor, Tensor, int]], sizes_B2: Tensor, zoom: float) -> Tensor:
+    """Squared distance of the student's and the teacher's attention, the mean over images and strides; from 0 to 2.
+
+    Attention is the mean over channels of a map's squares, scaled to length 1 over the part that is image.
+
+    Args:
+        pairs: maps (B, C, h, w) of student and teacher, and their stride.
+        sizes_B2: height and width of the part of the student's canvas that is image.
+        zoom: side of the teacher's canvas, in sides of the student's.
+    """
+    terms = []
+    for own_BCHW, other_BCHW, stride in pairs:
+        shape = own_BCHW.shape[-2:]
+        rows_BH1, columns_B1W = (
+            (torch.arange(n, device=sizes_B2.device) * stride < sizes_B2[:, axis, None]).unsqueeze(2 - axis)
+            for axis, n in enumerate(shape)
+        )
+        own_BHW, other_BHW = (x_BCHW.float().square().mean(1) for x_BCHW in (own_BCHW, other_BCHW))
+        other_BHW = look_up(other_BHW[:, None], shape, zoom, "bilinear")[:, 0]
+        own_BP, other_BP = (
+            F.normalize((x_BHW * rows_BH1 * columns_B1W).flatten(1), dim=1) for x_BHW in (own_BHW, other_BHW)
+        )
+        terms.append((own_BP - other_BP).square().sum(1).mean())
+    return torch.stack(terms).mean()
+
+
+def cell_losses(logits_BQK: Tensor, boxes_BQ4: Tensor, taught_BQX: Tensor) -> dict[str, Tensor]:
+    """`soft` and `soft_giou`, of scores and boxes of all cells, relative to the sum of the teacher's best scores.
+
+    Args:
+        logits_BQK, boxes_BQ4: of the student, of the classes that the teacher knows.
+        taught_BQX: scores and box of the teacher for each of these cells.
+    """
+    scores_BQK, wanted_BQ4 = taught_BQX[..., :-4], taught_BQX[..., -4:]
+    weight_BQ = scores_BQK.amax(-1)
+    total = across_devices(weight_BQ.sum())
+    return {
+        "soft": SOFT * quality_focal(logits_BQK, scores_BQK).sum() / total,
+        "soft_giou": SOFT_GIOU * ((1 - giou(boxes_BQ4, wanted_BQ4)) * weight_BQ).sum() / total,
+    }
+
+
+def cells_at(cells_BQX: Tensor, shown: Sequence[Tensor], maps: Sequence[Tensor], zoom: float) -> Tensor:
+    """What the teacher's cells say, for each cell of the student's maps: the nearest one of the same stride."""
+    levels = cells_BQX.split([x.shape[-2] * x.shape[-1] for x in shown], 1)
+    placed = []
+    for level_BQX, shown_BCHW, map_BCHW in zip(levels, shown, maps, strict=True):
+        level_BXHW = level_BQX.transpose(1, 2).unflatten(2, shown_BCHW.shape[-2:])
+        placed.append(look_up(level_BXHW, map_BCHW.shape[-2:], zoom, "nearest").flatten(2).transpose(1, 2))
+    return torch.cat(placed, 1)
+
+
+def look_up(map_BCHW: Tensor, shape: Sequence[int], zoom: float, mode: str) -> Tensor:
+    """A map of the teacher's canvas at the centres of the student's cells, (B, C, *shape); 0 beyond its edge.
+
+    Both begin top left and have the same stride, but need not reach equally far.
+    """
+    height, width = map_BCHW.shape[-2:]
+    y_H, x_W = (
+        (torch.arange(n, device=map_BCHW.device) + 0.5) * 2 * zoom / size - 1
+        for n, size in zip(shape, (height, width), strict=True)
+    )
+    grid_BHW2 = torch.stack(torch.meshgrid(x_W, y_H, indexing="xy"), -1).expand(len(map_BCHW), -1, -1, -1)
+    return F.grid_sample(map_BCHW.float(), grid_BHW2, mode=mode, align_corners=False)

@@ -1,0 +1,190 @@
+"""The verb `distill`, and what a teacher adds to the loss."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from test_run import COMMON, SETTINGS, _own_cache, data, rows  # noqa: F401
+
+import boxwright
+from boxwright.__main__ import main
+from boxwright.config import Optim, UserError
+from boxwright.models import zoo
+from boxwright.models.dense import Dense, DenseConfig
+from boxwright.models.weights import load_detector, save_detector
+from boxwright.training.teacher import Teacher, attention_loss, cells_at, look_up, with_found
+from boxwright.types import Predictions
+
+
+def make(names: tuple[str, ...] = ("square", "disc"), side: int = 64, seed: int = 0) -> Dense:
+    torch.manual_seed(seed)
+    return Dense(DenseConfig("test_efficientnet", side, channels=32, depth=1), names, pretrained=False)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> Path:
+    """A random one of 80 px, of one class of the data and another."""
+    file = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    save_detector(file, make(("cell", "disc"), 80), {})
+    return file
+
+
+def distill(teacher, data, out, **more):  # noqa: F811
+    return boxwright.distill(teacher, data, out=out, **SETTINGS | {"epochs": 2} | more)
+
+
+def test_a_distilled_run_names_its_teacher_and_can_be_repeated(teacher, data, tmp_path, capsys):  # noqa: F811
+    before = teacher.read_bytes()
+    out = distill(teacher, data, tmp_path / "run")
+    assert f"taught by the dense of {teacher} (1 of 2 classes)" in capsys.readouterr().out
+    assert yaml.safe_load((out / "config.yaml").read_text())["teacher"] == str(teacher)
+    assert {"loss_attention", "loss_soft", "loss_soft_giou"} < set(rows(out)[0])
+    student = load_detector(out)
+    assert student.card["taught by"] == f"dense of {teacher}"
+    assert len(student.card["settings"]["teacher"]) == 64
+    plain = zoo.build("dense", "nano", student.names, backbone="test_efficientnet", pretrained=False)
+    assert student.state_dict().keys() == plain.state_dict().keys()
+    assert teacher.read_bytes() == before
+    for verb in ("train", "distill"):
+        assert main([verb, "--config", str(out / "config.yaml"), "--out", str(tmp_path / verb)]) == 0
+        assert rows(tmp_path / verb) == rows(out)
+
+
+def test_an_interrupted_run_goes_on_exactly(teacher, data, tmp_path, monkeypatch):  # noqa: F811
+    whole, stopped = distill(teacher, data, tmp_path / "whole"), tmp_path / "stopped"
+    original, calls = Teacher.losses, iter(range(100))
+
+    def stop(*given):
+        if next(calls) == 5:
+            raise KeyboardInterrupt
+        return original(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("boxwright.training.loop.SAVE_SECONDS", -1)
+        patch.setattr(Teacher, "losses", stop)
+        with pytest.raises(KeyboardInterrupt):
+            distill(teacher, data, stopped)
+    moved = tmp_path / "moved.safetensors"
+    moved.write_bytes(teacher.read_bytes())
+    command = ["distill", str(moved), str(data), "--out", str(stopped), *COMMON, "--epochs=2", "--resume"]
+    assert main(command) == 0
+    assert rows(stopped) == rows(whole)
+    weights = [load_detector(run / "last").state_dict() for run in (whole, stopped)]
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+    save_detector(moved, make(("cell", "disc"), 80, seed=1), {})
+    with pytest.raises(UserError, match="begun with other settings"):
+        distill(moved, data, stopped, resume=True)
+
+
+def test_mistakes_are_told_before_anything_is_written(data, tmp_path, capsys):  # noqa: F811
+    assert main(["distill", str(tmp_path / "none"), str(data), "--out", str(tmp_path / "run"), *COMMON]) == 2
+    assert f"no weights at {tmp_path / 'none'}" in capsys.readouterr().err
+    save_detector(tmp_path / "other.safetensors", make(("cat",)), {})
+    with pytest.raises(UserError, match=r"knows none of the classes square, disc, but cat;"):
+        distill(tmp_path / "other", data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_adapter_teaches_too(teacher, data, tmp_path):  # noqa: F811
+    given = SETTINGS | {"backbone": None, "pretrained": True, "image_size": 80, "epochs": 1}
+    adapter = boxwright.train(data, out=tmp_path / "adapter", weights=teacher, adapt="lora", rank=2, **given)
+    out = distill(adapter, data, tmp_path / "run", epochs=1, optim=Optim(ema=0.0))
+    assert float(rows(out)[-1]["loss_soft"]) > 0
+
+
+def test_the_student_comes_to_say_what_the_teacher_says(batch):
+    batch = replace(batch, valid_BN=torch.zeros_like(batch.valid_BN))
+    student, teacher = make(seed=1), Teacher(make(side=80).eval(), make())
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    optimizer = torch.optim.AdamW(student.parameters(), 1e-3)
+    teacher.train()
+    assert not any(module.training for module in teacher.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    terms = []
+    for _ in range(25):
+        losses = teacher.losses(student, batch)
+        terms.append({name: value.item() for name, value in losses.items()})
+        sum(losses.values()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for name in ("attention", "soft_giou"):
+        assert terms[-1][name] < 0.7 * terms[0][name]
+    assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
+
+
+def test_classes_that_the_teacher_does_not_know_are_left_alone(batch):
+    student = make(("disc", "square"))
+    losses = Teacher(make(("cat", "disc")), student).losses(student, batch)
+    losses["soft"].backward()
+    gradient_K = student.head.many.weight.grad.flatten(1).abs().sum(1)
+    assert gradient_K[0] > 0
+    assert gradient_K[1] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pix2seq", "patchseq", "detr", "deformable"])
+def test_detectors_of_every_kind_teach_and_learn(batch, kind):
+    given = {"backbone": "test_efficientnet", "image_size": 64, "pretrained": False}
+    other = zoo.build(kind, "nano", ("square", "disc"), **given).eval()
+    for teacher, student in ((other, make()), (make(), other), (other, other.train())):
+        losses = Teacher(teacher, student).losses(student.requires_grad_(True).train(), batch)
+        assert "attention" in losses
+        assert "soft" not in losses
+        total = torch.stack(list(losses.values())).sum()
+        total.backward()
+        assert total.isfinite()
+
+
+def test_maps_are_compared_where_there_is_image():
+    torch.manual_seed(0)
+    own, other, sizes = torch.rand(2, 4, 8, 8), torch.rand(2, 6, 8, 8), torch.tensor([[64, 64], [32, 40]])
+    loss = attention_loss([(own, other, 8)], sizes, 1.0)
+    changed_own, changed_other = own.clone(), other.clone()
+    changed_own[1, :, 4:], changed_other[1, :, :, 5:] = 9.0, 7.0
+    assert torch.equal(attention_loss([(changed_own, changed_other, 8)], sizes, 1.0), loss)
+    changed_own[1, :, 3, 4] = 9.0
+    assert attention_loss([(changed_own, other, 8)], sizes, 1.0) != loss
+    assert attention_loss([(own, torch.cat([3 * own, 3 * own], 1), 8)], sizes, 1.0) < 1e-6
+    wide = own.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert attention_loss([(own, wide, 8)], sizes, 2.0) < 1e-6
+    assert attention_loss([(own, own[:, :, :6], 8)], torch.tensor([[48, 64], [32, 40]]), 1.0) < 1e-6
+    assert attention_loss([(0 * own, other, 8)], sizes, 1.0).isfinite()
+
+
+def test_a_cell_learns_from_the_nearest_cell_of_the_teacher():
+    shown, maps = [torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 4, 4)], [torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 2, 2)]
+    cells_BQX = torch.arange(2 * 80 * 3.0).view(2, 80, 3)
+    assert torch.equal(cells_at(cells_BQX, shown, shown, 1.0), cells_BQX)
+    found = cells_at(cells_BQX, shown, maps, 2.0)
+    assert found.shape == (2, 20, 3)
+    assert set(found[0, 0].tolist()) <= {float(n) for q in (0, 1, 8, 9) for n in range(3 * q, 3 * q + 3)}
+    assert look_up(torch.ones(1, 1, 2, 4), (4, 4), 1.0, "nearest")[0, 0, 2:].sum() == 0
+
+
+def test_what_nobody_annotated_is_added_and_what_somebody_did_is_not(batch):
+    found = Predictions(
+        torch.tensor([
+            [[0.1, 0.1, 0.4, 0.48], [0.0, 0.6, 0.2, 0.9], [0.0, 0.6, 0.2, 0.8], [0.7, 0.0, 0.9, 0.2]],
+            [[0.8, 0.1, 0.9, 0.3], [0.2, 0.1, 0.3, 0.2], [0.0, 0.5, 0.2, 0.6], [0.4, 0.5, 0.5, 0.6]],
+        ]),
+        torch.tensor([[0.9, 0.8, 0.4, 0.7], [0.9, 0.8, 0.6, 0.1]]),
+        torch.tensor([[1, 1, 1, 0], [1, 2, 2, 2]]),
+    )  # fmt: skip
+    more = with_found(batch, found, ("unknown", "square", "disc"), ("disc", "square"))
+    assert more.valid_BN.tolist() == [[True] * 4, [True] * 4]
+    assert torch.equal(more.boxes_BN4[0], torch.cat([batch.boxes_BN4[0], found.boxes_BD4[0, 1:2]]))
+    assert more.labels_BN.tolist() == [[0, 1, 1, 1], [1, 1, 0, 0]]
+    assert torch.equal(more.boxes_BN4[1, 1:], found.boxes_BD4[1, :3])
+
+
+def test_images_without_objects_and_a_teacher_that_finds_none_keep_one_empty_row(batch):
+    nothing = replace(batch, valid_BN=torch.zeros_like(batch.valid_BN))
+    found = Predictions(torch.rand(2, 5, 4), torch.zeros(2, 5), torch.zeros(2, 5, dtype=torch.int64))
+    more = with_found(nothing, found, ("a",), ("a", "b"))
+    assert more.boxes_BN4.tolist() == [[[0.0] * 4]] * 2
+    assert not more.valid_BN.any()
+    student = make()
+    losses = Teacher(make(seed=1), student).losses(student, nothing)
+    assert all(value.isfinite() for value in losses.values())

@@ -5,22 +5,37 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from onnx_samples import white_boxes
 from uploads import picture
 
+from boxwright.models.pix2seq import Pix2Seq, Pix2SeqConfig
+from boxwright.models.weights import save_detector
+
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+TINY = Pix2SeqConfig(
+    backbone="test_efficientnet", image_size=64, encoder_layers=1, encoder_dim=32, encoder_hidden=64, encoder_heads=4,
+    decoder_layers=1, decoder_dim=24, decoder_hidden=48, decoder_heads=3, max_objects=12, length=60, bins=50,
+    first_coordinate=120, vocabulary=180,
+)  # fmt: skip
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="there is no Chromium")]
 
 
 @pytest.fixture
 def address(tmp_path: Path) -> Iterator[str]:
     """Where a service of its own process listens."""
-    model = white_boxes(tmp_path / "model.onnx")
-    command = [sys.executable, "-u", "-m", "boxwright", "serve", str(model), "--port", "0"]
+    with _served(white_boxes(tmp_path / "model.onnx")) as address:
+        yield address
+
+
+@contextmanager
+def _served(model: Path) -> Iterator[str]:
+    command = [sys.executable, "-u", "-m", "boxwright", "serve", str(model), "--port", "0", "--device", "cpu"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -39,6 +54,7 @@ def test_an_image_is_dropped_its_boxes_are_thinned_out_and_saved(address, tmp_pa
         page.on("pageerror", lambda error: faults.append(error))
         page.goto(address)
         page.wait_for_selector("text=finds box, other")
+        assert page.is_hidden("#writer")
         page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": picture((960, 640))})
         page.wait_for_selector("#save:enabled")
         assert page.inner_text("#count") == "1"
@@ -58,6 +74,95 @@ def test_an_image_is_dropped_its_boxes_are_thinned_out_and_saved(address, tmp_pa
     assert saved["images"] == [{"id": 1, "file_name": "a.png", "width": 960, "height": 640}]
     assert not faults
     assert all(url.startswith((address, "blob:", "data:")) for url in asked)
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[str]:
+    """The same with a detector that writes, at random."""
+    torch.manual_seed(0)
+    save_detector(tmp_path / "writer.safetensors", Pix2Seq(TINY, ("cat", "dog"), pretrained=False), {})
+    with _served(tmp_path / "writer.safetensors") as address:
+        yield address
+
+
+def test_a_sentence_is_watched_and_goes_on_from_boxes_that_are_drawn(writer):
+    with sync_api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
+        asked, faults = [], []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: faults.append(error))
+        page.goto(writer)
+        page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": picture((600, 400))})
+        page.wait_for_selector("#watch:enabled")
+        _slide(page, 0)
+        detected = _saved(page)
+        page.click("#watch")
+        page.wait_for_selector("text=12 objects written")
+        assert page.locator("#sentence li").count() == 12
+        assert page.locator("#sentence .word").count() == 60
+        assert page.inner_text("#sentence li:first-child .slot >> nth=0") == "y1"
+        assert _saved(page) == detected
+        page.check("#draw")
+        page.select_option("#drawn-class", label="dog")
+        _drag(page, (0.1, 0.2), (0.4, 0.7))
+        page.wait_for_selector("text=1 drawn")
+        page.press("#canvas", "Enter")
+        page.press("#canvas", "ArrowLeft")
+        page.press("#canvas", "Shift+ArrowDown")
+        page.press("#canvas", "Enter")
+        page.press("#canvas", "Delete")
+        page.wait_for_selector("text=2 drawn")
+        assert len(_saved(page)) == 2
+        page.click("text=Let it finish")
+        page.wait_for_selector("text=12 objects written")
+        first, second, *others = _saved(page)
+        browser.close()
+    assert first["bbox"] == pytest.approx([60, 80, 180, 200], abs=2)
+    assert second["bbox"] == [217, 150, 150, 108]
+    assert [row["category_id"] for row in (first, second)] == [2, 2]
+    assert len(others) == 10
+    assert [row["id"] for row in (first, second, *others)] == list(range(1, 13))
+    assert not faults
+    assert all(url.startswith((writer, "blob:", "data:")) for url in asked)
+
+
+def test_a_sentence_is_stopped(writer):
+    with sync_api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page, faults = browser.new_page(), []
+        page.on("pageerror", lambda error: faults.append(error))
+        page.goto(writer)
+        page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": picture()})
+        page.wait_for_selector("#watch:enabled")
+        _slide(page, 0)
+        page.click("#watch")
+        page.wait_for_selector("#sentence li:nth-child(2)")
+        page.click("text=Stop")
+        page.wait_for_selector("text=stopped after")
+        assert 1 <= page.locator("#sentence li").count() < 12
+        page.click("text=Watch it write")
+        page.set_input_files("#file", {"name": "b.png", "mimeType": "image/png", "buffer": picture()})
+        page.wait_for_selector("text=b.png, 96 x 64")
+        assert page.is_hidden("#sentence")
+        assert page.inner_text("#count") == "12"
+        browser.close()
+    assert not faults
+
+
+def _saved(page) -> list[dict]:
+    with page.expect_download() as download:
+        page.click("#save")
+    return json.loads(Path(download.value.path()).read_text())["annotations"]
+
+
+def _drag(page, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """From one place of the image to another, as fractions of its sides."""
+    page.locator("#canvas").scroll_into_view_if_needed()
+    box = page.locator("#canvas").bounding_box()
+    for (x, y), act in ((start, page.mouse.down), (end, page.mouse.up)):
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+        act()
 
 
 def _slide(page, value: float) -> None:

@@ -145,7 +145,7 @@ def test_a_key_is_demanded_where_there_is_one(served):
 def test_the_page_fetches_nothing_from_elsewhere(client):
     answer = client.get("/")
     assert "default-src 'self'" in answer.headers["content-security-policy"]
-    for path in ("/", "/page.js", "/page.css"):
+    for path in ("/", "/page.js", "/write.js", "/page.css"):
         text = client.get(path).text
         assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
 

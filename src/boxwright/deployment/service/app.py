@@ -31,7 +31,7 @@ from boxwright.deployment.service.writing import DESCRIPTION, JsonLines, Lines, 
 from boxwright.runtime.finder import Finder
 
 PAGE = Path(__file__).parent / "page"
-_PAGE_FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
+_PAGE_FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js", "/write.js": "write.js"}
 _OPEN = frozenset([*_PAGE_FILES, "/healthz"])  # these need no key: there is nothing of the user's in them
 _POLICY = "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; base-uri 'none'"
 _DECODERS = 2  # threads; each may hold a decoded image of the most pixels

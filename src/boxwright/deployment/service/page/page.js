@@ -9,6 +9,7 @@ const LABELLED = 40; // with more boxes than this, the image could not be seen f
 const byId = (id) => document.getElementById(id);
 const colour = (category) => PALETTE[(category - 1) % PALETTE.length];
 
+let file = null; // that was chosen last
 let picture = null; // what the browser shows; null where it cannot read the format
 let found = null; // the service's answer, with objects of every score
 let hidden = new Set(); // ids of classes that are not to be shown
@@ -37,14 +38,17 @@ async function introduce() {
     byId("key-form").hidden = true;
     const names = model.names.slice(0, 12).join(", ") + (model.names.length > 12 ? " ..." : "");
     byId("about").textContent = `finds ${names}`;
+    offerWriting(model);
     tell("");
   } catch (error) {
     tell(error.message, true);
   }
 }
 
-async function detect(file) {
+async function detect(chosen) {
+  forgetWriting();
   const number = ++asked;
+  file = chosen;
   found = null;
   hidden = new Set();
   picture = await createImageBitmap(file, { imageOrientation: "from-image" }).catch(() => null);
@@ -80,6 +84,7 @@ function show() {
   byId("invitation").hidden = Boolean(found || picture);
   byId("drop").classList.toggle("filled", Boolean(found || picture));
   listClasses();
+  showWriter();
   paint();
 }
 
@@ -129,6 +134,7 @@ function paint() {
   for (const one of [...objects].reverse()) paintBox(pen, one.bbox.map((value) => value * scale), one, unit);
   const taken = [];
   for (const one of objects.slice(0, LABELLED)) paintLabel(pen, one.bbox.map((value) => value * scale), one, unit, taken);
+  paintBeginning(pen, scale, unit);
 }
 
 function paintBox(pen, [x, y, width, height], one, unit) {
@@ -142,7 +148,7 @@ function paintBox(pen, [x, y, width, height], one, unit) {
 
 // At the first place that is free: over the box, inside it, under it. Where none is, the colour alone must tell.
 function paintLabel(pen, [x, y, boxWidth, boxHeight], one, unit, taken) {
-  const text = `${found.categories[one.category_id - 1].name} ${one.score.toFixed(2)}`;
+  const text = `${found.categories[one.category_id - 1].name} ${drawn.includes(one) ? "drawn" : one.score.toFixed(2)}`;
   pen.font = `600 ${15 * unit}px system-ui, sans-serif`;
   const width = pen.measureText(text).width + 10 * unit;
   const height = 21 * unit;
@@ -197,4 +203,4 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
   });
 }
 document.addEventListener("paste", (event) => first(event.clipboardData.files));
-introduce();
+document.addEventListener("DOMContentLoaded", introduce); // once write.js is there

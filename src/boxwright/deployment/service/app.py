@@ -27,7 +27,7 @@ from boxwright.deployment.service.guard import Guard, NoRoomError, Room, no_room
 from boxwright.deployment.service.limits import Limits
 from boxwright.deployment.service.metrics import Metrics
 from boxwright.deployment.service.pictures import decode, from_base64
-from boxwright.deployment.service.writing import DESCRIPTION, JsonLines, Lines, Watched, read_given
+from boxwright.deployment.service.writing import DESCRIPTION, Lines, Watched, read_given
 from boxwright.runtime.finder import Finder
 
 PAGE = Path(__file__).parent / "page"
@@ -185,9 +185,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         named = [(name, from_base64(text, name)) for name, text in zip(names, asked.images, strict=True)]
         return await service.answer(named, asked.threshold, asked.classes)
 
-    @app.post(
-        "/write", response_class=JsonLines, responses=DESCRIPTION | _FAULTS, summary="Watch objects being written"
-    )
+    @app.post("/write", response_class=Response, responses=DESCRIPTION | _FAULTS, summary="Watch objects being written")
     async def write(
         image: Annotated[UploadFile, File(description="An image file.")],
         given: Annotated[str, Form(description=_GIVEN)] = "[]",

@@ -154,19 +154,15 @@ class Watched:
         return told
 
 
-class JsonLines(StreamingResponse):
-    """What the answer is called in the description of the routes."""
-
-    media_type = "application/x-ndjson"
-
-
-class Lines(JsonLines):
+class Lines(StreamingResponse):
     """The answer that follows the writer. When the caller goes away or takes too long, the writer stops.
 
     Args:
         watched: with its first object told already.
         seconds: for the rest to be written, and again for it to be taken away.
     """
+
+    media_type = "application/x-ndjson"
 
     def __init__(self, watched: Watched, seconds: float):
         self.watched, self.seconds = watched, seconds

@@ -47,6 +47,7 @@ async function watch() {
   found = { ...found, annotations: [...drawn] };
   byId("sentence").replaceChildren();
   byId("sentence").hidden = false;
+  byId("drop").scrollIntoView({ block: "nearest" }); // on a phone the button is far below
   tell("writing ...");
   show();
   try {

@@ -35,6 +35,7 @@ def distill(teacher, data, out, **more):  # noqa: F811
     return boxwright.distill(teacher, data, out=out, **SETTINGS | {"epochs": 2} | more)
 
 
+@pytest.mark.slow
 def test_a_distilled_run_names_its_teacher_and_can_be_repeated(teacher, data, tmp_path, capsys):  # noqa: F811
     before = teacher.read_bytes()
     out = distill(teacher, data, tmp_path / "run")
@@ -52,6 +53,7 @@ def test_a_distilled_run_names_its_teacher_and_can_be_repeated(teacher, data, tm
         assert rows(tmp_path / verb) == rows(out)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_exactly(teacher, data, tmp_path, monkeypatch):  # noqa: F811
     whole, stopped = distill(teacher, data, tmp_path / "whole"), tmp_path / "stopped"
     original, calls = Teacher.losses, iter(range(100))
@@ -87,6 +89,7 @@ def test_mistakes_are_told_before_anything_is_written(data, tmp_path, capsys):  
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_an_adapter_teaches_too(teacher, data, tmp_path):  # noqa: F811
     given = SETTINGS | {"backbone": None, "pretrained": True, "image_size": 80, "epochs": 1}
     adapter = boxwright.train(data, out=tmp_path / "adapter", weights=teacher, adapt="lora", rank=2, **given)
@@ -115,8 +118,8 @@ def test_the_student_comes_to_say_what_the_teacher_says(batch):
 
 
 def test_classes_that_the_teacher_does_not_know_are_left_alone(batch):
-    student = make(("disc", "square"))
-    losses = Teacher(make(("cat", "disc")), student).losses(student, batch)
+    student, config = make(("disc", "square")), DenseConfig("test_efficientnet", 64, 32, 1, (4, 8, 16, 32))
+    losses = Teacher(Dense(config, ("cat", "disc"), pretrained=False), student).losses(student, batch)
     losses["soft"].backward()
     gradient_K = student.head.many.weight.grad.flatten(1).abs().sum(1)
     assert gradient_K[0] > 0
@@ -155,11 +158,15 @@ def test_maps_are_compared_where_there_is_image():
 
 def test_a_cell_learns_from_the_nearest_cell_of_the_teacher():
     shown, maps = [torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 4, 4)], [torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 2, 2)]
-    cells_BQX = torch.arange(2 * 80 * 3.0).view(2, 80, 3)
-    assert torch.equal(cells_at(cells_BQX, shown, shown, 1.0), cells_BQX)
-    found = cells_at(cells_BQX, shown, maps, 2.0)
-    assert found.shape == (2, 20, 3)
-    assert set(found[0, 0].tolist()) <= {float(n) for q in (0, 1, 8, 9) for n in range(3 * q, 3 * q + 3)}
+    own_BQX, other_BQX = torch.rand(2, 20, 3), torch.arange(2 * 80 * 3.0).view(2, 80, 3)
+    both = [(0, 0, 8), (1, 1, 16)]
+    assert all(torch.equal(x, other_BQX) for x in cells_at(both, (other_BQX, shown), (other_BQX, shown), 1.0))
+    said, nearest = cells_at(both, (own_BQX, maps), (other_BQX, shown), 2.0)
+    assert torch.equal(said, own_BQX)
+    assert set(nearest[0, 0].tolist()) <= {float(n) for q in (0, 1, 8, 9) for n in range(3 * q, 3 * q + 3)}
+    said, nearest = cells_at([(0, 1, 16)], (own_BQX, maps), (other_BQX, shown), 1.0)
+    assert torch.equal(said, own_BQX[:, :16])
+    assert torch.equal(nearest, other_BQX[:, 64:])
     assert look_up(torch.ones(1, 1, 2, 4), (4, 4), 1.0, "nearest")[0, 0, 2:].sum() == 0
 
 

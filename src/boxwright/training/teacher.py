@@ -31,6 +31,8 @@ from boxwright.types import Batch, Detector, Predictions, pixels
 SURE = 0.5  # the score over which the teacher is believed in what nobody annotated
 APART = 0.5  # the overlap under which it is another object than those annotated
 ATTENTION, SOFT, SOFT_GIOU = 1.0, 1.0, 2.0  # weights
+Level = tuple[int, int, int]  # places of the student's and the teacher's map of a stride, and that stride
+Said = tuple[Tensor, Sequence[Tensor]]
 
 
 class Teacher(nn.Module):
@@ -52,7 +54,7 @@ class Teacher(nn.Module):
         self.detector = detector.eval().requires_grad_(False)
         own, other = watched(student)[1], watched(detector)[1]
         self.levels = [(own.index(stride), other.index(stride), stride) for stride in own if stride in other]
-        self.cells = isinstance(detector, Dense) and isinstance(student, Dense) and own == other
+        self.cells = isinstance(detector, Dense) and isinstance(student, Dense) and bool(self.levels)
 
     def train(self, mode: bool = True) -> "Teacher":
         """Evaluation mode, whatever is asked for."""
@@ -71,10 +73,10 @@ class Teacher(nn.Module):
             pairs = [(maps[own], shown[other], stride) for own, other, stride in self.levels]
             losses["attention"] = ATTENTION * attention_loss(pairs, batch.sizes_B2, zoom)
         if self.cells:
-            columns = [[names.index(name) for name in self.known] for names in (student.names, self.detector.names)]
-            taught_BQX = torch.cat([raw.many_BQK[..., columns[1]].sigmoid(), raw.boxes_BQ4], -1)
-            taught_BQX = cells_at(taught_BQX, shown, maps, zoom)
-            losses |= cell_losses(said.many_BQK[..., columns[0]], said.boxes_BQ4, taught_BQX)
+            own, other = ([names.index(x) for x in self.known] for names in (student.names, self.detector.names))
+            own_BQX = torch.cat([said.many_BQK[..., own], said.boxes_BQ4], -1)
+            other_BQX = torch.cat([raw.many_BQK[..., other].sigmoid(), raw.boxes_BQ4], -1)
+            losses |= cell_losses(*cells_at(self.levels, (own_BQX, maps), (other_BQX, shown), zoom))
         return losses
 
 
@@ -156,30 +158,43 @@ def attention_loss(pairs: Sequence[tuple[Tensor, Tensor, int]], sizes_B2: Tensor
     return torch.stack(terms).mean()
 
 
-def cell_losses(logits_BQK: Tensor, boxes_BQ4: Tensor, taught_BQX: Tensor) -> dict[str, Tensor]:
-    """`soft` and `soft_giou`, of scores and boxes of all cells, relative to the sum of the teacher's best scores.
+def cell_losses(own_BQX: Tensor, other_BQX: Tensor) -> dict[str, Tensor]:
+    """`soft` and `soft_giou`, of scores and boxes of cells, relative to the sum of the teacher's best scores.
 
     Args:
-        logits_BQK, boxes_BQ4: of the student, of the classes that the teacher knows.
-        taught_BQX: scores and box of the teacher for each of these cells.
+        own_BQX: of the student: a logit for each class that the teacher knows, and the box.
+        other_BQX: of the teacher, of the same places: a score for each class, and the box.
     """
-    scores_BQK, wanted_BQ4 = taught_BQX[..., :-4], taught_BQX[..., -4:]
+    scores_BQK = other_BQX[..., :-4]
     weight_BQ = scores_BQK.amax(-1)
     total = across_devices(weight_BQ.sum())
+    apart_BQ = 1 - giou(own_BQX[..., -4:], other_BQX[..., -4:])
     return {
-        "soft": SOFT * quality_focal(logits_BQK, scores_BQK).sum() / total,
-        "soft_giou": SOFT_GIOU * ((1 - giou(boxes_BQ4, wanted_BQ4)) * weight_BQ).sum() / total,
+        "soft": SOFT * quality_focal(own_BQX[..., :-4], scores_BQK).sum() / total,
+        "soft_giou": SOFT_GIOU * (apart_BQ * weight_BQ).sum() / total,
     }
 
 
-def cells_at(cells_BQX: Tensor, shown: Sequence[Tensor], maps: Sequence[Tensor], zoom: float) -> Tensor:
-    """What the teacher's cells say, for each cell of the student's maps: the nearest one of the same stride."""
-    levels = cells_BQX.split([x.shape[-2] * x.shape[-1] for x in shown], 1)
-    placed = []
-    for level_BQX, shown_BCHW, map_BCHW in zip(levels, shown, maps, strict=True):
-        level_BXHW = level_BQX.transpose(1, 2).unflatten(2, shown_BCHW.shape[-2:])
-        placed.append(look_up(level_BXHW, map_BCHW.shape[-2:], zoom, "nearest").flatten(2).transpose(1, 2))
-    return torch.cat(placed, 1)
+def cells_at(levels: Sequence[Level], own: Said, other: Said, zoom: float) -> tuple[Tensor, Tensor]:
+    """The student's cells on the maps of shared strides, and for each the teacher's nearest one of the same stride; 0
+    beyond the teacher's canvas.
+
+    Args:
+        levels: the shared strides.
+        own, other: what all cells of student and teacher say (B, Q, X), and the maps that they are of.
+        zoom: side of the teacher's canvas, in sides of the student's.
+    """
+    (own_BQX, maps), (other_BQX, shown) = own, other
+    own_levels, other_levels = _by_map(own_BQX, maps), _by_map(other_BQX, shown)
+    nearest = []
+    for n, m, _ in levels:
+        said_BXHW = other_levels[m].transpose(1, 2).unflatten(2, shown[m].shape[-2:])
+        nearest.append(look_up(said_BXHW, maps[n].shape[-2:], zoom, "nearest").flatten(2).transpose(1, 2))
+    return torch.cat([own_levels[n] for n, _, _ in levels], 1), torch.cat(nearest, 1)
+
+
+def _by_map(cells_BQX: Tensor, maps: Sequence[Tensor]) -> Sequence[Tensor]:
+    return cells_BQX.split([map_BCHW.shape[-2] * map_BCHW.shape[-1] for map_BCHW in maps], 1)
 
 
 def look_up(map_BCHW: Tensor, shape: Sequence[int], zoom: float, mode: str) -> Tensor:

@@ -38,7 +38,7 @@ def distill(teacher, data, out, **more):  # noqa: F811
 @pytest.mark.slow
 def test_a_distilled_run_names_its_teacher_and_can_be_repeated(teacher, data, tmp_path, capsys):  # noqa: F811
     before = teacher.read_bytes()
-    out = distill(teacher, data, tmp_path / "run")
+    out = distill(teacher, data, tmp_path / "run", epochs=1)
     assert f"taught by the dense of {teacher} (1 of 2 classes)" in capsys.readouterr().out
     assert yaml.safe_load((out / "config.yaml").read_text())["teacher"] == str(teacher)
     assert {"loss_attention", "loss_soft", "loss_soft_giou"} < set(rows(out)[0])
@@ -129,8 +129,10 @@ def test_classes_that_the_teacher_does_not_know_are_left_alone(batch):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pix2seq", "patchseq", "detr", "deformable"])
 def test_detectors_of_every_kind_teach_and_learn(batch, kind):
-    given = {"backbone": "test_efficientnet", "image_size": 64, "pretrained": False}
-    other = zoo.build(kind, "nano", ("square", "disc"), **given).eval()
+    network, _, sizes = zoo.DETECTORS[kind]
+    few = {"max_objects": 4} if kind.endswith("seq") else {}
+    config = replace(sizes["nano"], backbone="test_efficientnet", image_size=64, **few)
+    other = network(config, ("square", "disc"), pretrained=False).eval()
     for teacher, student in ((other, make()), (make(), other), (other, other.train())):
         losses = Teacher(teacher, student).losses(student.requires_grad_(True).train(), batch)
         assert "attention" in losses

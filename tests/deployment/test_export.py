@@ -1,28 +1,15 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
+from begun import begun
 from PIL import Image
 
 from boxwright.config import UserError
 from boxwright.data.records import Record
-from boxwright.deployment.export import export
+from boxwright.deployment.export import Pictures, export
 from boxwright.inference.predictor import Predictor
-from boxwright.models import zoo
 from boxwright.models.weights import save_detector
 from boxwright.runtime import Detector
-
-TINY = {"image_size": 64, "backbone": "test_efficientnet"}
-
-
-def begun(model):
-    torch.manual_seed(0)
-    detector = zoo.build(model, "nano", ("cat", "dog"), **TINY, pretrained=False)
-    if hasattr(detector.config, "max_objects"):
-        length = {"length": 20} if model == "pix2seq" else {}
-        detector = type(detector)(replace(detector.config, max_objects=4, **length), detector.names, pretrained=False)
-    return detector.eval()
 
 
 @pytest.fixture
@@ -35,10 +22,17 @@ def photos(tmp_path):
     return files
 
 
+def looks_at(photos, monkeypatch, names=None):
+    found = records(photos)
+    monkeypatch.setattr(
+        "boxwright.deployment.export._pictures", lambda data, known: Pictures(found, names, "3 images", found)
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["dense", "detr", "deformable", "pix2seq", "patchseq"])
 def test_the_file_says_what_its_source_says(model, tmp_path, photos, monkeypatch):
-    monkeypatch.setattr("boxwright.deployment.export._images", lambda data, known: (records(photos), None, "3 images"))
+    looks_at(photos, monkeypatch)
     detector = begun(model)
     save_detector(tmp_path / "x.safetensors", detector, {})
     file = export(tmp_path / "x", out=tmp_path / "x.onnx")
@@ -56,7 +50,7 @@ def test_what_cannot_be_written_is_one_line_and_no_file(tmp_path, photos, monkey
 
     monkeypatch.setattr("boxwright.deployment.onnx_file.to_onnx", cannot)
     save_detector(tmp_path / "x.safetensors", begun("dense"), {})
-    with pytest.raises(UserError, match="a dense can't be written as ONNX .*no such operator"):
+    with pytest.raises(UserError, match=r"a dense can't be written as ONNX .*no such operator"):
         export(tmp_path / "x", out=tmp_path / "x.onnx")
     assert not (tmp_path / "x.onnx").exists()
 
@@ -67,7 +61,7 @@ def records(photos):
 
 
 def test_a_file_that_says_something_else_is_not_left(tmp_path, photos, monkeypatch):
-    monkeypatch.setattr("boxwright.deployment.export._images", lambda data, known: (records(photos), None, "3 images"))
+    looks_at(photos, monkeypatch)
 
     class Wrong:
         faults = ("3 of 4 objects are not said by both",)
@@ -77,3 +71,19 @@ def test_a_file_that_says_something_else_is_not_left(tmp_path, photos, monkeypat
     with pytest.raises(UserError, match="differs from its source"):
         export(tmp_path / "x", out=tmp_path / "x.onnx")
     assert not (tmp_path / "x.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"precision": "int8"}, "int8 learns its ranges from your images: give --data"),
+        ({"precision": "fp16"}, "is measured in AP: give --data with the classes cat, dog"),
+        ({"precision": "int4"}, "--precision is one of fp32, fp16, int8, not 'int4'"),
+        ({"to": "coreml"}, "--to is onnx, not 'coreml'"),
+    ],
+)
+def test_what_cannot_be_asked(tmp_path, given, said):
+    save_detector(tmp_path / "x.safetensors", begun("dense"), {})
+    with pytest.raises(UserError, match=said):
+        export(tmp_path / "x", **given)
+    assert [file.name for file in tmp_path.iterdir()] == ["x.safetensors"]

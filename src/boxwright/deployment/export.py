@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from boxwright.config import UserError, require
 from boxwright.console import make_console
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
     from boxwright.types import Detector
 
-Precision = Literal["fp32"]
+Precision = Literal["fp32", "fp16", "int8"]
+CALIBRATED = 64  # images whose ranges of numbers are looked at, for int8
 EXTRA = 'python -m pip install "boxwright[train]"'
 BUNDLED = Path(__file__).parent.parent / "bundled" / "bccd"
 
@@ -40,8 +42,9 @@ def export(
     Args:
         weights: a checkpoint or the folder of a training run; an adapter is merged.
         to: the format.
-        precision: of weights and arithmetic.
-        data: a COCO, VOC or YOLO data set to compare on.
+        precision: of weights and arithmetic; fp16 is for GPUs, int8 also for CPUs. Some layers stay in fp32
+            (`boxwright.deployment.quantise`).
+        data: a COCO, VOC or YOLO data set to compare on, and to learn the ranges of numbers from, for int8.
         out: the file; by default beside the weights, named after them.
 
     Returns:
@@ -54,20 +57,26 @@ def export(
 
     console = make_console()
     require(to == "onnx", f"--to is onnx, not {to!r}.")
+    known = ", ".join(get_args(Precision))
+    require(precision in get_args(Precision), f"--precision is one of {known}, not {precision!r}.")
+    require(precision != "int8" or data is not None, "int8 learns its ranges from your images: give --data.")
     detector = load_detector(weights)
     out = Path(out) if out is not None else _beside(weights, precision)
-    records, names, said = _images(data, detector.names)
+    pictures = _pictures(data, detector.names)
+    unscored = f"what {precision} costs is measured in AP: give --data with the classes {', '.join(detector.names)}."
+    require(precision == "fp32" or pictures.names is not None, unscored)
     console.print(f"{weights} to {out}, {precision}")
-    model = _converted(detector)
+    model = _converted(detector, precision, pictures)
 
     def write(temporary: Path) -> None:
         save(model, temporary)
-        console.print(f"{temporary.stat().st_size / 1e6:.1f} MB; comparing with the source on {said}")
+        console.print(f"{temporary.stat().st_size / 1e6:.1f} MB; comparing with the source on {pictures.said}")
         first = seeds(detector, 1)
         file = File(temporary, seed=0 if first is None else int(first))
-        parity = compare(file, detector, precision, records, names)
+        parity = compare(file, detector, precision, pictures.records, pictures.names)
         if parity.faults:
-            raise UserError(f"the exported file differs from its source: {'; '.join(parity.faults)}. No file is left.")
+            faults, layers = "; ".join(parity.faults), _moved(model, detector, pictures)
+            raise UserError(f"the exported file differs from its source: {faults}. {layers} No file is left.")
         page = parity.to_markdown(out.name)
         write_whole(out.with_suffix(".report.json"), lambda file: file.write_text(parity.to_json(), encoding="utf-8"))
         write_whole(out.with_suffix(".report.md"), lambda file: file.write_text(page, encoding="utf-8"))
@@ -87,19 +96,35 @@ def _check_installed() -> None:
         raise UserError(f"export needs {error.name}, which is not installed: {EXTRA}") from error
 
 
-def _converted(detector: Detector) -> onnx.ModelProto:
+def _converted(detector: Detector, precision: Precision, pictures: Pictures) -> onnx.ModelProto:
     """Its graph; what the exporter cannot say in ONNX is one clear line."""
     import onnx
     import torch
 
-    from boxwright.deployment.onnx_file import to_onnx
+    from boxwright.deployment.onnx_file import describe, to_onnx
+    from boxwright.deployment.parity import images
+    from boxwright.deployment.quantise import to_fp16, to_int8
 
     try:
-        return to_onnx(detector)
+        model = to_onnx(detector)
     except (torch.onnx.OnnxExporterError, onnx.checker.ValidationError) as error:
         reason = " ".join(str(error.__cause__ or error).split())[:120]
         kind = type(detector).__name__.lower()
         raise UserError(f"a {kind} can't be written as ONNX with torch {torch.__version__} ({reason}).") from error
+    if precision != "fp32":
+        ranges = images(pictures.calibration, detector.image_size)
+        model = to_fp16(model) if precision == "fp16" else to_int8(model, ranges)
+        describe(model, detector, precision)
+    return model
+
+
+def _moved(model: onnx.ModelProto, detector: Detector, pictures: Pictures) -> str:
+    """Where file and source part, in a sentence."""
+    from boxwright.deployment.layers import moved
+    from boxwright.deployment.parity import images
+
+    worst = moved(model, detector, next(images(pictures.records, detector.image_size)))[:3]
+    return f"Layers that moved most: {', '.join(f'{name} (by {share:.1%})' for name, share in worst)}."
 
 
 def _beside(weights: Path | str, precision: str) -> Path:
@@ -109,14 +134,35 @@ def _beside(weights: Path | str, precision: str) -> Path:
     return folder / (file.stem + ("" if precision == "fp32" else f"-{precision}") + ".onnx")
 
 
-def _images(data: Path | str | None, known: tuple[str, ...]) -> tuple[list[Record], tuple[str, ...] | None, str]:
-    """What to compare on: the images, their classes if they are to be scored, and what it is in words."""
+@dataclass(frozen=True)
+class Pictures:
+    """What an export is tried on.
+
+    Attributes:
+        records: the images that both look at.
+        names: their classes; None if they are not to be scored.
+        said: what they are, in words.
+        calibration: images whose ranges of numbers are looked at.
+    """
+
+    records: list[Record]
+    names: tuple[str, ...] | None
+    said: str
+    calibration: list[Record]
+
+
+def _pictures(data: Path | str | None, known: tuple[str, ...]) -> Pictures:
     dataset = read(BUNDLED if data is None else data)
     split, _ = choose_split(dataset, "val" if "val" in dataset.splits and data is not None else None)
     records = dataset.splits[split]
+    others = dataset.splits.get("train", records)
     scored = data is not None or set(dataset.names) <= set(known)
     if data is not None:
         missing_classes(known, dataset.names)
-    names = dataset.names if scored else None
     where = "the bundled images of blood cells, as no --data is given" if data is None else f"{data}, split {split}"
-    return records, names, f"{len(records)} images ({where})"
+    return Pictures(
+        records=records,
+        names=dataset.names if scored else None,
+        said=f"{len(records)} images ({where})",
+        calibration=others[:: -(-len(others) // CALIBRATED)],
+    )

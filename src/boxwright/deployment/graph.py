@@ -174,14 +174,16 @@ def stable_sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = F
 def running_max(x: Any, dim: int) -> Any:
     """`torch.cummax` of rows (B, L) in ONNX, for the exporter; its values alone, as no one asks where they were."""
     assert dim == 1
-    length = op.Squeeze(op.Gather(op.Shape(x), op.Constant(value_ints=[1])))
-    zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
-    first, second = op.Constant(value_ints=[0]), op.Constant(value_ints=[1])
-    places_L = op.Range(zero, length, one)
+    zero, one, first, second, third = (_constant(value) for value in (0, 1, [0], [1], [2]))
+    places_L: Any = op.Range(zero, op.Squeeze(op.Gather(op.Shape(x), second)), one)
     seen_LL = op.LessOrEqual(op.Unsqueeze(places_L, first), op.Unsqueeze(places_L, second))
-    seen_BLL = op.Where(seen_LL, op.Unsqueeze(x, second), op.ReduceMin(x, keepdims=0))
-    values_BL = op.ReduceMax(seen_BLL, op.Constant(value_ints=[2]), keepdims=0)
+    seen_BLL: Any = op.Where(seen_LL, op.Unsqueeze(x, second), op.ReduceMin(x, keepdims=0))
+    values_BL = op.ReduceMax(seen_BLL, third, keepdims=0)
     return values_BL, values_BL
+
+
+def _constant(value: int | list[int]) -> Any:
+    return op.Constant(value_ints=value) if isinstance(value, list) else op.Constant(value_int=value)
 
 
 def converted(
@@ -195,7 +197,7 @@ def converted(
         shapes: which axes of that may change, as `torch.export` has it.
         inputs, outputs: their names.
     """
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             module, given, dynamo=True, opset_version=OPSET, verbose=False,
             input_names=inputs, output_names=outputs, dynamic_shapes=shapes,
@@ -222,7 +224,7 @@ def _module(node: onnx.NodeProto) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the exporter's remarks to its own developers."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

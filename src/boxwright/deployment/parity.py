@@ -20,7 +20,8 @@ from boxwright.evaluation.evaluate import renamed
 from boxwright.evaluation.run import MOST
 from boxwright.types import Batch, Detections, Detector
 
-SPOKEN = 0.05  # scores under this are not compared one by one: nobody is shown such boxes
+SPOKEN = {"fp32": 0.05, "fp16": 0.5, "int8": 0.5}  # objects with lower scores are not compared one by one
+NEAR = {"fp32": 0.5, "fp16": 4.0, "int8": 16.0}  # pixels: a box further away is another object
 PIXELS = 0.01  # by which a box may move, of an fp32 file
 SCORE = 0.001  # by which its score may
 POINTS = {"fp32": 0.1, "fp16": 0.2, "int8": 1.0}  # of 100, by which AP may move
@@ -34,7 +35,7 @@ class Parity:
         precision: of the file.
         images: that both looked at.
         objects: that the source scores over `SPOKEN`.
-        missing: of these, how many the file does not say; and those that only the file says.
+        missing: objects over `SPOKEN` that only one of the two says.
         box_px: the most that a side of a box moved, in pixels of the image; of objects that both say.
         score: the most that a score changed.
         ap_source, ap_file: AP in points of 100; None without annotated images.
@@ -57,7 +58,7 @@ class Parity:
         found = []
         if self.precision == "fp32":
             if self.missing:
-                found.append(f"{self.missing} of {self.objects} objects are not said by both")
+                found.append(f"{self.missing} objects are said by only one of the two")
             if self.box_px > PIXELS:
                 found.append(f"boxes moved by up to {self.box_px:.4f} px, and {PIXELS} are allowed")
             if self.score > SCORE:
@@ -78,8 +79,8 @@ class Parity:
         rows = [
             f"| precision | {self.precision} |",
             f"| images | {self.images} |",
-            f"| objects over {SPOKEN} | {self.objects} |",
-            f"| of these, said by only one of the two | {self.missing} |",
+            f"| objects that the source scores over {SPOKEN[self.precision]} | {self.objects} |",
+            f"| objects over it that only one of the two says | {self.missing} |",
             f"| most that a box moved | {self.box_px:.5f} px |",
             f"| most that a score moved | {self.score:.6f} |",
             f"| most that a box moves in a batch | {self.batch_px:.5f} px |",
@@ -137,8 +138,8 @@ def compare(
         if number == 0:
             mirrored_2HW3 = np.stack([image_HW3[:, ::-1], image_HW3])
             together = _first(tuple(part[1:] for part in file(mirrored_2HW3)), detector)
-            batch_px = float(np.abs(together.boxes_N4 - said.boxes_N4)[said.scores_N > SPOKEN].max(initial=0))
-    moved = [_moved(source, said) for source, said in pairs]
+            batch_px = float(np.abs(together.boxes_N4 - said.boxes_N4)[said.scores_N > SPOKEN[precision]].max(initial=0))
+    moved = [_moved(source, said, SPOKEN[precision], NEAR[precision]) for source, said in pairs]
     ap_source, ap_file = (
         (None, None)
         if names is None
@@ -147,7 +148,7 @@ def compare(
     return Parity(
         precision=precision,
         images=len(pairs),
-        objects=sum(int((source.scores_N > SPOKEN).sum()) for source, _ in pairs),
+        objects=sum(int((source.scores_N > SPOKEN[precision]).sum()) for source, _ in pairs),
         missing=sum(missing for missing, _, _ in moved),
         box_px=max(box_px for _, box_px, _ in moved),
         score=max(score for _, _, score in moved),
@@ -182,24 +183,24 @@ def _first(said: tuple[np.ndarray, ...], detector: Detector) -> Detections:
     return Detections(boxes_D4[keep_D], scores_D[keep_D], labels_D[keep_D], detector.names)
 
 
-def _moved(one: Detections, other: Detections) -> tuple[int, float, float]:
-    """Objects over `SPOKEN` that only one of the two says; how far the others' boxes and scores are apart.
+def _moved(one: Detections, other: Detections, spoken: float, near: float) -> tuple[int, float, float]:
+    """Objects over a score that only one of the two says; how far the others' boxes and scores are apart.
 
-    The same object is one of the same class whose box is nearest, and not half a pixel away.
+    The same object is one of the same class whose box and score are nearest, and the box near.
     """
     missing, box_px, score = 0, 0.0, 0.0
     for asked, told in ((one, other), (other, one)):
-        asked = asked.above(SPOKEN)
+        asked = asked.above(spoken)
         apart_NM = np.abs(asked.boxes_N4[:, None] - told.boxes_N4[None]).max(-1)
         apart_NM = np.where(asked.labels_N[:, None] == told.labels_N[None], apart_NM, np.inf)
         changed_NM = np.abs(asked.scores_N[:, None] - told.scores_N[None])
         if not len(told):
             missing += len(asked)
             continue
-        nearest_N = (apart_NM + changed_NM).argmin(1)
+        nearest_N = (apart_NM + near * changed_NM).argmin(1)
         rows = np.arange(len(asked))
         apart_N, changed_N = apart_NM[rows, nearest_N], changed_NM[rows, nearest_N]
-        there_N = apart_N < 0.5
+        there_N = apart_N < near
         missing += int((~there_N).sum())
         box_px = max(box_px, float(apart_N[there_N].max(initial=0)))
         score = max(score, float(changed_N[there_N].max(initial=0)))

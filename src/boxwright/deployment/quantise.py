@@ -1,0 +1,200 @@
+"""Smaller files: weights and what they multiply in half precision, or in whole numbers of 8 bits.
+
+Only convolutions and products with weights are changed; norms, softmax, and all arithmetic of boxes and scores stay
+fp32, because half precision counts whole pixels only up to 2048, and 8 bits know 256 values. So do the layers that say
+where something is or what (`LAST`): their outputs are few, and nothing behind them mends their errors.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeAlias
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+from boxwright.deployment.graph import quiet
+
+WEIGHTED = ("Conv", "Gemm", "MatMul")
+LAST = ("classify", "locate", "many", "distance", "rivals", "rivalry", "offset", "weight", "place", "propose")
+LARGEST = 65504.0  # of half precision
+FINE = 4  # pixels per cell: maps up to this are not put into 8 bits, their channels differ too much
+SMALL = 2048  # numbers; a tensor under this is not worth another scale
+Reader: TypeAlias = Callable[[onnx.GraphProto, onnx.TensorProto, int], onnx.NodeProto]
+
+
+def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with convolutions and products with weights in half precision.
+
+    The loop in which sentences are written computes in fp32, as its steps are too small to pay for the casts; its
+    weights are stored in half precision.
+    """
+    half = onnx.ModelProto()
+    half.CopyFrom(model)
+    graph, weights = half.graph, _tensors(half.graph)
+    halved: dict[str, str] = {}
+    nodes = list(graph.node)
+    del graph.node[:]
+    for node in nodes:
+        graph.node.extend(_in_half(node, weights, halved, graph) if _weighs(node, weights) else [node])
+    _drop_unused(graph)
+    _store(graph, _read_from_half)
+    return half
+
+
+def _in_half(
+    node: onnx.NodeProto, weights: dict[str, onnx.TensorProto], halved: dict[str, str], graph: onnx.GraphProto
+) -> Iterator[onnx.NodeProto]:
+    """The node between two casts, with weights of half precision."""
+    for place, name in enumerate(node.input):
+        if name and name not in halved:
+            halved[name] = f"{name}.half"
+            if name in weights:
+                values = numpy_helper.to_array(weights[name]).astype(np.float16)
+                graph.initializer.append(numpy_helper.from_array(values, halved[name]))
+            else:
+                yield helper.make_node("Cast", [name], [halved[name]], f"{node.name}.in", to=TensorProto.FLOAT16)
+        node.input[place] = halved.get(name, name)
+    output = node.output[0]
+    node.output[0] = f"{output}.half_of"
+    yield node
+    yield helper.make_node("Cast", [node.output[0]], [output], f"{node.name}.out", to=TensorProto.FLOAT)
+
+
+def to_int8(model: onnx.ModelProto, images: Iterable[np.ndarray]) -> onnx.ModelProto:
+    """The graph with convolutions and products with weights in 8 bits, in the ranges seen on images.
+
+    What is not computed in 8 bits, as the loop in which sentences are written, has its weights stored in them.
+
+    Args:
+        model: fp32.
+        images: (H, W, 3) uint8 each, such as the detector is going to see.
+    """
+    with TemporaryDirectory() as folder, quiet():
+        plain, out = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
+        onnx.save_model(model, plain)
+        chosen = quantisable(model)
+        quantize_static(
+            plain, out, Images(model, images), quant_format=QuantFormat.QDQ, per_channel=True,
+            op_types_to_quantize=sorted({node.op_type for node in chosen}),
+            nodes_to_quantize=[node.name for node in chosen],
+            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax, extra_options={"WeightSymmetric": True},
+        )  # fmt: skip
+        small = onnx.load_model(out)
+    _store(small.graph, _read_from_8_bits)
+    del small.graph.value_info[:]
+    return small
+
+
+def quantisable(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The nodes that are computed in 8 bits."""
+    weights, fine = _tensors(model.graph), _fine(model.graph)
+    return [node for node in model.graph.node if _weighs(node, weights) and node.output[0] not in fine]
+
+
+class Images(CalibrationDataReader):
+    """Images one by one, as onnxruntime's calibration takes them.
+
+    Args:
+        model: that is going to look at them.
+        images: (H, W, 3) uint8 each.
+    """
+
+    def __init__(self, model: onnx.ModelProto, images: Iterable[np.ndarray]):
+        self.images, self.model = iter(images), model
+
+    def get_next(self) -> dict[str, np.ndarray] | None:  # type: ignore[bad-override]
+        """The inputs for the next image; None after the last."""
+        image_HW3 = next(self.images, None)
+        return None if image_HW3 is None else nothing_else(self.model) | {"images": image_HW3[None]}
+
+
+def nothing_else(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """What a graph is given for one image besides the image."""
+    return {"seed": np.zeros(1, np.int64)} if any(value.name == "seed" for value in model.graph.input) else {}
+
+
+def _fine(graph: onnx.GraphProto) -> set[str]:
+    """Maps with at most `FINE` pixels of the canvas a cell."""
+    pixels = {"canvas": 1}
+    for node in graph.node:
+        known = [pixels[name] for name in node.input if name in pixels]
+        if known and not list(_inside(node)):
+            strides = next((attribute.ints for attribute in node.attribute if attribute.name == "strides"), [1])
+            pixels |= dict.fromkeys(node.output, max(known) * strides[0])
+    return {name for name, each in pixels.items() if each <= FINE}
+
+
+def _store(graph: onnx.GraphProto, reader: Reader) -> None:
+    """Let large weights that are still fp32, those of loops, too, be read from fewer bits before all is computed."""
+    read: list[onnx.NodeProto] = []
+    for part in [graph, *(inner for node in graph.node for inner in _inside(node))]:
+        kept = _tensors(part)
+        for node in part.node:
+            for tensor in [kept[name] for name in node.input if name in kept]:
+                if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1 and np.prod(tensor.dims) >= SMALL:
+                    axis = len(tensor.dims) - 1 if node.op_type == "MatMul" else 0
+                    read.append(reader(graph, kept.pop(tensor.name), axis))
+                    part.initializer.remove(tensor)
+    nodes = [*read, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _read_from_half(graph: onnx.GraphProto, tensor: onnx.TensorProto, axis: int) -> onnx.NodeProto:
+    """The node that gives a tensor, whose numbers lie in the graph in half precision."""
+    half = f"{tensor.name}.stored"
+    graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), half))
+    return helper.make_node("Cast", [half], [tensor.name], f"{tensor.name}.read", to=TensorProto.FLOAT)
+
+
+def _read_from_8_bits(graph: onnx.GraphProto, tensor: onnx.TensorProto, axis: int) -> onnx.NodeProto:
+    """The node that gives a tensor, whose numbers lie in the graph, with a scale for each place of an axis."""
+    values = numpy_helper.to_array(tensor)
+    others = tuple(n for n in range(values.ndim) if n != axis)
+    most = np.abs(values).max(others, keepdims=True)
+    scale = np.where(most > 0, most / 127, 1).astype(np.float32)
+    whole, scales = f"{tensor.name}.int8", f"{tensor.name}.scale"
+    graph.initializer.append(numpy_helper.from_array(np.round(values / scale).astype(np.int8), whole))
+    graph.initializer.append(numpy_helper.from_array(scale.ravel(), scales))
+    return helper.make_node("DequantizeLinear", [whole, scales], [tensor.name], f"{tensor.name}.read", axis=axis)
+
+
+def _weighs(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> bool:
+    """Whether a node multiplies with weights that half precision holds, and is not one of the last."""
+    weight = weights.get(node.input[1]) if node.op_type in WEIGHTED and not is_last(node.name) else None
+    if weight is None or weight.data_type != TensorProto.FLOAT:
+        return False
+    return float(np.abs(numpy_helper.to_array(weight)).max(initial=0)) < LARGEST
+
+
+def is_last(name: str) -> bool:
+    """Whether a node belongs to the layers that stay fp32, by its name: ``head.many/Conv_12``."""
+    return bool(set(name.partition("/")[0].split(".")) & set(LAST))
+
+
+def _tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    return {tensor.name: tensor for tensor in graph.initializer}
+
+
+def _inside(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The bodies of a node that is a loop."""
+    yield from (attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH)
+
+
+def _drop_unused(graph: onnx.GraphProto) -> None:
+    used = {name for node in graph.node for name in _all_inputs(node)} | {value.name for value in graph.output}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+
+
+def _all_inputs(node: onnx.NodeProto) -> Iterator[str]:
+    """Names that a node looks at, from inside its loops as well."""
+    yield from node.input
+    for graph in _inside(node):
+        yield from (name for inner in graph.node for name in _all_inputs(inner))
+        yield from (value.name for value in graph.output)

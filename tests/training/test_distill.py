@@ -80,6 +80,12 @@ def test_an_interrupted_run_goes_on_exactly(teacher, data, tmp_path, monkeypatch
         distill(moved, data, stopped, resume=True)
 
 
+@pytest.mark.slow
+def test_mixed_precision_teaches_too(teacher, data, tmp_path):  # noqa: F811
+    out = distill(teacher, data, tmp_path / "run", epochs=1, precision="bf16-mixed")
+    assert float(rows(out)[-1]["loss_soft"]) > 0
+
+
 def test_mistakes_are_told_before_anything_is_written(data, tmp_path, capsys):  # noqa: F811
     assert main(["distill", str(tmp_path / "none"), str(data), "--out", str(tmp_path / "run"), *COMMON]) == 2
     assert f"no weights at {tmp_path / 'none'}" in capsys.readouterr().err

@@ -104,7 +104,7 @@ def maps_of(detector: Detector) -> Iterator[list[Tensor]]:
 
 def resized(batch: Batch, side: int) -> tuple[Tensor, Tensor]:
     """Images and their sizes on a canvas of this side: a detector is best at the image size that it was made for."""
-    images_BCHW, own = pixels(batch.images_BCHW), batch.images_BCHW.shape[-1]
+    images_BCHW, own = pixels(batch.images_BCHW).float(), batch.images_BCHW.shape[-1]
     if side == own:
         return images_BCHW, batch.sizes_B2
     images_BCHW = F.interpolate(images_BCHW, size=(side, side), mode="bilinear", antialias=True)

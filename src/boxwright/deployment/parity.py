@@ -133,17 +133,19 @@ def compare(
     """
     pairs, batch_px = [], 0.0
     for number, image_HW3 in enumerate(images(records, detector.image_size)):
-        source, said = eager(detector, image_HW3), _first(file(image_HW3[None]), detector)
+        source, said = eager(detector, image_HW3), first(file(image_HW3[None]), detector)
         pairs.append((source, said))
         if number == 0:
             mirrored_2HW3 = np.stack([image_HW3[:, ::-1], image_HW3])
-            together = _first(tuple(part[1:] for part in file(mirrored_2HW3)), detector)
-            batch_px = float(np.abs(together.boxes_N4 - said.boxes_N4)[said.scores_N > SPOKEN[precision]].max(initial=0))
+            together = first(tuple(part[1:] for part in file(mirrored_2HW3)), detector)
+            batch_px = float(
+                np.abs(together.boxes_N4 - said.boxes_N4)[said.scores_N > SPOKEN[precision]].max(initial=0)
+            )
     moved = [_moved(source, said, SPOKEN[precision], NEAR[precision]) for source, said in pairs]
     ap_source, ap_file = (
         (None, None)
         if names is None
-        else (_ap(records, [pair[side] for pair in pairs], names, detector.image_size) for side in (0, 1))
+        else (average_precision(records, [pair[side] for pair in pairs], names, detector.image_size) for side in (0, 1))
     )
     return Parity(
         precision=precision,
@@ -177,7 +179,8 @@ def eager(detector: Detector, image_HW3: np.ndarray) -> Detections:
     return said.to_detections(batch, detector.names)[0]
 
 
-def _first(said: tuple[np.ndarray, ...], detector: Detector) -> Detections:
+def first(said: tuple[np.ndarray, ...], detector: Detector) -> Detections:
+    """What a file says of the first image of a batch, every row of it that means something."""
     boxes_D4, scores_D, labels_D = (part[0] for part in said)
     keep_D = scores_D > 0
     return Detections(boxes_D4[keep_D], scores_D[keep_D], labels_D[keep_D], detector.names)
@@ -207,7 +210,7 @@ def _moved(one: Detections, other: Detections, spoken: float, near: float) -> tu
     return missing, box_px, score
 
 
-def _ap(records: Sequence[Record], found: Sequence[Detections], names: Sequence[str], side: int) -> float:
+def average_precision(records: Sequence[Record], found: Sequence[Detections], names: Sequence[str], side: int) -> float:
     """AP in points of 100, of the best `MOST` boxes of each image."""
     best = [_scaled(one, record, side) for one, record in zip(found, records, strict=True)]
     return 100 * score(records, [renamed(one, names) for one in best], names).ap

@@ -1,0 +1,107 @@
+"""Exported files beside torch: is the same detector faster, and what do fewer bits gain and cost?
+
+    python benchmarks/onnx_speed.py [--weights CHECKPOINT ...] [--models dense pix2seq ...]
+
+First every detector, untrained, so that sentences have their full length: eager torch and the fp32 file in turns, from
+a decoded image to its boxes. Then each checkpoint as fp32, fp16 and int8 (calibrated on BCCD's training images): time,
+megabytes, and AP on BCCD's test images, or on the first 16 for training if the card says that those were learned by
+heart (`runs/pix2seq_overfit.py`, `runs/detr_overfit.py`). One thread; times of the process, so that other work on the
+machine weighs little; medians. Prints two tables of markdown.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from boxwright.data.read import read
+from boxwright.data.records import Record
+from boxwright.deployment.onnx_file import to_onnx
+from boxwright.deployment.parity import File, average_precision, eager, first, images
+from boxwright.deployment.quantise import to_fp16, to_int8
+from boxwright.models import zoo
+from boxwright.models.weights import load_detector
+
+BUNDLED = Path(__file__).parents[1] / "src" / "boxwright" / "bundled"
+CALIBRATED, BY_HEART = 64, 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", nargs="*", type=Path, default=[BUNDLED / "dense-nano-bccd.safetensors"])
+    parser.add_argument("--models", nargs="*", default=[name for name, (_, _, sizes) in zoo.DETECTORS.items() if sizes])
+    parser.add_argument("--repeats", type=int, default=7)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    splits = read(BUNDLED / "bccd").splits
+    if options.models:
+        print("| nano, untrained | eager torch, ms | fp32 file, ms | times as fast |\n| --- | --- | --- | --- |")
+    for model in options.models:
+        row(model, splits["test"], options.repeats)
+    if options.weights:
+        print("\n| trained | precision | ms | times as fast | MB | times smaller | AP |")
+        print("| --- | --- | --- | --- | --- | --- | --- |")
+    for weights in options.weights:
+        rows(weights, splits["train"], splits["test"], options.repeats)
+
+
+def row(model: str, records: Sequence[Record], repeats: int) -> None:
+    """One detector: eager torch and its file."""
+    detector = zoo.build(model, "nano", ("a", "b", "c"), pretrained=False).eval()
+    file = File(to_onnx(detector).SerializeToString(), threads=1)
+    image_HW3 = next(images(records, detector.image_size))
+    torch_ms, file_ms = in_turns([partial(eager, detector, image_HW3), partial(file, image_HW3[None])], repeats)
+    print(f"| {model} | {torch_ms:.0f} | {file_ms:.0f} | {torch_ms / file_ms:.2f} |", flush=True)
+
+
+def rows(weights: Path, train: list[Record], test: list[Record], repeats: int) -> None:
+    """One checkpoint in every precision."""
+    detector = load_detector(weights)
+    by_heart = "by heart" in json.dumps(vars(detector).get("card", {}))
+    shown = train[:BY_HEART] if by_heart else test
+    calibration = train[:BY_HEART] if by_heart else train[:: -(-len(train) // CALIBRATED)]
+    plain = to_onnx(detector)
+    models = {
+        "fp32": plain, "fp16": to_fp16(plain), "int8": to_int8(plain, images(calibration, detector.image_size)),
+    }  # fmt: skip
+    files = {name: File(model.SerializeToString(), threads=1) for name, model in models.items()}
+    one_1HW3 = next(images(shown, detector.image_size))[None]
+    taken = dict(zip(files, in_turns([partial(file, one_1HW3) for file in files.values()], repeats), strict=True))
+    for name, file in files.items():
+        size, faster = megabytes(models[name]), taken["fp32"] / taken[name]
+        said = [first(file(image_HW3[None]), detector) for image_HW3 in images(shown, detector.image_size)]
+        ap = average_precision(shown, said, detector.names, detector.image_size)
+        what = f"{zoo.name_of(detector)}, {detector.image_size} px{', by heart' if by_heart else ''}"
+        smaller = megabytes(plain) / size
+        print(
+            f"| {what} | {name} | {taken[name]:.0f} | {faster:.2f} | {size:.1f} | {smaller:.2f} | {ap:.1f} |",
+            flush=True,
+        )
+
+
+def in_turns(calls: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
+    """Median milliseconds of the processor for each, after one call to warm up."""
+    taken = np.zeros((repeats + 1, len(calls)))
+    for turn in range(repeats + 1):
+        for place, call in enumerate(calls):
+            started = time.process_time()
+            call()
+            taken[turn, place] = 1000 * (time.process_time() - started)
+    return [statistics.median(column) for column in taken[1:].T.tolist()]
+
+
+def megabytes(model: onnx.ModelProto) -> float:
+    """As a file."""
+    return model.ByteSize() / 1e6
+
+
+if __name__ == "__main__":
+    main()

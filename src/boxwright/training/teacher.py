@@ -30,7 +30,7 @@ from boxwright.types import Batch, Detector, Predictions, pixels
 
 SURE = 0.5  # the score over which the teacher is believed in what nobody annotated
 APART = 0.5  # the overlap under which it is another object than those annotated
-ATTENTION, SOFT, SOFT_GIOU = 1.0, 1.0, 2.0  # weights
+ATTENTION, SOFT, SOFT_GIOU = 5.0, 4.0, 6.0  # weights
 Level = tuple[int, int, int]  # places of the student's and the teacher's map of a stride, and that stride
 Said = tuple[Tensor, Sequence[Tensor]]
 

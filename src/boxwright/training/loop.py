@@ -7,7 +7,7 @@ uninterrupted one exactly, and a state holds no random state.
 import signal
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import current_thread, main_thread
@@ -68,8 +68,9 @@ class TrainStep(nn.Module):
         super().__init__()
         self.detector, self.teacher = detector, teacher
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Named losses of a batch."""
+    def forward(self, given: Callable[[], Batch]) -> dict[str, Tensor]:
+        """Named losses of the batch that `given` gives: of one in sight, Fabric would round the boxes to bf16."""
+        batch = given()
         if self.teacher is not None:
             return self.teacher.losses(self.detector, batch)
         return dict(self.detector.loss(self.detector(batch.images_BCHW, batch.sizes_B2), batch))
@@ -187,7 +188,7 @@ class Loop:
             draw = self.progress.step * self.accumulate + part
             torch.manual_seed(mix(self.plan.seed, draw, self.fabric.global_rank))
             with self.fabric.no_backward_sync(self.model, enabled=part + 1 < self.accumulate):
-                losses = self.model(batch)
+                losses = self.model(lambda batch=batch: batch)
                 values = torch.stack([value.detach() for value in losses.values()]).tolist()
                 self._require_finite(dict(zip(losses, values, strict=True)), batch)
                 self.fabric.backward(torch.stack(list(losses.values())).sum() / self.accumulate)

@@ -42,6 +42,14 @@ def test_the_file_says_what_its_source_says(model, tmp_path, photos, monkeypatch
     for photo in photos:
         ours, theirs = (found.predict(photo, threshold=0.0) for found in (exported, source))
         np.testing.assert_allclose(ours.scores_N[:5], theirs.scores_N[:5], atol=1e-3)
+    assert exported.writes == source.writes
+    if source.writes:
+        for given in ([], [("dog", (5, 5, 30, 40)), ("cat", (10, 20, 40, 47))]):
+            ours, theirs = (list(found.write(photos[0], given)) for found in (exported, source))
+            assert [getattr(part, "slot", part) for part in ours if part.given] == [
+                getattr(part, "slot", part) for part in theirs if part.given
+            ]
+            assert [type(part) for part in ours] == [type(part) for part in theirs]
 
 
 def test_what_cannot_be_written_is_one_line_and_no_file(tmp_path, photos, monkeypatch):

@@ -165,8 +165,8 @@ def test_the_verb_takes_it(onnx_file: Path, paint: Callable[..., Path], tmp_path
     assert len(list((tmp_path / "out/overlays").iterdir())) == 3
 
 
-def test_a_file_cannot_be_watched(onnx_file: Path) -> None:
+def test_a_file_that_does_not_write_cannot_be_watched(onnx_file: Path) -> None:
     detector = Detector(onnx_file)
     assert not detector.writes
-    with pytest.raises(UserError, match="gives all objects at once"):
+    with pytest.raises(UserError, match="finds all objects at once"):
         detector.write(np.zeros((8, 8, 3), np.uint8))

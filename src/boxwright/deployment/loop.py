@@ -7,9 +7,10 @@ objects see of the image, and the weights, are looked at from inside.
 
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 from torch.export import Dim
 
@@ -17,16 +18,24 @@ from boxwright.deployment.graph import CANVAS, OUTPUTS, converted, example, pads
 from boxwright.deployment.writers import Begin, End, OneObject, Writer
 
 INSIDE = "object."  # before all names in the loop
+KNOWN = ("known_boxes", "known_labels")  # given objects, for every image
+SENTENCE = ("order", "words", "word_log_probs")  # see `boxwright.deployment.writers.End`
 
 
 def writer_graph(detector: Writer) -> onnx.ModelProto:
-    """All that follows the letterbox; one input more, `seed` int64 (B,), where words are drawn."""
+    """All that follows the letterbox.
+
+    Where words are drawn, `seed` int64 (B,) is an input more. Where it can be asked, so are `given_boxes` float32
+    (B, G, 4) and `given_labels` int64 (B, G), which may be left out, and `SENTENCE` are outputs more.
+    """
     begin, one = Begin(detector).eval(), OneObject(detector).eval()
-    given = begin(*example(detector)[:2])
-    state, seen = given[: one.carried], given[one.carried :]
-    main = _begin(detector, begin, len(state), len(seen))
-    body = _object(one, state, seen, grows=not pads(detector))
-    end = _end(detector, one, body)
+    inputs = _inputs(detector, one)
+    made = begin(*inputs)
+    seen_end = len(made) - one.asked
+    state, seen = made[: one.carried], made[one.carried : seen_end]
+    main = _begin(detector, begin, inputs, len(state), len(seen))
+    body = _object(one, state, seen, made[seen_end:], grows=not pads(detector))
+    end = _end(detector, one)
     _join(main, body, end, one)
     return main
 
@@ -35,20 +44,59 @@ def _names(kind: str, count: int) -> list[str]:
     return [f"{kind}_{n}" for n in range(count)]
 
 
-def _begin(detector: Writer, begin: Begin, state: int, seen: int) -> onnx.ModelProto:
-    rows = Dim.DYNAMIC
+def _inputs(detector: Writer, one: OneObject) -> tuple[Tensor, ...]:
+    """An example of what comes before the first object."""
+    canvas_BCHW, size_2, original_2 = example(detector)
+    if not one.asked:
+        return canvas_BCHW, size_2
+    boxes_BG4 = torch.tensor([10.0, 20, 30, 40]).repeat(2, 3, 1)
+    return canvas_BCHW, size_2, original_2, boxes_BG4, torch.tensor([[0, 0, -1], [0, -1, -1]])
+
+
+def _begin(detector: Writer, begin: Begin, inputs: tuple[Tensor, ...], state: int, seen: int) -> onnx.ModelProto:
+    rows, asked = Dim.DYNAMIC, len(inputs) > 2
     canvas = {0: rows} if pads(detector) else {0: rows, 2: rows, 3: rows}
-    outputs = [*_names("state", state), *_names("seen", seen)]
-    return converted(begin, example(detector)[:2], (canvas, None), CANVAS[:2], outputs)
+    shapes = (canvas, None, None, {0: rows, 1: rows}, {0: rows, 1: rows})
+    outputs = [*_names("state", state), *_names("seen", seen), *(["given"] if asked else [])]
+    main = converted(begin, inputs, shapes[: len(inputs)], [*CANVAS, *KNOWN][: len(inputs)], outputs)
+    if asked:
+        _let_leave_out(main.graph)
+    return main
 
 
-def _object(one: OneObject, state: tuple[Tensor, ...], seen: tuple[Tensor, ...], grows: bool) -> onnx.ModelProto:
+def _let_leave_out(graph: onnx.GraphProto) -> None:
+    """Given objects as inputs with a default, one that is none, for all images of a batch."""
+    known = [value for value in graph.input if value.name in KNOWN]
+    nothing = [np.zeros((1, 1, 4), np.float32), np.full((1, 1), -1, np.int64)]
+    nodes = [helper.make_node("Shape", [CANVAS[0]], ["known_batch"], "known/batch", start=0, end=1)]
+    for value, default, inner in zip(known, nothing, KNOWN, strict=True):
+        graph.input.remove(value)
+        name = inner.replace("known", "given")
+        shape = ["rows", "given", *default.shape[2:]]
+        kind = helper.np_dtype_to_tensor_dtype(default.dtype)
+        graph.input.append(helper.make_tensor_value_info(name, kind, shape))
+        graph.initializer.append(numpy_helper.from_array(default, name))
+        graph.initializer.append(numpy_helper.from_array(np.ones(default.ndim - 1, np.int64), f"{inner}_rest"))
+        nodes.append(
+            helper.make_node("Concat", ["known_batch", f"{inner}_rest"], [f"{inner}_shape"], f"{inner}/shape", axis=0)
+        )
+        nodes.append(helper.make_node("Expand", [name, f"{inner}_shape"], [inner], f"{inner}/rows"))
+    nodes += graph.node
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _object(
+    one: OneObject, state: tuple[Tensor, ...], seen: tuple[Tensor, ...], given: tuple[Tensor, ...], grows: bool
+) -> onnx.ModelProto:
     """The body of the loop; what is not carried is not among its inputs."""
     slots, kept = one.language.grammar.slots, one.carried - 2 * one.layers
     caches = [cache.new_zeros(*cache.shape[:2], 3 * slots, cache.shape[3]) for cache in state[kept:]]
     tensors, rows = [*state[:kept], *caches, *seen], Dim.DYNAMIC
     shapes = [{0: rows}] * kept + [{0: rows, 2: rows}] * len(caches) + [_dynamic(part, grows) for part in seen]
     names = [*_names("state", len(state)), *_names("seen", len(seen))]
+    if given:
+        tensors, shapes, names = [*tensors, *given], [*shapes, {0: rows, 1: rows}], [*names, "given"]
     if one.language.sampling.draws:
         tensors, shapes, names = [*tensors, torch.tensor([3, 4])], [*shapes, {0: rows}], [*names, "seed"]
     outputs = ["goes_on", *_names("next", len(state)), *_words(one)]
@@ -75,7 +123,7 @@ def _words(one: OneObject) -> list[str]:
     return ["tokens", "log_probs", "classes", *(["coordinates"] if one.coordinates else [])]
 
 
-def _end(detector: Writer, one: OneObject, body: onnx.ModelProto) -> onnx.ModelProto:
+def _end(detector: Writer, one: OneObject) -> onnx.ModelProto:
     grammar, rows = one.language.grammar, Dim.DYNAMIC
     slots, classes = grammar.slots, len(grammar.class_tokens_K)
     words = [torch.zeros(3, 2, slots, dtype=torch.int64), torch.zeros(3, 2, slots), torch.zeros(3, 2, classes)]
@@ -83,7 +131,11 @@ def _end(detector: Writer, one: OneObject, body: onnx.ModelProto) -> onnx.ModelP
         words.append(torch.zeros(3, 2, slots - 1, dtype=torch.int64))
     shapes = (None, None, *({0: rows, 1: rows} for _ in words))
     inputs = (*example(detector)[1:], *words)
-    return converted(End(detector).eval(), inputs, shapes, [*CANVAS[1:], *_words(one)], OUTPUTS)
+    return converted(End(detector).eval(), inputs, shapes, [*CANVAS[1:], *_words(one)], _outputs(one))
+
+
+def _outputs(one: OneObject) -> list[str]:
+    return [*OUTPUTS, *(SENTENCE if one.asked else [])]
 
 
 def _join(main: onnx.ModelProto, body: onnx.ModelProto, end: onnx.ModelProto, one: OneObject) -> None:
@@ -95,15 +147,16 @@ def _join(main: onnx.ModelProto, body: onnx.ModelProto, end: onnx.ModelProto, on
     last = [f"last_{name}" for name in state]
     loop = helper.make_node("Loop", [most.name, true.name, *state], [*last, *words], name="objects", body=body.graph)
     end = onnx.compose.add_prefix(end, "end.")
-    known = {f"end.{name}": name for name in [*CANVAS[1:], *words]} | {f"end.{name}": name for name in OUTPUTS}
+    known = {f"end.{name}": name for name in [*CANVAS[1:], *words]} | {f"end.{name}": name for name in _outputs(one)}
     for node in end.graph.node:
         node.input[:] = [known.get(name, name) for name in node.input]
         node.output[:] = [known.get(name, name) for name in node.output]
     graph.node.extend([loop, *end.graph.node])
     graph.initializer.extend([most, true, *end.graph.initializer])
-    inputs = [value for value in end.graph.input if value.name == "end.original"]
-    inputs[0].name = "original"
-    graph.input.extend(inputs)
+    if not one.asked:
+        inputs = [value for value in end.graph.input if value.name == "end.original"]
+        inputs[0].name = "original"
+        graph.input.extend(inputs)
     if one.language.sampling.draws:
         graph.input.append(helper.make_tensor_value_info("seed", TensorProto.INT64, ["batch"]))
     del graph.output[:]

@@ -12,8 +12,10 @@ from torch.export import Dim
 from boxwright.config import require
 from boxwright.deployment.graph import CANVAS, OPSET, OUTPUTS, Core, converted, example, letterbox, pads
 from boxwright.deployment.loop import writer_graph
-from boxwright.deployment.writers import Writer
+from boxwright.deployment.writers import Asked, Writer, language, vocabulary
+from boxwright.inference.writing import slots
 from boxwright.models import zoo
+from boxwright.models.vocabulary import NOISE
 from boxwright.types import Detector
 
 FORMAT = "1"
@@ -55,7 +57,21 @@ def describe(model: onnx.ModelProto, detector: Detector, precision: str) -> None
         "card": json.dumps(vars(detector).get("card", {})),
         "opset": str(OPSET),
     }
+    if isinstance(detector, Asked):
+        facts["sentence"] = json.dumps(_sentence(detector))
     onnx.helper.set_model_props(model, facts)
+
+
+def _sentence(detector: Asked) -> dict[str, Any]:
+    """How to read its words, for `boxwright.runtime.sentence.Language`."""
+    spoken, words = language(detector), vocabulary(detector)
+    tokens_K = words.class_tokens(torch.arange(len(detector.names))).tolist()
+    return {
+        "slots": slots(detector),
+        "classes": dict(zip(tokens_K, detector.names, strict=True)) | {NOISE: "noise"},
+        "end": spoken.grammar.end if spoken.sampling.may_end else None,
+        "objects": spoken.objects,
+    }
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
@@ -70,7 +86,7 @@ def metadata(model: onnx.ModelProto) -> Mapping[str, str]:
 
 def _name_axes(model: onnx.ModelProto) -> None:
     """The names of the sizes of inputs and outputs that readers see."""
-    for output, rest in zip(model.graph.output, ([4], [], []), strict=True):
+    for output, rest in zip(model.graph.output, ([4], [], [], [], ["slots"], ["slots"]), strict=False):
         shape: list[Any] = ["batch", "detections", *rest]
         for dim, size in zip(output.type.tensor_type.shape.dim, shape, strict=True):
             if not dim.HasField("dim_value"):

@@ -10,7 +10,7 @@ loop collects them.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from boxwright.models.sampling import Sampling, uniform
 from boxwright.types import Detector, Predictions
 
 Writer = Pix2Seq | PatchSeq | Replication
+Asked = Pix2Seq | PatchSeq  # writers that go on from given objects
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,10 @@ def language(detector: Writer) -> Language:
     return Language(grammar, detector.config.max_objects, sampling)
 
 
-def vocabulary(detector: PatchSeq) -> Any:
+def vocabulary(detector: Asked) -> Any:
     """The words for images of the size it is made for."""
+    if isinstance(detector, Pix2Seq):
+        return detector.vocabulary
     return detector.vocabulary(detector.image_size, detector.image_size)
 
 
@@ -73,6 +76,14 @@ def seeds(detector: Detector, images: int) -> Tensor | None:
         return None
     first = detector.config.seed
     return torch.zeros(images, dtype=torch.int64) if first is None else torch.arange(first, first + images)
+
+
+class Given(NamedTuple):
+    """Given objects as a batch has them."""
+
+    boxes_BN4: Tensor
+    labels_BN: Tensor
+    valid_BN: Tensor
 
 
 class Growing:
@@ -102,20 +113,31 @@ class Begin(nn.Module):
         super().__init__()
         self.detector = prepared(detector)
 
-    def forward(self, canvas_BCHW: Tensor, size_2: Tensor) -> tuple[Tensor, ...]:
-        """`state`, then `seen`, flat; see `State`."""
-        cache = self.cache(canvas_BCHW, size_2)
+    def forward(
+        self, canvas_BCHW: Tensor, size_2: Tensor, original_2: Tensor | None = None,
+        boxes_BG4: Tensor | None = None, labels_BG: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        """`state`, then `seen`, flat: what changes from object to object, and what does not; then the given words
+        (B, P), if there can be any.
+
+        Args:
+            canvas_BCHW, size_2, original_2: as of `boxwright.deployment.graph.Core`.
+            boxes_BG4: given objects, xyxy in pixels of the original.
+            labels_BG: their classes; -1 where there is none, behind all that are.
+        """
         rows = canvas_BCHW.shape[0]
+        detector: Any = self.detector
+        raw = detector(canvas_BCHW, size_2.expand(rows, -1))
+        cache = detector.decoder.start(raw.memory if isinstance(detector, Replication) else raw, 0)
         start_B1 = torch.full((rows, 1), language(self.detector).grammar.start)  # type: ignore[arg-type]
         ended_B1 = torch.zeros(rows, 1, dtype=torch.bool)
         said = list(cache.history) if isinstance(cache, PatchCache) else []
-        return (start_B1, ended_B1, *said, *_flat(cache.sentence), *seen(cache))
-
-    def cache(self, canvas_BCHW: Tensor, size_2: Tensor) -> Cache:
-        """A cache without a place."""
-        detector: Any = self.detector
-        raw = detector(canvas_BCHW, size_2.expand(canvas_BCHW.shape[0], -1))
-        return detector.decoder.start(raw.memory if isinstance(detector, Replication) else raw, 0)
+        state = (start_B1, ended_B1, *said, *_flat(cache.sentence))
+        if original_2 is None or boxes_BG4 is None or labels_BG is None:
+            return (*state, *seen(cache))
+        scale_2 = (size_2 / original_2 / torch.tensor(canvas_BCHW.shape[-2:])).flip(0)
+        given = Given(boxes_BG4 * scale_2.repeat(2), labels_BG.clamp(min=0), labels_BG >= 0)
+        return (*state, *seen(cache), detector.given_words(raw, given))
 
 
 def seen(cache: Cache) -> list[Tensor]:
@@ -144,7 +166,7 @@ class OneObject(nn.Module):
         super().__init__()
         self.decoder, self.language = detector.decoder, language(detector)
         self.layers, self.points = len(detector.decoder.layers), isinstance(detector, PatchSeq)
-        self.masked = isinstance(detector, Replication)
+        self.masked, self.asked = isinstance(detector, Replication), isinstance(detector, Asked)
         self.grid = vocabulary(detector).grid if isinstance(detector, PatchSeq) else (0, 0)
         self.coordinates = detector.config.coordinates if isinstance(detector, Replication) else None
 
@@ -163,9 +185,10 @@ class OneObject(nn.Module):
         """
         (last_B1, ended_B1, *state), rest = tensors[: self.carried], list(tensors[self.carried :])
         seed_B = rest.pop() if self.language.sampling.draws else None
+        given_BP = rest.pop() if self.asked else None
         history = History(*(part.clone() for part in state[:2])) if self.points else None
         cache = self._cache(state[2 * self.points :], rest, history)
-        draft = ObjectDraft(self.decoder, self.language, cache, number, seed_B, last_B1, ended_B1)
+        draft = ObjectDraft(self.decoder, self.language, cache, number, seed_B, last_B1, ended_B1, given_BP)
         draft.write_object(0)
         said = draft.generated()
         goes_on = ~draft.ended_B1.all() if self.language.sampling.may_end else torch.ones((), dtype=torch.bool)
@@ -198,6 +221,7 @@ class ObjectDraft(Draft):
         seed_B: of the draws; None where nothing is drawn.
         last_B1: the word before.
         ended_B1: sentences that have ended.
+        given_BP: words of given objects, -1 behind them; at least one.
     """
 
     def __init__(
@@ -209,6 +233,7 @@ class ObjectDraft(Draft):
         seed_B: Tensor | None,
         last_B1: Tensor,
         ended_B1: Tensor,
+        given_BP: Tensor | None = None,
     ):
         grammar, rows, slots = language.grammar, last_B1.shape[0], language.grammar.slots
         self.decoder: Any = self
@@ -225,7 +250,7 @@ class ObjectDraft(Draft):
         self.tokens_BL = torch.cat([last_B1, torch.full((rows, slots), grammar.end)], 1)
         self.log_probs_BL = torch.zeros(rows, slots + 1)
         self.class_log_probs_BNK = torch.full((rows, 1, len(grammar.class_tokens_K)), -torch.inf)
-        self.forced_BL: Tensor | None = None
+        self.forced_BL = None if given_BP is None else _at(given_BP, places_S)
         self.repeats: Repeats | None = None
 
     def write_object(self, number: int) -> None:
@@ -237,6 +262,12 @@ class ObjectDraft(Draft):
         """The decoder's, which counts from the beginning of the sentence; its scores are kept."""
         self.seen_scores.append(self.full.step(tokens_BL, positions_L + self.first_1, cache))
         return self.seen_scores[-1]
+
+
+def _at(given_BP: Tensor, places_S: Tensor) -> Tensor:
+    """The given words at these places, -1 where there are none."""
+    last = given_BP.shape[1] - 1
+    return given_BP.index_select(1, places_S.clamp(max=last)).masked_fill(places_S > last, -1)
 
 
 class End(nn.Module):
@@ -253,8 +284,9 @@ class End(nn.Module):
     def forward(
         self, size_2: Tensor, original_2: Tensor, tokens_NBS: Tensor, log_probs_NBS: Tensor, class_NBK: Tensor,
         coordinates_NBC: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """Boxes (B, N, 4) in pixels of the original; scores and labels (B, N), best first.
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        """Boxes (B, N, 4) in pixels of the original; scores and labels (B, N), best first. Of those that can be asked,
+        which object of the sentence each of these is (B, N), and the words and their log-probabilities (B, N, S).
 
         Args:
             size_2, original_2: as of `boxwright.deployment.graph.Core`.
@@ -262,8 +294,12 @@ class End(nn.Module):
         """
         tokens_BL, log_probs_BL = (part.transpose(0, 1).flatten(1) for part in (tokens_NBS, log_probs_NBS))
         said = Generated(tokens_BL, log_probs_BL, class_NBK.transpose(0, 1))
-        found = self._read(said, size_2, coordinates_NBC).best_first()
-        return in_pixels(found, torch.tensor([self.detector.image_size] * 2), size_2, original_2)
+        found = self._read(said, size_2, coordinates_NBC)
+        boxes = in_pixels(found.best_first(), torch.tensor([self.detector.image_size] * 2), size_2, original_2)
+        if not isinstance(self.detector, Asked):
+            return boxes
+        order_BN = found.scores_BD.sort(dim=1, descending=True, stable=True).indices  # as `best_first`
+        return (*boxes, order_BN, tokens_NBS.transpose(0, 1), log_probs_NBS.transpose(0, 1))
 
     def _read(self, said: Generated, size_2: Tensor, coordinates_NBC: Tensor | None) -> Predictions:
         side = self.detector.image_size

@@ -205,7 +205,7 @@ class PatchSeq(Detector):
         c = self.config
         objects = c.max_objects if objects is None else objects
         require(0 < objects <= c.max_objects, f"objects is how many to say, 1 to {c.max_objects}, not {objects}.")
-        given_BL = None if given is None or not given.valid_BN.any() else self._given(raw, given)
+        given_BL = None if given is None or not given.valid_BN.any() else self.given_words(raw, given)
         count = 0 if given_BL is None else given_BL.shape[1] // raw.vocabulary.words
         full = f"{count} objects are given, and no more than {objects} can be said, given ones included"
         require(count < objects, f"{full}: ask for objects={count + 1} at least.")
@@ -236,8 +236,8 @@ class PatchSeq(Detector):
         ordered_BN4 = torch.cat([torch.minimum(first_BN2, second_BN2), torch.maximum(first_BN2, second_BN2)], -1)
         return Predictions(ordered_BN4, scores_BN, labels_BN)
 
-    def _given(self, raw: Seen, given: Batch) -> Tensor:
-        """The words of given objects, -1 behind the last of each image."""
+    def given_words(self, raw: Seen, given: Batch) -> Tensor:
+        """The words of the objects of a batch, one object after the other, -1 behind the last of each image."""
         words_BNW = _objects(given.boxes_BN4, given.labels_BN, raw.vocabulary, self.config.noise)
         return words_BNW.where(given.valid_BN[..., None], -1).flatten(1).to(raw.patches_BPE.device)
 

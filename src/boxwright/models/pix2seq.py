@@ -267,7 +267,7 @@ class Pix2Seq(Detector):
         said = f"the table of positions holds {room} objects"
         require(objects > 0, f"objects is how many to say, 1 to {room}, not {objects}.")
         require(objects <= room, f"{said}, not {objects}; `detector.lengthen({objects})` makes room.")
-        given_BL = None if given is None or not given.valid_BN.any() else self._given(given).to(raw.device)
+        given_BL = None if given is None or not given.valid_BN.any() else self.given_words(raw, given)
         count = 0 if given_BL is None else given_BL.shape[1] // WORDS
         full = f"{count} objects are given, and no more than {objects} can be said, given ones included"
         require(count < objects, f"{full}: ask for objects={count + 1} at least.")
@@ -305,11 +305,11 @@ class Pix2Seq(Detector):
         length = c.length + WORDS * (objects - c.max_objects)
         self.config = replace(c, max_objects=objects, length=length)
 
-    def _given(self, given: Batch) -> Tensor:
-        """The words of given objects, -1 behind the last of each image."""
+    def given_words(self, raw: Tensor, given: Batch) -> Tensor:
+        """The words (B, 5 x N) of the objects of a batch, -1 behind the last of each image."""
         classes_BN = self.vocabulary.class_tokens(given.labels_BN)
         words_BN5 = torch.cat([self.vocabulary.coordinate_tokens(given.boxes_BN4), classes_BN[..., None]], -1)
-        return words_BN5.where(given.valid_BN[..., None], -1).flatten(1)
+        return words_BN5.where(given.valid_BN[..., None], -1).flatten(1).to(raw.device)
 
 
 class Encoder(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -16,11 +16,13 @@ from boxwright.detections import Detections
 from boxwright.extras import how_to_install
 from boxwright.runtime.finder import Finder, check_batch_size, check_threshold, chunks
 from boxwright.runtime.pictures import Picture, Ready
-from boxwright.runtime.writing import Known, Word, Written
+from boxwright.runtime.sentence import Language, Sentence, given_arrays, told
+from boxwright.runtime.writing import Known, Word, Written, check_known
 
 FORMAT = 1  # of the files this reads; `boxwright export` writes it into them
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _OUTPUTS = ["boxes", "scores", "labels"]
+_SENTENCE = [*_OUTPUTS, "order", "words", "word_log_probs"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Facts:
         model: which kind of detector.
         precision: fp32, fp16 or int8.
         card: how it was made.
+        language: of a detector that writes; None of others.
     """
 
     names: tuple[str, ...]
@@ -40,6 +43,7 @@ class Facts:
     model: str
     precision: str
     card: dict[str, Any]
+    language: Language | None = None
 
 
 class Detector(Finder):
@@ -130,14 +134,29 @@ class Detector(Finder):
                 found[i] = Detections(boxes_N4, scores_D[keep_D], labels_D[keep_D], self.names)
         return [found[i] for i in range(len(ready))]
 
+    @property
+    def writes(self) -> bool:
+        """Whether it writes its objects one after the other, and can be watched (`write`)."""
+        return self.facts.language is not None
+
     def write(
         self, picture: Any, given: Known = (), classes: Class | Sequence[Class] | None = None
     ) -> Iterator[Word | Written]:
-        """Not of a file: it gives all objects at once."""
-        raise UserError(
-            f"this exported file ({self.path}) gives all objects at once; only a checkpoint of a detector that writes "
-            "(pix2seq, patchseq) can be watched."
-        )
+        """As of `Finder`, but that the whole sentence is computed before the first word is told, in all classes."""
+        language = self.facts.language
+        if language is None:
+            return super().write(picture, given, classes)
+        wanted = class_positions(classes, self.names)
+        ready = picture if isinstance(picture, Ready) else self.decode(picture)
+        known = check_known(given, ready.size, self.names)
+        arrays = given_arrays(known, language.objects)
+        scale_4 = np.array(ready.image.size * 2, np.float32) / np.array(ready.size * 2, np.float32)
+        arrays["given_boxes"] *= scale_4
+        *found, order_BN, words_BNS, log_probs_BNS = self._run(np.asarray(ready.image)[None], _SENTENCE, arrays)
+        boxes_N4, scores_N, labels_N = (part[0] for part in found)
+        said = Sentence(_in_file(boxes_N4, ready), scores_N, labels_N, order_BN[0], words_BNS[0], log_probs_BNS[0])
+        names = self.names if wanted is None else [self.names[n] for n in wanted]
+        return _of_classes(told(said, language, known, self.names), names)
 
     def run(self, images_BHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """All that the file says of images of one size: boxes (B, D, 4), scores (B, D) and labels (B, D).
@@ -148,15 +167,34 @@ class Detector(Finder):
         Raises:
             UserError: where onnxruntime gives up, as for want of memory.
         """
-        given = {"images": images_BHW3}
+        boxes_BD4, scores_BD, labels_BD = self._run(images_BHW3, _OUTPUTS)
+        return boxes_BD4, scores_BD, labels_BD
+
+    def _run(
+        self, images_BHW3: np.ndarray, outputs: list[str], more: Mapping[str, np.ndarray] | None = None
+    ) -> list[np.ndarray]:
+        given = {"images": images_BHW3, **(more or {})}
         if self._draws:
             given["seed"] = np.full(len(images_BHW3), self.seed, np.int64)
         try:
-            boxes_BD4, scores_BD, labels_BD = self._session.run(_OUTPUTS, given)
+            return self._session.run(outputs, given)
         except Exception as error:  # onnxruntime's errors have no common class but this one
             shape = " x ".join(map(str, images_BHW3.shape))
             raise UserError(f"{self.path} can't be computed on images of {shape}: {_first_line(error)}") from error
-        return boxes_BD4, scores_BD, labels_BD
+
+
+def _of_classes(parts: Iterator[Word | Written], names: Sequence[str]) -> Iterator[Word | Written]:
+    """Objects of these classes with their words, given ones and noise."""
+    words: list[Word] = []
+    for part in parts:
+        if isinstance(part, Written):
+            if part.given or part.name in names:
+                yield from words
+                yield part
+            words = []
+        else:
+            words.append(part)
+    yield from words  # of an object in which the sentence ends
 
 
 def _of_one_size(ready: Sequence[Ready]) -> Iterator[list[int]]:
@@ -213,15 +251,16 @@ def _facts(session: Any, path: Path) -> Facts:
     wrong = UserError(f"{path} was changed since `boxwright export` wrote it: what it says of itself is not right.")
     try:
         names, card = json.loads(said["names"]), json.loads(said["card"])
-        facts = Facts(tuple(names), int(said["image_size"]), said["model"], said["precision"], card)
-    except (KeyError, TypeError, ValueError):
+        language = Language.from_json(said["sentence"]) if "sentence" in said else None
+        facts = Facts(tuple(names), int(said["image_size"]), said["model"], said["precision"], card, language)
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise wrong from None
     inputs = {given.name for given in session.get_inputs()}
     outputs = {output.name for output in session.get_outputs()}
     named = isinstance(names, list) and all(isinstance(name, str) for name in names)
     if not (named and version == str(FORMAT) and facts.image_size > 0):
         raise wrong
-    if not ("images" in inputs <= {"images", "seed"} and outputs >= set(_OUTPUTS)):
+    if not ("images" in inputs <= {"images", "seed"} and outputs >= set(_OUTPUTS if language is None else _SENTENCE)):
         raise wrong
     return facts
 

@@ -126,3 +126,14 @@ def test_a_verb_that_is_ended_removes_what_is_half_written(tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["check", "--help"]])
+def test_a_reader_who_goes_away_is_no_fault(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "boxwright", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0

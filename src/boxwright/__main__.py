@@ -43,10 +43,20 @@ def main(arguments: list[str] | None = None) -> int:
 
     0, or 1 for faults found, 2 for a mistake in the input, 130 for Ctrl-C, 143 for SIGTERM.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a class or file name that the terminal cannot show
+    try:
+        try:
+            return _called(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader of a pipe went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _called(arguments: list[str]) -> int:
     verb = arguments[0] if arguments else "--help"
     if verb in ("-h", "--help"):
         print(_overview())
@@ -66,9 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(how_to_install(f"`boxwright {verb}`", error.name))
     except KeyboardInterrupt as stop:
         return 128 + (signal.SIGTERM if stop.args else signal.SIGINT)
-    except BrokenPipeError:  # the reader of a pipe went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError:
+        raise
     except OSError as error:  # a file system that refuses is the user's to mend, wherever it shows itself
         return _fail(f"{error.filename or verb}: {error.strerror or error}.")
     return getattr(result, "exit_code", 0)

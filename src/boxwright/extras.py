@@ -4,6 +4,7 @@ _PARTS = {
     "onnxruntime": "runtime",
     "av": "video",
     "fastapi": "serve",
+    "httptools": "serve",
     "uvicorn": "serve",
     "python_multipart": "serve",
     "prometheus_client": "serve",

@@ -23,7 +23,7 @@ import onnx
 import torch
 
 from boxwright.data.read import read
-from boxwright.data.records import Record
+from boxwright.data.records import Dataset, Record
 from boxwright.deployment.onnx_file import to_onnx
 from boxwright.deployment.parity import File, average_precision, eager, first, images
 from boxwright.deployment.quantise import to_fp16, to_int8
@@ -41,16 +41,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    splits = read(BUNDLED / "bccd").splits
+    cells = read(BUNDLED / "bccd")
     if options.models:
         print("| nano, untrained | eager torch, ms | fp32 file, ms | times as fast |\n| --- | --- | --- | --- |")
     for model in options.models:
-        row(model, splits["test"], options.repeats)
+        row(model, cells.splits["test"], options.repeats)
     if options.weights:
         print("\n| trained | precision | ms | times as fast | MB | times smaller | AP |")
         print("| --- | --- | --- | --- | --- | --- | --- |")
     for weights in options.weights:
-        rows(weights, splits["train"], splits["test"], options.repeats)
+        rows(weights, cells, options.repeats)
 
 
 def row(model: str, records: Sequence[Record], repeats: int) -> None:
@@ -62,11 +62,12 @@ def row(model: str, records: Sequence[Record], repeats: int) -> None:
     print(f"| {model} | {torch_ms:.0f} | {file_ms:.0f} | {torch_ms / file_ms:.2f} |", flush=True)
 
 
-def rows(weights: Path, train: list[Record], test: list[Record], repeats: int) -> None:
+def rows(weights: Path, cells: Dataset, repeats: int) -> None:
     """One checkpoint in every precision."""
     detector = load_detector(weights)
     by_heart = "by heart" in json.dumps(vars(detector).get("card", {}))
-    shown = train[:BY_HEART] if by_heart else test
+    train = cells.splits["train"]
+    shown = train[:BY_HEART] if by_heart else cells.splits["test"]
     calibration = train[:BY_HEART] if by_heart else train[:: -(-len(train) // CALIBRATED)]
     plain = to_onnx(detector)
     models = {
@@ -78,7 +79,7 @@ def rows(weights: Path, train: list[Record], test: list[Record], repeats: int) -
     for name, file in files.items():
         size, faster = megabytes(models[name]), taken["fp32"] / taken[name]
         said = [first(file(image_HW3[None]), detector) for image_HW3 in images(shown, detector.image_size)]
-        ap = average_precision(shown, said, detector.names, detector.image_size)
+        ap = average_precision(shown, said, cells.names, detector) or 0.0
         what = f"{zoo.name_of(detector)}, {detector.image_size} px{', by heart' if by_heart else ''}"
         smaller = megabytes(plain) / size
         print(

@@ -7,6 +7,8 @@ from PIL import Image
 from boxwright.config import UserError
 from boxwright.data.records import Record
 from boxwright.deployment.export import Pictures, export
+from boxwright.deployment.parity import average_precision, compare
+from boxwright.detections import Detections
 from boxwright.inference.predictor import Predictor
 from boxwright.models.weights import save_detector
 from boxwright.runtime import Detector
@@ -25,7 +27,7 @@ def photos(tmp_path):
 def looks_at(photos, monkeypatch, names=None):
     found = records(photos)
     monkeypatch.setattr(
-        "boxwright.deployment.export._pictures", lambda data, known: Pictures(found, names, "3 images", found)
+        "boxwright.deployment.export._pictures", lambda data, known: Pictures(found, names, "3 images", found, [])
     )
 
 
@@ -88,6 +90,8 @@ def test_a_file_that_says_something_else_is_not_left(tmp_path, photos, monkeypat
         ({"precision": "fp16"}, "is measured in AP: give --data with the classes cat, dog"),
         ({"precision": "int4"}, "--precision is one of fp32, fp16, int8, not 'int4'"),
         ({"to": "coreml"}, "--to is onnx, not 'coreml'"),
+        ({"out": "x.safetensors"}, r"--out is a file that ends in \.onnx, not x\.safetensors"),
+        ({"out": "/dev/null/x.onnx"}, "nothing can be written in /dev/null"),
     ],
 )
 def test_what_cannot_be_asked(tmp_path, given, said):
@@ -95,3 +99,30 @@ def test_what_cannot_be_asked(tmp_path, given, said):
     with pytest.raises(UserError, match=said):
         export(tmp_path / "x", **given)
     assert [file.name for file in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_classes_that_the_detector_does_not_know_are_not_scored(photos):
+    class Knows:
+        names, image_size = ("cat", "dog"), 64
+
+    boxes, no = np.array([[0, 0, 20, 20], [10, 10, 40, 40]], np.float32), np.zeros(2, dtype=bool)
+    asked = [Record(photos[0], 64, 48, boxes, np.array([0, 1]), no, 1, "")]
+    found = [Detections(boxes[:1], np.array([0.9], np.float32), np.array([1]), Knows.names)]
+    assert average_precision(asked, found, ("dog", "unheard of"), Knows) == pytest.approx(100)
+    assert average_precision(asked, found, ("elk", "unheard of"), Knows) is None
+
+
+class Lists:
+    """A file that finds one object, with another score in each place of a batch."""
+
+    def __init__(self, *scores):
+        self.scores = scores
+
+    def __call__(self, images):
+        scores = np.array([[score, 0.0] for score in self.scores[: len(images)]], np.float32)
+        return np.zeros((*scores.shape, 4), np.float32), scores, np.zeros(scores.shape, np.int64)
+
+
+def test_other_objects_beside_another_image_are_a_fault(photos):
+    parity = compare(Lists(0.9, 0.0), begun("dense"), "fp32", records(photos)[:1], None)
+    assert any("beside another image" in fault for fault in parity.faults)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "fp16", "int8"]
 CALIBRATED = 64  # images whose ranges of numbers are looked at, for int8
-EXTRA = 'python -m pip install "boxwright[train]"'
+ALIKE = 1e-4  # of the length of what a layer says
 BUNDLED = Path(__file__).parent.parent / "bundled" / "bccd"
 
 
@@ -50,7 +51,6 @@ def export(
     Returns:
         The file.
     """
-    _check_installed()
     from boxwright.deployment.onnx_file import save
     from boxwright.deployment.parity import File, compare
     from boxwright.deployment.writers import seeds
@@ -62,38 +62,40 @@ def export(
     require(precision != "int8" or data is not None, "int8 learns its ranges from your images: give --data.")
     detector = load_detector(weights)
     out = Path(out) if out is not None else _beside(weights, precision)
+    _check(out)
     pictures = _pictures(data, detector.names)
     unscored = f"what {precision} costs is measured in AP: give --data with the classes {', '.join(detector.names)}."
     require(precision == "fp32" or pictures.names is not None, unscored)
     console.print(f"{weights} to {out}, {precision}")
-    model = _converted(detector, precision, pictures)
+    if pictures.unknown:
+        console.print(f"not scored, as the detector does not know them: {', '.join(pictures.unknown)}")
+    model, reports = _converted(detector, precision, pictures), []
 
     def write(temporary: Path) -> None:
         save(model, temporary)
         console.print(f"{temporary.stat().st_size / 1e6:.1f} MB; comparing with the source on {pictures.said}")
-        first = seeds(detector, 1)
-        file = File(temporary, seed=0 if first is None else int(first))
-        parity = compare(file, detector, precision, pictures.records, pictures.names)
+        seeds_1 = seeds(detector, 1)
+        exported = File(temporary, seed=0 if seeds_1 is None else int(seeds_1))
+        parity = compare(exported, detector, precision, pictures.records, pictures.names)
         if parity.faults:
             faults, layers = "; ".join(parity.faults), _moved(model, detector, pictures)
             raise UserError(f"the exported file differs from its source: {faults}. {layers} No file is left.")
-        page = parity.to_markdown(out.name)
-        write_whole(out.with_suffix(".report.json"), lambda file: file.write_text(parity.to_json(), encoding="utf-8"))
-        write_whole(out.with_suffix(".report.md"), lambda file: file.write_text(page, encoding="utf-8"))
-        console.print(page.partition("\n\n")[2])
+        reports.append(parity)
 
     write_whole(out, write)
+    page = reports[0].to_markdown(out.name)
+    write_whole(out.with_suffix(".report.json"), lambda file: file.write_text(reports[0].to_json(), encoding="utf-8"))
+    write_whole(out.with_suffix(".report.md"), lambda file: file.write_text(page, encoding="utf-8"))
+    console.print(page.partition("\n\n")[2])
     console.print(f"written: {out}, and {out.stem}.report.md and .json beside it")
     return out
 
 
-def _check_installed() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"export needs {error.name}, which is not installed: {EXTRA}") from error
+def _check(out: Path) -> None:
+    """Raise `UserError` for a place where the file cannot be, before minutes are spent on it."""
+    require(out.suffix == ".onnx", f"--out is a file that ends in .onnx, not {out}.")
+    there = next(folder for folder in out.absolute().parents if folder.exists())
+    require(there.is_dir() and os.access(there, os.W_OK), f"nothing can be written in {there}; choose another --out.")
 
 
 def _converted(detector: Detector, precision: Precision, pictures: Pictures) -> onnx.ModelProto:
@@ -124,6 +126,8 @@ def _moved(model: onnx.ModelProto, detector: Detector, pictures: Pictures) -> st
     from boxwright.deployment.parity import images
 
     worst = moved(model, detector, next(images(pictures.records, detector.image_size)))[:3]
+    if not worst or worst[0][1] < ALIKE:
+        return "All layers agree up to where something is chosen; they part behind it."
     return f"Layers that moved most: {', '.join(f'{name} (by {share:.1%})' for name, share in worst)}."
 
 
@@ -143,12 +147,14 @@ class Pictures:
         names: their classes; None if they are not to be scored.
         said: what they are, in words.
         calibration: images whose ranges of numbers are looked at.
+        unknown: classes of the data that the detector does not know.
     """
 
     records: list[Record]
     names: tuple[str, ...] | None
     said: str
     calibration: list[Record]
+    unknown: list[str]
 
 
 def _pictures(data: Path | str | None, known: tuple[str, ...]) -> Pictures:
@@ -157,12 +163,11 @@ def _pictures(data: Path | str | None, known: tuple[str, ...]) -> Pictures:
     records = dataset.splits[split]
     others = dataset.splits.get("train", records)
     scored = data is not None or set(dataset.names) <= set(known)
-    if data is not None:
-        missing_classes(known, dataset.names)
     where = "the bundled images of blood cells, as no --data is given" if data is None else f"{data}, split {split}"
     return Pictures(
         records=records,
         names=dataset.names if scored else None,
         said=f"{len(records)} images ({where})",
         calibration=others[:: -(-len(others) // CALIBRATED)],
+        unknown=missing_classes(known, dataset.names) if data is not None else [],
     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from boxwright.deployment.graph import CANVAS
+from boxwright.deployment.quantise import nothing_else
 from boxwright.types import Detector
 
 CHOICES = ("TopK", "Loop")
@@ -68,10 +69,7 @@ def _run(model: onnx.ModelProto, wanted: list[str], image_HW3: np.ndarray) -> li
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(open_model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    given = {"images": image_HW3[None]}
-    if any(value.name == "seed" for value in session.get_inputs()):
-        given["seed"] = np.zeros(1, np.int64)
-    canvas, size, *rest = session.run(wanted, given)
+    canvas, size, *rest = session.run(wanted, nothing_else(model) | {"images": image_HW3[None]})
     return [canvas, size, [np.asarray(part, np.float32) for part in rest]]
 
 

@@ -1,7 +1,6 @@
 """A detector as one ONNX file."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ from boxwright.deployment.writers import Asked, Writer, language, vocabulary
 from boxwright.inference.writing import slots
 from boxwright.models import zoo
 from boxwright.models.vocabulary import NOISE
+from boxwright.runtime.detector import FORMAT
 from boxwright.types import Detector
 
-FORMAT = "1"
 MOST_BYTES = 2**31 - 2**20  # what one protobuf holds, with room for the rest
 
 
@@ -49,7 +48,7 @@ def to_onnx(detector: Detector) -> onnx.ModelProto:
 def describe(model: onnx.ModelProto, detector: Detector, precision: str) -> None:
     """Write into the file what a reader must know: format, names, image size, model, precision, card and opset."""
     facts = {
-        "boxwright": FORMAT,
+        "boxwright": str(FORMAT),
         "names": json.dumps(detector.names),
         "image_size": str(detector.image_size),
         "model": zoo.name_of(detector),
@@ -77,11 +76,6 @@ def _sentence(detector: Asked) -> dict[str, Any]:
 def save(model: onnx.ModelProto, path: Path) -> None:
     """Write the file, its weights inside."""
     onnx.save_model(model, path)
-
-
-def metadata(model: onnx.ModelProto) -> Mapping[str, str]:
-    """What `describe` has written."""
-    return {entry.key: entry.value for entry in model.metadata_props}
 
 
 def _name_axes(model: onnx.ModelProto) -> None:

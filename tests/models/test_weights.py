@@ -137,3 +137,15 @@ def test_the_folder_in_which_one_is_may_hold_weights(detector, tmp_path, monkeyp
         load_detector("")
     save_detector(tmp_path / "best.safetensors", detector, {})
     assert load_detector(".").names == ("cat", "dog")
+
+
+def test_an_exported_file_is_no_checkpoint(tmp_path):
+    for name in ("model.onnx", "renamed"):
+        (tmp_path / name).write_bytes(b"\x08\x0a\x12\x07pytorch")
+        with pytest.raises(
+            UserError, match=f"{name} is an exported file: `predict` and `serve` take it; .* checkpoint"
+        ):
+            find_weights(tmp_path / name)
+    for path in (tmp_path, tmp_path / "model"):
+        with pytest.raises(UserError, match=r"no weights at .*model\.onnx is an exported file"):
+            find_weights(path)

@@ -1,5 +1,7 @@
 """A file in, boxes out; what is no such file is said in one line."""
 
+import struct
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -113,6 +115,7 @@ def test_a_folder_a_glob_and_a_list_of_paths(detector: Detector, paint: Callable
         (facts(names='"cat"'), "changed since"),
         (facts(names="[1]"), "changed since"),
         (facts(names="["), "changed since"),
+        (facts(names='["cat", "cat"]'), "changed since .*: two of its classes have the same name"),
         (facts(image_size="wide"), "changed since"),
         (facts(boxwright="one"), "changed since"),
         ({key: value for key, value in facts().items() if key != "card"}, "changed since"),
@@ -170,3 +173,44 @@ def test_a_file_that_does_not_write_cannot_be_watched(onnx_file: Path) -> None:
     assert not detector.writes
     with pytest.raises(UserError, match="finds all objects at once"):
         detector.write(np.zeros((8, 8, 3), np.uint8))
+
+
+def test_large_files_wait_reduced_whatever_their_format(
+    detector: Detector, paint: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = paint(tmp_path / "large.png", (900, 700), (90, 70, 450, 350))
+    ready = detector.decode(path)
+    assert (ready.image.size, ready.size) == ((225, 175), (900, 700))
+    np.testing.assert_allclose(detector.predict(path).boxes_N4, [[90, 70, 450, 350]], atol=4)
+    assert detector.decode(Image.open(path)).image.size == (225, 175)
+
+
+def test_nothing_is_decoded_of_a_bomb(detector: Detector, tmp_path: Path) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0))
+    data = chunk(b"IDAT", zlib.compress(bytes(1000)))
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + data)
+    with pytest.raises(UserError, match=r"bomb\.png: .* 20000 x 20000 pixels, and 268,435,456 are the limit"):
+        detector.predict(tmp_path / "bomb.png")
+
+
+def test_fewer_names_than_labels(paint: Callable[..., Path], tmp_path: Path) -> None:
+    short = Detector(white_boxes(tmp_path / "short.onnx", facts(names='["box"]')))
+    path = paint(tmp_path / "x.png", SIZE, BOX)
+    assert len(short.predict(path)) == 1
+    with pytest.raises(UserError, match=r"short\.onnx was changed since .* has 1 names, and finds class 1"):
+        short.predict(path, threshold=0.1)
+
+
+def test_what_is_given_in_a_wrong_form(detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"is a folder; `stream` goes through"):
+        detector.predict(tmp_path)
+    with pytest.raises(UserError, match=r"threshold must be a number .*, not '0.5'"):
+        detector.predict(np.zeros((8, 8, 3), np.uint8), threshold="0.5")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="a path, PIL image or array, not"):
+        detector.predict(7)  # type: ignore[call-overload]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.jpg")
+    assert len(detector.predict("~/x.jpg")) == 0

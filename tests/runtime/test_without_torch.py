@@ -30,7 +30,7 @@ def test_the_runtime_imports_nothing_heavy(onnx_file: Path, paint: Callable[...,
         f"assert main(['predict', {str(onnx_file)!r}, {str(image)!r}]) == 0\n"
         f"heavy = set({HEAVY}) & set(sys.modules); assert not heavy, heavy"
     )
-    assert "1 objects in 1 images: box 1" in _run([sys.executable, "-c", code], tmp_path)
+    assert "1 object in 1 image: box 1" in _run([sys.executable, "-c", code], tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_it_works_where_torch_is_not_installed(python: Path, paint: Callable[...
     assert "onnxruntime" in packages
     assert not set(HEAVY) & set(packages)
     boxwright = python.with_name("boxwright")
-    assert "1 objects in 1 images: box 1" in _run([boxwright, "predict", model, image], tmp_path)
+    assert "1 object in 1 image: box 1" in _run([boxwright, "predict", model, image], tmp_path)
     assert (tmp_path / "predictions/overlays/x.png").is_file()
     code = f"from boxwright.runtime import Detector; print(Detector('model.onnx').predict({str(image)!r}).boxes_N4[0])"
     said = _run([python, "-c", code], tmp_path).strip(" []\n")
@@ -83,7 +83,18 @@ def test_a_verb_that_needs_torch_says_what_to_install(
     python: Path, paint: Callable[..., Path], tmp_path: Path, command: list[str]
 ) -> None:
     paint(tmp_path / "x.png", (256, 128), BOX)
+    (tmp_path / "W").write_bytes(b"a checkpoint")
     said = _run([python.with_name("boxwright"), *command], tmp_path, code=2)
     assert said.startswith(f"error: `boxwright {command[0]}` needs ")
     assert said.endswith('which is not installed: python -m pip install "boxwright[train]" brings it.\n')
     assert said.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["nothere", ".", "no.safetensors"])
+def test_weights_that_are_not_there_are_named_first(
+    python: Path, paint: Callable[..., Path], tmp_path: Path, weights: str
+) -> None:
+    paint(tmp_path / "x.png", (256, 128), BOX)
+    said = _run([python.with_name("boxwright"), "predict", weights, "x.png"], tmp_path, code=2)
+    assert said.startswith(f"error: no weights at {weights}; ")

@@ -7,9 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
-from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -20,12 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from boxwright.config import UserError
-from boxwright.data.images import fit, open_image, same_shape
+from boxwright.data.images import fit, in_turn, open_image, same_shape
 from boxwright.data.records import Record
 
 JPEG_QUALITY = 95
-HUGE = 2**25  # pixels; images over it are decoded one at a time, since each may take gigabytes
-_one_at_a_time = Lock()
 
 
 def cpu_count() -> int:
@@ -86,7 +82,7 @@ def _in_order(
 
 def _fitted(record: Record, side: int, mode: str) -> _Fitted | UserError:
     try:
-        with _one_at_a_time if record.width * record.height > HUGE else nullcontext():
+        with in_turn(record.width, record.height):
             image = open_image(record.path, side)
         _check_shape(record, image)
     except UserError as error:

@@ -6,15 +6,17 @@ viewers show it; 16-bit grey is divided by 257; of an animation or a multi-page 
 
 import math
 import threading
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
 from boxwright.config import UserError
 
-MAX_PIXELS = 2**29  # 2 GB once decoded; a square of 23,000 pixels. Larger JPEGs pass where they are decoded reduced.
+MAX_PIXELS = 2**28  # 1 GB once decoded; a square of 16,000 pixels. Larger JPEGs pass where they are decoded reduced.
+HUGE = 2**25  # pixels; images over it are decoded one at a time, since each may take gigabytes
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -25,7 +27,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_limit_lock = threading.Lock()
+_limit_lock, _one_at_a_time = threading.Lock(), threading.Lock()
 
 
 def open_image(path: Path, side: int | None = None) -> Image.Image:
@@ -47,6 +49,11 @@ def open_image(path: Path, side: int | None = None) -> Image.Image:
         Exception
     ) as error:  # Pillow's format plugins raise whatever they trip over: OSError, SyntaxError, IndexError...
         raise _unreadable(path, error) from error
+
+
+def in_turn(width: int, height: int) -> AbstractContextManager[Any]:
+    """Within it, an image of this size is the only `HUGE` one that is decoded."""
+    return _one_at_a_time if width * height > HUGE else nullcontext()
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+from boxwright.config import UserError
+from boxwright.files import exported_at
+from boxwright.models.hub import repository
 from boxwright.runtime.detector import Detector
 from boxwright.runtime.finder import Finder
 
 
 def open_detector(path: Path | str, device: str = "auto") -> Finder:
-    """The detector of an exported ``.onnx`` file, which needs no torch, or of a checkpoint.
+    """The detector of an exported file, which needs no torch, or of a checkpoint.
 
     Args:
         path: the file, or for a checkpoint what `boxwright.load` takes.
@@ -16,8 +19,22 @@ def open_detector(path: Path | str, device: str = "auto") -> Finder:
     Raises:
         UserError: if there is no detector, or the device is not there.
     """
-    if Path(path).suffix.lower() == ".onnx":
+    path = Path(path).expanduser()
+    if path.suffix.lower() == ".onnx" or (path.is_file() and exported_at(path)):
         return Detector(path, device)
-    from boxwright.inference.predictor import load  # brings torch
-
+    try:
+        from boxwright.inference.predictor import load  # brings torch
+    except ModuleNotFoundError:
+        _require_weights(path)  # before torch is installed in vain
+        raise
     return load(path, device)
+
+
+def _require_weights(path: Path) -> None:
+    """Of what `boxwright.models.weights.find_weights` looks for, which needs torch; said in its words."""
+    files = [path, path.with_name(path.name + ".safetensors")] if path.name else []
+    found = any(file.is_file() for file in files) or any(path.glob("*.safetensors"))
+    if not found and repository(path) is None:
+        onnx = exported_at(path)
+        mend = f"there is {onnx}" if onnx else "give an .onnx or .safetensors file or the folder of a training run"
+        raise UserError(f"no weights at {path}; {mend}.")

@@ -8,6 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -37,7 +38,7 @@ class Summary:
         folder: where the results are.
         images: how many images were read.
         objects: how many objects were found, by class name.
-        skipped: one error for each image that could not be read.
+        skipped: one error for each image that could not be read, or of a video that ends before its time.
     """
 
     folder: Path
@@ -47,7 +48,7 @@ class Summary:
 
     @property
     def exit_code(self) -> int:
-        """1 if an image could not be read."""
+        """1 if an image, or the end of a video, could not be read."""
         return int(bool(self.skipped))
 
 
@@ -78,7 +79,7 @@ def predict(
         device: auto, cpu, cuda, or for a checkpoint mps.
 
     Returns:
-        The counts; its exit_code is 1 if an image could not be read.
+        The counts; its exit_code is 1 if an image, or the end of a video, could not be read.
     """
     console, out = make_console(), Path(out)
     check_threshold(threshold)
@@ -92,9 +93,10 @@ def predict(
         return finder.find(what, batch_size, threshold, summary.skipped, wanted)
 
     named = _frames(find(source), console) if paths is None else _files(find(_shown(paths, console)), paths)
+    named = chain(list(islice(named, 1)), named)  # what cannot begin leaves no folder behind
     drawn = _draw(named, out / "overlays", threshold) if overlays else named
     _write(_counted(drawn, summary), out, finder.names)
-    _tell(console, summary, overlays)
+    _tell(console, summary, overlays, paths is None)
     return summary
 
 
@@ -195,13 +197,23 @@ def _fill_both(
     json_file.write("]}\n")
 
 
-def _tell(console: Console, summary: Summary, overlays: bool) -> None:
+def _tell(console: Console, summary: Summary, overlays: bool, video: bool) -> None:
     counts = ", ".join(f"{name} {count}" for name, count in summary.objects.most_common())
-    total = summary.objects.total()
-    console.print(f"{total} objects in {summary.images} images{': ' + counts if counts else ''}")
+    objects, images = _counted_in_words(summary.objects.total(), "object"), _counted_in_words(summary.images, "image")
+    console.print(f"{objects} in {images}{': ' + counts if counts else ''}")
     pictures = f"{summary.folder / 'overlays'}, " if overlays and summary.images else ""
     console.print(f"written: {pictures}{summary.folder / 'predictions.json'} and predictions.csv")
     if summary.skipped:
-        console.print(f"{len(summary.skipped)} of {summary.images + len(summary.skipped)} images could not be read:")
+        total = _counted_in_words(summary.images + len(summary.skipped), "image")
+        said = (
+            "the video could not be read to its end"
+            if video
+            else f"{len(summary.skipped)} of {total} could not be read"
+        )
+        console.print(f"{said}:")
         for error in summary.skipped:
             console.print(f"  {error}")
+
+
+def _counted_in_words(count: int, thing: str) -> str:
+    return f"{count} {thing}{'' if count == 1 else 's'}"

@@ -65,6 +65,8 @@ class Predictor(Finder):
         device: where it computes.
     """
 
+    takes = "a path, PIL image, array or tensor"
+
     def __init__(self, detector: Detector, device: torch.device | str = "cpu"):
         self.detector, self.device = detector.eval(), torch.device(device)
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from boxwright.config import UserError, require
-from boxwright.files import write_whole
+from boxwright.files import exported_at, write_whole
 from boxwright.models import hub, zoo
 from boxwright.models.adapters import BESIDE, Base, backbone_state, checksum, fold, is_adapted, lay_over, own_state
 from boxwright.models.tensors import save_tensors
@@ -195,7 +195,11 @@ def find_weights(path: Path) -> Path:
         others = [path] if any(any(path.glob(pattern)) for pattern in OTHERS) else beside
         other = next((one for one in others if one == path or any(one.match(pattern) for pattern in OTHERS)), None)
         mend = "give a .safetensors file or the folder of a training run"
-        raise UserError(f"no weights at {path}; {mend}{'; ' + _mend(other) if other else '.'}")
+        onnx = exported_at(path)
+        more = f"; {onnx} is an exported file, which `predict` and `serve` take." if onnx else "."
+        raise UserError(f"no weights at {path}; {mend}{'; ' + _mend(other) if other else more}")
+    wanted = "`predict` and `serve` take it; this wants a checkpoint, as the one that it was exported from"
+    require(exported_at(found) is None, f"{found} is an exported file: {wanted}.")
     return found
 
 

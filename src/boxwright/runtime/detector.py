@@ -61,7 +61,7 @@ class Detector(Finder):
     """
 
     def __init__(self, path: Path | str, device: str = "auto", seed: int = 0):
-        self.path, self.seed = Path(path), seed
+        self.path, self.seed = Path(path).expanduser(), seed
         self._session = _open(self.path, device)
         self.facts = _facts(self._session, self.path)
         self._draws = any(given.name == "seed" for given in self._session.get_inputs())
@@ -130,6 +130,7 @@ class Detector(Finder):
                 keep_D = scores_D > threshold
                 if classes is not None:
                     keep_D &= np.isin(labels_D, classes)
+                self._check_labels(labels_D[scores_D > threshold])
                 boxes_N4 = _in_file(boxes_D4[keep_D], ready[i])
                 found[i] = Detections(boxes_N4, scores_D[keep_D], labels_D[keep_D], self.names)
         return [found[i] for i in range(len(ready))]
@@ -153,6 +154,7 @@ class Detector(Finder):
         scale_4 = np.array(ready.image.size * 2, np.float32) / np.array(ready.size * 2, np.float32)
         arrays["given_boxes"] *= scale_4
         *found, order_BN, words_BNS, log_probs_BNS = self._run(np.asarray(ready.image)[None], _SENTENCE, arrays)
+        self._check_labels(found[2][found[1] > 0])
         boxes_N4, scores_N, labels_N = (part[0] for part in found)
         said = Sentence(_in_file(boxes_N4, ready), scores_N, labels_N, order_BN[0], words_BNS[0], log_probs_BNS[0])
         names = self.names if wanted is None else [self.names[n] for n in wanted]
@@ -169,6 +171,10 @@ class Detector(Finder):
         """
         boxes_BD4, scores_BD, labels_BD = self._run(images_BHW3, _OUTPUTS)
         return boxes_BD4, scores_BD, labels_BD
+
+    def _check_labels(self, labels: np.ndarray) -> None:
+        if labels.size and not 0 <= labels.min() <= labels.max() < len(self.names):
+            raise _changed(self.path, f"it has {len(self.names)} names, and finds class {labels.max()}, counted from 0")
 
     def _run(
         self, images_BHW3: np.ndarray, outputs: list[str], more: Mapping[str, np.ndarray] | None = None
@@ -248,7 +254,7 @@ def _facts(session: Any, path: Path) -> Facts:
     version = said["boxwright"]
     newer = version.isdecimal() and int(version) > FORMAT
     require(not newer, f"{path} is of format {version}, and this boxwright reads up to {FORMAT}; update boxwright.")
-    wrong = UserError(f"{path} was changed since `boxwright export` wrote it: what it says of itself is not right.")
+    wrong = _changed(path, "what it says of itself is not right")
     try:
         names, card = json.loads(said["names"]), json.loads(said["card"])
         language = Language.from_json(said["sentence"]) if "sentence" in said else None
@@ -260,9 +266,15 @@ def _facts(session: Any, path: Path) -> Facts:
     named = isinstance(names, list) and all(isinstance(name, str) for name in names)
     if not (named and version == str(FORMAT) and facts.image_size > 0):
         raise wrong
+    if len(set(names)) < len(names):
+        raise _changed(path, "two of its classes have the same name")
     if not ("images" in inputs <= {"images", "seed"} and outputs >= set(_OUTPUTS if language is None else _SENTENCE)):
         raise wrong
     return facts
+
+
+def _changed(path: Path, how: str) -> UserError:
+    return UserError(f"{path} was changed since `boxwright export` wrote it: {how}.")
 
 
 def _first_line(error: Exception) -> str:

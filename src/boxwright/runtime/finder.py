@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +17,7 @@ from PIL import Image
 from boxwright.classes import Class, class_positions
 from boxwright.config import UserError, require
 from boxwright.detections import Detections
-from boxwright.runtime.pictures import Ready, decode
+from boxwright.runtime.pictures import TAKES, Ready, decode
 from boxwright.runtime.sources import collect
 from boxwright.runtime.video import frames, is_video
 from boxwright.runtime.writing import Known, Word, Written
@@ -30,7 +31,7 @@ class Found:
 
     Attributes:
         path: the file; of a frame, that of the video; None for an image that was given as such.
-        image: as it was decoded for the detector; a large JPEG may be reduced.
+        image: as it was decoded for the detector, a large one reduced; a frame of a video is whole.
         size: (width, height) of the file as displayed, which the boxes refer to.
         detections: what was found.
         number: its place in the stream, from 0. Files that cannot be read count, too.
@@ -53,6 +54,8 @@ class Found:
 class Finder:
     """Finds objects in images. Who computes says which classes there are, for which canvas, and what is in a batch."""
 
+    takes = TAKES
+
     @property
     def names(self) -> tuple[str, ...]:
         """The classes it knows."""
@@ -69,7 +72,7 @@ class Finder:
 
     def decode(self, picture: Any) -> Ready:
         """An image in any of the forms that `predict` takes, decoded."""
-        return decode(picture, self.image_size)
+        return decode(picture, self.image_size, self.takes)
 
     @property
     def writes(self) -> bool:
@@ -111,8 +114,8 @@ class Finder:
                 anything that yields paths or images, as a generator does.
             batch_size: how many images are computed at once.
             threshold: objects with a score over this, in [0, 1).
-            skipped: a list that takes the errors of the files that cannot be read, which are then passed over. Without
-                it, the first such file ends the stream.
+            skipped: a list that takes the errors of the files that cannot be read, which are then passed over, and that
+                of a video which ends before its time. Without it, the first such file ends the stream.
             classes: the class to look for, by name or position in `names`, or several; by default all.
 
         Yields:
@@ -141,17 +144,21 @@ class Finder:
         for chunk in chunks(decoded, batch_size):
             found = self.detect([ready for _, ready in chunk], threshold, wanted)
             for (item, ready), detections in zip(chunk, found, strict=True):
-                yield Found(item.path, ready.image, ready.size, detections, item.number, item.seconds)
+                whole = item.seconds is not None and ready.image.size != ready.size
+                image = Image.fromarray(item.picture) if whole else ready.image
+                yield Found(item.path, image, ready.size, detections, item.number, item.seconds)
 
 
 def check_threshold(threshold: float) -> None:
-    """Raise `UserError` unless 0 <= threshold < 1."""
-    require(0 <= threshold < 1, f"the score threshold must be at least 0 and under 1, not {threshold}.")
+    """Raise `UserError` unless it is a number and 0 <= threshold < 1."""
+    right = isinstance(threshold, Real) and 0 <= threshold < 1
+    require(right, f"the score threshold must be a number of at least 0 and under 1, not {threshold!r}.")
 
 
 def check_batch_size(batch_size: int) -> None:
-    """Raise `UserError` unless the batch size is at least 1."""
-    require(batch_size >= 1, f"the batch size must be at least 1, not {batch_size}.")
+    """Raise `UserError` unless the batch size is an integer and at least 1."""
+    right = isinstance(batch_size, Integral) and batch_size >= 1
+    require(right, f"the batch size must be at least 1, not {batch_size!r}.")
 
 
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -163,7 +170,7 @@ def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 @dataclass
 class _Item:
-    """One image of a source, not decoded yet unless it is a frame or was given as such."""
+    """One image of a source, not decoded yet unless it is a frame or was given as such; or why no more can be read."""
 
     picture: Any
     path: Path | None
@@ -174,8 +181,15 @@ class _Item:
 def _items(source: Any) -> Iterator[_Item]:
     if isinstance(source, str | Path) and is_video(source):
         path = Path(source).expanduser()
-        for number, (seconds, frame) in enumerate(frames(path)):
-            yield _Item(frame, path, number, seconds)
+        number = 0
+        try:
+            for seconds, frame in frames(path):
+                yield _Item(frame, path, number, seconds)
+                number += 1
+        except UserError as error:
+            if not number:
+                raise
+            yield _Item(error, path, number)
         return
     pictures = collect(source) if isinstance(source, str | Path) else source
     require(isinstance(pictures, Iterable), f"a source is a path, or yields images, not {type(source)}.")
@@ -190,11 +204,17 @@ def _decode_ahead(
     waiting: deque[tuple[_Item, Future[Ready]]] = deque()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for item in items:
-            waiting.append((item, pool.submit(decode, item.picture)))
+            waiting.append((item, pool.submit(_decoded, decode, item.picture)))
             if len(waiting) > ahead:
                 yield waiting.popleft()
         while waiting:
             yield waiting.popleft()
+
+
+def _decoded(decode: Callable[[Any], Ready], picture: Any) -> Ready:
+    if isinstance(picture, UserError):
+        raise picture
+    return decode(picture)
 
 
 def _readable(

@@ -8,9 +8,11 @@ import numpy as np
 from PIL import Image
 
 from boxwright.config import require
-from boxwright.data.images import image_size, open_image, to_rgb
+from boxwright.data.images import image_size, in_turn, open_image, to_rgb
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray
+TAKES = "a path, PIL image or array"
+_GAP = 3  # as `boxwright.data.images.fit`: box averages down to this many times the canvas cannot be told
 
 
 @dataclass
@@ -21,27 +23,36 @@ class Ready:
     size: tuple[int, int]
 
 
-def decode(picture: Any, side: int) -> Ready:
-    """Any image in mode RGB; a large JPEG reduced, though never under twice the canvas (`boxwright.data.images`).
+def decode(picture: Any, side: int, takes: str = TAKES) -> Ready:
+    """Any image in mode RGB; a large one reduced, to no less than three times the canvas (a JPEG to twice).
 
     Args:
         picture: a path, a PIL image, or an array (H, W, 3) uint8 in RGB order.
         side: of the canvas it is going to be fitted into, in pixels.
+        takes: what may be given, for errors.
 
     Raises:
         UserError: if it is none of these, cannot be read, or has no pixels.
     """
     if isinstance(picture, str | Path):
-        path = Path(picture)
-        return Ready(open_image(path, side), image_size(path))
-    image = to_rgb(picture) if isinstance(picture, Image.Image) else _from_array(picture)
+        path = Path(picture).expanduser()
+        require(not path.is_dir(), f"{path} is a folder; `stream` goes through all images in it.")
+        size = image_size(path)
+        with in_turn(*size):
+            return Ready(reduced(open_image(path, side), side), size)
+    image = to_rgb(picture) if isinstance(picture, Image.Image) else _from_array(picture, takes)
     require(min(image.size), f"an image must have pixels, not {image.width} x {image.height}.")
-    return Ready(image, image.size)
+    return Ready(reduced(image, side), image.size)
 
 
-def _from_array(picture: Any) -> Image.Image:
-    kinds = "a path, PIL image, array or tensor"
-    require(isinstance(picture, np.ndarray), f"an image must be {kinds}, not {type(picture)}.")
+def reduced(image: Image.Image, side: int) -> Image.Image:
+    """So that what waits takes little memory, however large the images are that are given."""
+    factor = max(image.size) // (_GAP * side)
+    return image.reduce(factor) if factor > 1 else image
+
+
+def _from_array(picture: Any, takes: str) -> Image.Image:
+    require(isinstance(picture, np.ndarray), f"an image must be {takes}, not {type(picture)}.")
     require(
         picture.ndim == 3 and picture.shape[2] == 3 and picture.dtype == np.uint8,
         f"an array must be (H, W, 3) of uint8, RGB, not {picture.shape} of {picture.dtype}; give several as a list.",

@@ -5,15 +5,12 @@ from __future__ import annotations
 import base64
 import io
 
-from PIL import Image
-
 from boxwright.data.images import displayed_size, open_lazily, reason, upright
 from boxwright.deployment.service.faults import Refused
-from boxwright.runtime.pictures import Ready
+from boxwright.runtime.pictures import Ready, reduced
 
 # Of the formats that Pillow reads, those without programs to start or other files to open.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-_GAP = 3  # as `boxwright.data.images.fit`: box averages down to this many times the canvas cannot be told
 
 
 def decode(data: bytes, name: str, side: int, most_pixels: int) -> Ready:
@@ -34,7 +31,7 @@ def decode(data: bytes, name: str, side: int, most_pixels: int) -> Ready:
                 said = f"{image.width} x {image.height} pixels, and {most_pixels:,} are the limit"
                 raise Refused(413, f"{name} has {said}; send a smaller one.")
             size = displayed_size(image)
-            return Ready(_reduced(upright(image, side), side), size)
+            return Ready(reduced(upright(image, side), side), size)
     except Refused:
         raise
     except Exception as error:  # see `boxwright.data.images.open_image`
@@ -49,9 +46,3 @@ def from_base64(text: str, name: str) -> bytes:
     except ValueError:
         said = f"{name} is not base64 (the plain kind, without line breaks or 'data:...' before it)."
         raise Refused(400, said) from None
-
-
-def _reduced(image: Image.Image, side: int) -> Image.Image:
-    """So that what waits takes little memory, however large the images are that are sent."""
-    factor = max(image.size) // (_GAP * side)
-    return image.reduce(factor) if factor > 1 else image

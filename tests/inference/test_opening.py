@@ -1,0 +1,42 @@
+"""Which file opens with what, and what is said where there is none."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from boxwright.config import UserError
+from boxwright.inference.opening import open_detector
+
+
+@pytest.fixture(autouse=True)
+def _no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "boxwright.inference.predictor", None)
+
+
+@pytest.mark.parametrize("name", ["nothere", ".", "nothere.safetensors"])
+def test_what_is_not_there_is_said_before_torch_is_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"no weights at {name}; give"):
+        open_detector(name)
+    (tmp_path / "nothere.onnx").touch()
+    if name != "nothere.safetensors":
+        with pytest.raises(UserError, match=f"no weights at {name}; there is nothere.onnx"):
+            open_detector(name)
+
+
+@pytest.mark.parametrize("name", ["best", "best.safetensors", "."])
+def test_what_is_there_or_on_the_hub_needs_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "best.safetensors").touch()
+    for weights in (name, "someone/cells"):
+        with pytest.raises(ModuleNotFoundError):
+            open_detector(weights)
+
+
+def test_an_exported_file_of_another_name_is_opened(tmp_path: Path) -> None:
+    (tmp_path / "model").write_bytes(b"\x08\x0a\x12\x07pytorch")
+    with pytest.raises(UserError, match="is no ONNX file, is cut short"):
+        open_detector(tmp_path / "model")

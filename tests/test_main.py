@@ -46,7 +46,7 @@ def test_every_public_name_is_there():
         (["check", "DATA", "--jsn"], "did you mean 'json'?"),
         (["train", "DATA", "--epoch", "3"], "did you mean 'epochs'?"),
         (["train", "DATA", "--model", "dens"], "--model can't be 'dens' (did you mean 'dense'?), it must be one of"),
-        (["predict", "W", "S", "--threshold", "half"], "--threshold can't be 'half', it must be one of: float"),
+        (["predict", "W", "S", "--threshold", "half"], "--threshold can't be 'half', it must be a number."),
         (["train", "DATA", "--epochs", "many"], "epochs"),
         (["train", "DATA", "--epochs", "0"], "--epochs must be at least 1"),
         (["train", "no-such-folder"], "no-such-folder does not exist"),

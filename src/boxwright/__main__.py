@@ -167,8 +167,9 @@ def _one_line(message: str) -> str:
         name, kind, value = misfit.groups()
         words = re.findall(r"'(\w[\w-]*)'", "".join(re.findall(r"Literal\[(.*?)\]", kind)))
         others = re.sub(r"(typing\.)?Literal\[.*?\],? ?|<class '(\w+)'>", r"\2", kind).replace("NoneType", "null")
-        fitting = ", ".join([*words, others] if others else words)
-        said = f"--{name} can't be {value!r}{nearest(value, words)}, it must be one of: {fitting}"
+        fitting = {"int": "a whole number", "float": "a number"}.get(others) if not words else None
+        fitting = fitting or f"one of: {', '.join([*words, others] if others else words)}"
+        said = f"--{name} can't be {value!r}{nearest(value, words)}, it must be {fitting}"
     return f"{said}."
 
 

@@ -24,8 +24,10 @@ from boxwright.__main__ import main
         (["cut.onnx"], "is cut short"),
         (["newer.onnx"], "is of format 2"),
         (["model.onnx", "--port", "70000"], "--port is 0 to 65535"),
-        (["model.onnx", "--host", "no such host"], "can't be listened at"),
+        (["model.onnx", "--host", "no such host"], "Choose another --host."),
+        (["model.onnx", "--host", "192.0.2.1"], "Choose another --host."),
         (["model.onnx", "--limits.images", "0"], "--limits.images must be over 0"),
+        (["model.onnx", "--limits.seconds", "nan"], "--limits.seconds can't be 'nan', it must be a number."),
         (["model.onnx", "--limits.queue", "3"], "--limits.queue must hold the 16 images"),
         (["model.onnx", "--limits.pixel", "3"], "did you mean"),
     ],
@@ -49,7 +51,9 @@ def test_a_port_that_is_taken(tmp_path, capsys):
         other.listen()
         port = other.getsockname()[1]
         assert main(["serve", str(white_boxes(tmp_path / "model.onnx")), "--port", str(port)]) == 2
-    assert f"127.0.0.1:{port} can't be listened at" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"127.0.0.1:{port} can't be listened at" in error
+    assert "Choose another --port." in error
 
 
 @pytest.mark.slow

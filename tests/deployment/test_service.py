@@ -1,5 +1,6 @@
 """The routes: what they answer, what they refuse, and that they live on."""
 
+import asyncio
 import base64
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from uploads import picture
 
+from boxwright.deployment.service.app import make_app
+from boxwright.deployment.service.limits import Limits
 from boxwright.detections import Detections
 from boxwright.runtime.finder import Finder
 
@@ -107,10 +110,23 @@ def test_limits(client):
         ({"threshold": "half"}, "threshold"),
         ({"classes": "boxx"}, "did you mean 'box'?"),
         ({"classes": "\N{SNOWMAN}"}, "doesn't know the class"),
+        (
+            {"thresh": "0.9"},
+            "there is no field 'thresh' (did you mean 'threshold'?); there are images, threshold, classes.",
+        ),
+        ({"images": "hello"}, "images: send files, not text (with curl, images=@photo.jpg)"),
     ],
 )
 def test_arguments_that_cannot_be(client, form, reason):
     assert reason in said(client.post("/detect", files=files(picture()), data=form), 422)
+
+
+def test_nothing_is_read_behind_the_address(client):
+    for path in ("/detect", "/write"):
+        answer = client.post(f"{path}?threshold=0.9&classes=x", files=files(picture()))
+        assert said(answer, 422).startswith("threshold, classes: send it in the body")
+    answer = client.post("/detect/base64?threshold=0.9", json={"images": ["AAAA"]})
+    assert said(answer, 422).startswith("threshold: send it in the body")
 
 
 @pytest.mark.parametrize(
@@ -124,7 +140,14 @@ def test_arguments_that_cannot_be(client, form, reason):
         ('{"images": ["file:///etc/passwd"]}', 400, "image 1 is not base64"),
         ('{"images": ["AAAA"], "classes": ["\\ud800"]}', 422, "classes"),
         ("[" * 50_000, 400, "body"),
+        (
+            "{images: []}",
+            400,
+            "the body is not JSON: Expecting property name enclosed in double quotes, at character 2.",
+        ),
+        (b"\xff{}", 400, "body"),
         ("", 422, "body"),
+        ("[]", 422, "body: send a JSON object with the header Content-Type: application/json"),
     ],
 )
 def test_text_that_cannot_be(client, body, status, reason):
@@ -148,6 +171,15 @@ def test_the_page_fetches_nothing_from_elsewhere(client):
     for path in ("/", "/page.js", "/write.js", "/page.css"):
         text = client.get(path).text
         assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_head_is_get_without_the_body(client):
+    for path in ("/", "/healthz", "/model"):
+        answer = client.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert answer.headers["content-length"] == client.get(path).headers["content-length"]
+    assert client.head("/detect").status_code == client.get("/detect").status_code == 405
+    assert said(client.get("/nowhere"), 404) == "Not Found"
 
 
 def test_openapi_describes_the_routes(client):
@@ -193,6 +225,48 @@ def test_requests_are_computed_together_and_who_finds_no_room_is_told_when_to_co
     assert sum(slow.batches) == 6
     assert len(slow.batches) <= 3
     assert "boxwright_images_waiting 0.0" in client.get("/metrics").text
+
+
+PART = b'--x\r\nContent-Disposition: form-data; name="images"; filename="a.png"\r\n\r\n' + picture() + b"\r\n"
+TWO = PART + PART + b"--x--\r\n"
+
+
+async def send_body(app, body: bytes, whole: bool = True) -> int:
+    """The status of a request whose body is this, or of which nothing more comes."""
+    coming = [{"type": "http.request", "body": body, "more_body": not whole}]
+    statuses = []
+
+    async def receive():
+        await asyncio.sleep(0.01)
+        return coming.pop() if coming else await asyncio.Event().wait()
+
+    async def send(message):
+        statuses.append(message.get("status"))
+
+    scope = {
+        "type": "http", "method": "POST", "path": "/detect", "query_string": b"", "asgi": {"spec_version": "2.3"},
+        "headers": [(b"content-type", b"multipart/form-data; boundary=x")],
+    }  # fmt: skip
+    await app(scope, receive, send)
+    return statuses[0]
+
+
+def test_bodies_on_their_way_take_no_places_but_are_limited_together(finder):
+    async def come():
+        app = make_app(finder, Limits(bytes=len(TWO), images=2, queue=2, seconds=5))
+        async with app.router.lifespan_context(app), asyncio.TaskGroup() as tasks:
+            slow = [tasks.create_task(send_body(app, b"-", whole=False)) for _ in range(8)]
+            await asyncio.sleep(0.1)
+            assert await send_body(app, TWO) == 200
+            slow += [tasks.create_task(send_body(app, TWO[:-1], whole=False)) for _ in range(2)]
+            await asyncio.sleep(0.1)
+            assert await send_body(app, TWO) == 503
+            for one in slow:
+                one.cancel()
+            await asyncio.wait(slow)
+            assert await send_body(app, TWO) == 200
+
+    asyncio.run(come())
 
 
 def test_several_images_of_one_request_need_room_for_each(served):

@@ -121,12 +121,17 @@ def test_given_objects_are_the_beginning(served, tiny):
         ('[{"category": "box", "bbox": [-1, 0, 7, 9]}]', "inside its image"),
         ('[{"category": "box", "bbox": [5, 5, -1, 9]}]', "no box"),
         ('[{"category": "box", "bbox": [NaN, 0, 7, 9]}]', "given: "),
-        (json.dumps([{"category": "box", "bbox": [0, 0, 9, 9]}] * 4), "4 objects are given, and no more than 4"),
+        (
+            json.dumps([{"category": "box", "bbox": [0, 0, 9, 9]}] * 4),
+            "4 objects are given, and no more than 4 can be said, given ones included.",
+        ),
     ],
 )
 def test_what_cannot_be_given_is_refused_before_the_first_line(served, tiny, given, reason):
-    client = served(tiny)
-    assert reason in said(ask(client, given=given), 422)
+    client = served(tiny, images=1, queue=1)  # no place is kept for what is refused
+    refused = said(ask(client, given=given), 422)
+    assert reason in refused
+    assert "ask for objects" not in refused
     assert len(objects(lines(ask(client)))) == 4
 
 
@@ -139,6 +144,8 @@ def test_other_faults_are_those_of_the_other_routes(served, client):
     assert "1000 x 500 pixels" in said(ask(writes, picture((1000, 500))), 413)
     assert "100,000 bytes" in said(ask(writes, bytes(200_000)), 413)
     assert "image" in said(writes.post("/write", data={"given": "[]"}), 422)
+    assert "image: send files, not text" in said(writes.post("/write", data={"image": "hello"}), 422)
+    assert "there is no field 'givn' (did you mean 'given'?)" in said(ask(writes, givn="[]"), 422)
     assert "key" in said(ask(served(Writer(), key="secret")), 401)
     assert said(ask(served(Writer(breaks_at=0))), 500) == "the service failed; its log says why."
 

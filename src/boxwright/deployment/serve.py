@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
@@ -81,7 +82,7 @@ def _listening(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
-        raise UserError(
-            f"{host}:{port} can't be listened at: {error.strerror or error}. Choose another --port."
-        ) from error
+        wrong = "host" if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL else "port"
+        said = f"{host}:{port} can't be listened at: {error.strerror or error}. Choose another --{wrong}."
+        raise UserError(said) from error
     return listener

@@ -36,7 +36,7 @@ class Category(BaseModel):
     name: str
 
 
-class Found(BaseModel):
+class Answer(BaseModel):
     """Images in the order sent; the objects of each, best first."""
 
     images: list[Image]
@@ -44,7 +44,7 @@ class Found(BaseModel):
     categories: list[Category]
 
 
-class Facts(BaseModel):
+class Model(BaseModel):
     """The detector: its classes, the side of the square that images are fitted into, in pixels, and whether it writes
     its objects one after the other, so that `/write` can be asked.
     """
@@ -57,7 +57,7 @@ class Facts(BaseModel):
 def as_coco(
     files: Sequence[str], sizes: Sequence[tuple[int, int]], found: Sequence[Detections], names: Sequence[str]
 ) -> dict[str, Any]:
-    """The like of `Found`, not validated, as it is ours.
+    """The like of `Answer`, not validated, as it is ours.
 
     Args:
         files: what the images are called.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, File, Form, HTTPException, Request, Response, Security, UploadFile
+from fastapi import Depends, FastAPI, File, Form, HTTPException, Request, Response, Security, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
 from fastapi.security import HTTPBearer
@@ -19,8 +19,8 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from boxwright import __version__
 from boxwright.classes import class_positions
-from boxwright.config import UserError
-from boxwright.deployment.service.answers import Facts, Found, as_coco
+from boxwright.config import UserError, nearest
+from boxwright.deployment.service.answers import Answer, Model, as_coco
 from boxwright.deployment.service.batching import Batcher
 from boxwright.deployment.service.faults import Refused, described, in_words, refusal
 from boxwright.deployment.service.guard import Guard, NoRoomError, Room, no_room
@@ -42,6 +42,7 @@ _GIVEN = (
     'Objects that are known, with which the sentence begins: a JSON list of {"category": name, "bbox": [x, y, width, '
     "height]}."
 )
+_ADVICE = ": ask for objects="  # of a detector to who calls it from Python; there is no such thing to ask here
 _CLASSES = "Names of the classes to look for; by default all."
 
 
@@ -86,7 +87,7 @@ class Service:
             wanted = class_positions(list(classes) or None, self.detector.names)
         except UserError as error:
             raise Refused(422, f"classes: {error}") from None
-        with self.room.take(len(images) - 1):  # the first has its place already, see `Guard`
+        with self.room.take(len(images)):
             async with asyncio.timeout(self.limits.seconds):
                 loop, limit = asyncio.get_running_loop(), self.limits.pixels
                 ready = await _all(
@@ -104,19 +105,19 @@ class Service:
             said = "this detector does not write; only pix2seq and patchseq can be watched."
             raise Refused(422, said)
         loop, limits, side = asyncio.get_running_loop(), self.limits, self.detector.image_size
-        async with asyncio.timeout(limits.seconds):
-            ready = await loop.run_in_executor(self.decoders, decode, data, name, side, limits.pixels)
-            known = read_given(given, ready.size, self.detector)
-            watched = Watched(lambda: self.detector.write(ready, known))
-            self.batcher.write(watched.sentence)
-            try:
-                await watched.begun()
-            except UserError as error:
-                raise Refused(422, str(error)) from None
-            except BaseException:
-                watched.stop()
-                raise
-        return Lines(watched, limits.seconds)
+        with ExitStack() as held:
+            held.enter_context(self.room.take(1))
+            async with asyncio.timeout(limits.seconds):
+                ready = await loop.run_in_executor(self.decoders, decode, data, name, side, limits.pixels)
+                known = read_given(given, ready.size, self.detector)
+                watched = Watched(lambda: self.detector.write(ready, known))
+                held.callback(watched.stop)
+                self.batcher.write(watched.sentence)
+                try:
+                    await watched.begun()
+                except UserError as error:
+                    raise Refused(422, f"{str(error).partition(_ADVICE)[0].rstrip('.')}.") from None
+            return Lines(watched, limits.seconds, held.pop_all())
 
     def check_count(self, images: int) -> None:
         """Refuse too many."""
@@ -167,8 +168,26 @@ def make_app(detector: Finder, limits: Limits = Limits(), key: str | None = None
     return app
 
 
+def _takes(*fields: str) -> Callable[[Request], Awaitable[None]]:
+    """What refuses form fields other than these, and parameters in the address: they would do nothing, unnoticed."""
+
+    async def check(request: Request) -> None:
+        if request.query_params:
+            named = ", ".join(request.query_params)
+            raise Refused(422, f"{named}: send it in the body; behind the ? of an address nothing is read.")
+        for name in await request.form() if fields else ():
+            if name not in fields:
+                hint = f"{nearest(name, fields)}; there are {', '.join(fields)}."
+                raise Refused(422, f"there is no field {name[:50]!r}{hint}")
+
+    return check
+
+
 def _add_routes(app: FastAPI, service: Service) -> None:
-    @app.post("/detect", response_model=Found, responses=_FAULTS, summary="Find objects in uploaded files")
+    @app.post(
+        "/detect", response_model=Answer, responses=_FAULTS, summary="Find objects in uploaded files",
+        dependencies=[Depends(_takes("images", "threshold", "classes"))],
+    )  # fmt: skip
     async def detect(
         images: Annotated[list[UploadFile], File(description="Image files.")],
         threshold: Annotated[Threshold, Form()] = 0.5,
@@ -178,24 +197,30 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         named = [(file.filename or f"image {i}", await file.read()) for i, file in enumerate(images, 1)]
         return await service.answer(named, threshold, classes)
 
-    @app.post("/detect/base64", response_model=Found, responses=_FAULTS, summary="Find objects in images as text")
+    @app.post(
+        "/detect/base64", response_model=Answer, responses=_FAULTS, summary="Find objects in images as text",
+        dependencies=[Depends(_takes())],
+    )  # fmt: skip
     async def detect_base64(asked: Asked) -> Response:
         service.check_count(len(asked.images))
         names = [f"image {i}" for i in range(1, len(asked.images) + 1)]
         named = [(name, from_base64(text, name)) for name, text in zip(names, asked.images, strict=True)]
         return await service.answer(named, asked.threshold, asked.classes)
 
-    @app.post("/write", response_class=Response, responses=DESCRIPTION | _FAULTS, summary="Watch objects being written")
+    @app.post(
+        "/write", response_class=Response, responses=DESCRIPTION | _FAULTS, summary="Watch objects being written",
+        dependencies=[Depends(_takes("image", "given"))],
+    )  # fmt: skip
     async def write(
         image: Annotated[UploadFile, File(description="An image file.")],
         given: Annotated[str, Form(description=_GIVEN)] = "[]",
     ) -> Response:
         return await service.watch(await image.read(), image.filename or "image", given)
 
-    @app.get("/model", response_model=Facts, responses=described(401, 500), summary="What the detector knows")
-    async def model() -> Facts:
+    @app.get("/model", response_model=Model, responses=described(401, 500), summary="What the detector knows")
+    async def model() -> Model:
         detector = service.detector
-        return Facts(names=list(detector.names), image_size=detector.image_size, writes=detector.writes)
+        return Model(names=list(detector.names), image_size=detector.image_size, writes=detector.writes)
 
     @app.get("/healthz", responses=described(500, 503), summary="Whether the service is well")
     async def healthz() -> dict[str, str]:
@@ -232,6 +257,10 @@ def _add_faults(app: FastAPI, service: Service) -> None:
 
     async def invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
+        for one in error.errors():
+            if one["type"] == "json_invalid":
+                said = f"the body is not JSON: {one['ctx']['error']}, at character {one['loc'][-1] + 1}."
+                return refusal(400, said)
         return refusal(422, in_words(error.errors()))
 
     async def late(_: Request, error: Exception) -> Response:

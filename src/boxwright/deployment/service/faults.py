@@ -54,4 +54,13 @@ def refusal(status: int, detail: str, headers: Mapping[str, str] | None = None) 
 
 def in_words(errors: Sequence[Mapping[str, Any]]) -> str:
     """Pydantic's errors as one sentence, without what was given, which may be an image."""
-    return "; ".join(f"{'.'.join(map(str, error['loc'][1:])) or 'body'}: {error['msg']}" for error in errors[:5])
+    return "; ".join(dict.fromkeys(map(_in_words, errors[:5])))
+
+
+def _in_words(error: Mapping[str, Any]) -> str:
+    place = error["loc"][1:]
+    if "Expected UploadFile" in error["msg"]:
+        return f"{place[0]}: send files, not text (with curl, {place[0]}=@photo.jpg)"
+    if not place and error["type"] == "model_attributes_type":
+        return "body: send a JSON object with the header Content-Type: application/json"
+    return f"{'.'.join(map(str, place)) or 'body'}: {error['msg']}"

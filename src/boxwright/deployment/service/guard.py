@@ -14,6 +14,8 @@ from boxwright.deployment.service.faults import refusal
 from boxwright.deployment.service.limits import Limits
 from boxwright.deployment.service.metrics import Metrics
 
+NO_ROOM = "too many images are waiting; come back later, as Retry-After says."
+
 
 class NoRoomError(Exception):
     """There is no room for more images."""
@@ -68,6 +70,7 @@ class Guard:
     ):
         self.app, self.limits, self.room, self.metrics = app, limits, room, metrics
         self.key, self.known, self.open_paths, self.wait = key, known, open_paths, wait
+        self.held = 0  # bytes of bodies of requests that are not answered yet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -75,11 +78,14 @@ class Guard:
             await self.app(scope, receive, send)
             return
         started, status = time.perf_counter(), 500
+        bodiless = scope["method"] == "HEAD"  # otherwise as GET
+        if bodiless:
+            scope = {**scope, "method": "GET"}
 
         async def counted(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
-            await send(message)
+            await send({**message, "body": b""} if bodiless and "body" in message else message)
 
         try:
             await self._guarded(scope, receive, counted)
@@ -96,23 +102,20 @@ class Guard:
             await self.app(scope, receive, send)
         elif _length(headers) > self.limits.bytes:
             await refusal(413, self._too_long())(scope, receive, send)
-        else:
-            await self._with_room(scope, receive, send)
-
-    async def _with_room(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            with self.room.take(1):
-                await self.app(scope, self._limited(receive), send)
-        except NoRoomError:  # before anything was answered: the routes see to their own
+        elif self.room.taken >= self.room.size:
             await no_room(self.wait())(scope, receive, send)
+        else:
+            with self._limited(receive) as limited:  # the routes take the places, once the images are there
+                await self.app(scope, limited, send)
 
     def _has_key(self, headers: dict[bytes, bytes]) -> bool:
         kind, _, given = headers.get(b"authorization", b"").partition(b" ")
         assert self.key is not None
         return kind.lower() == b"bearer" and secrets.compare_digest(given.strip(), self.key.encode())
 
-    def _limited(self, receive: Receive) -> Receive:
-        """The body, as long as it is not too long and comes in time."""
+    @contextmanager
+    def _limited(self, receive: Receive) -> Iterator[Receive]:
+        """The body, as long as it is not too long, comes in time, and the bodies here are not too much together."""
         end, size, more = time.monotonic() + self.limits.seconds, 0, True
 
         async def limited() -> Message:
@@ -123,12 +126,18 @@ class Guard:
                 message = await asyncio.wait_for(receive(), max(0.0, end - time.monotonic()))
             except TimeoutError:
                 raise HTTPException(408, f"the request took over {self.limits.seconds:g} s to arrive.") from None
-            size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+            came, more = len(message.get("body", b"")), message.get("more_body", False)
+            size, self.held = size + came, self.held + came
             if size > self.limits.bytes:
                 raise HTTPException(413, self._too_long())
+            if self.held > self.limits.queue * self.limits.bytes:
+                raise HTTPException(503, NO_ROOM, {"Retry-After": str(self.wait())})
             return message
 
-        return limited
+        try:
+            yield limited
+        finally:
+            self.held -= size
 
     def _too_long(self) -> str:
         return f"the request is over {self.limits.bytes:,} bytes, which is the limit."
@@ -136,8 +145,7 @@ class Guard:
 
 def no_room(seconds: int) -> Response:
     """The answer to who comes while there is no room."""
-    said = "too many images are waiting; come back later, as Retry-After says."
-    return refusal(503, said, {"Retry-After": str(seconds)})
+    return refusal(503, NO_ROOM, {"Retry-After": str(seconds)})
 
 
 def _length(headers: dict[bytes, bytes]) -> int:

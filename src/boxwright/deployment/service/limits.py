@@ -14,7 +14,8 @@ class Limits:
         pixels: of an image, as its header says; 33 million by default, which take 100 MB once decoded.
         images: in a request.
         seconds: for a request to arrive, and again for it to be computed.
-        queue: images that may be waiting or in work; who comes then is told to come back (503).
+        queue: images that may be waiting or in work; who comes then is told to come back (503). Bodies on their way
+            take no place, but all together hold no more bytes than so many requests.
     """
 
     bytes: int = 2**24

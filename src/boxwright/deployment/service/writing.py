@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Annotated, Any
 
 from fastapi.responses import StreamingResponse
@@ -160,23 +160,20 @@ class Lines(StreamingResponse):
     Args:
         watched: with its first object told already.
         seconds: for the rest to be written, and again for it to be taken away.
+        held: is left at the end, and lets go of the writer and its place.
     """
 
     media_type = "application/x-ndjson"
 
-    def __init__(self, watched: Watched, seconds: float):
-        self.watched, self.seconds = watched, seconds
+    def __init__(self, watched: Watched, seconds: float, held: AbstractContextManager[Any]):
+        self.watched, self.seconds, self.held = watched, seconds, held
         super().__init__(self._lines(), headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
-        try:
+        with self.held, suppress(TimeoutError):  # nobody takes it
             async with asyncio.timeout(2 * self.seconds):
                 await super().__call__(scope, receive, send)
-        except TimeoutError:  # nobody takes it
-            pass
-        finally:
-            self.watched.stop()
 
     async def _lines(self) -> AsyncIterator[bytes]:
         end = asyncio.get_running_loop().time() + self.seconds

@@ -40,6 +40,24 @@ def test_another_network_is_refused(tmp_path):
         load_state(tmp_path, other, None, torch.optim.AdamW(other.parameters()))
 
 
+@pytest.mark.parametrize(
+    ("begun", "given", "said"),
+    [("abc", "def", "another teacher"), ("abc", "", "a teacher"), ("", "def", "no teacher")],
+)
+def test_another_teacher_is_refused_before_the_network_is_compared(tmp_path, begun, given, said):
+    model, optimizer = parts()
+    save_state(tmp_path, Progress(teacher=begun), model, None, optimizer)
+    other = torch.nn.Linear(3, 1)
+    with pytest.raises(UserError, match=f"was begun with {said}; resume as"):
+        load_state(tmp_path, other, None, torch.optim.AdamW(other.parameters()), given)
+
+
+def test_a_state_that_says_nothing_of_a_teacher_goes_on(tmp_path):
+    model, optimizer = parts()
+    save_state(tmp_path, Progress(5), model, None, optimizer)
+    assert load_state(tmp_path, model, None, optimizer, "abc").step == 5
+
+
 def test_nothing_to_resume_and_damaged_states_are_said(tmp_path):
     model, optimizer = parts()
     with pytest.raises(UserError, match="nothing to resume"):

@@ -76,8 +76,10 @@ def test_an_interrupted_run_goes_on_exactly(teacher, data, tmp_path, monkeypatch
     weights = [load_detector(run / "last").state_dict() for run in (whole, stopped)]
     assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
     save_detector(moved, make(("cell", "disc"), 80, seed=1), {})
-    with pytest.raises(UserError, match="begun with other settings"):
+    with pytest.raises(UserError, match="begun with another teacher"):
         distill(moved, data, stopped, resume=True)
+    with pytest.raises(UserError, match="begun with a teacher"):
+        boxwright.train(data, out=stopped, resume=True, **SETTINGS | {"epochs": 2})
 
 
 @pytest.mark.slow
@@ -192,6 +194,18 @@ def test_what_nobody_annotated_is_added_and_what_somebody_did_is_not(batch):
     assert torch.equal(more.boxes_BN4[0], torch.cat([batch.boxes_BN4[0], found.boxes_BD4[0, 1:2]]))
     assert more.labels_BN.tolist() == [[0, 1, 1, 1], [1, 1, 0, 0]]
     assert torch.equal(more.boxes_BN4[1, 1:], found.boxes_BD4[1, :3])
+
+
+def test_of_finds_nearly_on_each_other_the_better_is_added(batch):
+    box, beside = [0.0, 0.6, 0.2, 0.9], [0.0, 0.6, 0.21, 0.9]
+    found = Predictions(
+        torch.tensor([[box, beside, [0.7, 0.0, 0.9, 0.2]]] * 2), torch.tensor([[0.9, 0.8, 0.7]] * 2),
+        torch.tensor([[0, 0, 0], [2, 0, 0]]),
+    )  # fmt: skip
+    more = with_found(batch, found, ("disc", "square", "unknown"), ("disc", "square"))
+    assert more.valid_BN.sum(1).tolist() == [5, 3]
+    assert torch.equal(more.boxes_BN4[0, 3:], found.boxes_BD4[0, ::2])
+    assert torch.equal(more.boxes_BN4[1, 1:3], found.boxes_BD4[1, 1:])  # of a class that isn't taught: not in the way
 
 
 def test_images_without_objects_and_a_teacher_that_finds_none_keep_one_empty_row(batch):

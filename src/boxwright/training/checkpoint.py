@@ -29,12 +29,14 @@ class Progress:
         best_ap: the best validation AP so far; -1 before the first.
         best_epoch: epochs done when it was reached.
         recipe: digest of the settings and data that must not change between the parts of a run.
+        teacher: checksum of the teacher; empty without one, None where an earlier version did not say.
     """
 
     step: int = 0
     best_ap: float = -1.0
     best_epoch: int = 0
     recipe: str = ""
+    teacher: str | None = None
 
 
 def save_state(folder: Path, progress: Progress, model: nn.Module, average: nn.Module | None, optimizer: Any) -> None:
@@ -48,11 +50,14 @@ def save_state(folder: Path, progress: Progress, model: nn.Module, average: nn.M
     write_whole(folder / FILE, lambda temporary: save_tensors(tensors, temporary, metadata=header))
 
 
-def load_state(folder: Path, model: nn.Module, average: nn.Module | None, optimizer: Any) -> Progress:
+def load_state(
+    folder: Path, model: nn.Module, average: nn.Module | None, optimizer: Any, teacher: str = ""
+) -> Progress:
     """Put the saved state back into the given parts and say how far the run was.
 
     Raises:
-        UserError: if there is no state in `folder`, or it is damaged or of another network.
+        UserError: if there is no state in `folder`, or it is damaged, of another network, or of a run with another
+            teacher than that of this checksum.
     """
     file = folder / FILE
     if not file.is_file():
@@ -60,6 +65,10 @@ def load_state(folder: Path, model: nn.Module, average: nn.Module | None, optimi
     header, tensors = read_tensors(file, "the state of a boxwright run")
     if header.get("format") != FORMAT:
         raise UserError(f"{file} is not the state of a boxwright run.")
+    progress = Progress(**json.loads(header["progress"]))
+    if progress.teacher not in (None, teacher):
+        begun = "another teacher" if progress.teacher and teacher else "a teacher" if progress.teacher else "no teacher"
+        raise UserError(f"{folder} was begun with {begun}; resume as its config.yaml says.")
     try:
         model.load_state_dict(_part(tensors, "model."))
         if average is not None:
@@ -72,7 +81,7 @@ def load_state(folder: Path, model: nn.Module, average: nn.Module | None, optimi
         for name, value in entries.items():
             if value.shape == parameter.shape:  # a fused step takes for granted that they lie alike in memory
                 entries[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
-    return Progress(**json.loads(header["progress"]))
+    return progress
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -49,6 +49,7 @@ class Plan:
         seed: of all random draws.
         card: what the checkpoint's card says of data and settings.
         recipe: digest of what must stay the same when resuming.
+        teacher: checksum of the teacher; empty without one.
     """
 
     folder: Path
@@ -59,6 +60,7 @@ class Plan:
     seed: int
     card: dict[str, Any]
     recipe: str
+    teacher: str = ""
 
 
 class TrainStep(nn.Module):
@@ -111,9 +113,9 @@ class Loop:
         alone = fabric.world_size == 1 or not plan.optim.frozen
         require(alone, "--optim.frozen works on one device; leave it at 0 on several.")  # DDP wants all gradients
         self.average = moving_average(self.detector, plan.optim.ema) if plan.optim.ema else None
-        self.progress = Progress(recipe=plan.recipe)
+        self.progress = Progress(recipe=plan.recipe, teacher=plan.teacher)
         if resume:
-            self.progress = load_state(plan.folder, self.detector, self.average, optimizer)
+            self.progress = load_state(plan.folder, self.detector, self.average, optimizer, plan.teacher)
             same = self.progress.recipe == plan.recipe
             require(same, f"{plan.folder} was begun with other settings or data; resume with those of its config.yaml.")
         self.model, self.optimizer = fabric.setup(TrainStep(self.detector, teacher), optimizer)

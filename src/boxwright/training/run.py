@@ -155,7 +155,8 @@ def train(
         what += f", taught by the {card['taught by']} ({len(lessons.known)} of {len(names)} classes)"
     if origin := getattr(detector.backbone, "origin", ""):
         card["began from"] = origin
-    plan = Plan(out, epochs, batch_size, augment, optim, seed, card, _digest(decided, names, records))
+    digest, taught_by = _digest(decided, names, records), decided.get("teacher", "")
+    plan = Plan(out, epochs, batch_size, augment, optim, seed, card, digest, taught_by)
     loop = Loop(fabric, detector, plan, train_cache, (val_cache, val_records), resume, lessons)
     if fabric.is_global_zero:
         text = yaml.safe_dump(config, sort_keys=False)

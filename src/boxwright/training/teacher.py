@@ -112,7 +112,8 @@ def resized(batch: Batch, side: int) -> tuple[Tensor, Tensor]:
 
 
 def with_found(batch: Batch, found: Predictions, known: Sequence[str], names: Sequence[str]) -> Batch:
-    """The batch, and what the teacher is sure of and overlaps nothing annotated, where its class is one of the batch.
+    """The batch, and what the teacher is sure of and overlaps nothing annotated nor anything it is surer of, where its
+    class is one of the batch.
 
     Args:
         batch: with classes `names`.
@@ -123,6 +124,8 @@ def with_found(batch: Batch, found: Predictions, known: Sequence[str], names: Se
     labels_BD = labels_K[found.labels_BD]
     iou_BDN = iou(found.boxes_BD4[:, :, None], batch.boxes_BN4[:, None]) * batch.valid_BN[:, None]
     new_BD = (found.scores_BD > SURE) & (labels_BD >= 0) & (iou_BDN.amax(-1) < APART)
+    near_BDD = iou(found.boxes_BD4[:, :, None], found.boxes_BD4[:, None]) >= APART
+    new_BD &= ~(near_BDD & new_BD[:, None]).tril(-1).any(-1)  # finds are best first
     valid_BN = torch.cat([batch.valid_BN, new_BD], 1)
     order_BN = valid_BN.byte().argsort(dim=1, descending=True, stable=True)[:, : max(1, int(valid_BN.sum(1).max()))]
     valid_BN = valid_BN.gather(1, order_BN)

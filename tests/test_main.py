@@ -45,6 +45,11 @@ def test_every_public_name_is_there():
         (["check"], "data"),
         (["check", "DATA", "--jsn"], "did you mean 'json'?"),
         (["train", "DATA", "--epoch", "3"], "did you mean 'epochs'?"),
+        (
+            ["distill", "--teacher", "W", "DATA"],
+            "TEACHER goes by its place, without a name: boxwright distill TEACHER DATA.",
+        ),
+        (["distill", "W", "DATA", "--size", "tiny"], "resnet50-c4, vit-b, vit-l. See"),
         (["train", "DATA", "--model", "dens"], "--model can't be 'dens' (did you mean 'dense'?), it must be one of"),
         (["predict", "W", "S", "--threshold", "half"], "--threshold can't be 'half', it must be a number."),
         (["train", "DATA", "--epochs", "many"], "epochs"),

@@ -168,13 +168,16 @@ def _one_line(message: str) -> str:
         words = re.findall(r"'(\w[\w-]*)'", "".join(re.findall(r"Literal\[(.*?)\]", kind)))
         others = re.sub(r"(typing\.)?Literal\[.*?\],? ?|<class '(\w+)'>", r"\2", kind).replace("NoneType", "null")
         fitting = {"int": "a whole number", "float": "a number"}.get(others) if not words else None
-        fitting = fitting or f"one of: {', '.join([*words, others] if others else words)}"
+        fitting = fitting or f"one of: {', '.join([*words, others] if others not in ('', 'null') else words)}"
         said = f"--{name} can't be {value!r}{nearest(value, words)}, it must be {fitting}"
     return f"{said}."
 
 
 def _hint(message: str, parser: Any) -> str:
-    """The known option nearest to the unknown one that the message names."""
+    """The known option nearest to the unknown one that the message names; of what goes by its place, the places."""
+    places = [action.dest for action in parser._actions if not action.option_strings]
+    if misplaced := next((name for name in re.findall(r"--([\w.]+)", message) if name in places), None):
+        return f" {misplaced.upper()} goes by its place, without a name: {parser.prog} {' '.join(places).upper()}."
     options = [option.lstrip("-") for action in parser._actions for option in action.option_strings or [action.dest]]
     known = [*options, *(option.split(".")[-1] for option in options)]
     unknown = [a or b for a, b in re.findall(r"--([\w.]+)|[Oo]ption '([\w.]+)'", message) if (a or b) not in known]

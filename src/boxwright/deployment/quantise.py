@@ -84,6 +84,7 @@ def to_int8(model: onnx.ModelProto, images: Iterable[np.ndarray]) -> onnx.ModelP
             calibrate_method=CalibrationMethod.MinMax, extra_options={"WeightSymmetric": True},
         )  # fmt: skip
         small = onnx.load_model(out)
+    _drop_zeros(small.graph)
     _store(small.graph, _read_from_8_bits)
     del small.graph.value_info[:]
     return small
@@ -161,6 +162,16 @@ def _read_from_8_bits(graph: onnx.GraphProto, tensor: onnx.TensorProto, axis: in
     graph.initializer.append(numpy_helper.from_array(np.round(values / scale).astype(np.int8), whole))
     graph.initializer.append(numpy_helper.from_array(scale.ravel(), scales))
     return helper.make_node("DequantizeLinear", [whole, scales], [tensor.name], f"{tensor.name}.read", axis=axis)
+
+
+def _drop_zeros(graph: onnx.GraphProto) -> None:
+    """Zero points of weights and biases that are all zero, as ONNX takes them for granted."""
+    tensors = _tensors(graph)
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in tensors and len(node.input) == 3:
+            if not numpy_helper.to_array(tensors[node.input[2]]).any():
+                del node.input[2]
+    _drop_unused(graph)
 
 
 def _weighs(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> bool:

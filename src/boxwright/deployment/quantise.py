@@ -168,9 +168,9 @@ def _drop_zeros(graph: onnx.GraphProto) -> None:
     """Zero points of weights and biases that are all zero, as ONNX takes them for granted."""
     tensors = _tensors(graph)
     for node in graph.node:
-        if node.op_type == "DequantizeLinear" and node.input[0] in tensors and len(node.input) == 3:
-            if not numpy_helper.to_array(tensors[node.input[2]]).any():
-                del node.input[2]
+        stored = node.op_type == "DequantizeLinear" and node.input[0] in tensors
+        if stored and len(node.input) == 3 and not numpy_helper.to_array(tensors[node.input[2]]).any():
+            del node.input[2]
     _drop_unused(graph)
 
 

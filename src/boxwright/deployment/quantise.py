@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
@@ -72,6 +73,7 @@ def to_int8(model: onnx.ModelProto, images: Iterable[np.ndarray]) -> onnx.ModelP
         model: fp32.
         images: (H, W, 3) uint8 each, such as the detector is going to see.
     """
+    onnxruntime.set_default_logger_severity(3)  # errors; not that given objects are inputs with a default
     with TemporaryDirectory() as folder, quiet():
         plain, out = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
         onnx.save_model(model, plain)

@@ -26,7 +26,7 @@ from boxwright.data.read import read
 from boxwright.data.records import Dataset, Record
 from boxwright.deployment.onnx_file import to_onnx
 from boxwright.deployment.parity import File, average_precision, eager, first, images
-from boxwright.deployment.quantise import to_fp16, to_int8
+from boxwright.deployment.quantise import FINE, to_fp16, to_int8
 from boxwright.models import zoo
 from boxwright.models.weights import load_detector
 
@@ -70,9 +70,10 @@ def rows(weights: Path, cells: Dataset, repeats: int) -> None:
     shown = train[:BY_HEART] if by_heart else cells.splits["test"]
     calibration = train[:BY_HEART] if by_heart else train[:: -(-len(train) // CALIBRATED)]
     plain = to_onnx(detector)
-    models = {
-        "fp32": plain, "fp16": to_fp16(plain), "int8": to_int8(plain, images(calibration, detector.image_size)),
-    }  # fmt: skip
+    ranges = list(images(calibration, detector.image_size))
+    models = {"fp32": plain, "fp16": to_fp16(plain)}
+    for fine in FINE:
+        models[f"int8, maps up to {fine} px a cell in fp32"] = to_int8(plain, ranges, fine)
     files = {name: File(model.SerializeToString(), threads=1) for name, model in models.items()}
     one_1HW3 = next(images(shown, detector.image_size))[None]
     taken = dict(zip(files, in_turns([partial(file, one_1HW3) for file in files.values()], repeats), strict=True))

@@ -70,17 +70,43 @@ def records(photos):
     return [Record(photo, *Image.open(photo).size, *nothing, n, "") for n, photo in enumerate(photos, 1)]
 
 
+class Wrong:
+    faults = ("3 of 4 objects are not said by both",)
+
+
+class Right:
+    faults = ()
+
+    def to_markdown(self, name):
+        return f"# {name}\n\n"
+
+    def to_json(self):
+        return "{}"
+
+
 def test_a_file_that_says_something_else_is_not_left(tmp_path, photos, monkeypatch):
     looks_at(photos, monkeypatch)
-
-    class Wrong:
-        faults = ("3 of 4 objects are not said by both",)
 
     monkeypatch.setattr("boxwright.deployment.parity.compare", lambda *given: Wrong())
     save_detector(tmp_path / "x.safetensors", begun("dense"), {})
     with pytest.raises(UserError, match="differs from its source"):
         export(tmp_path / "x", out=tmp_path / "x.onnx")
     assert not (tmp_path / "x.onnx").exists()
+
+
+def test_where_8_bits_cost_too_much_more_layers_stay_whole(tmp_path, photos, monkeypatch):
+    looks_at(photos, monkeypatch, ("cat", "dog"))
+    tried = []
+
+    def at_the_second_try(file, *given):
+        tried.append(len(file.session.get_modelmeta().custom_metadata_map))
+        return Wrong() if len(tried) == 1 else Right()
+
+    monkeypatch.setattr("boxwright.deployment.parity.compare", at_the_second_try)
+    save_detector(tmp_path / "x.safetensors", begun("dense"), {})
+    file = export(tmp_path / "x", precision="int8", data=tmp_path)
+    assert len(tried) == 2
+    assert Detector(file).facts.precision == "int8"
 
 
 @pytest.mark.parametrize(

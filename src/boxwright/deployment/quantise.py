@@ -21,7 +21,7 @@ from boxwright.deployment.graph import quiet
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 LAST = ("classify", "locate", "many", "distance", "rivals", "rivalry", "offset", "weight", "place", "propose")
 LARGEST = 65504.0  # of half precision
-FINE = 4  # pixels per cell: maps up to this are not put into 8 bits, their channels differ too much
+FINE = (4, 8)  # pixels per cell: maps up to this are not put into 8 bits, their channels differ too much
 SMALL = 2048  # numbers; a tensor under this is not worth another scale
 Reader: TypeAlias = Callable[[onnx.GraphProto, onnx.TensorProto, int], onnx.NodeProto]
 
@@ -64,7 +64,7 @@ def _in_half(
     yield helper.make_node("Cast", [node.output[0]], [output], f"{node.name}.out", to=TensorProto.FLOAT)
 
 
-def to_int8(model: onnx.ModelProto, images: Iterable[np.ndarray]) -> onnx.ModelProto:
+def to_int8(model: onnx.ModelProto, images: Iterable[np.ndarray], fine: int = FINE[0]) -> onnx.ModelProto:
     """The graph with convolutions and products with weights in 8 bits, in the ranges seen on images.
 
     What is not computed in 8 bits, as the loop in which sentences are written, has its weights stored in them.
@@ -72,12 +72,13 @@ def to_int8(model: onnx.ModelProto, images: Iterable[np.ndarray]) -> onnx.ModelP
     Args:
         model: fp32.
         images: (H, W, 3) uint8 each, such as the detector is going to see.
+        fine: maps of at most so many pixels a cell are computed in fp32.
     """
     onnxruntime.set_default_logger_severity(3)  # errors; not that given objects are inputs with a default
     with TemporaryDirectory() as folder, quiet():
         plain, out = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
         onnx.save_model(model, plain)
-        chosen = quantisable(model)
+        chosen = quantisable(model, fine)
         quantize_static(
             plain, out, Images(model, images), quant_format=QuantFormat.QDQ, per_channel=True,
             op_types_to_quantize=sorted({node.op_type for node in chosen}),
@@ -92,10 +93,10 @@ def to_int8(model: onnx.ModelProto, images: Iterable[np.ndarray]) -> onnx.ModelP
     return small
 
 
-def quantisable(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+def quantisable(model: onnx.ModelProto, fine: int = FINE[0]) -> list[onnx.NodeProto]:
     """The nodes that are computed in 8 bits."""
-    weights, fine = _tensors(model.graph), _fine(model.graph)
-    return [node for node in model.graph.node if _weighs(node, weights) and node.output[0] not in fine]
+    weights, whole = _tensors(model.graph), _fine(model.graph, fine)
+    return [node for node in model.graph.node if _weighs(node, weights) and node.output[0] not in whole]
 
 
 class Images(CalibrationDataReader):
@@ -120,15 +121,15 @@ def nothing_else(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     return {"seed": np.zeros(1, np.int64)} if any(value.name == "seed" for value in model.graph.input) else {}
 
 
-def _fine(graph: onnx.GraphProto) -> set[str]:
-    """Maps with at most `FINE` pixels of the canvas a cell."""
+def _fine(graph: onnx.GraphProto, fine: int) -> set[str]:
+    """Maps with at most so many pixels of the canvas a cell."""
     pixels = {"canvas": 1}
     for node in graph.node:
         known = [pixels[name] for name in node.input if name in pixels]
         if known and not list(_inside(node)):
             strides = next((attribute.ints for attribute in node.attribute if attribute.name == "strides"), [1])
             pixels |= dict.fromkeys(node.output, max(known) * strides[0])
-    return {name for name, each in pixels.items() if each <= FINE}
+    return {name for name, each in pixels.items() if each <= fine}
 
 
 def _store(graph: onnx.GraphProto, reader: Reader) -> None:

@@ -69,7 +69,7 @@ def test_what_is_given_stands_in_the_sentence_where_it_is_in_the_image(predictor
     seen = {}
 
     def note(raw, objects, given, classes):
-        seen["tokens"] = predictor.detector._given(given)
+        seen["tokens"] = predictor.detector.given_words(raw, given)
         return type(predictor.detector).write(predictor.detector, raw, objects, given, classes)
 
     monkeypatch.setattr(predictor.detector, "write", note)

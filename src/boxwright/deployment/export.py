@@ -73,7 +73,10 @@ def export(
     reports = []
 
     def write(temporary: Path) -> None:
+        wrong = ""
         for model in _converted(detector, precision, pictures):
+            if wrong:
+                console.print(f"{wrong} Once more, with more layers in fp32:")
             save(model, temporary)
             console.print(f"{temporary.stat().st_size / 1e6:.1f} MB; comparing with the source on {pictures.said}")
             seeds_1 = seeds(detector, 1)
@@ -82,9 +85,8 @@ def export(
             if not parity.faults:
                 reports.append(parity)
                 return
-            faults, layers = "; ".join(parity.faults), _moved(model, detector, pictures)
-            console.print(f"{faults}. {layers}")
-        raise UserError(f"the exported file differs from its source: {faults}. {layers} No file is left.")
+            wrong = f"{'; '.join(parity.faults)}. {_moved(model, detector, pictures)}"
+        raise UserError(f"the exported file differs from its source: {wrong} No file is left.")
 
     write_whole(out, write)
     page = reports[0].to_markdown(out.name)

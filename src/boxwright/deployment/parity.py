@@ -124,10 +124,8 @@ class File:
         options.intra_op_num_threads = threads
         options.log_severity_level = 3  # errors; not that given objects are inputs with a default
         source = str(file) if isinstance(file, Path) else file
-        self.session, self.seed = (
-            onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"]),
-            seed,
-        )
+        self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        self.seed = seed
         self.draws = any(value.name == "seed" for value in self.session.get_inputs())
 
     def __call__(self, images_BHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -33,6 +33,12 @@ def helpers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("boxwright-prefetch")]
 
 
+def gone(threads: list[threading.Thread]) -> bool:
+    for thread in threads:
+        thread.join(30)
+    return not any(thread.is_alive() for thread in threads)
+
+
 def indices(batches: Iterator[Batch]) -> list[list[int]]:
     return [batch.index_B.tolist() for batch in batches]
 
@@ -129,9 +135,9 @@ def test_threads_end_with_the_iterator(cache: Cache) -> None:
     next(batches)
     assert helpers()
     batches.close()
-    assert not helpers()
+    assert gone(helpers())
     list(train_batches(cache, 5, SOME, seed=0, epoch=0))
-    assert not helpers()
+    assert gone(helpers())
 
 
 def test_an_exception_in_a_thread_surfaces_here_after_the_batches_before_it() -> None:
@@ -144,7 +150,7 @@ def test_an_exception_in_a_thread_surfaces_here_after_the_batches_before_it() ->
     assert [next(results) for _ in range(3)] == [0, 10, 20]
     with pytest.raises(UserError, match="the third is bad"):
         next(results)
-    assert not helpers()
+    assert gone(helpers())
 
 
 def test_order_is_kept_and_only_a_little_is_made_ahead() -> None:

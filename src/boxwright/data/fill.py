@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ from torch import Tensor
 from boxwright.config import UserError
 from boxwright.data.images import fit, in_turn, open_image, same_shape
 from boxwright.data.records import Record
+from boxwright.threads import map_ahead
 
 JPEG_QUALITY = 95
 
@@ -50,7 +50,9 @@ def write_images(
     """Decode in parallel, write in order. Returns each image's (height, width) on the canvas and length in bytes."""
     sizes, lengths, faults = [], [], []
     with path.open("wb") as file, _progress(console) as bar:
-        for fitted in bar.track(_in_order(lambda record: _fitted(record, side, mode), records), total=len(records)):
+        pool = ThreadPoolExecutor(cpu_count())  # Pillow decodes without the interpreter's lock
+        done = map_ahead(pool, lambda record: _fitted(record, side, mode), records, 8 * cpu_count())
+        for fitted in bar.track(done, total=len(records)):
             if isinstance(fitted, UserError):
                 faults.append(str(fitted))
             elif not faults:
@@ -64,20 +66,6 @@ def write_images(
 def _progress(console: Console) -> Progress:
     columns = TextColumn("Decoding images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-
-
-def _in_order(
-    work: Callable[[Record], _Fitted | UserError], records: Iterable[Record]
-) -> Iterator[_Fitted | UserError]:
-    """`map` in threads (Pillow decodes without the interpreter lock), with a bounded number of results waiting."""
-    pending: deque[Future[_Fitted | UserError]] = deque()
-    with ThreadPoolExecutor(cpu_count()) as pool:
-        for record in records:
-            pending.append(pool.submit(work, record))
-            if len(pending) > 8 * cpu_count():
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
 
 
 def _fitted(record: Record, side: int, mode: str) -> _Fitted | UserError:

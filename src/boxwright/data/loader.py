@@ -7,10 +7,8 @@ Everything random is a function of numbers that a checkpoint holds: the order of
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from threading import Barrier
 from typing import TypeVar
 
@@ -21,6 +19,7 @@ from torch import Tensor
 from boxwright.config import Augment, UserError, require
 from boxwright.data.augment import augment
 from boxwright.data.cache import Cache
+from boxwright.threads import map_ahead
 from boxwright.types import Batch
 
 T = TypeVar("T")
@@ -111,17 +110,9 @@ def prefetch(make: Callable[[T], R], items: Iterable[T], device: torch.device | 
     Exceptions in `make` are raised here. Each thread computes on one core: the cores belong to the network, and a
     parallel loop of OpenMP that waits for a core which the network holds stops both.
     """
-    waiting = iter(items)
-    with ThreadPoolExecutor(THREADS, thread_name_prefix="boxwright-prefetch") as pool:
-        try:
-            _settle(pool, torch.device(device))
-            pending = deque(pool.submit(make, item) for item in islice(waiting, AHEAD))
-            while pending:
-                made = pending.popleft().result()
-                pending.extend(pool.submit(make, item) for item in islice(waiting, 1))
-                yield made
-        finally:
-            pool.shutdown(cancel_futures=True)
+    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="boxwright-prefetch")
+    _settle(pool, torch.device(device))
+    yield from map_ahead(pool, make, items, AHEAD)
 
 
 def _settle(pool: ThreadPoolExecutor, device: torch.device) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from numbers import Integral, Real
@@ -21,6 +20,7 @@ from boxwright.runtime.pictures import TAKES, Ready, decode
 from boxwright.runtime.sources import collect
 from boxwright.runtime.video import frames, is_video
 from boxwright.runtime.writing import Known, Word, Written
+from boxwright.threads import map_ahead
 
 T = TypeVar("T")
 
@@ -140,8 +140,9 @@ class Finder:
         check_threshold(threshold)
         check_batch_size(batch_size)
         wanted = class_positions(classes, self.names)
-        decoded = _readable(_decode_ahead(_items(source), self.decode, 2 * batch_size), skipped)
-        for chunk in chunks(decoded, batch_size):
+        pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+        decoded = map_ahead(pool, lambda item: _decoded(item, self.decode), _items(source), 2 * batch_size)
+        for chunk in chunks(_readable(decoded, skipped), batch_size):
             found = self.detect([ready for _, ready in chunk], threshold, wanted)
             for (item, ready), detections in zip(chunk, found, strict=True):
                 whole = item.seconds is not None and ready.image.size != ready.size
@@ -197,33 +198,22 @@ def _items(source: Any) -> Iterator[_Item]:
         yield _Item(picture, Path(picture) if isinstance(picture, str | Path) else None, number)
 
 
-def _decode_ahead(
-    items: Iterable[_Item], decode: Callable[[Any], Ready], ahead: int
-) -> Iterator[tuple[_Item, Future[Ready]]]:
-    """Decode in threads, in order, never more than `ahead` images before the one that is asked for."""
-    waiting: deque[tuple[_Item, Future[Ready]]] = deque()
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for item in items:
-            waiting.append((item, pool.submit(_decoded, decode, item.picture)))
-            if len(waiting) > ahead:
-                yield waiting.popleft()
-        while waiting:
-            yield waiting.popleft()
-
-
-def _decoded(decode: Callable[[Any], Ready], picture: Any) -> Ready:
-    if isinstance(picture, UserError):
-        raise picture
-    return decode(picture)
+def _decoded(item: _Item, decode: Callable[[Any], Ready]) -> tuple[_Item, Ready | UserError]:
+    if isinstance(item.picture, UserError):
+        return item, item.picture
+    try:
+        return item, decode(item.picture)
+    except UserError as error:
+        return item, error
 
 
 def _readable(
-    decoded: Iterable[tuple[_Item, Future[Ready]]], skipped: list[UserError] | None
+    decoded: Iterable[tuple[_Item, Ready | UserError]], skipped: list[UserError] | None
 ) -> Iterator[tuple[_Item, Ready]]:
     for item, ready in decoded:
-        try:
-            yield item, ready.result()
-        except UserError as error:
-            if skipped is None:
-                raise
-            skipped.append(error)
+        if not isinstance(ready, UserError):
+            yield item, ready
+        elif skipped is None:
+            raise ready
+        else:
+            skipped.append(ready)

@@ -30,13 +30,13 @@ import torch
 from torch import Tensor
 
 from boxwright.models.attention import DecoderBlock
-from boxwright.models.caches import KeysValues
-from boxwright.models.decoder import Decoder
-from boxwright.models.decoding import generate
-from boxwright.models.draft import Draft
-from boxwright.models.grammar import Grammar
-from boxwright.models.sampling import Sampling
-from boxwright.models.vocabulary import Vocabulary
+from boxwright.models.writing.caches import KeysValues
+from boxwright.models.writing.decoder import Decoder
+from boxwright.models.writing.decoding import generate
+from boxwright.models.writing.draft import Draft
+from boxwright.models.writing.grammar import Grammar
+from boxwright.models.writing.sampling import Sampling
+from boxwright.models.writing.vocabulary import Vocabulary
 
 OBJECTS, SLOTS, CELLS, DIM = 100, 5, 400, 256
 RESULT = Path(__file__).parent / "results" / "decoding.md"

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from boxwright.interop.pix2seq_official import official_to_ours
-from boxwright.models.decoding import generate
 from boxwright.models.pix2seq import Pix2Seq, Pix2SeqConfig
-from boxwright.models.sampling import Sampling
-from boxwright.models.vocabulary import PROMPT
+from boxwright.models.writing.decoding import generate
+from boxwright.models.writing.sampling import Sampling
+from boxwright.models.writing.vocabulary import PROMPT
 from boxwright.types import Batch, Predictions
 from golden import Result, attempt, draw, picture
 

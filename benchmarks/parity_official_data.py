@@ -21,12 +21,12 @@ from boxwright.config import Optim
 from boxwright.data.augment import official_size, official_view
 from boxwright.data.images import fit, fitted_size
 from boxwright.interop.import_weights import read_foreign
-from boxwright.models import sentences
-from boxwright.models.decoding import Generated
 from boxwright.models.pix2seq import PADDING, Pix2Seq, Pix2SeqConfig
 from boxwright.models.positions import sincos, sincos_2d, spread
-from boxwright.models.sampling import in_nucleus, in_top
-from boxwright.models.vocabulary import FIRST_CLASS, NOISE, PAD, Vocabulary
+from boxwright.models.writing import sentences
+from boxwright.models.writing.decoding import Generated
+from boxwright.models.writing.sampling import in_nucleus, in_top
+from boxwright.models.writing.vocabulary import FIRST_CLASS, NOISE, PAD, Vocabulary
 from boxwright.training.optim import FLOOR, make_optimizer, rate_factor
 from boxwright.types import Batch, image_mask, pixels
 from golden import Result, attempt, picture

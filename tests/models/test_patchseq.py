@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from boxwright.config import UserError
-from boxwright.models.likelihood import sentence_log_probs
 from boxwright.models.patchseq import PUBLISHED, SIZES, PatchSeq, PatchSeqConfig
 from boxwright.models.transfer import begin_from
-from boxwright.models.vocabulary import PROMPT
 from boxwright.models.weights import load_detector, save_detector
+from boxwright.models.writing.likelihood import sentence_log_probs
+from boxwright.models.writing.vocabulary import PROMPT
 from boxwright.types import Batch
 
 CONFIG = PatchSeqConfig(

@@ -14,7 +14,7 @@ from boxwright.deployment.loop import writer_graph
 from boxwright.deployment.writers import Asked, Writer, language, vocabulary
 from boxwright.inference.writing import slots
 from boxwright.models import zoo
-from boxwright.models.vocabulary import NOISE
+from boxwright.models.writing.vocabulary import NOISE
 from boxwright.runtime.detector import FORMAT
 from boxwright.types import Detector
 

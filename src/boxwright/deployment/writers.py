@@ -4,9 +4,9 @@
                           └── empty caches, the start word ── one object ──┴── ... one object ── end ── boxes
                                                               └────────── a loop ────────────┘
 
-An object is written by the same code as in torch (`boxwright.models.draft`), with two differences: caches grow by what
-is written, where torch hides the places that are not yet; and the words of an object are all that is looked at, as the
-loop collects them.
+An object is written by the same code as in torch (`boxwright.models.writing.draft`), with two differences: caches grow
+by what is written, where torch hides the places that are not yet; and the words of an object are all that is looked at,
+as the loop collects them.
 """
 
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ from torch import Tensor, nn
 
 from boxwright.config import require
 from boxwright.deployment.graph import in_pixels, prepared
-from boxwright.models.caches import Cache, KeysValues
-from boxwright.models.decoding import GREEDY
-from boxwright.models.draft import Draft, Generated
-from boxwright.models.grammar import Grammar
 from boxwright.models.patchseq import PatchCache, PatchSeq, PatchWords, Seen
 from boxwright.models.pix2seq import Pix2Seq
-from boxwright.models.pointing import History
-from boxwright.models.repeats import Repeats
 from boxwright.models.replication import Raw, Replication
-from boxwright.models.sampling import Sampling, uniform
+from boxwright.models.writing.caches import Cache, KeysValues
+from boxwright.models.writing.decoding import GREEDY
+from boxwright.models.writing.draft import Draft, Generated
+from boxwright.models.writing.grammar import Grammar
+from boxwright.models.writing.pointing import History
+from boxwright.models.writing.repeats import Repeats
+from boxwright.models.writing.sampling import Sampling, uniform
 from boxwright.types import Detector, Predictions
 
 Writer = Pix2Seq | PatchSeq | Replication

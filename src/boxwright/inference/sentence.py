@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from boxwright.models.decoder import Decoder
-from boxwright.models.grammar import Grammar
 from boxwright.models.pix2seq import WORDS, Pix2Seq
-from boxwright.models.vocabulary import NOISE, PAD, PROMPT
+from boxwright.models.writing.decoder import Decoder
+from boxwright.models.writing.grammar import Grammar
+from boxwright.models.writing.vocabulary import NOISE, PAD, PROMPT
 from boxwright.types import Batch, Detections
 
 SLOTS = ("y1", "x1", "y2", "x2", "class")

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from boxwright.models.decoding import write_on
-from boxwright.models.draft import Draft, Generated
-from boxwright.models.patches import PatchVocabulary
 from boxwright.models.patchseq import PatchSeq, Seen
 from boxwright.models.pix2seq import Pix2Seq
-from boxwright.models.vocabulary import NOISE, Vocabulary
+from boxwright.models.writing.decoding import write_on
+from boxwright.models.writing.draft import Draft, Generated
+from boxwright.models.writing.patches import PatchVocabulary
+from boxwright.models.writing.vocabulary import NOISE, Vocabulary
 from boxwright.runtime.writing import Known, Word, Written, check_known
 from boxwright.types import Batch, Predictions
 

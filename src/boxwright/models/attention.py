@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from boxwright.models.caches import KeysValues, Place
+from boxwright.models.writing.caches import KeysValues, Place
 
 
 class Attention(nn.Module):

@@ -24,18 +24,18 @@ from torch import Tensor, nn
 from boxwright.config import require
 from boxwright.models.attention import DecoderBlock, norm
 from boxwright.models.backbone import Backbone
-from boxwright.models.caches import Cache, KeysValues
-from boxwright.models.decoder import positions, table
-from boxwright.models.decoding import begin, finish
-from boxwright.models.draft import Draft, Generated
-from boxwright.models.likelihood import log_probs, score
-from boxwright.models.patches import PatchVocabulary
 from boxwright.models.pix2seq import Encoder, Pix2SeqConfig
-from boxwright.models.pointing import FIRST, SECOND, History, Pointer
 from boxwright.models.positions import resize_2d
-from boxwright.models.sampling import Sampling
-from boxwright.models.sentences import Sentences, line, ordered, sentences, spell
-from boxwright.models.vocabulary import FIRST_CLASS, PAD, PROMPT
+from boxwright.models.writing.caches import Cache, KeysValues
+from boxwright.models.writing.decoder import positions, table
+from boxwright.models.writing.decoding import begin, finish
+from boxwright.models.writing.draft import Draft, Generated
+from boxwright.models.writing.likelihood import log_probs, score
+from boxwright.models.writing.patches import PatchVocabulary
+from boxwright.models.writing.pointing import FIRST, SECOND, History, Pointer
+from boxwright.models.writing.sampling import Sampling
+from boxwright.models.writing.sentences import Sentences, line, ordered, sentences, spell
+from boxwright.models.writing.vocabulary import FIRST_CLASS, PAD, PROMPT
 from boxwright.types import Batch, Detector, Predictions, image_mask, pixels
 
 
@@ -292,7 +292,7 @@ class PatchCache(Cache):
 
 
 class PatchDecoder(nn.Module):
-    """The decoder of `boxwright.models.decoder`, except that some of its words are the patches of an image.
+    """The decoder of `boxwright.models.writing.decoder`, except that some of its words are the patches of an image.
 
     Args:
         c: the detector's shape.

@@ -23,15 +23,15 @@ from torch import Tensor, nn
 from boxwright.config import require
 from boxwright.models.attention import EncoderBlock, Mlp, dense, norm
 from boxwright.models.backbone import Backbone
-from boxwright.models.decoder import Decoder, table
-from boxwright.models.decoding import begin, finish
-from boxwright.models.draft import Draft, Generated
-from boxwright.models.likelihood import Scores, log_probs, score
 from boxwright.models.positions import resize_2d, sincos_2d
-from boxwright.models.sampling import Sampling
-from boxwright.models.sentences import sentences, spell
 from boxwright.models.stems import PATCHES, make_stem
-from boxwright.models.vocabulary import Vocabulary
+from boxwright.models.writing.decoder import Decoder, table
+from boxwright.models.writing.decoding import begin, finish
+from boxwright.models.writing.draft import Draft, Generated
+from boxwright.models.writing.likelihood import Scores, log_probs, score
+from boxwright.models.writing.sampling import Sampling
+from boxwright.models.writing.sentences import sentences, spell
+from boxwright.models.writing.vocabulary import Vocabulary
 from boxwright.types import Batch, Detector, Predictions, image_mask, pixels
 
 PADDING = 0.3  # colour of the canvas beside the image, in [0, 1]; attention looks at it, too
@@ -71,10 +71,10 @@ class Pix2SeqConfig:
         grammar: coordinate slots hold only coordinates, class slots only classes; else any word may come anywhere.
         top_p: more than 0 draws words from the nucleus (the published code has 0.4). With 0, and no `top_k`, the most
             probable words are written.
-        nucleus, top_k, temperature, repeats, beams: of `boxwright.models.sampling.Sampling`.
+        nucleus, top_k, temperature, repeats, beams: of `boxwright.models.writing.sampling.Sampling`.
         end_bias: added to the score of the word that ends a sentence; -inf never ends. By default that is so where
             sentences are filled up with noise, and else 0: they end as the network says.
-        scores: of `boxwright.models.likelihood.score`.
+        scores: of `boxwright.models.writing.likelihood.score`.
         seed: of the draws: image i of a batch draws by seed + i. By default all images draw alike.
     """
 

@@ -15,8 +15,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from boxwright.config import require
 from boxwright.models.attention import Attention
-from boxwright.models.caches import KeysValues, Place
 from boxwright.models.dropout import Dropout
+from boxwright.models.writing.caches import KeysValues, Place
 
 RESNET_CHANNELS = 2048  # of the last map, at stride 32
 

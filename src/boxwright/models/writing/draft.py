@@ -9,10 +9,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from boxwright.models.caches import Cache
-from boxwright.models.grammar import Grammar
-from boxwright.models.repeats import Repeats
-from boxwright.models.sampling import Sampling, choose, draws
+from boxwright.models.writing.caches import Cache
+from boxwright.models.writing.grammar import Grammar
+from boxwright.models.writing.repeats import Repeats
+from boxwright.models.writing.sampling import Sampling, choose, draws
 
 BUCKET = 16  # objects: attention looks at the places of whole buckets
 
@@ -58,7 +58,7 @@ class Draft:
     """Sentences being written.
 
     Args:
-        decoder, memory, grammar, objects, sampling, given_BL: as of `boxwright.models.decoding.generate`.
+        decoder, memory, grammar, objects, sampling, given_BL: as of `boxwright.models.writing.decoding.generate`.
         each: sentences an image.
 
     Attributes:

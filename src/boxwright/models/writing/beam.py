@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boxwright.models.draft import Draft, Generated, Writing
-from boxwright.models.grammar import Grammar
-from boxwright.models.sampling import Sampling
+from boxwright.models.writing.draft import Draft, Generated, Writing
+from boxwright.models.writing.grammar import Grammar
+from boxwright.models.writing.sampling import Sampling
 
 
 class Beams(Draft):
     """Sentences that compete; B images have B x W x W rows, W of them alive after each object.
 
     Args:
-        as of `boxwright.models.decoding.generate`; `sampling.beams` is W, and nothing is drawn.
+        as of `boxwright.models.writing.decoding.generate`; `sampling.beams` is W, and nothing is drawn.
     """
 
     def __init__(

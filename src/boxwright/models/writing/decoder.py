@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from boxwright.models.attention import DecoderBlock, norm
-from boxwright.models.caches import Cache, KeysValues
 from boxwright.models.positions import sincos, spread
+from boxwright.models.writing.caches import Cache, KeysValues
 
 
 class Decoder(nn.Module):

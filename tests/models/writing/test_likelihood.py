@@ -4,12 +4,12 @@ import pytest
 import torch
 from test_pix2seq import CONFIG
 
-from boxwright.models.decoding import generate
-from boxwright.models.draft import Generated
-from boxwright.models.likelihood import of_objects, score, sentence_log_probs
 from boxwright.models.pix2seq import Pix2Seq
-from boxwright.models.sampling import Sampling
-from boxwright.models.vocabulary import NOISE, PAD, PROMPT
+from boxwright.models.writing.decoding import generate
+from boxwright.models.writing.draft import Generated
+from boxwright.models.writing.likelihood import of_objects, score, sentence_log_probs
+from boxwright.models.writing.sampling import Sampling
+from boxwright.models.writing.vocabulary import NOISE, PAD, PROMPT
 from boxwright.types import Batch
 
 

@@ -3,10 +3,10 @@ import torch
 from test_decoding import BOXES, Babbler, clear_decoder
 
 from boxwright.config import UserError
-from boxwright.models.beam import Beams
-from boxwright.models.decoding import generate
-from boxwright.models.sampling import Sampling
-from boxwright.models.vocabulary import Vocabulary
+from boxwright.models.writing.beam import Beams
+from boxwright.models.writing.decoding import generate
+from boxwright.models.writing.sampling import Sampling
+from boxwright.models.writing.vocabulary import Vocabulary
 
 
 @pytest.fixture

@@ -5,13 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from boxwright.models.caches import Cache, KeysValues
-from boxwright.models.decoder import Decoder
-from boxwright.models.decoding import generate
-from boxwright.models.draft import Draft
-from boxwright.models.grammar import Grammar
-from boxwright.models.sampling import Sampling
-from boxwright.models.vocabulary import Vocabulary
+from boxwright.models.writing.caches import Cache, KeysValues
+from boxwright.models.writing.decoder import Decoder
+from boxwright.models.writing.decoding import generate
+from boxwright.models.writing.draft import Draft
+from boxwright.models.writing.grammar import Grammar
+from boxwright.models.writing.sampling import Sampling
+from boxwright.models.writing.vocabulary import Vocabulary
 
 FREE = Grammar(10, 0, torch.ones(5, 60, dtype=torch.bool), torch.tensor([3, 4, 5]))
 BOXES = Vocabulary(12, 104, 120).grammar(3)  # 12 coordinates, 3 classes and noise

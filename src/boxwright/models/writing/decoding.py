@@ -1,7 +1,7 @@
 """The one engine that generates sentences, for every detector that writes them.
 
-It knows a decoder only by its two methods (`boxwright.models.draft.Writing`), its language by a `Grammar`, and how to
-choose by a `Sampling`.
+It knows a decoder only by its two methods (`boxwright.models.writing.draft.Writing`), its language by a `Grammar`, and
+how to choose by a `Sampling`.
 """
 
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boxwright.models.beam import Beams
-from boxwright.models.draft import Draft, Generated, Writing
-from boxwright.models.grammar import Grammar
-from boxwright.models.sampling import Sampling
+from boxwright.models.writing.beam import Beams
+from boxwright.models.writing.draft import Draft, Generated, Writing
+from boxwright.models.writing.grammar import Grammar
+from boxwright.models.writing.sampling import Sampling
 
 GREEDY = Sampling()
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from boxwright.models.grammar import Grammar
+from boxwright.models.writing.grammar import Grammar
 
 
 class Repeats:

@@ -96,7 +96,7 @@ def test_a_number_of_objects(predictor):
         ({"given": [("cat", (0, 0, float("nan"), 50))]}, "inside its image"),
         ({"given": [("cat", (0, 0, 10))]}, "x1, y1, x2, y2"),
         ({"given": KNOWN * 3}, "6 objects are given, and no more than 6"),
-        ({"objects": 7}, "holds 6 objects, not 7; `detector.lengthen"),
+        ({"objects": 7}, "1 to 6, not 7; `detector.lengthen"),
         ({"given": [("cat", (0, 0, "a", 9))]}, "four numbers x1, y1, x2, y2, not"),
         ({"given": [("cat", None)]}, "four numbers"),
         ({"given": [("cat", "0123")]}, "four numbers"),

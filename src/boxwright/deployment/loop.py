@@ -15,14 +15,16 @@ from torch import Tensor
 from torch.export import Dim
 
 from boxwright.deployment.graph import CANVAS, OUTPUTS, converted, example, pads
-from boxwright.deployment.writers import Begin, End, OneObject, Writer
+from boxwright.deployment.writers import Begin, End, OneObject
+from boxwright.models.replication import Replication
+from boxwright.models.writing.writer import Writer
 
 INSIDE = "object."  # before all names in the loop
 KNOWN = ("known_boxes", "known_labels")  # given objects, for every image
 SENTENCE = ("order", "words", "word_log_probs")  # see `boxwright.deployment.writers.End`
 
 
-def writer_graph(detector: Writer) -> onnx.ModelProto:
+def writer_graph(detector: Writer | Replication) -> onnx.ModelProto:
     """All that follows the letterbox.
 
     Where words are drawn, `seed` int64 (B,) is an input more. Where it can be asked, so are `given_boxes` float32
@@ -44,7 +46,7 @@ def _names(kind: str, count: int) -> list[str]:
     return [f"{kind}_{n}" for n in range(count)]
 
 
-def _inputs(detector: Writer, one: OneObject) -> tuple[Tensor, ...]:
+def _inputs(detector: Writer | Replication, one: OneObject) -> tuple[Tensor, ...]:
     """An example of what comes before the first object."""
     canvas_BCHW, size_2, original_2 = example(detector)
     if not one.asked:
@@ -53,7 +55,9 @@ def _inputs(detector: Writer, one: OneObject) -> tuple[Tensor, ...]:
     return canvas_BCHW, size_2, original_2, boxes_BG4, torch.tensor([[0, 0, -1], [0, -1, -1]])
 
 
-def _begin(detector: Writer, begin: Begin, inputs: tuple[Tensor, ...], state: int, seen: int) -> onnx.ModelProto:
+def _begin(
+    detector: Writer | Replication, begin: Begin, inputs: tuple[Tensor, ...], state: int, seen: int
+) -> onnx.ModelProto:
     rows, asked = Dim.DYNAMIC, len(inputs) > 2
     canvas = {0: rows} if pads(detector) else {0: rows, 2: rows, 3: rows}
     shapes = (canvas, None, None, {0: rows, 1: rows}, {0: rows, 1: rows})
@@ -123,7 +127,7 @@ def _words(one: OneObject) -> list[str]:
     return ["tokens", "log_probs", "classes", *(["coordinates"] if one.coordinates else [])]
 
 
-def _end(detector: Writer, one: OneObject) -> onnx.ModelProto:
+def _end(detector: Writer | Replication, one: OneObject) -> onnx.ModelProto:
     grammar, rows = one.language.grammar, Dim.DYNAMIC
     slots, classes = grammar.slots, len(grammar.class_tokens_K)
     words = [torch.zeros(3, 2, slots, dtype=torch.int64), torch.zeros(3, 2, slots), torch.zeros(3, 2, classes)]

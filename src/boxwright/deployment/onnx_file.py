@@ -11,10 +11,11 @@ from torch.export import Dim
 from boxwright.config import require
 from boxwright.deployment.graph import CANVAS, OPSET, OUTPUTS, Core, converted, example, letterbox, pads
 from boxwright.deployment.loop import writer_graph
-from boxwright.deployment.writers import Asked, Writer, language, vocabulary
-from boxwright.inference.writing import slots
+from boxwright.deployment.writers import language
 from boxwright.models import zoo
+from boxwright.models.replication import Replication
 from boxwright.models.writing.vocabulary import NOISE
+from boxwright.models.writing.writer import Writer
 from boxwright.runtime.detector import FORMAT
 from boxwright.types import Detector
 
@@ -56,17 +57,17 @@ def describe(model: onnx.ModelProto, detector: Detector, precision: str) -> None
         "card": json.dumps(vars(detector).get("card", {})),
         "opset": str(OPSET),
     }
-    if isinstance(detector, Asked):
+    if isinstance(detector, Writer):
         facts["sentence"] = json.dumps(_sentence(detector))
     onnx.helper.set_model_props(model, facts)
 
 
-def _sentence(detector: Asked) -> dict[str, Any]:
+def _sentence(detector: Writer) -> dict[str, Any]:
     """How to read its words, for `boxwright.runtime.sentence.Language`."""
-    spoken, words = language(detector), vocabulary(detector)
+    spoken, words = language(detector), detector.words()
     tokens_K = words.class_tokens(torch.arange(len(detector.names))).tolist()
     return {
-        "slots": slots(detector),
+        "slots": detector.slots,
         "classes": dict(zip(tokens_K, detector.names, strict=True)) | {NOISE: "noise"},
         "end": spoken.grammar.end if spoken.sampling.may_end else None,
         "objects": spoken.objects,
@@ -89,7 +90,7 @@ def _name_axes(model: onnx.ModelProto) -> None:
 
 def _rest(detector: Detector) -> onnx.ModelProto:
     """All that follows the letterbox."""
-    if isinstance(detector, Writer):
+    if isinstance(detector, Writer | Replication):
         return writer_graph(detector)
     rows = Dim.DYNAMIC
     canvas = {0: rows} if pads(detector) else {0: rows, 2: rows, 3: rows}

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from boxwright.config import require
 from boxwright.deployment.graph import in_pixels, prepared
-from boxwright.models.patchseq import PatchCache, PatchSeq, PatchWords, Seen
-from boxwright.models.pix2seq import Pix2Seq
+from boxwright.models.patchseq import PatchCache, PatchSeq, PatchWords
 from boxwright.models.replication import Raw, Replication
 from boxwright.models.writing.caches import Cache, KeysValues
 from boxwright.models.writing.decoding import GREEDY
@@ -27,10 +26,8 @@ from boxwright.models.writing.grammar import Grammar
 from boxwright.models.writing.pointing import History
 from boxwright.models.writing.repeats import Repeats
 from boxwright.models.writing.sampling import Sampling, uniform
+from boxwright.models.writing.writer import Writer
 from boxwright.types import Detector, Predictions
-
-Writer = Pix2Seq | PatchSeq | Replication
-Asked = Pix2Seq | PatchSeq  # writers that go on from given objects
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class Language:
     sampling: Sampling
 
 
-def language(detector: Writer) -> Language:
+def language(detector: Writer | Replication) -> Language:
     """As the detector's own `write` has it.
 
     Raises:
@@ -50,29 +47,17 @@ def language(detector: Writer) -> Language:
     """
     if isinstance(detector, Replication):
         return Language(detector.grammar(), detector.config.max_objects, GREEDY)
-    if isinstance(detector, PatchSeq):
-        c = detector.config
-        sampling = Sampling(top_k=c.top_k, end_bias=-torch.inf if c.noise else c.end_bias)
-        return Language(vocabulary(detector).grammar(c.noise), c.max_objects, sampling)
     sampling = detector.config.sampling
     sampling.check()
     only = "one file holds greedy writing and sampling"
     require(sampling.beams == 1, f"{only}, not beams={sampling.beams}; set beams=1.")
     require(sampling.repeats, f"{only}, and lets objects be repeated; set repeats=True.")
-    grammar = detector.vocabulary.grammar(len(detector.names), None, not detector.config.grammar)
-    return Language(grammar, detector.config.max_objects, sampling)
-
-
-def vocabulary(detector: Asked) -> Any:
-    """The words for images of the size it is made for."""
-    if isinstance(detector, Pix2Seq):
-        return detector.vocabulary
-    return detector.vocabulary(detector.image_size, detector.image_size)
+    return Language(detector.grammar(detector.words()), detector.config.max_objects, sampling)
 
 
 def seeds(detector: Detector, images: int) -> Tensor | None:
     """What torch begins to draw with, for each image of a batch, (B,); None where nothing is drawn."""
-    if not isinstance(detector, Pix2Seq | PatchSeq) or not language(detector).sampling.draws:
+    if not isinstance(detector, Writer) or not language(detector).sampling.draws:
         return None
     first = detector.config.seed
     return torch.zeros(images, dtype=torch.int64) if first is None else torch.arange(first, first + images)
@@ -109,7 +94,7 @@ class Begin(nn.Module):
         detector: in evaluation mode.
     """
 
-    def __init__(self, detector: Writer):
+    def __init__(self, detector: Writer | Replication):
         super().__init__()
         self.detector = prepared(detector)
 
@@ -162,12 +147,12 @@ class OneObject(nn.Module):
         detector: in evaluation mode.
     """
 
-    def __init__(self, detector: Writer):
+    def __init__(self, detector: Writer | Replication):
         super().__init__()
         self.decoder, self.language = detector.decoder, language(detector)
         self.layers, self.points = len(detector.decoder.layers), isinstance(detector, PatchSeq)
-        self.masked, self.asked = isinstance(detector, Replication), isinstance(detector, Asked)
-        self.grid = vocabulary(detector).grid if isinstance(detector, PatchSeq) else (0, 0)
+        self.masked, self.asked = isinstance(detector, Replication), isinstance(detector, Writer)
+        self.grid = detector.words().grid if isinstance(detector, PatchSeq) else (0, 0)
         self.coordinates = detector.config.coordinates if isinstance(detector, Replication) else None
 
     @property
@@ -277,7 +262,7 @@ class End(nn.Module):
         detector: in evaluation mode.
     """
 
-    def __init__(self, detector: Writer):
+    def __init__(self, detector: Writer | Replication):
         super().__init__()
         self.detector = prepared(detector)
 
@@ -296,17 +281,15 @@ class End(nn.Module):
         said = Generated(tokens_BL, log_probs_BL, class_NBK.transpose(0, 1))
         found = self._read(said, size_2, coordinates_NBC)
         boxes = in_pixels(found.best_first(), torch.tensor([self.detector.image_size] * 2), size_2, original_2)
-        if not isinstance(self.detector, Asked):
+        if not isinstance(self.detector, Writer):
             return boxes
         order_BN = found.scores_BD.sort(dim=1, descending=True, stable=True).indices  # as `best_first`
         return (*boxes, order_BN, tokens_NBS.transpose(0, 1), log_probs_NBS.transpose(0, 1))
 
     def _read(self, said: Generated, size_2: Tensor, coordinates_NBC: Tensor | None) -> Predictions:
         side = self.detector.image_size
-        if isinstance(self.detector, Pix2Seq):
+        if isinstance(self.detector, Writer):
             return self.detector.read(said)
-        if isinstance(self.detector, PatchSeq):
-            return self.detector.read(said, Seen(said.tokens_BL, vocabulary(self.detector)))
         assert isinstance(self.detector, Replication)
         assert coordinates_NBC is not None
         raw = Raw(None, size_2.expand(said.tokens_BL.shape[0], -1), (side, side))  # type: ignore[arg-type]

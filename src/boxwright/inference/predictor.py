@@ -19,9 +19,8 @@ from boxwright.detections import Detections
 from boxwright.evaluation.run import choose_device
 from boxwright.inference.prompts import check_objects, with_known
 from boxwright.inference.writing import watch
-from boxwright.models.patchseq import PatchSeq
-from boxwright.models.pix2seq import Pix2Seq
 from boxwright.models.weights import load_detector, load_together
+from boxwright.models.writing.writer import Writer
 from boxwright.runtime.finder import Finder, check_batch_size, check_threshold, chunks
 from boxwright.runtime.pictures import Ready
 from boxwright.runtime.writing import Known, Word, Written
@@ -152,13 +151,13 @@ class Predictor(Finder):
     @property
     def writes(self) -> bool:
         """Whether it writes its objects one after the other, and can be watched (`write`)."""
-        return isinstance(self.detector, Pix2Seq | PatchSeq)
+        return isinstance(self.detector, Writer)
 
     def write(
         self, picture: Any, given: Known = (), classes: Class | Sequence[Class] | None = None
     ) -> Iterator[Word | Written]:
         """As of `Finder`."""
-        if not isinstance(self.detector, Pix2Seq | PatchSeq):
+        if not isinstance(self.detector, Writer):
             kind = type(self.detector).__name__.lower()
             raise UserError(
                 f"a {kind} finds all objects at once; only one that writes (pix2seq, patchseq) can be watched."

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from boxwright.models.patchseq import PatchSeq, Seen
-from boxwright.models.pix2seq import Pix2Seq
 from boxwright.models.writing.decoding import write_on
 from boxwright.models.writing.draft import Draft, Generated
-from boxwright.models.writing.patches import PatchVocabulary
-from boxwright.models.writing.vocabulary import NOISE, Vocabulary
+from boxwright.models.writing.vocabulary import NOISE
+from boxwright.models.writing.writer import Writer
 from boxwright.runtime.writing import Known, Word, Written, check_known
 from boxwright.types import Batch, Predictions
 
@@ -22,7 +21,7 @@ SIDES = ("x1", "y1", "x2", "y2")
 
 @torch.inference_mode()
 def watch(
-    detector: Pix2Seq | PatchSeq, batch: Batch, known: Known, classes: Sequence[int] | None = None
+    detector: Writer, batch: Batch, known: Known, classes: Sequence[int] | None = None
 ) -> Iterator[Word | Written]:
     """Write the sentence of one image; the words of an object are told once all of them stand.
 
@@ -57,10 +56,10 @@ class _Reader:
         as of `watch`; `raw` is what the decoder looks at.
     """
 
-    def __init__(self, detector: Pix2Seq | PatchSeq, raw: Tensor | Seen, batch: Batch, classes: Sequence[int] | None):
+    def __init__(self, detector: Writer, raw: Any, batch: Batch, classes: Sequence[int] | None):
         self.detector, self.raw, self.batch, self.classes = detector, raw, batch, classes
-        self.slots = slots(detector)
-        tokens_K = vocabulary_of(detector, raw).class_tokens(torch.arange(len(detector.names))).tolist()
+        self.slots, self.vocabulary = detector.slots, detector.words(raw)
+        tokens_K = self.vocabulary.class_tokens(torch.arange(len(detector.names))).tolist()
         self.names = dict(zip(tokens_K, detector.names, strict=True)) | {NOISE: "noise"}
 
     def object(self, draft: Draft, number: int) -> Iterator[Word | Written]:
@@ -75,7 +74,7 @@ class _Reader:
         """Of an object, up to the word that ends the sentence, if there may be one."""
         part = self._part(said, number)
         tokens_W = part.tokens_BL[0]
-        rough, exact = self._sides(roughly(self.detector, tokens_W, self.raw)), self._sides(tokens_W)
+        rough, exact = self._sides(self.detector.roughly(tokens_W, self.raw)), self._sides(tokens_W)
         for place, (token, log_prob) in enumerate(zip(tokens_W.tolist(), part.log_probs_BL[0].tolist(), strict=True)):
             probability = min(1.0, math.exp(log_prob))
             if token == end:
@@ -92,7 +91,8 @@ class _Reader:
 
     def written(self, said: Generated, number: int) -> Written:
         """An object of which all words stand."""
-        found = self._read(self._part(said, number)).to_detections(self.batch, self.detector.names, threshold=-1)[0]
+        read = self.detector.read(self._part(said, number), self.raw, self.classes)
+        found = read.to_detections(self.batch, self.detector.names, threshold=-1)[0]
         label = int(found.labels_N[0])
         x1, y1, x2, y2 = found.boxes_N4[0].tolist()
         return Written(number, (x1, y1, x2, y2), label, found.names[label], float(found.scores_N[0]))
@@ -105,44 +105,10 @@ class _Reader:
             said.class_log_probs_BNK[:, number : number + 1],
         )  # fmt: skip
 
-    def _read(self, said: Generated) -> Predictions:
-        if isinstance(self.detector, PatchSeq):
-            assert isinstance(self.raw, Seen)
-            return self.detector.read(said, self.raw, self.classes)
-        return self.detector.read(said, self.classes)
-
     def _sides(self, tokens_W: Tensor) -> dict[str, str]:
         """Each side of the box in whole pixels of the image, as the words say it, which may be the wrong way round."""
         coordinates_14 = tokens_W[[slot != "class" for slot in self.slots]][None]
-        boxes_114 = vocabulary_of(self.detector, self.raw).boxes(coordinates_14)[None]
+        boxes_114 = self.vocabulary.boxes(coordinates_14)[None]
         one_11 = torch.ones(1, 1, device=boxes_114.device)
         found = Predictions(boxes_114, one_11, one_11.long()).to_detections(self.batch, self.detector.names)[0]
         return dict(zip(SIDES, (str(round(side)) for side in found.boxes_N4[0].tolist()), strict=True))
-
-
-def vocabulary_of(detector: Pix2Seq | PatchSeq, raw: Tensor | Seen) -> Vocabulary | PatchVocabulary:
-    """The words for this image."""
-    if isinstance(detector, Pix2Seq):
-        return detector.vocabulary
-    assert isinstance(raw, Seen)
-    return raw.vocabulary
-
-
-def slots(detector: Pix2Seq | PatchSeq) -> tuple[str, ...]:
-    """What each word of an object says, as in `Word.slot`; an offset says the same as its patch, more exactly."""
-    if isinstance(detector, Pix2Seq):
-        return ("y1", "x1", "y2", "x2", "class")
-    corners = [corner for corner in ("x1 y1", "x2 y2") for _ in range(2 if detector.config.fine else 1)]
-    return (*corners, "class") if detector.config.noise else ("class", *corners)
-
-
-def roughly(detector: Pix2Seq | PatchSeq, tokens_W: Tensor, raw: Tensor | Seen) -> Tensor:
-    """The words of an object before its offsets are known: corners in the middle of their patches."""
-    if isinstance(detector, Pix2Seq) or not detector.config.fine:
-        return tokens_W
-    fine, first = detector.config.fine, vocabulary_of(detector, raw).first_coordinate
-    tokens_W = tokens_W.clone()
-    tokens_W[[corner + 1 for corner in detector.vocabulary(1, 1).corners(detector.config.noise)]] = (
-        first + fine * (fine // 2) + fine // 2
-    )
-    return tokens_W

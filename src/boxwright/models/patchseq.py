@@ -13,6 +13,7 @@ decoder left its table of *positions* unused. A fourth is there to be switched o
 is known, and *noise* objects that are none teach what a score means, as in Pix2Seq.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -21,22 +22,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from boxwright.config import require
 from boxwright.models.attention import DecoderBlock, norm
 from boxwright.models.backbone import Backbone
 from boxwright.models.pix2seq import Encoder, Pix2SeqConfig
 from boxwright.models.positions import resize_2d
 from boxwright.models.writing.caches import Cache, KeysValues
 from boxwright.models.writing.decoder import positions, table
-from boxwright.models.writing.decoding import begin, finish
-from boxwright.models.writing.draft import Draft, Generated
+from boxwright.models.writing.draft import Generated
+from boxwright.models.writing.grammar import Grammar
 from boxwright.models.writing.likelihood import log_probs, score
 from boxwright.models.writing.patches import PatchVocabulary
 from boxwright.models.writing.pointing import FIRST, SECOND, History, Pointer
 from boxwright.models.writing.sampling import Sampling
 from boxwright.models.writing.sentences import Sentences, line, ordered, sentences, spell
 from boxwright.models.writing.vocabulary import FIRST_CLASS, PAD, PROMPT
-from boxwright.types import Batch, Detector, Predictions, image_mask, pixels
+from boxwright.models.writing.writer import Writer
+from boxwright.types import Batch, Predictions, image_mask, pixels
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,11 @@ class PatchSeqConfig:
     seed: int = 0
     end_bias: float = 0.0
 
+    @property
+    def sampling(self) -> Sampling:
+        """How words are chosen."""
+        return Sampling(top_k=self.top_k, end_bias=-math.inf if self.noise else self.end_bias)
+
 
 _NANO = PatchSeqConfig()
 SIZES = {
@@ -104,7 +110,7 @@ class Seen(NamedTuple):
     vocabulary: PatchVocabulary
 
 
-class PatchSeq(Detector):
+class PatchSeq(Writer):
     """The detector that writes patches.
 
     Args:
@@ -162,67 +168,45 @@ class PatchSeq(Detector):
         """Minus the log-probability of each word, (B, L)."""
         return -log_probs(self.decoder, raw, said.inputs_BL, said.targets_BL)
 
-    def decode(self, raw: Seen) -> Predictions:
-        """Write, and read boxes and classes off the sentence."""
-        return self.read(self.write(raw), raw).best_first()
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The order of the words of an object; an offset says the same as its patch, more exactly."""
+        corners = [corner for corner in ("x1 y1", "x2 y2") for _ in range(2 if self.config.fine else 1)]
+        return (*corners, "class") if self.config.noise else ("class", *corners)
 
-    def complete(
-        self, raw: Seen, batch: Batch, classes: Sequence[int] | None = None, objects: int | None = None
-    ) -> Predictions:
-        """What is missing in the batch: its objects are the beginning of the sentence."""
-        return self.read(self.write(raw, objects, batch, classes), raw, classes).best_first()
+    def words(self, raw: Seen | None = None) -> PatchVocabulary:
+        """A word for each patch."""
+        return self.vocabulary(self.image_size, self.image_size) if raw is None else raw.vocabulary
 
-    @torch.no_grad()
-    def write(
-        self,
-        raw: Seen,
-        objects: int | None = None,
-        given: Batch | None = None,
-        classes: Sequence[int] | None = None,
-    ) -> Generated:
-        """Sentences as the settings have it; for the arguments see `draft`."""
-        return finish(self.draft(raw, objects, given, classes))
+    def grammar(
+        self, words: PatchVocabulary, classes: Sequence[int] | None = None, device: torch.device | str = "cpu"
+    ) -> Grammar:
+        """As of `Writer`."""
+        return words.grammar(self.config.noise, classes, device)
 
-    @torch.no_grad()
-    def draft(
-        self,
-        raw: Seen,
-        objects: int | None = None,
-        given: Batch | None = None,
-        classes: Sequence[int] | None = None,
-    ) -> Draft:
-        """Sentences of which only the given objects stand, to be written as the settings have it.
+    def memory(self, raw: Seen) -> Tensor:
+        """The patches."""
+        return raw.patches_BPE
 
-        Args:
-            raw: what the decoder looks at.
-            objects: in a sentence, given ones included; by default all that it holds.
-            given: objects that are said already.
-            classes: positions of those that may be said, by default all.
-
-        Raises:
-            UserError: for more objects than a sentence holds, or no more than are given.
-        """
-        c = self.config
-        objects = c.max_objects if objects is None else objects
-        require(0 < objects <= c.max_objects, f"objects is how many to say, 1 to {c.max_objects}, not {objects}.")
-        given_BL = None if given is None or not given.valid_BN.any() else self.given_words(raw, given)
-        count = 0 if given_BL is None else given_BL.shape[1] // raw.vocabulary.words
-        full = f"{count} objects are given, and no more than {objects} can be said, given ones included"
-        require(count < objects, f"{full}: ask for objects={count + 1} at least.")
-        seeds = tuple(range(c.seed, c.seed + len(raw.patches_BPE)))
-        end_bias = -torch.inf if c.noise else c.end_bias
-        sampling = Sampling(top_k=c.top_k, seed=seeds, end_bias=end_bias)
-        grammar = raw.vocabulary.grammar(c.noise, classes, raw.patches_BPE.device)
-        return begin(self.decoder, raw, grammar, objects, sampling, given_BL)
+    def roughly(self, tokens_W: Tensor, raw: Seen) -> Tensor:
+        """Corners in the middle of their patches."""
+        fine, first = self.config.fine, raw.vocabulary.first_coordinate
+        if not fine:
+            return tokens_W
+        tokens_W = tokens_W.clone()
+        offsets = [corner + 1 for corner in raw.vocabulary.corners(self.config.noise)]
+        tokens_W[offsets] = first + fine * (fine // 2) + fine // 2
+        return tokens_W
 
     @torch.no_grad()
-    def read(self, said: Generated, raw: Seen, classes: Sequence[int] | None = None) -> Predictions:
+    def read(self, said: Generated, raw: Seen | None = None, classes: Sequence[int] | None = None) -> Predictions:
         """Boxes and classes in the order in which they were written; of these classes only, where some are named.
 
         The score of an object is the probability of its class among all words: where the class comes last, of the
         most probable class, whatever was written; where it comes first, of the one written, as the box is that one's.
         """
-        words, c = raw.vocabulary.words, self.config
+        vocabulary, c = self.words(raw), self.config
+        words = vocabulary.words
         tokens_BNW = said.tokens_BL.unflatten(1, (-1, words))
         if c.noise:
             scores_BN, labels_BN = score(said, "full", words, classes)
@@ -231,7 +215,7 @@ class PatchSeq(Detector):
             labels_BN = (tokens_BNW[..., 0] - FIRST_CLASS - 1).clamp(0, len(self.names) - 1)
             scores_BN = said.class_log_probs_BNK.gather(2, labels_BN[..., None])[..., 0].exp()
             corners_BNC = tokens_BNW[..., 1:]
-        boxes_BN4 = raw.vocabulary.boxes(corners_BNC)
+        boxes_BN4 = vocabulary.boxes(corners_BNC)
         first_BN2, second_BN2 = boxes_BN4[..., :2], boxes_BN4[..., 2:]  # in one patch, offsets can be the wrong way
         ordered_BN4 = torch.cat([torch.minimum(first_BN2, second_BN2), torch.maximum(first_BN2, second_BN2)], -1)
         return Predictions(ordered_BN4, scores_BN, labels_BN)

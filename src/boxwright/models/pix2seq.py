@@ -26,13 +26,14 @@ from boxwright.models.backbone import Backbone
 from boxwright.models.positions import resize_2d, sincos_2d
 from boxwright.models.stems import PATCHES, make_stem
 from boxwright.models.writing.decoder import Decoder, table
-from boxwright.models.writing.decoding import begin, finish
-from boxwright.models.writing.draft import Draft, Generated
+from boxwright.models.writing.draft import Generated
+from boxwright.models.writing.grammar import Grammar
 from boxwright.models.writing.likelihood import Scores, log_probs, score
 from boxwright.models.writing.sampling import Sampling
 from boxwright.models.writing.sentences import sentences, spell
 from boxwright.models.writing.vocabulary import Vocabulary
-from boxwright.types import Batch, Detector, Predictions, image_mask, pixels
+from boxwright.models.writing.writer import Writer
+from boxwright.types import Batch, Predictions, image_mask, pixels
 
 PADDING = 0.3  # colour of the canvas beside the image, in [0, 1]; attention looks at it, too
 WORDS = 5  # an object: four coordinates and its class
@@ -151,7 +152,7 @@ SIZES = {
 }  # fmt: skip
 
 
-class Pix2Seq(Detector):
+class Pix2Seq(Writer):
     """The detector that writes.
 
     Args:
@@ -162,6 +163,8 @@ class Pix2Seq(Detector):
     Raises:
         UserError: for more classes than the vocabulary has words, or a length that does not hold all objects.
     """
+
+    more_room = "; `detector.lengthen({})` makes room"
 
     def __init__(self, config: Pix2SeqConfig, names: tuple[str, ...], pretrained: bool = True):
         super().__init__()
@@ -221,65 +224,32 @@ class Pix2Seq(Detector):
         each_BL = log_probs(self.decoder, raw, said.inputs_BL, said.targets_BL)
         return (each_BL * said.weights_BL).sum(1), said.weights_BL.sum(1)
 
-    def decode(self, raw: Tensor) -> Predictions:
-        """Write, and read boxes and classes off the sentence; every object is scored, noise as well."""
-        return self.read(self.write(raw)).best_first()
+    @property
+    def room(self) -> int:
+        """As many objects as the table of positions holds."""
+        return self.config.length // WORDS
 
-    def complete(
-        self, raw: Tensor, batch: Batch, classes: Sequence[int] | None = None, objects: int | None = None
-    ) -> Predictions:
-        """What is missing in the batch: its objects are the beginning of the sentence."""
-        return self.read(self.write(raw, objects, batch, classes), classes).best_first()
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The order of the words of an object."""
+        return ("y1", "x1", "y2", "x2", "class")
 
-    @torch.no_grad()
-    def write(
-        self,
-        raw: Tensor,
-        objects: int | None = None,
-        given: Batch | None = None,
-        classes: Sequence[int] | None = None,
-    ) -> Generated:
-        """Sentences as the settings have it; for the arguments see `draft`."""
-        return finish(self.draft(raw, objects, given, classes))
+    def words(self, raw: Tensor | None = None) -> Vocabulary:
+        """The same for all images."""
+        return self.vocabulary
 
-    @torch.no_grad()
-    def draft(
-        self,
-        raw: Tensor,
-        objects: int | None = None,
-        given: Batch | None = None,
-        classes: Sequence[int] | None = None,
-    ) -> Draft:
-        """Sentences of which only the given objects stand, to be written as the settings have it.
+    def grammar(
+        self, words: Vocabulary, classes: Sequence[int] | None = None, device: torch.device | str = "cpu"
+    ) -> Grammar:
+        """As of `Writer`."""
+        return words.grammar(len(self.names), classes, not self.config.grammar, device)
 
-        Args:
-            raw: what the decoder looks at.
-            objects: in a sentence, given ones included; by default all that it holds.
-            given: objects that are said already.
-            classes: positions of those that may be said, by default all.
-
-        Raises:
-            UserError: for more objects than the table of positions holds, or no more than are given; for settings
-                that cannot be.
-        """
-        c, room = self.config, self.config.length // WORDS
-        objects = c.max_objects if objects is None else objects
-        said = f"the table of positions holds {room} objects"
-        require(objects > 0, f"objects is how many to say, 1 to {room}, not {objects}.")
-        require(objects <= room, f"{said}, not {objects}; `detector.lengthen({objects})` makes room.")
-        given_BL = None if given is None or not given.valid_BN.any() else self.given_words(raw, given)
-        count = 0 if given_BL is None else given_BL.shape[1] // WORDS
-        full = f"{count} objects are given, and no more than {objects} can be said, given ones included"
-        require(count < objects, f"{full}: ask for objects={count + 1} at least.")
-        sampling = c.sampling
-        if c.seed is not None:
-            require(isinstance(c.seed, int), f"seed is a whole number, or None, not {c.seed!r}.")
-            sampling = sampling._replace(seed=tuple(range(c.seed, c.seed + len(raw))))
-        grammar = self.vocabulary.grammar(len(self.names), classes, not c.grammar, raw.device)
-        return begin(self.decoder, raw, grammar, objects, sampling, given_BL)
+    def memory(self, raw: Tensor) -> Tensor:
+        """What `forward` gives."""
+        return raw
 
     @torch.no_grad()
-    def read(self, said: Generated, classes: Sequence[int] | None = None) -> Predictions:
+    def read(self, said: Generated, raw: Tensor | None = None, classes: Sequence[int] | None = None) -> Predictions:
         """Boxes and classes in the order in which they were written; of these classes only, where some are named.
 
         By default the score is the probability of the best class among all words of the vocabulary at the class slot,

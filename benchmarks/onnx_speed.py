@@ -2,20 +2,23 @@
 
     python benchmarks/onnx_speed.py [--weights CHECKPOINT ...] [--models dense pix2seq ...]
 
-First every detector, untrained, so that sentences have their full length: eager torch and the fp32 file in turns, from
-a decoded image to its boxes. Then each checkpoint as fp32, fp16 and int8 (calibrated on BCCD's training images): time,
-megabytes, and AP on BCCD's test images, or on the first 16 for training if the card says that those were learned by
-heart (`runs/pix2seq_overfit.py`, `runs/detr_overfit.py`). One thread; times of the process, so that other work on the
-machine weighs little; medians. Prints two tables of markdown.
+First every detector, untrained, its sentences of full length (100 objects): eager torch and the fp32 file in turns,
+from a decoded image to its boxes. Then each checkpoint as fp32, fp16 and int8 (calibrated on BCCD's training images):
+time, megabytes, and AP on BCCD's test images, or on the first 16 for training if the card says that those were learned
+by heart (`runs/by_heart.py`). One thread; times of the process, so that other work on the machine weighs little;
+medians. Prints two tables of markdown.
 """
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -24,11 +27,13 @@ import torch
 
 from boxwright.data.read import read
 from boxwright.data.records import Dataset, Record
-from boxwright.deployment.onnx_file import to_onnx
-from boxwright.deployment.parity import File, average_precision, eager, first, images
+from boxwright.deployment.onnx_file import save, to_onnx
+from boxwright.deployment.parity import average_precision, eager, first, images
 from boxwright.deployment.quantise import FINE, to_fp16, to_int8
 from boxwright.models import zoo
+from boxwright.models.patchseq import PatchSeq
 from boxwright.models.weights import load_detector
+from boxwright.runtime import Detector
 
 BUNDLED = Path(__file__).parents[1] / "src" / "boxwright" / "bundled"
 CALIBRATED, BY_HEART = 64, 16
@@ -56,9 +61,11 @@ def main() -> None:
 def row(model: str, records: Sequence[Record], repeats: int) -> None:
     """One detector: eager torch and its file."""
     detector = zoo.build(model, "nano", ("a", "b", "c"), pretrained=False).eval()
-    file = File(to_onnx(detector).SerializeToString(), threads=1)
+    if isinstance(detector, PatchSeq):
+        detector.config = replace(detector.config, end_bias=-math.inf)  # its sentences would end anywhere
+    file = opened(to_onnx(detector))
     image_HW3 = next(images(records, detector.image_size))
-    torch_ms, file_ms = in_turns([partial(eager, detector, image_HW3), partial(file, image_HW3[None])], repeats)
+    torch_ms, file_ms = in_turns([partial(eager, detector, image_HW3), partial(file.run, image_HW3[None])], repeats)
     print(f"| {model} | {torch_ms:.0f} | {file_ms:.0f} | {torch_ms / file_ms:.2f} |", flush=True)
 
 
@@ -74,12 +81,12 @@ def rows(weights: Path, cells: Dataset, repeats: int) -> None:
     models = {"fp32": plain, "fp16": to_fp16(plain)}
     for fine in FINE:
         models[f"int8, maps up to {fine} px a cell in fp32"] = to_int8(plain, ranges, fine)
-    files = {name: File(model.SerializeToString(), threads=1) for name, model in models.items()}
+    files = {name: opened(model) for name, model in models.items()}
     one_1HW3 = next(images(shown, detector.image_size))[None]
-    taken = dict(zip(files, in_turns([partial(file, one_1HW3) for file in files.values()], repeats), strict=True))
+    taken = dict(zip(files, in_turns([partial(file.run, one_1HW3) for file in files.values()], repeats), strict=True))
     for name, file in files.items():
         size, faster = megabytes(models[name]), taken["fp32"] / taken[name]
-        said = [first(file(image_HW3[None]), detector) for image_HW3 in images(shown, detector.image_size)]
+        said = [first(file.run(image_HW3[None]), detector) for image_HW3 in images(shown, detector.image_size)]
         ap = average_precision(shown, said, cells.names, detector) or 0.0
         what = f"{zoo.name_of(detector)}, {detector.image_size} px{', by heart' if by_heart else ''}"
         smaller = megabytes(plain) / size
@@ -87,6 +94,13 @@ def rows(weights: Path, cells: Dataset, repeats: int) -> None:
             f"| {what} | {name} | {taken[name]:.0f} | {faster:.2f} | {size:.1f} | {smaller:.2f} | {ap:.1f} |",
             flush=True,
         )
+
+
+def opened(model: onnx.ModelProto) -> Detector:
+    """As a file that computes on one core."""
+    with TemporaryDirectory() as folder:
+        save(model, file := Path(folder) / "model.onnx")
+        return Detector(file, "cpu", threads=1)
 
 
 def in_turns(calls: Sequence[Callable[[], Any]], repeats: int) -> list[float]:

@@ -5,9 +5,9 @@ from begun import begun
 from onnx import numpy_helper
 
 from boxwright.deployment.layers import moved
-from boxwright.deployment.onnx_file import to_onnx
-from boxwright.deployment.parity import File
+from boxwright.deployment.onnx_file import save, to_onnx
 from boxwright.deployment.quantise import LAST, quantisable, to_fp16, to_int8
+from boxwright.runtime import Detector
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +22,9 @@ def images():
     return [np.kron(random.integers(0, 255, (6, 8, 3)), np.ones((8, 8, 1))).astype(np.uint8) for _ in range(3)]
 
 
-def found(model, image_HW3):
-    return File(model.SerializeToString(), 1)(image_HW3[None])
+def found(model, file, image_HW3):
+    save(model, file)
+    return Detector(file, "cpu", threads=1).run(image_HW3[None])
 
 
 def test_the_layers_that_stay_whole_are_those_of_detectors():
@@ -45,11 +46,11 @@ def test_maps_of_fine_resolution_stay_whole(dense):
 
 
 @pytest.mark.parametrize(("bits", "smaller", "apart"), [(16, 1.5, 0.02), (8, 2.0, 0.2)])
-def test_fewer_bits_say_nearly_the_same(dense, images, bits, smaller, apart):
+def test_fewer_bits_say_nearly_the_same(dense, images, tmp_path, bits, smaller, apart):
     plain = dense[1]
     small = to_fp16(plain) if bits == 16 else to_int8(plain, images)
     assert smaller * small.ByteSize() < plain.ByteSize()
-    scores, less = found(plain, images[0])[1], found(small, images[0])[1]
+    scores, less = (found(model, tmp_path / "model.onnx", images[0])[1] for model in (plain, small))
     np.testing.assert_allclose(less[0, :5], scores[0, :5], atol=apart)
 
 
@@ -61,11 +62,12 @@ def test_quantising_leaves_its_source_as_it_is(dense, images):
 
 
 @pytest.mark.slow
-def test_a_loop_reads_its_weights_from_fewer_bits(images):
+def test_a_loop_reads_its_weights_from_fewer_bits(images, tmp_path):
     plain = to_onnx(begun("pix2seq"))
     for small, share in ((to_fp16(plain), 0.6), (to_int8(plain, images), 0.4)):
         assert small.ByteSize() < plain.ByteSize() * share
-        assert found(small, images[0])[0].shape == found(plain, images[0])[0].shape
+        boxes, whole = (found(model, tmp_path / "model.onnx", images[0])[0] for model in (small, plain))
+        assert boxes.shape == whole.shape
 
 
 def test_the_layer_that_was_changed_is_the_one_that_moved(dense, images):

@@ -53,8 +53,9 @@ def export(
         The file.
     """
     from boxwright.deployment.onnx_file import save
-    from boxwright.deployment.parity import File, compare
+    from boxwright.deployment.parity import compare
     from boxwright.deployment.writers import seeds
+    from boxwright.runtime.detector import Detector as Exported
 
     console = make_console()
     require(to == "onnx", f"--to is onnx, not {to!r}.")
@@ -80,7 +81,7 @@ def export(
             save(model, temporary)
             console.print(f"{temporary.stat().st_size / 1e6:.1f} MB; comparing with the source on {pictures.said}")
             seeds_1 = seeds(detector, 1)
-            exported = File(temporary, seed=0 if seeds_1 is None else int(seeds_1))
+            exported = Exported(temporary, "cpu", seed=0 if seeds_1 is None else int(seeds_1))
             parity = compare(exported, detector, precision, pictures.records, pictures.names)
             if not parity.faults:
                 reports.append(parity)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -18,10 +17,11 @@ from PIL import Image
 
 from boxwright.data.images import fit, open_image
 from boxwright.data.records import Record
-from boxwright.deployment.graph import CANVAS, OUTPUTS, letterbox, pads
+from boxwright.deployment.graph import CANVAS, letterbox, pads
 from boxwright.evaluation.coco import score
 from boxwright.evaluation.evaluate import renamed
 from boxwright.evaluation.run import MOST
+from boxwright.runtime.detector import Detector as Exported
 from boxwright.types import Batch, Detections, Detector
 
 SPOKEN = {"fp32": 0.05, "fp16": 0.5, "int8": 0.5}  # objects with lower scores are not compared one by one
@@ -110,33 +110,8 @@ class Parity:
         return json.dumps(asdict(self) | {"passed": not self.faults}, indent=1) + "\n"
 
 
-class File:
-    """An exported file, opened: the same images in, the same boxes out.
-
-    Args:
-        file: a path, or the bytes of a file.
-        threads: that compute; 0 for all cores.
-        seed: of the draws, where any are made.
-    """
-
-    def __init__(self, file: Path | bytes, threads: int = 0, seed: int = 0):
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3  # errors; not that given objects are inputs with a default
-        source = str(file) if isinstance(file, Path) else file
-        self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        self.seed = seed
-        self.draws = any(value.name == "seed" for value in self.session.get_inputs())
-
-    def __call__(self, images_BHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Boxes, scores and labels of all rows."""
-        seeds = {"seed": np.full(len(images_BHW3), self.seed, np.int64)} if self.draws else {}
-        boxes_BD4, scores_BD, labels_BD = self.session.run(OUTPUTS, {"images": images_BHW3} | seeds)
-        return np.asarray(boxes_BD4), np.asarray(scores_BD), np.asarray(labels_BD)
-
-
 def compare(
-    file: File, detector: Detector, precision: str, records: Sequence[Record], names: Sequence[str] | None
+    file: Exported, detector: Detector, precision: str, records: Sequence[Record], names: Sequence[str] | None
 ) -> Parity:
     """Let both look at these images.
 
@@ -154,10 +129,10 @@ def compare(
         canvas_1CHW, size_2 = fitted(image_HW3)
         grey = max(grey, _grey(canvas_1CHW, image_HW3, detector.image_size))
         source = answer(detector, canvas_1CHW, size_2, image_HW3.shape[:2])
-        said = first(file(image_HW3[None]), detector)
+        said = first(file.run(image_HW3[None]), detector)
         pairs.append((source, said))
         if number == 0:
-            together = file(np.stack([image_HW3[:, ::-1], image_HW3]))
+            together = file.run(np.stack([image_HW3[:, ::-1], image_HW3]))
             beside = _moved(said, first(tuple(part[1:] for part in together), detector), spoken, near)
     moved = [_moved(source, said, spoken, near) for source, said in pairs]
     ap_source, ap_file = (

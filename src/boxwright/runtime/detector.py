@@ -54,15 +54,17 @@ class Detector(Finder):
         device: auto, cpu or cuda, which needs the package ``onnxruntime-gpu``.
         seed: of what is drawn, for detectors that write sentences by drawing words. All images draw alike, so that what
             is found in an image doesn't depend on the others.
+        threads: that compute one batch; 0 is one for each core.
 
     Raises:
         UserError: if there is no such file, it is no detector, cut short or of a newer version, or the device is not
             there.
     """
 
-    def __init__(self, path: Path | str, device: str = "auto", seed: int = 0):
+    def __init__(self, path: Path | str, device: str = "auto", seed: int = 0, threads: int = 0):
         self.path, self.seed = Path(path).expanduser(), seed
-        self._session = _open(self.path, device)
+        require(isinstance(threads, int) and threads >= 0, f"threads is a whole number, 0 or more, not {threads!r}.")
+        self._session = _open(self.path, device, threads)
         self.facts = _facts(self._session, self.path)
         self._draws = any(given.name == "seed" for given in self._session.get_inputs())
 
@@ -219,13 +221,14 @@ def _in_file(boxes_N4: np.ndarray, ready: Ready) -> np.ndarray:
     return np.minimum(boxes_N4 * (limit_4 / np.array(ready.image.size * 2, np.float32)), limit_4)
 
 
-def _open(path: Path, device: str) -> Any:
+def _open(path: Path, device: str, threads: int) -> Any:
     require(path.is_file(), f"there is no file {path}.")
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
         raise UserError(how_to_install(f"{path}", error.name)) from None
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
     options.log_severity_level = 4  # its errors are raised as well, and are said once
     try:
         return onnxruntime.InferenceSession(path, options, providers=_providers(device))

@@ -9,91 +9,30 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from parity_official_data import check_data
+from parity_official_networks import build, stored_images, with_weights
+from parity_official_train import check_training
 from torch import Tensor
 
 from boxwright.interop.pix2seq_official import official_to_ours
-from boxwright.models.pix2seq import Pix2Seq, Pix2SeqConfig
+from boxwright.models.pix2seq import Pix2Seq
 from boxwright.models.writing.decoding import generate
 from boxwright.models.writing.sampling import Sampling
 from boxwright.models.writing.vocabulary import PROMPT
 from boxwright.types import Batch, Predictions
-from golden import Result, attempt, draw, picture
-
-Arrays = Mapping[str, np.ndarray]
+from golden import Arrays, Result, attempt, read_arrays
 
 
 def check(folder: Path) -> Iterator[Result]:
     """All cases of a folder: its networks, with what is stored of them, and everything beside the networks."""
-    from parity_official_data import check_data  # which need the functions below
-    from parity_official_train import check_training
-
     for file in sorted(folder.glob("manifest_*.json")):
         name, manifest = file.stem.removeprefix("manifest_"), json.loads(file.read_text())
         yield attempt(f"{name} tensors", check_shapes, name, manifest)
         if (folder / f"model_{name}.npz").exists():
-            yield attempt(name, check_network, name, manifest, load(folder / f"model_{name}.npz"))
+            yield attempt(name, check_network, name, manifest, read_arrays(folder / f"model_{name}.npz"))
         if (folder / f"train_{name}.json").exists():
             yield from check_training(name, manifest, folder)
     yield from check_data(folder)
-
-
-def load(file: Path) -> Arrays:
-    """All arrays of an npz file."""
-    with np.load(file, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
-
-
-def network_config(manifest: Mapping[str, Any], dropout: bool = False) -> Pix2SeqConfig:
-    """Our settings of a manifest's network."""
-    m = manifest["model_config"]
-    task = manifest.get("task_config") or manifest["repo_full_config"]["task"]
-    patches = m["resnet_variant"] == "c1"
-    resnet = f"pix2seq_resnet{m.get('resnet_depth')}x{m.get('resnet_width_multiplier')}"
-    stride = m["patch_size"] if patches else {"standard": 32, "c4": 16}[m["resnet_variant"]]
-    positions = {"sin_cos": "sincos", "learned": "learned"}
-    return Pix2SeqConfig(
-        backbone="patches" if patches else resnet,
-        image_size=max(m["image_size"]),
-        stride=stride,
-        grid=tuple(manifest["encoder_grid"]),
-        encoder_positions=positions[m["pos_encoding"]],  # type: ignore[arg-type]
-        cls_token=m["use_cls_token"],
-        bridge=m["dec_proj_mode"],
-        encoder_layers=m["num_encoder_layers"],
-        encoder_dim=m["dim_att"],
-        encoder_hidden=m["dim_att"] * (m["dim_mlp"] // m["dim_att"]),
-        encoder_heads=m["num_heads"],
-        decoder_layers=m["num_decoder_layers"],
-        decoder_dim=m["dim_att_dec"],
-        decoder_hidden=m["dim_att_dec"] * (m["dim_mlp_dec"] // m["dim_att_dec"]),
-        decoder_heads=m["num_heads_dec"],
-        decoder_positions=positions[m["pos_encoding_dec"]],  # type: ignore[arg-type]
-        shared_embedding=m["shared_decoder_embedding"],
-        output_bias=m["decoder_output_bias"],
-        max_objects=task["max_instances_per_image_test"],
-        length=m["max_seq_len"],
-        bins=task["quantization_bins"],
-        first_coordinate=m["coord_vocab_shift"],
-        vocabulary=m["vocab_size"],
-        dropout=m["drop_units"] if dropout else 0.0,
-        drop_path=m["drop_path"] if dropout else 0.0,
-        grammar=False,
-    )
-
-
-def build(manifest: Mapping[str, Any]) -> Pix2Seq:
-    """The network with all class words as its classes; its weights are still random."""
-    config = network_config(manifest)
-    names = tuple(f"label {n}" for n in range(1, config.first_coordinate - 100))
-    return Pix2Seq(config, names, pretrained=False)
-
-
-def with_weights(manifest: Mapping[str, Any]) -> Pix2Seq:
-    """The network with the weights of the formula."""
-    network = build(manifest)
-    weights = {v["name"]: draw(v["name"], v["shape"], v["kind"], v["fan_in"]) for v in manifest["variables"]}
-    network.load_state_dict(official_to_ours(weights))
-    return network.eval()
 
 
 def check_shapes(name: str, manifest: Mapping[str, Any]) -> Result:
@@ -181,15 +120,6 @@ def step_logits(network: Pix2Seq, memory: Tensor, tokens_BL: Tensor, prompt: int
     cache = network.decoder.start(memory, length)
     spans = [(0, prompt)] + [(place, place + 1) for place in range(prompt, length - 1)]
     return torch.stack([network.decoder.step(tokens_BL[:, a:b], torch.arange(a, b), cache) for a, b in spans], 1)
-
-
-def stored_images(manifest: Mapping[str, Any], golden: Arrays) -> tuple[Tensor, Tensor]:
-    """The images of a case, stored or by the formula, and their sizes, all canvas."""
-    height, width = manifest["model_config"]["image_size"]
-    count = len(golden["input_seq"])
-    made = [picture(height, width, 1.3 * b) for b in range(count)]
-    images_BHWC = golden["image"] if "image" in golden else np.stack(made).astype(np.float32)
-    return torch.from_numpy(images_BHWC).permute(0, 3, 1, 2), torch.tensor([[height, width]] * count)
 
 
 def watch(network: Pix2Seq) -> dict[str, Tensor]:

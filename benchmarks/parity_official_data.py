@@ -13,7 +13,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import torch.nn.functional as F
-from parity_official import Arrays, load, with_weights
+from parity_official_networks import with_weights
 from PIL import Image
 from torch import Tensor, nn
 
@@ -29,7 +29,7 @@ from boxwright.models.writing.sampling import in_nucleus, in_top
 from boxwright.models.writing.vocabulary import FIRST_CLASS, NOISE, PAD, Vocabulary
 from boxwright.training.optim import FLOOR, make_optimizer, rate_factor
 from boxwright.types import Batch, image_mask, pixels
-from golden import Result, attempt, picture
+from golden import Arrays, Result, attempt, picture, read_arrays
 
 GREY_LEVEL = 1.5 / 255  # bytes are rounded before and after resizing
 
@@ -38,12 +38,14 @@ def check_data(folder: Path) -> Iterator[Result]:
     """One case for each kind of file that the folder has."""
     for start, function in (("tokens", check_tokens), ("preprocess", check_images)):
         for file in sorted(folder.glob(f"{start}*.npz")):
-            yield attempt(file.stem, function, file.stem, load(file), json.loads(file.with_suffix(".json").read_text()))
+            yield attempt(
+                file.stem, function, file.stem, read_arrays(file), json.loads(file.with_suffix(".json").read_text())
+            )
     for start, function in (("noise_stats", check_noise), ("optimizer", check_optimizer)):
         for file in sorted(folder.glob(f"{start}*.json")):
             yield attempt(file.stem, function, file.stem, json.loads(file.read_text()))
     for file in sorted(folder.glob("tf_checkpoint_*.npz")):
-        yield attempt(file.stem, check_checkpoint, file.stem, load(file), folder)
+        yield attempt(file.stem, check_checkpoint, file.stem, read_arrays(file), folder)
 
 
 def check_checkpoint(name: str, golden: Arrays, folder: Path) -> Result:

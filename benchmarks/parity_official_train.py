@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from parity_official import Arrays, load, stored_images, with_weights
+from parity_official_networks import stored_images, with_weights
 from torch import Tensor
 
 from boxwright.config import Optim
 from boxwright.interop.pix2seq_official import official_to_ours, our_name
 from boxwright.models.pix2seq import Pix2Seq
 from boxwright.training.optim import make_optimizer, rate_factor, set_rate
-from golden import Result, attempt
+from golden import Arrays, Result, attempt, read_arrays
 
 UPDATES = {"adamw": "keras", "adamw_legacy": "keras-kernels"}  # as stored, and as `Optim.rule` calls it
 PRECISIONS = (torch.float32, torch.float64)
@@ -28,7 +28,7 @@ def check_training(name: str, manifest: Mapping[str, Any], folder: Path) -> Iter
     """One case for the first step, and one for the six steps of each optimizer."""
     stored = json.loads((folder / f"train_{name}.json").read_text())
     files = (folder / f"{kind}_{name}.npz" for kind in ("model", "train"))
-    golden = {key: value for file in files if file.exists() for key, value in load(file).items()}
+    golden = {key: value for file in files if file.exists() for key, value in read_arrays(file).items()}
     golden |= noise_images(stored["image"], golden)
     runs = [key.removeprefix("steps_") for key in stored if key.startswith("steps_")]
     yield attempt(f"{name} training step", first_step, name, manifest, stored, golden)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import parity_official
+import parity_official_networks as networks
 import pix2seq_golden
 import pytest
 import torch
@@ -15,6 +16,7 @@ from boxwright.interop.pix2seq_official import official_to_ours, our_name
 from boxwright.models.pix2seq import Pix2Seq
 from boxwright.models.positions import sincos, sincos_2d, spread
 from boxwright.models.stems import BatchNorm, make_stem, pool_same
+from golden import read_arrays
 
 FOLDER = pix2seq_golden.FOLDER / "pix2seq_official"
 
@@ -46,7 +48,7 @@ def test_networks_training_steps_and_schedules_equal_the_official_ones():
 
 
 def test_a_wrong_weight_is_noticed(manifest):
-    golden = parity_official.load(FOLDER / "model_tiny_vit.npz")
+    golden = read_arrays(FOLDER / "model_tiny_vit.npz")
     [bias] = [v for v in manifest["variables"] if v["name"].endswith("proj/bias")]
     wrong = manifest | {
         "variables": [v | {"kind": "moving_variance"} if v is bias else v for v in manifest["variables"]]
@@ -56,7 +58,7 @@ def test_a_wrong_weight_is_noticed(manifest):
 
 def test_the_other_choices_have_the_names_and_shapes_of_the_official_code(manifest):
     other = other_kind(manifest)
-    state = parity_official.build(other).state_dict()
+    state = networks.build(other).state_dict()
     extra = {
         "model/encoder/vit.Svis_pos_embedding": (24, 32),
         "model/encoder/vit.Scls_token_embedding": (1, 32),
@@ -72,7 +74,7 @@ def test_the_other_choices_have_the_names_and_shapes_of_the_official_code(manife
 
 def test_the_other_choices_write_step_by_step_what_they_read_at_once(manifest):
     torch.manual_seed(0)
-    network = parity_official.build(other_kind(manifest)).eval()
+    network = networks.build(other_kind(manifest)).eval()
     images, tokens = torch.rand(2, 3, 64, 96), torch.randint(0, 180, (2, 12))
     memory = network(images, torch.tensor([[64, 96]] * 2))
     assert memory.shape == (2, 4 * 6 + 1, 24)
@@ -82,13 +84,13 @@ def test_the_other_choices_write_step_by_step_what_they_read_at_once(manifest):
 
 
 def test_learned_places_are_resized_to_another_grid(manifest):
-    network = parity_official.build(other_kind(manifest)).eval()
+    network = networks.build(other_kind(manifest)).eval()
     assert network(torch.rand(1, 3, 101, 75), torch.tensor([[101, 75]])).shape == (1, 6 * 4 + 1, 24)
 
 
 @pytest.mark.parametrize("bridge", ["linear", "linear_p", "mlp"])
 def test_each_bridge_and_odd_grids_learn(manifest, bridge):
-    config = replace(parity_official.network_config(manifest), bridge=bridge, backbone="pix2seq_resnet50x0.125")
+    config = replace(networks.network_config(manifest), bridge=bridge, backbone="pix2seq_resnet50x0.125")
     network = Pix2Seq(replace(config, decoder_heads=5, encoder_heads=3), ("cat",), pretrained=False)
     memory = network(torch.rand(2, 3, 101, 75), torch.tensor([[101, 75]] * 2))
     assert memory.shape == (2, 7 * 5, 24)

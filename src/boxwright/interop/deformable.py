@@ -10,8 +10,8 @@ from torch import Tensor
 
 from boxwright.interop.detr import COCO_ROWS, SIDE
 from boxwright.interop.foreign import Foreign
-from boxwright.interop.renaming import Renamed, Shapes, heads_of, is_dilated, rename, told
-from boxwright.interop.resnets import TO_TIMM, Rules, resnet_of
+from boxwright.interop.renaming import Renamed, Shapes, rename, told, towers
+from boxwright.interop.resnets import TO_TIMM, Rules
 from boxwright.models.deformable import PUBLISHED, Deformable, DeformableConfig
 
 AUTHORS, HUGGING_FACE = "fundamentalvision/Deformable-DETR", "Hugging Face's Deformable DETR"
@@ -40,7 +40,7 @@ _AUTHORS: Rules = [
     (r"^backbone\.0\.body\.", "backbone.net."),
     (r"^query_embed\.weight$", "query_embedding"),
     (r"^transformer\.", ""),
-    (r"^decoder(.*)\.norm1\.", r"decoder\1.norm_of_points."),  # theirs counts it first, and uses it second
+    (r"^decoder(.*)\.norm1\.", r"decoder\1.norm_of_points."),  # counted first, and used second
     (r"^decoder(.*)\.norm2\.", r"decoder\1.norm1."),
     (r"\.norm_of_points\.", ".norm2."),
     (r"\.linear1\.", ".mlp.0."),
@@ -74,16 +74,16 @@ def convert(tensors: Mapping[str, Tensor], options: Mapping[str, Any], file: str
     Raises:
         UserError: for a backbone that is no ResNet.
     """
-    theirs = "model.level_embed" in tensors
-    if not theirs and "transformer.level_embed" not in tensors:
+    from_hub = "model.level_embed" in tensors
+    if not from_hub and "transformer.level_embed" not in tensors:
         return None
-    renamed = rename(tensors, _HUGGING_FACE if theirs else _AUTHORS)
+    renamed = rename(tensors, _HUGGING_FACE if from_hub else _AUTHORS)
     refine = told(options, "with_box_refine")
     if refine is None:
         refine = any("decoder.bbox_embed." in name for name in tensors)
     config, notes = describe(renamed.state, options, file, bool(refine))
     renamed = settle_heads(part_queries(renamed, config.dim), config)
-    rows, what = config.class_rows, HUGGING_FACE if theirs else AUTHORS
+    rows, what = config.class_rows, HUGGING_FACE if from_hub else AUTHORS
     state, sources, strange = renamed
     return Foreign(what, Deformable, config, state, sources, strange, range(rows), rows == COCO_ROWS, notes)
 
@@ -93,34 +93,22 @@ def describe(
 ) -> tuple[DeformableConfig, list[str]]:
     """The shape of the network, by its tensors and what is told, and what of it is a guess."""
     p, shapes = PUBLISHED, Shapes(state)
-    (dilated, notes), (heads, among, more) = is_dilated(options, file), heads_of(options)
-    notes = notes + more
-    levels = shapes.size("encoder.level_embedding", 0, 4)
-    strides = (8, 16, 16 if dilated else 32)[-1 if levels == 1 else -3 :]
-    hidden = shapes.size("encoder.layers.0.mlp.0.weight", 0, p.hidden)
-    wider = shapes.size("decoder.layers.0.mlp.0.weight", 0, hidden)
+    settings, notes = towers(state, options, file, p)
+    levels, heads = shapes.size("encoder.level_embedding", 0, 4), settings["heads"]
+    strides = (8, 16, 16 if settings["dilated"] else 32)[-1 if levels == 1 else -3 :]
     queries = shapes.size("query_embedding", 0, 0) or told(options, "two_stage_num_proposals", "num_queries")
     if not queries:
         notes = [*notes, f"{p.queries} of the proposals are guessed to be used, as in the published file"]
-    rate = told(options, "dropout")
     config = replace(
         p,
-        backbone=resnet_of(state),
+        **settings,
         image_size=SIDE,
         strides=strides,
         extra_levels=max(levels - len(strides), 0),
-        dilated=dilated,
         dim=shapes.size("encoder.level_embedding", 1, p.dim),
-        hidden=hidden,
-        heads=heads,
-        decoder_hidden=wider if wider != hidden else 0,
-        decoder_heads=among,
-        encoder_layers=shapes.count(r"encoder\.layers\.(\d+)\.", p.encoder_layers),
-        decoder_layers=shapes.count(r"decoder\.layers\.(\d+)\.", p.decoder_layers),
         encoder_points=_points(shapes, "encoder", levels * heads),
-        decoder_points=_points(shapes, "decoder", levels * (among or heads)),
+        decoder_points=_points(shapes, "decoder", levels * (settings["decoder_heads"] or heads)),
         queries=queries or p.queries,
-        dropout=p.dropout if rate is None else float(rate),
         begin="proposals" if "propose.0.weight" in state else "table",
         refine=refine,
         class_rows=shapes.size("classify.0.weight", 0, COCO_ROWS),

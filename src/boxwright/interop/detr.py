@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from boxwright.interop.foreign import Foreign
-from boxwright.interop.renaming import Shapes, heads_of, is_dilated, rename, told
-from boxwright.interop.resnets import TO_TIMM, Rules, resnet_of
+from boxwright.interop.renaming import Shapes, rename, towers
+from boxwright.interop.resnets import TO_TIMM, Rules
 from boxwright.models.detr import PUBLISHED, Detr, DetrConfig
 
 AUTHORS, HUGGING_FACE = "facebookresearch/detr", "Hugging Face's DETR"
@@ -66,39 +66,28 @@ def convert(tensors: Mapping[str, Tensor], options: Mapping[str, Any], file: str
     Raises:
         UserError: for a backbone that is no ResNet.
     """
-    theirs = "class_labels_classifier.weight" in tensors
-    if not theirs and not ({"query_embed.weight", "transformer.decoder.norm.weight"} <= tensors.keys()):
+    from_hub = "class_labels_classifier.weight" in tensors
+    if not from_hub and not ({"query_embed.weight", "transformer.decoder.norm.weight"} <= tensors.keys()):
         return None
-    state, sources, strange = rename(tensors, _HUGGING_FACE if theirs else _AUTHORS)
+    state, sources, strange = rename(tensors, _HUGGING_FACE if from_hub else _AUTHORS)
     config, notes = describe(state, options, file)
-    what, rows = HUGGING_FACE if theirs else AUTHORS, config.class_rows
+    what, rows = HUGGING_FACE if from_hub else AUTHORS, config.class_rows
     return Foreign(what, Detr, config, state, sources, strange, range(rows), rows == COCO_ROWS, notes)
 
 
 def describe(state: Mapping[str, Tensor], options: Mapping[str, Any], file: str) -> tuple[DetrConfig, list[str]]:
     """The shape of the network, by its tensors and what is told, and what of it is a guess."""
     p, shapes = PUBLISHED, Shapes(state)
-    (dilated, notes), (heads, among, more) = is_dilated(options, file), heads_of(options)
-    hidden = shapes.size("encoder.layers.0.mlp.0.weight", 0, p.hidden)
-    wider = shapes.size("decoder.layers.0.mlp.0.weight", 0, hidden)
-    rate = told(options, "dropout")
+    settings, notes = towers(state, options, file, p)
     config = replace(
         p,
-        backbone=resnet_of(state),
+        **settings,
         image_size=SIDE,
-        stride=16 if dilated else 32,
-        dilated=dilated,
+        stride=16 if settings["dilated"] else 32,
         dim=shapes.size("projection.weight", 0, p.dim),
-        hidden=hidden,
-        heads=heads,
-        decoder_hidden=wider if wider != hidden else 0,
-        decoder_heads=among,
-        encoder_layers=shapes.count(r"encoder\.layers\.(\d+)\.", p.encoder_layers),
-        decoder_layers=shapes.count(r"decoder\.layers\.(\d+)\.", p.decoder_layers),
         queries=shapes.size("decoder.query_embedding", 0, p.queries),
-        dropout=p.dropout if rate is None else float(rate),
         pre_norm="encoder.norm.weight" in state,
         norm_twice="model_type" in options and bool(options.get("auxiliary_loss")),
         class_rows=shapes.size("classify.weight", 0, COCO_ROWS + 1) - 1,
     )
-    return config, notes + more
+    return config, notes

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from boxwright.config import UserError, require
-from boxwright.interop.resnets import COUNTER, Rules
+from boxwright.interop.resnets import COUNTER, Rules, resnet_of
 
 _FUSED = re.compile(r"(.*attention)\.in_proj_(weight|bias)")  # queries, keys and values in one
 
@@ -100,3 +100,35 @@ def heads_of(options: Mapping[str, Any]) -> tuple[int, int, list[str]]:
     if heads is None:
         return 8, 0, ["attention is guessed to have 8 heads, as in all published files"]
     return heads, among if among is not None and among != heads else 0, []
+
+
+def towers(
+    state: Mapping[str, Tensor], options: Mapping[str, Any], file: str, published: Any
+) -> tuple[dict[str, Any], list[str]]:
+    """The settings of backbone, encoder and decoder that both detectors have, by name; and what of them is a guess.
+
+    Args:
+        state: tensors under our names.
+        options, file: as of `is_dilated`.
+        published: settings that hold where nothing is told.
+
+    Raises:
+        UserError: for a backbone that is no ResNet, layers that are missing, or heads that cannot be.
+    """
+    shapes = Shapes(state)
+    (dilated, notes), (heads, among, more) = is_dilated(options, file), heads_of(options)
+    hidden = shapes.size("encoder.layers.0.mlp.0.weight", 0, published.hidden)
+    wider = shapes.size("decoder.layers.0.mlp.0.weight", 0, hidden)
+    rate = told(options, "dropout")
+    settings = {
+        "backbone": resnet_of(state),
+        "dilated": dilated,
+        "hidden": hidden,
+        "heads": heads,
+        "decoder_hidden": wider if wider != hidden else 0,
+        "decoder_heads": among,
+        "encoder_layers": shapes.count(r"encoder\.layers\.(\d+)\.", published.encoder_layers),
+        "decoder_layers": shapes.count(r"decoder\.layers\.(\d+)\.", published.decoder_layers),
+        "dropout": published.dropout if rate is None else float(rate),
+    }
+    return settings, notes + more

@@ -253,6 +253,16 @@ def test_the_base_is_found_where_it_may_be_and_known_by_its_checksum(base, batch
         load_detector(file, base=tmp_path / "other")
 
 
+def test_a_base_in_half_precision_is_known_again(batch, tmp_path):
+    """The bundled detector is stored so, and loaded in full precision."""
+    save_detector(tmp_path / "half.safetensors", make("dense").half(), {})
+    detector = adapted(tmp_path / "half.safetensors")
+    save_detector(tmp_path / "run" / "best.safetensors", detector, {})
+    batch.labels_BN.zero_()
+    assert_alike(outputs(detector, batch), outputs(load_detector(tmp_path / "run"), batch))
+    assert_alike(outputs(detector, batch), outputs(load_together({"cells": tmp_path / "run"})["cells"], batch))
+
+
 def test_a_whole_checkpoint_has_no_base(base):
     with pytest.raises(UserError, match="is no adapter and has no base"):
         load_detector(base, base=base)

@@ -36,6 +36,14 @@ def test_a_checkpoint_cut_short_is_said_to_be(detector, tmp_path):
         load_detector(file)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_none_are_named(detector, tmp_path, value):
+    detector.state_dict()["pyramid.smooth.0.weight"].view(-1)[7] = value
+    save_detector(tmp_path / "best.safetensors", detector, {})
+    with pytest.raises(UserError, match=r"numbers that are none .*, first in pyramid\.smooth\.0\.weight"):
+        load_detector(tmp_path)
+
+
 @pytest.mark.parametrize("save", [lambda x, f: torch.save(x, f), lambda x, f: f.write_bytes(pickle.dumps(x))])
 def test_a_pickle_is_never_opened(tmp_path, save):
     file = tmp_path / "model.pth"

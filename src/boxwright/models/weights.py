@@ -139,6 +139,9 @@ def _read(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise UserError(f"{file} is a safetensors file, but not a boxwright checkpoint; {mend}")
     stored = header.get("checksum", "")
     require(stored in ("", checksum(state)), f"{file} is damaged: its tensors have another checksum than its header.")
+    bad = next((key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()), None)
+    mend = "if its training did not diverge (then lower --optim.lr), the file was changed"
+    require(bad is None, f"{file} holds numbers that are none (NaN, or infinite), first in {bad}; {mend}.")
     return header, state
 
 
@@ -154,8 +157,8 @@ def _find_base(file: Path, header: dict[str, str], wanted: Base, given: Path | s
     places = wanted.places(file) if given is None else [find_weights(Path(given))]
     there = [place for place in places if place.is_file()]
     for place in there:
-        stored, found = _read(place)
-        if (stored.get("checksum") or checksum(found)) == wanted.checksum:
+        found = {key: value.float() if value.is_floating_point() else value for key, value in _read(place)[1].items()}
+        if checksum(found) == wanted.checksum:  # of the tensors as they are loaded; a file may hold half precision
             return found
     said = f"{file} adapts {wanted.name} (checksum {wanted.checksum[:12]})"
     but = f"{there[0]} is another checkpoint" if there else f"{places[0]} is not there"

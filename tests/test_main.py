@@ -74,6 +74,19 @@ def test_an_unknown_yaml_key_gets_the_nearest_right_one(tmp_path, capsys):
     assert "did you mean 'epochs'?" in capsys.readouterr().err
 
 
+def test_a_link_stays_one_and_its_file_is_written(tmp_path):
+    (tmp_path / "there").mkdir()
+    for name in ("old", "none"):
+        link, target = tmp_path / f"to_{name}", tmp_path / "there" / name
+        link.symlink_to(target)
+    (tmp_path / "there" / "old").write_text("old")
+    for name in ("old", "none"):
+        write_whole(tmp_path / f"to_{name}", lambda temporary: temporary.write_text("new"))
+        assert (tmp_path / f"to_{name}").is_symlink()
+        assert (tmp_path / "there" / name).read_text() == "new"
+    assert len(list((tmp_path / "there").iterdir())) == 2
+
+
 def test_a_yaml_file_that_is_no_text_is_named(tmp_path, capsys):
     (tmp_path / "run.yaml").write_bytes(b"\xff\xfe")
     assert main(["train", "DATA", "--config", str(tmp_path / "run.yaml")]) == 2

@@ -23,19 +23,22 @@ def writing(path: Path) -> Iterator[None]:
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it: readers see the old file or the new one.
 
+    Of a symbolic link, the file that it leads to is written.
+
     Raises:
         UserError: if the disk is full or not writable; nothing half-written is left behind.
     """
     temporary = None
     try:
         with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            target = Path(os.path.realpath(path))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
             os.close(handle)
             temporary = Path(name)
             write(temporary)
             temporary.chmod(0o644)
-            temporary.replace(path)
+            temporary.replace(target)
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ import time
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import boxwright
@@ -72,6 +73,13 @@ def test_an_unknown_yaml_key_gets_the_nearest_right_one(tmp_path, capsys):
     (tmp_path / "run.yaml").write_text("epoch: 3\n")
     assert main(["train", "DATA", "--config", str(tmp_path / "run.yaml")]) == 2
     assert "did you mean 'epochs'?" in capsys.readouterr().err
+
+
+def test_supervision_that_is_missing_is_named_with_what_brings_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    nothing = boxwright.Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int), ())
+    with pytest.raises(ModuleNotFoundError, match=r"needs supervision, which .* pip install \"boxwright\[train\]\""):
+        nothing.to_supervision()
 
 
 def test_a_link_stays_one_and_its_file_is_written(tmp_path):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from boxwright.extras import how_to_install
+
 if TYPE_CHECKING:
     import supervision
 
@@ -38,7 +40,10 @@ class Detections:
 
     def to_supervision(self) -> supervision.Detections:
         """The same objects for the `supervision` library; class names are in ``data["class_name"]``."""
-        import supervision
+        try:
+            import supervision
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(how_to_install("to_supervision()", error.name), name=error.name) from error
 
         return supervision.Detections(
             xyxy=self.boxes_N4,

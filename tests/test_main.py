@@ -75,6 +75,18 @@ def test_an_unknown_yaml_key_gets_the_nearest_right_one(tmp_path, capsys):
     assert "did you mean 'epochs'?" in capsys.readouterr().err
 
 
+def test_where_torch_is_missing_a_verb_names_it_first(monkeypatch, capsys):
+    def miss(*_):
+        raise ModuleNotFoundError(name="matplotlib.axes")
+
+    monkeypatch.setattr("boxwright.__main__._run", miss)
+    assert main(["export"]) == 2
+    assert "needs matplotlib, which" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert main(["export"]) == 2
+    assert "needs torch, which" in capsys.readouterr().err
+
+
 def test_supervision_that_is_missing_is_named_with_what_brings_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "supervision", None)
     nothing = boxwright.Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int), ())

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from boxwright import __version__
 from boxwright.config import UserError, nearest
-from boxwright.extras import how_to_install
+from boxwright.extras import chief, how_to_install
 
 VERBS = {
     "demo": ("boxwright.bundled.demo", "detect blood cells with the bundled detector; --train trains it on the spot"),
@@ -73,7 +73,7 @@ def _called(arguments: list[str]) -> int:
     except UserError as error:
         return _fail(str(error))
     except ModuleNotFoundError as error:
-        return _fail(how_to_install(f"`boxwright {verb}`", error.name))
+        return _fail(how_to_install(f"`boxwright {verb}`", chief(error.name)))
     except KeyboardInterrupt as stop:
         return 128 + (signal.SIGTERM if stop.args else signal.SIGINT)
     except BrokenPipeError:
@@ -137,7 +137,9 @@ def _run(verb: str, arguments: list[str]) -> Any:
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             raise UserError(f"{_one_line(message)}{_hint(message, self)} See `boxwright {verb} --help`.") from ex
 
-    return auto_cli(function, args=_spelt(arguments, function), prog=f"boxwright {verb}", parser_class=Parser)
+    return auto_cli(
+        function, args=_spelt(arguments, function), prog=f"boxwright {verb}", parser_class=Parser
+    )
 
 
 def _spelt(arguments: list[str], function: Callable[..., Any]) -> list[str]:

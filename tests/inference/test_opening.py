@@ -36,6 +36,17 @@ def test_what_is_there_or_on_the_hub_needs_torch(tmp_path: Path, monkeypatch: py
             open_detector(weights)
 
 
+@pytest.mark.parametrize("name", ["best", "best.safetensors", "."])
+def test_of_two_files_the_one_that_needs_no_torch_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file in ("best.onnx", "best.safetensors"):
+        (tmp_path / file).touch()
+    with pytest.raises(UserError, match=r"is not installed: .* best.onnx runs without torch\."):
+        open_detector(name)
+
+
 def test_an_exported_file_of_another_name_is_opened(tmp_path: Path) -> None:
     (tmp_path / "model").write_bytes(b"\x08\x0a\x12\x07pytorch")
     with pytest.raises(UserError, match="is no ONNX file, is cut short"):

@@ -85,7 +85,7 @@ def test_a_verb_that_needs_torch_says_what_to_install(
     paint(tmp_path / "x.png", (256, 128), BOX)
     (tmp_path / "W").write_bytes(b"a checkpoint")
     said = _run([python.with_name("boxwright"), *command], tmp_path, code=2)
-    assert said.startswith(f"error: `boxwright {command[0]}` needs ")
+    assert said.startswith(f"error: `boxwright {command[0]}` needs torch, ")
     assert said.endswith('which is not installed: python -m pip install "boxwright[train]" brings it.\n')
     assert said.count("\n") == 1
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from boxwright.config import UserError
+from boxwright.extras import how_to_install
 from boxwright.files import exported_at
 from boxwright.models.hub import repository
 from boxwright.runtime.detector import Detector
@@ -24,8 +25,10 @@ def open_detector(path: Path | str, device: str = "auto") -> Finder:
         return Detector(path, device)
     try:
         from boxwright.inference.predictor import load  # brings torch
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
         _require_weights(path)  # before torch is installed in vain
+        if onnx := exported_at(path.with_suffix("") if path.suffix == ".safetensors" else path):
+            raise UserError(f"{how_to_install(str(path), error.name)} {onnx} runs without torch.") from None
         raise
     return load(path, device)
 

@@ -75,6 +75,14 @@ def test_an_unknown_yaml_key_gets_the_nearest_right_one(tmp_path, capsys):
     assert "did you mean 'epochs'?" in capsys.readouterr().err
 
 
+def test_the_command_line_counts_more_than_a_yaml_file_wherever_it_stands(tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text("teacher: old\ndata: DATA\nepochs: 3\n")
+    config = ["--config", str(tmp_path / "run.yaml")]
+    for arguments in (["new", *config], [*config, "new"], ["new", f"--config={config[1]}"]):
+        assert main(["distill", *arguments]) == 2
+        assert "no weights at new;" in capsys.readouterr().err
+
+
 def test_where_torch_is_missing_a_verb_names_it_first(monkeypatch, capsys):
     def miss(*_):
         raise ModuleNotFoundError(name="matplotlib.axes")

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from threading import current_thread, main_thread
 from typing import Any, NoReturn
 
@@ -138,7 +138,7 @@ def _run(verb: str, arguments: list[str]) -> Any:
             raise UserError(f"{_one_line(message)}{_hint(message, self)} See `boxwright {verb} --help`.") from ex
 
     return auto_cli(
-        function, args=_spelt(arguments, function), prog=f"boxwright {verb}", parser_class=Parser
+        function, args=_config_first(_spelt(arguments, function)), prog=f"boxwright {verb}", parser_class=Parser
     )
 
 
@@ -156,6 +156,17 @@ def _spelt(arguments: list[str], function: Callable[..., Any]) -> list[str]:
                 equals, value = "=", "true"
         spelt.append(name + equals + value)
     return spelt
+
+
+def _config_first(arguments: list[str]) -> list[str]:
+    """Settings of files before all others: the parser keeps the last, and what the command line says itself counts."""
+    files, others, words = [], [], iter(arguments)
+    for word in words:
+        if word == "--config":
+            files += [word, *islice(words, 1)]
+        else:
+            (files if word.startswith("--config=") else others).append(word)
+    return files + others
 
 
 def _one_line(message: str) -> str:

@@ -56,6 +56,8 @@ def test_a_distilled_run_names_its_teacher_and_can_be_repeated(teacher, data, tm
 @pytest.mark.slow
 def test_an_interrupted_run_goes_on_exactly(teacher, data, tmp_path, monkeypatch):  # noqa: F811
     whole, stopped = distill(teacher, data, tmp_path / "whole"), tmp_path / "stopped"
+    begun, moved = tmp_path / "begun.safetensors", tmp_path / "moved.safetensors"
+    begun.write_bytes(teacher.read_bytes())
     original, calls = Teacher.losses, iter(range(100))
 
     def stop(*given):
@@ -67,10 +69,9 @@ def test_an_interrupted_run_goes_on_exactly(teacher, data, tmp_path, monkeypatch
         patch.setattr("boxwright.training.loop.SAVE_SECONDS", -1)
         patch.setattr(Teacher, "losses", stop)
         with pytest.raises(KeyboardInterrupt):
-            distill(teacher, data, stopped)
-    moved = tmp_path / "moved.safetensors"
-    moved.write_bytes(teacher.read_bytes())
-    command = ["distill", str(moved), str(data), "--out", str(stopped), *COMMON, "--epochs=2", "--resume"]
+            distill(begun, data, stopped)
+    begun.rename(moved)
+    command = ["distill", str(moved), "--config", str(stopped / "config.yaml"), "--out", str(stopped), "--resume"]
     assert main(command) == 0
     assert rows(stopped) == rows(whole)
     weights = [load_detector(run / "last").state_dict() for run in (whole, stopped)]

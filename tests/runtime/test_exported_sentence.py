@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from boxwright.config import UserError
-from boxwright.runtime.sentence import Language, Sentence, given_arrays, told
+from boxwright.runtime.sentence import Language, Sentence, given_arrays, told, wanted_array
 from boxwright.runtime.writing import Word, Written
 
 LANGUAGE = Language(("y1", "x1", "y2", "x2", "class"), {5: "cat", 6: "dog", 7: "noise"}, end=0, objects=3)
@@ -47,12 +47,17 @@ def test_given_objects_are_told_as_they_were_given():
 
 
 def test_given_objects_as_arrays():
-    arrays = given_arrays([(1, (3.0, 4.0, 5.0, 6.0))], 3)
-    assert arrays["given_boxes"].tolist() == [[[3, 4, 5, 6]]]
-    assert arrays["given_labels"].tolist() == [[1]]
-    assert given_arrays([], 3)["given_labels"].tolist() == [[-1]]
+    arrays = given_arrays([[], [(1, (3.0, 4.0, 5.0, 6.0))]], 3)
+    assert arrays["given_boxes"].tolist() == [[[0, 0, 0, 0]], [[3, 4, 5, 6]]]
+    assert arrays["given_labels"].tolist() == [[-1], [1]]
+    assert given_arrays([[]], 3)["given_labels"].tolist() == [[-1]]
     with pytest.raises(UserError, match="2 objects are given, and a sentence holds 2"):
-        given_arrays([(0, (0.0, 0.0, 1.0, 1.0))] * 2, 2)
+        given_arrays([[(0, (0.0, 0.0, 1.0, 1.0))] * 2], 2)
+
+
+def test_wanted_classes_as_an_array():
+    assert wanted_array(None, NAMES) == {}
+    assert wanted_array([1], NAMES)["wanted_classes"].tolist() == [False, True]
 
 
 def test_a_language_is_read_from_json():

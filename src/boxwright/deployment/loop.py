@@ -21,6 +21,7 @@ from boxwright.models.writing.writer import Writer
 
 INSIDE = "object."  # before all names in the loop
 KNOWN = ("known_boxes", "known_labels")  # given objects, for every image
+WANTED = "wanted_classes"
 SENTENCE = ("order", "words", "word_log_probs")  # see `boxwright.deployment.writers.End`
 
 
@@ -28,7 +29,8 @@ def writer_graph(detector: Writer | Replication) -> onnx.ModelProto:
     """All that follows the letterbox.
 
     Where words are drawn, `seed` int64 (B,) is an input more. Where it can be asked, so are `given_boxes` float32
-    (B, G, 4) and `given_labels` int64 (B, G), which may be left out, and `SENTENCE` are outputs more.
+    (B, G, 4), `given_labels` int64 (B, G) and `wanted_classes` bool (K,), which may be left out, and `SENTENCE` are
+    outputs more.
     """
     begin, one = Begin(detector).eval(), OneObject(detector).eval()
     inputs = _inputs(detector, one)
@@ -65,6 +67,9 @@ def _begin(
     main = converted(begin, inputs, shapes[: len(inputs)], [*CANVAS, *KNOWN][: len(inputs)], outputs)
     if asked:
         _let_leave_out(main.graph)
+        every_K = np.ones(len(detector.names), bool)
+        main.graph.input.append(helper.make_tensor_value_info(WANTED, TensorProto.BOOL, every_K.shape))
+        main.graph.initializer.append(numpy_helper.from_array(every_K, WANTED))
     return main
 
 
@@ -100,7 +105,9 @@ def _object(
     shapes = [{0: rows}] * kept + [{0: rows, 2: rows}] * len(caches) + [_dynamic(part, grows) for part in seen]
     names = [*_names("state", len(state)), *_names("seen", len(seen))]
     if given:
-        tensors, shapes, names = [*tensors, *given], [*shapes, {0: rows, 1: rows}], [*names, "given"]
+        every_K = torch.ones(len(one.language.grammar.class_tokens_K), dtype=torch.bool)
+        tensors, names = [*tensors, *given, every_K], [*names, "given", WANTED]
+        shapes = [*shapes, {0: rows, 1: rows}, None]
     if one.language.sampling.draws:
         tensors, shapes, names = [*tensors, torch.tensor([3, 4])], [*shapes, {0: rows}], [*names, "seed"]
     outputs = ["goes_on", *_names("next", len(state)), *_words(one)]
@@ -133,9 +140,17 @@ def _end(detector: Writer | Replication, one: OneObject) -> onnx.ModelProto:
     words = [torch.zeros(3, 2, slots, dtype=torch.int64), torch.zeros(3, 2, slots), torch.zeros(3, 2, classes)]
     if one.coordinates:
         words.append(torch.zeros(3, 2, slots - 1, dtype=torch.int64))
-    shapes = (None, None, *({0: rows, 1: rows} for _ in words))
+    shapes = [None, None, *({0: rows, 1: rows} for _ in words)]
+    if one.asked:
+        words.append(torch.ones(classes, dtype=torch.bool))
+        shapes.append(None)
     inputs = (*example(detector)[1:], *words)
-    return converted(End(detector).eval(), inputs, shapes, [*CANVAS[1:], *_words(one)], _outputs(one))
+    return converted(End(detector).eval(), inputs, tuple(shapes), [*CANVAS[1:], *_read(one)], _outputs(one))
+
+
+def _read(one: OneObject) -> list[str]:
+    """What the end looks at besides the canvas."""
+    return [*_words(one), *([WANTED] if one.asked else [])]
 
 
 def _outputs(one: OneObject) -> list[str]:
@@ -151,7 +166,9 @@ def _join(main: onnx.ModelProto, body: onnx.ModelProto, end: onnx.ModelProto, on
     last = [f"last_{name}" for name in state]
     loop = helper.make_node("Loop", [most.name, true.name, *state], [*last, *words], name="objects", body=body.graph)
     end = onnx.compose.add_prefix(end, "end.")
-    known = {f"end.{name}": name for name in [*CANVAS[1:], *words]} | {f"end.{name}": name for name in _outputs(one)}
+    known = {f"end.{name}": name for name in [*CANVAS[1:], *_read(one)]} | {
+        f"end.{name}": name for name in _outputs(one)
+    }
     for node in end.graph.node:
         node.input[:] = [known.get(name, name) for name in node.input]
         node.output[:] = [known.get(name, name) for name in node.output]

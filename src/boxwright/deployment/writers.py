@@ -32,11 +32,19 @@ from boxwright.types import Detector, Predictions
 
 @dataclass(frozen=True)
 class Language:
-    """What a detector writes in, and how it chooses its words."""
+    """What a detector writes in, and how it chooses its words.
+
+    Attributes:
+        grammar: its language.
+        objects: in a sentence.
+        sampling: how words are chosen.
+        class_PV: where a word stands that names a class, and only if the class is wanted.
+    """
 
     grammar: Grammar
     objects: int
     sampling: Sampling
+    class_PV: Tensor | None = None
 
 
 def language(detector: Writer | Replication) -> Language:
@@ -52,7 +60,9 @@ def language(detector: Writer | Replication) -> Language:
     only = "one file holds greedy writing and sampling"
     require(sampling.beams == 1, f"{only}, not beams={sampling.beams}; set beams=1.")
     require(sampling.repeats, f"{only}, and lets objects be repeated; set repeats=True.")
-    return Language(detector.grammar(detector.words()), detector.config.max_objects, sampling)
+    grammar, classless = (detector.grammar(detector.words(), classes) for classes in (None, []))
+    class_PV = grammar.allowed_PV & ~classless.allowed_PV
+    return Language(grammar, detector.config.max_objects, sampling, class_PV)
 
 
 def seeds(detector: Detector, images: int) -> Tensor | None:
@@ -166,14 +176,18 @@ class OneObject(nn.Module):
 
         Args:
             number: of the object, from 0.
-            tensors: what `Begin` gives; behind it the seeds (B,), if any are needed.
+            tensors: what `Begin` gives; behind it which classes are wanted (K,), if it can be asked, and the seeds
+                (B,), if any are needed.
         """
         (last_B1, ended_B1, *state), rest = tensors[: self.carried], list(tensors[self.carried :])
         seed_B = rest.pop() if self.language.sampling.draws else None
+        wanted_K = rest.pop() if self.asked else None
         given_BP = rest.pop() if self.asked else None
         history = History(*(part.clone() for part in state[:2])) if self.points else None
         cache = self._cache(state[2 * self.points :], rest, history)
-        draft = ObjectDraft(self.decoder, self.language, cache, number, seed_B, last_B1, ended_B1, given_BP)
+        draft = ObjectDraft(
+            self.decoder, self.language, cache, number, seed_B, last_B1, ended_B1, given_BP, wanted_K
+        )  # fmt: skip
         draft.write_object(0)
         said = draft.generated()
         goes_on = ~draft.ended_B1.all() if self.language.sampling.may_end else torch.ones((), dtype=torch.bool)
@@ -207,6 +221,7 @@ class ObjectDraft(Draft):
         last_B1: the word before.
         ended_B1: sentences that have ended.
         given_BP: words of given objects, -1 behind them; at least one.
+        wanted_K: classes that may be said.
     """
 
     def __init__(
@@ -219,6 +234,7 @@ class ObjectDraft(Draft):
         last_B1: Tensor,
         ended_B1: Tensor,
         given_BP: Tensor | None = None,
+        wanted_K: Tensor | None = None,
     ):
         grammar, rows, slots = language.grammar, last_B1.shape[0], language.grammar.slots
         self.decoder: Any = self
@@ -237,11 +253,19 @@ class ObjectDraft(Draft):
         self.class_log_probs_BNK = torch.full((rows, 1, len(grammar.class_tokens_K)), -torch.inf)
         self.forced_BL = None if given_BP is None else _at(given_BP, places_S)
         self.repeats: Repeats | None = None
+        self.unwanted_PV: Tensor | None = None
+        if wanted_K is not None and language.class_PV is not None:
+            unwanted_V = torch.zeros_like(self.ids_V, dtype=torch.bool).index_put((grammar.class_tokens_K,), ~wanted_K)
+            self.unwanted_PV = language.class_PV & unwanted_V
 
     def write_object(self, number: int) -> None:
         """The only one."""
         for slot in range(self.grammar.slots):
             self._write(self.cache, slot, slot)
+
+    def _grammatical(self, scores_BV: Tensor, place: int, slot: int) -> Tensor:
+        scores_BV = super()._grammatical(scores_BV, place, slot)
+        return scores_BV if self.unwanted_PV is None else scores_BV.masked_fill(self.unwanted_PV[slot], -torch.inf)
 
     def step(self, tokens_BL: Tensor, positions_L: Tensor, cache: Cache) -> Tensor:
         """The decoder's, which counts from the beginning of the sentence; its scores are kept."""
@@ -268,29 +292,29 @@ class End(nn.Module):
 
     def forward(
         self, size_2: Tensor, original_2: Tensor, tokens_NBS: Tensor, log_probs_NBS: Tensor, class_NBK: Tensor,
-        coordinates_NBC: Tensor | None = None,
+        more: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         """Boxes (B, N, 4) in pixels of the original; scores and labels (B, N), best first. Of those that can be asked,
         which object of the sentence each of these is (B, N), and the words and their log-probabilities (B, N, S).
 
         Args:
             size_2, original_2: as of `boxwright.deployment.graph.Core`.
-            tokens_NBS, log_probs_NBS, class_NBK, coordinates_NBC: what `OneObject` gives, one object after the other.
+            tokens_NBS, log_probs_NBS, class_NBK: what `OneObject` gives, one object after the other.
+            more: of replications, the coordinates that it gives besides; of others, which classes are wanted, (K,).
         """
         tokens_BL, log_probs_BL = (part.transpose(0, 1).flatten(1) for part in (tokens_NBS, log_probs_NBS))
         said = Generated(tokens_BL, log_probs_BL, class_NBK.transpose(0, 1))
-        found = self._read(said, size_2, coordinates_NBC)
+        found = self._read(said, size_2, more)
         boxes = in_pixels(found.best_first(), torch.tensor([self.detector.image_size] * 2), size_2, original_2)
         if not isinstance(self.detector, Writer):
             return boxes
         order_BN = found.scores_BD.sort(dim=1, descending=True, stable=True).indices  # as `best_first`
         return (*boxes, order_BN, tokens_NBS.transpose(0, 1), log_probs_NBS.transpose(0, 1))
 
-    def _read(self, said: Generated, size_2: Tensor, coordinates_NBC: Tensor | None) -> Predictions:
+    def _read(self, said: Generated, size_2: Tensor, more: Tensor) -> Predictions:
         side = self.detector.image_size
         if isinstance(self.detector, Writer):
-            return self.detector.read(said)
+            return self.detector.read(said, None, more)
         assert isinstance(self.detector, Replication)
-        assert coordinates_NBC is not None
         raw = Raw(None, size_2.expand(said.tokens_BL.shape[0], -1), (side, side))  # type: ignore[arg-type]
-        return self.detector.found(coordinates_NBC.transpose(0, 1), said, raw)
+        return self.detector.found(more.transpose(0, 1), said, raw)

@@ -23,7 +23,7 @@ from boxwright.models.weights import load_detector, load_together
 from boxwright.models.writing.writer import Writer
 from boxwright.runtime.finder import Finder, check_batch_size, check_threshold, chunks
 from boxwright.runtime.pictures import Ready
-from boxwright.runtime.writing import Known, Word, Written
+from boxwright.runtime.writing import Known, Word, Written, check_lists
 from boxwright.types import Batch, Detector
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
@@ -131,9 +131,7 @@ class Predictor(Finder):
         ask = _Ask(class_positions(classes, self.names), objects)
         if not isinstance(image, list | tuple):
             return self._detect([self.decode(image)], threshold, ask, None if given is None else [given])[0]
-        known: Sequence[Known] = [()] * len(image) if given is None else given
-        require(isinstance(known, list | tuple), f"given objects are a list for each image, not {known!r}.")
-        require(len(known) == len(image), f"given objects are for {len(known)} images, but there are {len(image)}.")
+        known = check_lists(given, len(image))
         found: list[Detections] = []
         for chunk in chunks(zip(image, known, strict=True), batch_size):
             ready = [self.decode(one) for one, _ in chunk]

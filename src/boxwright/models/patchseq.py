@@ -199,7 +199,9 @@ class PatchSeq(Writer):
         return tokens_W
 
     @torch.no_grad()
-    def read(self, said: Generated, raw: Seen | None = None, classes: Sequence[int] | None = None) -> Predictions:
+    def read(
+        self, said: Generated, raw: Seen | None = None, classes: Sequence[int] | Tensor | None = None
+    ) -> Predictions:
         """Boxes and classes in the order in which they were written; of these classes only, where some are named.
 
         The score of an object is the probability of its class among all words: where the class comes last, of the

@@ -249,7 +249,9 @@ class Pix2Seq(Writer):
         return raw
 
     @torch.no_grad()
-    def read(self, said: Generated, raw: Tensor | None = None, classes: Sequence[int] | None = None) -> Predictions:
+    def read(
+        self, said: Generated, raw: Tensor | None = None, classes: Sequence[int] | Tensor | None = None
+    ) -> Predictions:
         """Boxes and classes in the order in which they were written; of these classes only, where some are named.
 
         By default the score is the probability of the best class among all words of the vocabulary at the class slot,

@@ -16,8 +16,8 @@ from boxwright.detections import Detections
 from boxwright.extras import how_to_install
 from boxwright.runtime.finder import Finder, check_batch_size, check_threshold, chunks
 from boxwright.runtime.pictures import Picture, Ready
-from boxwright.runtime.sentence import Language, Sentence, given_arrays, told
-from boxwright.runtime.writing import Known, Word, Written, check_known
+from boxwright.runtime.sentence import Language, Sentence, given_arrays, told, wanted_array
+from boxwright.runtime.writing import Known, Word, Written, check_known, check_lists
 
 FORMAT = 1  # of the files this reads; `boxwright export` writes it into them
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -85,6 +85,7 @@ class Detector(Finder):
         threshold: float = 0.5,
         batch_size: int = 8,
         classes: Class | Sequence[Class] | None = None,
+        given: Known | None = None,
     ) -> Detections: ...
     @overload
     def predict(
@@ -93,6 +94,7 @@ class Detector(Finder):
         threshold: float = 0.5,
         batch_size: int = 8,
         classes: Class | Sequence[Class] | None = None,
+        given: Sequence[Known] | None = None,
     ) -> list[Detections]: ...
     def predict(
         self,
@@ -100,6 +102,7 @@ class Detector(Finder):
         threshold: float = 0.5,
         batch_size: int = 8,
         classes: Class | Sequence[Class] | None = None,
+        given: Any = None,
     ) -> Detections | list[Detections]:
         """The objects in an image, or in each of a list of images, best first, in pixels of the image.
 
@@ -108,26 +111,40 @@ class Detector(Finder):
             threshold: objects with a score over this, in [0, 1).
             batch_size: how many images of a list are computed at once, if they have the same size.
             classes: the class to look for, by name or position in `names`, or several; by default all.
+            given: objects that are known already, as (class, (x1, y1, x2, y2)) in pixels; the others are returned. For
+                a list of images, a list for each. Only detectors that write sentences go on from them.
 
         Raises:
             UserError: if a file cannot be read, or an array is none of these; for a class that the detector doesn't
-                know.
+                know, a given box outside its image, or more of them than a sentence has room for.
         """
         check_threshold(threshold)
         check_batch_size(batch_size)
         wanted = class_positions(classes, self.names)
         if not isinstance(image, list | tuple):
-            return self.detect([self.decode(image)], threshold, wanted)[0]
+            return self._detect([self.decode(image)], threshold, wanted, None if given is None else [given])[0]
+        known = check_lists(given, len(image))
         found: list[Detections] = []
-        for chunk in chunks(image, batch_size):
-            found += self.detect([self.decode(one) for one in chunk], threshold, wanted)
+        for chunk in chunks(zip(image, known, strict=True), batch_size):
+            ready = [self.decode(one) for one, _ in chunk]
+            found += self._detect(ready, threshold, wanted, None if given is None else [own for _, own in chunk])
         return found
 
     def detect(self, ready: Sequence[Ready], threshold: float, classes: Sequence[int] | None) -> list[Detections]:
         """The objects in each of a batch of decoded images, those of one size together."""
+        return self._detect(ready, threshold, classes)
+
+    def _detect(
+        self,
+        ready: Sequence[Ready],
+        threshold: float,
+        classes: Sequence[int] | None,
+        given: Sequence[Known] | None = None,
+    ) -> list[Detections]:
         found: dict[int, Detections] = {}
         for group in _of_one_size(ready):
-            outputs = self.run(np.stack([np.asarray(ready[i].image) for i in group]))
+            known = None if given is None else [given[i] for i in group]
+            outputs = self._ask([ready[i] for i in group], _OUTPUTS, classes, known)
             for i, boxes_D4, scores_D, labels_D in zip(group, *outputs, strict=True):
                 keep_D = scores_D > threshold
                 if classes is not None:
@@ -137,6 +154,29 @@ class Detector(Finder):
                 found[i] = Detections(boxes_N4, scores_D[keep_D], labels_D[keep_D], self.names)
         return [found[i] for i in range(len(ready))]
 
+    def _ask(
+        self,
+        ready: Sequence[Ready],
+        outputs: list[str],
+        classes: Sequence[int] | None,
+        given: Sequence[Known] | None,
+    ) -> list[np.ndarray]:
+        """What the file says of images of one size; a file that writes is told what is wanted, and what is known."""
+        images_BHW3 = np.stack([np.asarray(one.image) for one in ready])
+        language = self.facts.language
+        if language is None:
+            told = "only a detector that writes sentences can be given objects"
+            require(given is None, f"{told}, and this is a {self.facts.model}; export a pix2seq or patchseq.")
+            return self._run(images_BHW3, outputs)
+        more = wanted_array(classes, self.names)
+        if given is not None:
+            known = [check_known(own, one.size, self.names) for own, one in zip(given, ready, strict=True)]
+            more |= given_arrays(known, language.objects)
+            sizes = [(one.image.size, one.size) for one in ready]
+            more["given_boxes"] *= np.array([2 * image for image, _ in sizes], np.float32)[:, None]
+            more["given_boxes"] /= np.array([2 * file for _, file in sizes], np.float32)[:, None]
+        return self._run(images_BHW3, outputs, more)
+
     @property
     def writes(self) -> bool:
         """Whether it writes its objects one after the other, and can be watched (`write`)."""
@@ -145,22 +185,17 @@ class Detector(Finder):
     def write(
         self, picture: Any, given: Known = (), classes: Class | Sequence[Class] | None = None
     ) -> Iterator[Word | Written]:
-        """As of `Finder`, but that the whole sentence is computed before the first word is told, in all classes."""
+        """As of `Finder`, but that the whole sentence is computed before the first word is told."""
         language = self.facts.language
         if language is None:
             return super().write(picture, given, classes)
         wanted = class_positions(classes, self.names)
         ready = picture if isinstance(picture, Ready) else self.decode(picture)
-        known = check_known(given, ready.size, self.names)
-        arrays = given_arrays(known, language.objects)
-        scale_4 = np.array(ready.image.size * 2, np.float32) / np.array(ready.size * 2, np.float32)
-        arrays["given_boxes"] *= scale_4
-        *found, order_BN, words_BNS, log_probs_BNS = self._run(np.asarray(ready.image)[None], _SENTENCE, arrays)
+        *found, order_BN, words_BNS, log_probs_BNS = self._ask([ready], _SENTENCE, wanted, [given])
         self._check_labels(found[2][found[1] > 0])
         boxes_N4, scores_N, labels_N = (part[0] for part in found)
         said = Sentence(_in_file(boxes_N4, ready), scores_N, labels_N, order_BN[0], words_BNS[0], log_probs_BNS[0])
-        names = self.names if wanted is None else [self.names[n] for n in wanted]
-        return _of_classes(told(said, language, known, self.names), names)
+        return told(said, language, check_known(given, ready.size, self.names), self.names)
 
     def run(self, images_BHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """All that the file says of images of one size: boxes (B, D, 4), scores (B, D) and labels (B, D).
@@ -187,22 +222,8 @@ class Detector(Finder):
         try:
             return self._session.run(outputs, given)
         except Exception as error:  # onnxruntime's errors have no common class but this one
-            shape = " x ".join(map(str, images_BHW3.shape))
+            shape = " x ".join(map(str, np.shape(images_BHW3)))
             raise UserError(f"{self.path} can't be computed on images of {shape}: {_first_line(error)}") from error
-
-
-def _of_classes(parts: Iterator[Word | Written], names: Sequence[str]) -> Iterator[Word | Written]:
-    """Objects of these classes with their words, given ones and noise."""
-    words: list[Word] = []
-    for part in parts:
-        if isinstance(part, Written):
-            if part.given or part.name in names:
-                yield from words
-                yield part
-            words = []
-        else:
-            words.append(part)
-    yield from words  # of an object in which the sentence ends
 
 
 def _of_one_size(ready: Sequence[Ready]) -> Iterator[list[int]]:
@@ -271,7 +292,10 @@ def _facts(session: Any, path: Path) -> Facts:
         raise wrong
     if len(set(names)) < len(names):
         raise _changed(path, "two of its classes have the same name")
-    if not ("images" in inputs <= {"images", "seed"} and outputs >= set(_OUTPUTS if language is None else _SENTENCE)):
+    optional = {given.name for given in session.get_overridable_initializers()}
+    asked = language is None or optional >= {"given_boxes", "given_labels", "wanted_classes"}
+    said_all = outputs >= set(_OUTPUTS if language is None else _SENTENCE)
+    if not ("images" in inputs <= {"images", "seed"} and asked and said_all):
         raise wrong
     return facts
 

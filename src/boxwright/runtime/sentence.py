@@ -61,18 +61,25 @@ class Sentence(NamedTuple):
     log_probs_NS: np.ndarray
 
 
-def given_arrays(known: Sequence[tuple[int, Box]], objects: int) -> dict[str, np.ndarray]:
-    """Given objects as a file takes them for one image; none as one that is not there.
+def given_arrays(known: Sequence[Sequence[tuple[int, Box]]], objects: int) -> dict[str, np.ndarray]:
+    """Given objects as a file takes them, a list for each image; behind the last of an image, some that are not there.
 
     Raises:
-        UserError: for so many that nothing could follow.
+        UserError: for so many in one image that nothing could follow.
     """
-    require(
-        len(known) < objects, f"{len(known)} objects are given, and a sentence holds {objects}, given ones included."
-    )
-    boxes = [box for _, box in known] or [(0.0, 0.0, 0.0, 0.0)]
-    labels = [label for label, _ in known] or [-1]
-    return {"given_boxes": np.array([boxes], np.float32), "given_labels": np.array([labels], np.int64)}
+    most = max(map(len, known))
+    require(most < objects, f"{most} objects are given, and a sentence holds {objects}, given ones included.")
+    boxes_BG4 = np.zeros((len(known), max(1, most), 4), np.float32)
+    labels_BG = np.full(boxes_BG4.shape[:2], -1, np.int64)
+    for row, own in enumerate(known):
+        for place, (label, box) in enumerate(own):
+            boxes_BG4[row, place], labels_BG[row, place] = box, label
+    return {"given_boxes": boxes_BG4, "given_labels": labels_BG}
+
+
+def wanted_array(classes: Sequence[int] | None, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Which classes a file is to write, as it takes them; nothing for all."""
+    return {} if classes is None else {"wanted_classes": np.isin(np.arange(len(names)), list(classes))}
 
 
 def told(

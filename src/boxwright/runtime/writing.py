@@ -74,6 +74,18 @@ def check_known(objects: Any, size: tuple[int, int], names: Sequence[str]) -> li
     return [(position(name, names), _box(box, *size)) for name, box in objects]
 
 
+def check_lists(given: Any, images: int) -> Sequence[Known]:
+    """The known objects of each of several images; none of any where None is given.
+
+    Raises:
+        UserError: for what is no list of a list for each image.
+    """
+    known = [()] * images if given is None else given
+    require(isinstance(known, list | tuple), f"given objects are a list for each image, not {known!r}.")
+    require(len(known) == images, f"given objects are for {len(known)} images, but there are {images}.")
+    return known
+
+
 def _box(box: Any, width: int, height: int) -> Box:
     wrong = UserError(f"a box is four numbers x1, y1, x2, y2, not {box!r}.")
     try:

@@ -37,7 +37,9 @@ def of_objects(log_probs_BL: Tensor, slots: int = 5) -> Tensor:
     return log_probs_BL.unflatten(1, (-1, slots)).sum(-1)
 
 
-def score(said: Generated, how: Scores, slots: int = 5, classes: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+def score(
+    said: Generated, how: Scores, slots: int = 5, classes: Sequence[int] | Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Scores in [0, 1] and class positions of the objects of generated sentences, each (B, N).
 
     The class is the most probable one, whichever token was written; given objects, and places behind the end, have
@@ -49,7 +51,8 @@ def score(said: Generated, how: Scores, slots: int = 5, classes: Sequence[int] |
             and of this class. "classes" is that among all classes alone, which says nothing of noise. "product" is
             "full" times the geometric mean of the probabilities of the written coordinates.
         slots: tokens of an object.
-        classes: positions of those that count, by default all; their scores are the same with and without the others.
+        classes: positions of those that count, or a mask (K,); by default all. Their scores are the same with and
+            without the others.
 
     Raises:
         UserError: for no such kind of score.
@@ -60,10 +63,16 @@ def score(said: Generated, how: Scores, slots: int = 5, classes: Sequence[int] |
     if how == "classes":
         class_BNK = class_BNK.log_softmax(-1).where(class_BNK > -torch.inf, -torch.inf)
     if classes is not None:
-        others_K = torch.ones(class_BNK.shape[-1], dtype=torch.bool, device=class_BNK.device)
-        others_K[list(classes)] = False
-        class_BNK = class_BNK.masked_fill(others_K, -torch.inf)
+        class_BNK = class_BNK.masked_fill(~_mask(classes, class_BNK), -torch.inf)
     best_BN, labels_BN = class_BNK.max(-1)
     if how == "product":
         best_BN = best_BN + said.log_probs_BL.unflatten(1, (-1, slots))[..., :-1].mean(-1)
     return best_BN.exp(), labels_BN
+
+
+def _mask(classes: Sequence[int] | Tensor, class_BNK: Tensor) -> Tensor:
+    if isinstance(classes, Tensor):
+        return classes
+    wanted_K = torch.zeros(class_BNK.shape[-1], dtype=torch.bool, device=class_BNK.device)
+    wanted_K[list(classes)] = True
+    return wanted_K

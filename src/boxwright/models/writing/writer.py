@@ -57,13 +57,13 @@ class Writer(Detector):
         """The words (B, slots * N) of the objects of a batch, -1 behind the last of each image."""
         raise NotImplementedError
 
-    def read(self, said: Generated, raw: Any = None, classes: Sequence[int] | None = None) -> Predictions:
+    def read(self, said: Generated, raw: Any = None, classes: Sequence[int] | Tensor | None = None) -> Predictions:
         """Boxes and classes in the order in which they were written; of these classes only, where some are named.
 
         Args:
             said: sentences.
             raw: of which they are; by default images of the detector's own canvas.
-            classes: positions of these, by default all.
+            classes: positions of these, or a mask (K,); by default all.
         """
         raise NotImplementedError
 

@@ -76,6 +76,32 @@ def test_an_image_is_dropped_its_boxes_are_thinned_out_and_saved(address, tmp_pa
     assert all(url.startswith((address, "blob:", "data:")) for url in asked)
 
 
+def test_another_image_is_chosen_by_the_button_or_by_keys_and_of_several_dropped_the_first_is_told(address):
+    with sync_api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(address)
+        page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": picture()})
+        page.wait_for_selector("#other:enabled")
+        with page.expect_file_chooser(timeout=5000):
+            page.click("#other")
+        with page.expect_file_chooser(timeout=5000):
+            page.press("#file", "Enter")
+        choosers = []
+        page.on("filechooser", lambda chooser: choosers.append(chooser))
+        page.click("#canvas")
+        page.evaluate(
+            """() => document.getElementById("canvas").toBlob((blob) => {
+                 const dataTransfer = new DataTransfer();
+                 for (const name of ["b.png", "c.png", "d.png"]) dataTransfer.items.add(new File([blob], name));
+                 document.dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true }));
+               })"""
+        )
+        page.wait_for_selector("text=/^b.png, .* Only this one of the 3 files was taken[.]$/")
+        browser.close()
+    assert not choosers
+
+
 @pytest.fixture
 def writer(tmp_path: Path) -> Iterator[str]:
     """The same with a detector that writes, at random."""
@@ -147,6 +173,42 @@ def test_a_sentence_is_stopped(writer):
         assert page.is_hidden("#sentence")
         assert page.inner_text("#count") == "12"
         browser.close()
+    assert not faults
+
+
+def test_a_box_drawn_while_another_is_being_written_takes_its_place(writer):
+    with sync_api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page, faults = browser.new_page(), []
+        page.on("pageerror", lambda error: faults.append(error))
+        page.goto(writer)
+        page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": picture()})
+        page.wait_for_selector("#watch:enabled")
+        _slide(page, 0)
+        page.check("#draw")
+        page.click("#watch")
+        page.wait_for_selector("#sentence li:nth-child(2)")
+        page.press("#canvas", "Enter")
+        page.wait_for_selector("text=1 drawn")
+        assert page.evaluate("beginning") is None
+        page.click("text=Let it finish")
+        # The drag begins in the pause behind the last word of an object, before the object itself is shown.
+        dragged, annotations = page.evaluate(
+            """() => new Promise((resolve) => {
+                 const canvas = byId("canvas");
+                 canvas.setPointerCapture = () => {};
+                 const observer = new MutationObserver(() => {
+                   if (!document.querySelector("#sentence li:nth-child(2) .word:nth-child(5)")) return;
+                   observer.disconnect();
+                   canvas.dispatchEvent(new PointerEvent("pointerdown", { button: 0, pointerId: 1 }));
+                   setTimeout(() => resolve([beginning?.dragged, found.annotations.length]), 300);
+                 });
+                 observer.observe(byId("sentence"), { childList: true, subtree: true });
+               })"""
+        )
+        browser.close()
+    assert dragged
+    assert annotations == 1
     assert not faults
 
 

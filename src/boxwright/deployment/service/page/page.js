@@ -45,7 +45,7 @@ async function introduce() {
   }
 }
 
-async function detect(chosen) {
+async function detect(chosen, of = 1) {
   forgetWriting();
   const number = ++asked;
   file = chosen;
@@ -54,7 +54,8 @@ async function detect(chosen) {
   picture = await createImageBitmap(file, { imageOrientation: "from-image" }).catch(() => null);
   if (number !== asked) return;
   show();
-  tell(`${file.name || "image"}: looking ...`);
+  const only = of > 1 ? ` Only this one of the ${of} files was taken.` : "";
+  tell(`${file.name || "image"}: looking ...${only}`);
   const form = new FormData();
   form.append("images", file, file.name || "pasted.png");
   form.append("threshold", "0");
@@ -65,9 +66,10 @@ async function detect(chosen) {
     found = answer;
     const seconds = ((performance.now() - started) / 1000).toFixed(2);
     const unseen = picture ? "" : " This browser cannot show the format; the boxes are right.";
-    tell(`${answer.images[0].file_name}, ${answer.images[0].width} x ${answer.images[0].height}, ${seconds} s.${unseen}`);
+    const { file_name, width, height } = answer.images[0];
+    tell(`${file_name}, ${width} x ${height}, ${seconds} s.${unseen}${only}`);
   } catch (error) {
-    if (number === asked) tell(error.message, true);
+    if (number === asked) tell(error.message + only, true);
   }
   if (number === asked) show();
 }
@@ -177,7 +179,7 @@ function save() {
 }
 
 function first(files) {
-  if (files && files.length) detect(files[0]);
+  if (files && files.length) detect(files[0], files.length);
 }
 
 byId("file").addEventListener("change", (event) => {
@@ -185,7 +187,8 @@ byId("file").addEventListener("change", (event) => {
   event.target.value = "";
 });
 byId("drop").addEventListener("click", (event) => {
-  if (found || picture) event.preventDefault(); // a click on the picture chooses no other; the button does
+  // A click on the picture chooses no other; one on the field within does, by the button or by keys.
+  if ((found || picture) && event.target !== byId("file")) event.preventDefault();
 });
 byId("other").addEventListener("click", () => byId("file").click());
 byId("save").addEventListener("click", save);

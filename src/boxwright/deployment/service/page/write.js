@@ -115,6 +115,7 @@ async function showObject(words, object, signal, counts) {
   const noise = words.some(({ slot, text }) => slot === "class" && text === "noise");
   const counted = !object.given && object.score > threshold();
   const row = await showWords(words, counted ? PACE : QUICK / words.length, signal);
+  if (signal.aborted) throw new Error("stopped"); // what is drawn by now is the user's
   row.style.setProperty("--class", colour(object.category_id));
   row.classList.toggle("noise", !counted && !object.given);
   counts.noise += noise;
@@ -192,6 +193,7 @@ const tenth = (value) => Math.round(value * 10) / 10;
 // What the detector said is taken away: it will be said anew, after these.
 function draw(boxes) {
   interrupt();
+  beginning = null;
   drawn = boxes;
   found = { ...found, annotations: [...drawn] };
   tell(drawn.length ? `${drawn.length} drawn; the detector can write what is missing.` : "nothing is drawn.");
@@ -232,7 +234,7 @@ function stopDragging(event) {
   const bbox = boxOf(beginning);
   beginning = null;
   if (event.type === "pointerup" && Math.min(bbox[2], bbox[3]) >= LEAST) draw([...drawn, drawnObject(bbox)]);
-  else paint();
+  else show();
 }
 
 const ARROWS = { ArrowLeft: [-STEP, 0], ArrowRight: [STEP, 0], ArrowUp: [0, -STEP], ArrowDown: [0, STEP] };

@@ -1,5 +1,6 @@
 """The verb: how it begins, whom it serves, how it ends."""
 
+import errno
 import json
 import os
 import signal
@@ -54,6 +55,33 @@ def test_a_port_that_is_taken(tmp_path, capsys):
     error = capsys.readouterr().err
     assert f"127.0.0.1:{port} can't be listened at" in error
     assert "Choose another --port." in error
+
+
+def test_a_port_that_another_takes_while_the_model_is_opened(tmp_path, monkeypatch, capsys):
+    def taken(*_):
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+    monkeypatch.setattr(socket.socket, "listen", taken)
+    assert main(["serve", str(white_boxes(tmp_path / "model.onnx")), "--port", "0"]) == 2
+    error = capsys.readouterr().err
+    assert "127.0.0.1:0 can't be listened at" in error
+    assert "Choose another --port." in error
+
+
+def test_a_key_is_taken_without_what_stands_around_it_and_an_empty_one_is_none(tmp_path, monkeypatch, capsys):
+    keys = []
+    monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: None)
+    monkeypatch.setattr("boxwright.deployment.service.app.make_app", lambda *given: keys.append(given[2]))
+    command = ["serve", str(white_boxes(tmp_path / "model.onnx")), "--port", "0"]
+    for key in ("secret", " secret\n"):
+        monkeypatch.setenv("BOXWRIGHT_API_KEY", key)
+        assert main(command) == 0
+    assert keys == ["secret"] * 2
+    capsys.readouterr()
+    for key in ("", " \n"):
+        monkeypatch.setenv("BOXWRIGHT_API_KEY", key)
+        assert main(command) == 2
+        assert capsys.readouterr().err.startswith("error: BOXWRIGHT_API_KEY is set, but empty")
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
@@ -114,6 +115,7 @@ def test_limits(client):
             {"thresh": "0.9"},
             "there is no field 'thresh' (did you mean 'threshold'?); there are images, threshold, classes.",
         ),
+        ({"threshold": ["0.4", "0.9"]}, "threshold: send it once, not 2 times."),
         ({"images": "hello"}, "images: send files, not text (with curl, images=@photo.jpg)"),
     ],
 )
@@ -180,6 +182,7 @@ def test_head_is_get_without_the_body(client):
         assert answer.headers["content-length"] == client.get(path).headers["content-length"]
     assert client.head("/detect").status_code == client.get("/detect").status_code == 405
     assert said(client.get("/nowhere"), 404) == "Not Found"
+    assert said(client.post("/detect/"), 404) == said(client.get("/model/"), 404) == "Not Found"
 
 
 def test_openapi_describes_the_routes(client):
@@ -267,6 +270,23 @@ def test_bodies_on_their_way_take_no_places_but_are_limited_together(finder):
             assert await send_body(app, TWO) == 200
 
     asyncio.run(come())
+
+
+@pytest.mark.parametrize("end", [PART + PART, TWO[:-5], TWO[:-4], TWO[:-50], b"", b"--x\r\n"])
+def test_a_form_that_is_cut_short_is_refused(client, end):
+    headers = {"content-type": 'multipart/form-data; boundary="x"'}
+    assert "closing boundary" in said(client.post("/detect", content=end, headers=headers), 400)
+    bits = (TWO[i : i + 7] for i in range(0, len(TWO), 7))
+    for whole in (TWO, TWO[:-2], TWO + b"\r\n", bits):
+        assert len(client.post("/detect", content=whole, headers=headers).json()["images"]) == 2
+
+
+def test_uploads_are_not_stored(served, monkeypatch):
+    client = served(bytes=10**7)
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", lambda file: pytest.fail("a file is written"))
+    large = picture((700, 500), kind="bmp")
+    assert len(large) > 10**6
+    assert client.post("/detect", files=files(large, large)).status_code == 200
 
 
 def test_several_images_of_one_request_need_room_for_each(served):

@@ -117,7 +117,10 @@ def test_given_objects_are_the_beginning(served, tiny):
         ('[{"category": "box", "bbox": [1, 2, 3]}]', "given: 0.bbox"),
         ('[{"category": "box", "bbox": [1, 2, 3, 4], "score": 1}]', "given: 0.score"),
         ('[{"category": "bix", "bbox": [1, 2, 3, 4]}]', "given: the detector doesn't know the class 'bix'"),
-        ('[{"category": "box", "bbox": [90, 0, 7, 9]}]', "inside its image of 96 x 64 pixels"),
+        (
+            '[{"category": "box", "bbox": [90, 0, 7, 9]}]',
+            "[90.0, 0.0, 7.0, 9.0] is no box x, y, width, height inside its image of 96 x 64 pixels.",
+        ),
         ('[{"category": "box", "bbox": [-1, 0, 7, 9]}]', "inside its image"),
         ('[{"category": "box", "bbox": [5, 5, -1, 9]}]', "no box"),
         ('[{"category": "box", "bbox": [NaN, 0, 7, 9]}]', "given: "),
@@ -145,6 +148,8 @@ def test_other_faults_are_those_of_the_other_routes(served, client):
     assert "100,000 bytes" in said(ask(writes, bytes(200_000)), 413)
     assert "image" in said(writes.post("/write", data={"given": "[]"}), 422)
     assert "image: send files, not text" in said(writes.post("/write", data={"image": "hello"}), 422)
+    twice = [("image", ("a.png", picture(), "image/png"))] * 2
+    assert said(writes.post("/write", files=twice), 422) == "image: send it once, not 2 times."
     assert "there is no field 'givn' (did you mean 'given'?)" in said(ask(writes, givn="[]"), 422)
     assert "key" in said(ask(served(Writer(), key="secret")), 401)
     assert said(ask(served(Writer(breaks_at=0))), 500) == "the service failed; its log says why."

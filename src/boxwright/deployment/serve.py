@@ -6,6 +6,8 @@ import errno
 import logging
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
@@ -43,8 +45,7 @@ def serve(
     """
     require(0 <= port < 2**16, f"--port is 0 to 65535, not {port}.")
     limits.check()
-    key = os.environ.get(KEY) or None
-    require(key is None or key.isascii(), f"{KEY} must be of ASCII characters, as they go into a header.")
+    key = _key()
     try:
         import uvicorn
 
@@ -62,7 +63,8 @@ def serve(
             make_app(detector, limits, key), log_level="warning", access_log=False, backlog=_BACKLOG, ws="none",
             timeout_graceful_shutdown=int(limits.seconds) + 1, server_header=False,
         )  # fmt: skip
-        listener.listen(_BACKLOG)  # who reads the address may ask at once
+        with _wording(host, port):  # of two that bound it at once, one comes to listen
+            listener.listen(_BACKLOG)  # who reads the address may ask at once
         shown = f"[{host}]" if ":" in host else host
         console = make_console()
         console.print(f"{model}: http://{shown}:{listener.getsockname()[1]} (Ctrl-C ends it)")
@@ -74,15 +76,33 @@ def serve(
             console.print("ended")
 
 
+def _key() -> str | None:
+    """The key that callers must send, or None: as a file has it, perhaps with a line's end."""
+    given = os.environ.get(KEY)
+    if given is None:
+        return None
+    key = given.strip()
+    require(key, f"{KEY} is set, but empty; give it a key, or unset it to let anybody ask.")
+    require(key.isascii(), f"{KEY} must be of ASCII characters, as they go into a header.")
+    return key
+
+
 def _listening(host: str, port: int) -> socket.socket:
     """A socket at this address, or why there is none."""
-    try:
+    with _wording(host, port):
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+    return listener
+
+
+@contextmanager
+def _wording(host: str, port: int) -> Iterator[None]:
+    """Why nobody can listen there, as one sentence."""
+    try:
+        yield
     except OSError as error:
         wrong = "host" if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL else "port"
         said = f"{host}:{port} can't be listened at: {error.strerror or error}. Choose another --{wrong}."
         raise UserError(said) from error
-    return listener

@@ -15,7 +15,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.formparsers import MultiPartParser
 
 from boxwright import __version__
 from boxwright.classes import class_positions
@@ -43,6 +45,7 @@ _GIVEN = (
     "height]}."
 )
 _ADVICE = ": ask for objects="  # of a detector to who calls it from Python; there is no such thing to ask here
+_SEVERAL = ("images", "classes")  # fields that may be repeated
 _CLASSES = "Names of the classes to look for; by default all."
 
 
@@ -146,6 +149,8 @@ def make_app(detector: Finder, limits: Limits = Limits(), key: str | None = None
         UserError: for limits that let nothing through.
     """
     service = Service(detector, limits)
+    # An upload over this would go into a file; no body that passes `Guard` is.
+    MultiPartParser.spool_max_size = max(MultiPartParser.spool_max_size, limits.bytes)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -156,6 +161,7 @@ def make_app(detector: Finder, limits: Limits = Limits(), key: str | None = None
     app = FastAPI(
         title="boxwright", version=__version__, summary="Finds objects in images.", lifespan=lifespan,
         docs_url=None, redoc_url=None, dependencies=security,  # FastAPI's pages would fetch scripts from elsewhere
+        redirect_slashes=False,
     )  # fmt: skip
     _add_routes(app, service)
     _add_page(app)
@@ -169,16 +175,21 @@ def make_app(detector: Finder, limits: Limits = Limits(), key: str | None = None
 
 
 def _takes(*fields: str) -> Callable[[Request], Awaitable[None]]:
-    """What refuses form fields other than these, and parameters in the address: they would do nothing, unnoticed."""
+    """What refuses form fields other than these, one field twice, and parameters in the address: they would do
+    nothing, unnoticed.
+    """
 
     async def check(request: Request) -> None:
         if request.query_params:
             named = ", ".join(request.query_params)
             raise Refused(422, f"{named}: send it in the body; behind the ? of an address nothing is read.")
-        for name in await request.form() if fields else ():
+        form = await request.form() if fields else FormData()
+        for name in form:
             if name not in fields:
                 hint = f"{nearest(name, fields)}; there are {', '.join(fields)}."
                 raise Refused(422, f"there is no field {name[:50]!r}{hint}")
+            if name not in _SEVERAL and len(form.getlist(name)) > 1:
+                raise Refused(422, f"{name}: send it once, not {len(form.getlist(name))} times.")
 
     return check
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from fastapi import HTTPException
+from python_multipart.multipart import parse_options_header
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -14,6 +15,7 @@ from boxwright.deployment.service.faults import refusal
 from boxwright.deployment.service.limits import Limits
 from boxwright.deployment.service.metrics import Metrics
 
+_TAIL = 1024  # bytes, in which a form closes; behind that it may have a few that mean nothing
 NO_ROOM = "too many images are waiting; come back later, as Retry-After says."
 
 
@@ -105,7 +107,8 @@ class Guard:
         elif self.room.taken >= self.room.size:
             await no_room(self.wait())(scope, receive, send)
         else:
-            with self._limited(receive) as limited:  # the routes take the places, once the images are there
+            with self._limited(receive, _ending(headers)) as limited:
+                # The routes take the places, once the images are there.
                 await self.app(scope, limited, send)
 
     def _has_key(self, headers: dict[bytes, bytes]) -> bool:
@@ -114,24 +117,31 @@ class Guard:
         return kind.lower() == b"bearer" and secrets.compare_digest(given.strip(), self.key.encode())
 
     @contextmanager
-    def _limited(self, receive: Receive) -> Iterator[Receive]:
-        """The body, as long as it is not too long, comes in time, and the bodies here are not too much together."""
-        end, size, more = time.monotonic() + self.limits.seconds, 0, True
+    def _limited(self, receive: Receive, ending: bytes) -> Iterator[Receive]:
+        """The body, as long as it is not too long, comes in time and whole, and all here together are not too long.
+
+        Args:
+            receive: gives the body.
+            ending: what stands near its end, as of a form that is not cut short.
+        """
+        end, size, more, tail = time.monotonic() + self.limits.seconds, 0, True, b"\r\n"
 
         async def limited() -> Message:
-            nonlocal size, more
+            nonlocal size, more, tail
             if not more:
                 return await receive()
             try:
                 message = await asyncio.wait_for(receive(), max(0.0, end - time.monotonic()))
             except TimeoutError:
                 raise HTTPException(408, f"the request took over {self.limits.seconds:g} s to arrive.") from None
-            came, more = len(message.get("body", b"")), message.get("more_body", False)
-            size, self.held = size + came, self.held + came
+            body, more = message.get("body", b""), message.get("more_body", False)
+            size, self.held, tail = size + len(body), self.held + len(body), (tail + body[-_TAIL:])[-_TAIL:]
             if size > self.limits.bytes:
                 raise HTTPException(413, self._too_long())
             if self.held > self.limits.queue * self.limits.bytes:
                 raise HTTPException(503, NO_ROOM, {"Retry-After": str(self.wait())})
+            if message["type"] == "http.request" and not more and ending not in tail:
+                raise HTTPException(400, "the form is cut short: its closing boundary is missing.")
             return message
 
         try:
@@ -146,6 +156,13 @@ class Guard:
 def no_room(seconds: int) -> Response:
     """The answer to who comes while there is no room."""
     return refusal(503, NO_ROOM, {"Retry-After": str(seconds)})
+
+
+def _ending(headers: dict[bytes, bytes]) -> bytes:
+    """What closes a form of several parts; nothing where the body is none, or has parts without a boundary."""
+    kind, options = parse_options_header(headers.get(b"content-type"))
+    boundary = options.get(b"boundary") if kind == b"multipart/form-data" else None
+    return b"\r\n--" + boundary + b"--" if boundary else b""
 
 
 def _length(headers: dict[bytes, bytes]) -> int:

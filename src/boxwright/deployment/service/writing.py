@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Annotated, Any
 
@@ -12,11 +12,12 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.types import Receive, Scope, Send
 
-from boxwright.config import UserError
+from boxwright.classes import position
+from boxwright.config import UserError, require
 from boxwright.deployment.service.batching import Object, Sentence, Told
 from boxwright.deployment.service.faults import Refused, in_words
 from boxwright.runtime.finder import Finder
-from boxwright.runtime.writing import Known, Word, Written, check_known
+from boxwright.runtime.writing import Known, Word, Written
 
 _ROUNDED = 0.01  # pixels: what a COCO file loses by rounding may reach out of the image
 
@@ -79,12 +80,20 @@ def read_given(text: str, size: tuple[int, int], detector: Finder) -> Known:
     except ValidationError as error:
         said = in_words([{**one, "loc": ("given", *one["loc"])} for one in error.errors()])
         raise Refused(422, f"given: {said}") from None
-    known = [(one.category, _corners(one.bbox, size)) for one in objects]
+    return [_known(one, size, detector.names) for one in objects]
+
+
+def _known(one: Given, size: tuple[int, int], names: Sequence[str]) -> tuple[str, tuple[float, ...]]:
+    """A known object, or why it is none: its box in the form in which it was sent."""
+    x1, y1, x2, y2 = corners = _corners(one.bbox, size)
+    inside = 0 <= x1 <= x2 <= size[0] and 0 <= y1 <= y2 <= size[1]
+    said = f"the bbox {list(one.bbox)} is no box x, y, width, height inside its image of {size[0]} x {size[1]} pixels."
     try:
-        check_known(known, size, detector.names)
+        position(one.category, names)
+        require(inside, said)
     except UserError as error:
         raise Refused(422, f"given: {error}") from None
-    return known
+    return one.category, corners
 
 
 def _corners(bbox: tuple[float, ...], size: tuple[int, int]) -> tuple[float, ...]:

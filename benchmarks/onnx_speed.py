@@ -28,7 +28,7 @@ import torch
 from boxwright.data.read import read
 from boxwright.data.records import Dataset, Record
 from boxwright.deployment.onnx_file import save, to_onnx
-from boxwright.deployment.parity import average_precision, eager, first, images
+from boxwright.deployment.parity import average_precision, eager, first, images, in_file
 from boxwright.deployment.quantise import FINE, to_fp16, to_int8
 from boxwright.models import zoo
 from boxwright.models.patchseq import PatchSeq
@@ -86,7 +86,10 @@ def rows(weights: Path, cells: Dataset, repeats: int) -> None:
     taken = dict(zip(files, in_turns([partial(file.run, one_1HW3) for file in files.values()], repeats), strict=True))
     for name, file in files.items():
         size, faster = megabytes(models[name]), taken["fp32"] / taken[name]
-        said = [first(file.run(image_HW3[None]), detector) for image_HW3 in images(shown, detector.image_size)]
+        looked = zip(shown, images(shown, detector.image_size), strict=True)
+        said = [
+            in_file(first(file.run(image_HW3[None]), detector), image_HW3.shape, record) for record, image_HW3 in looked
+        ]
         ap = average_precision(shown, said, cells.names, detector) or 0.0
         what = f"{zoo.name_of(detector)}, {detector.image_size} px{', by heart' if by_heart else ''}"
         smaller = megabytes(plain) / size

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from PIL import Image
 from boxwright.config import UserError
 from boxwright.data.records import Record
 from boxwright.deployment.export import Pictures, export
-from boxwright.deployment.parity import average_precision, compare
+from boxwright.deployment.parity import Parity, average_precision, compare, spoken_over
 from boxwright.detections import Detections
 from boxwright.inference.predictor import Predictor
 from boxwright.models.weights import save_detector
@@ -98,7 +100,7 @@ def test_a_file_that_says_something_else_is_not_left(tmp_path, photos, monkeypat
 
     monkeypatch.setattr("boxwright.deployment.parity.compare", lambda *given: Wrong())
     save_detector(tmp_path / "x.safetensors", begun("dense"), {})
-    with pytest.raises(UserError, match="differs from its source"):
+    with pytest.raises(UserError, match=r"x\.onnx was not written, as it is not proven equal to its source: 3 of 4"):
         export(tmp_path / "x", out=tmp_path / "x.onnx")
     assert not (tmp_path / "x.onnx").exists()
 
@@ -122,7 +124,7 @@ def test_where_8_bits_cost_too_much_more_layers_stay_whole(tmp_path, photos, mon
     ("given", "said"),
     [
         ({"precision": "int8"}, "int8 learns its ranges from your images: give --data"),
-        ({"precision": "fp16"}, "is measured in AP: give --data with the classes cat, dog"),
+        ({"precision": "fp16"}, "is measured in AP: give --data with objects of cat, dog"),
         ({"precision": "int4"}, "--precision is one of fp32, fp16, int8, not 'int4'"),
         ({"to": "coreml"}, "--to is onnx, not 'coreml'"),
         ({"out": "x.safetensors"}, r"--out is a file that ends in \.onnx, not x\.safetensors"),
@@ -156,6 +158,29 @@ class Lists:
     def run(self, images):
         scores = np.array([[score, 0.0] for score in self.scores[: len(images)]], np.float32)
         return np.zeros((*scores.shape, 4), np.float32), scores, np.zeros(scores.shape, np.int64)
+
+
+@pytest.mark.parametrize(("scores", "over", "objects"), [((0.9, 0.3, 0.02), 0.05, 2), ((0.04, 0.03, 0.02), 0.0, 3)])
+def test_where_nothing_is_said_aloud_the_best_are_compared(scores, over, objects):
+    found = Detections(np.zeros((3, 4)), np.array(scores), np.zeros(3, np.int64), ("cat",))
+    spoken = spoken_over("fp32", [found, found.above(1.0)])
+    assert spoken == pytest.approx(over or 0.02)
+    assert len(found.above(spoken)) == objects
+
+
+@pytest.mark.parametrize("ap", [None, 0.4])
+def test_fewer_bits_are_not_judged_by_what_finds_nothing(ap):
+    numbers = dict.fromkeys(("images", "spoken", "objects", "missing", "box_px", "score"), 0)
+    beside = {"batch_missing": 0, "batch_px": 0.0, "batch_score": 0.0, "grey": 0}
+    assert any("tell" in fault for fault in Parity("int8", **numbers, ap_source=ap, ap_file=ap, **beside).faults)
+
+
+def test_data_without_an_object_that_the_detector_knows_is_refused_at_once(tmp_path, photos):
+    save_detector(tmp_path / "x.safetensors", begun("dense"), {})
+    said = {"images": [{"id": 1, "file_name": "0.png", "width": 64, "height": 48}], "annotations": []}
+    (tmp_path / "annotations.json").write_text(json.dumps(said | {"categories": [{"id": 1, "name": "cat"}]}))
+    with pytest.raises(UserError, match="what int8 costs is measured in AP: give --data with objects of cat, dog"):
+        export(tmp_path / "x", precision="int8", data=tmp_path)
 
 
 def test_other_objects_beside_another_image_are_a_fault(photos):

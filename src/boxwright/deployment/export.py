@@ -66,7 +66,7 @@ def export(
     out = Path(out) if out is not None else _beside(weights, precision)
     _check(out)
     pictures = _pictures(data, detector.names)
-    unscored = f"what {precision} costs is measured in AP: give --data with the classes {', '.join(detector.names)}."
+    unscored = f"what {precision} costs is measured in AP: give --data with objects of {', '.join(detector.names)}."
     require(precision == "fp32" or pictures.names is not None, unscored)
     console.print(f"{weights} to {out}, {precision}")
     if pictures.unknown:
@@ -87,7 +87,7 @@ def export(
                 reports.append(parity)
                 return
             wrong = f"{'; '.join(parity.faults)}. {_moved(model, detector, pictures)}"
-        raise UserError(f"the exported file differs from its source: {wrong} No file is left.")
+        raise UserError(f"{out} was not written, as it is not proven equal to its source: {wrong}")
 
     write_whole(out, write)
     page = reports[0].to_markdown(out.name)
@@ -100,7 +100,7 @@ def export(
 
 def _check(out: Path) -> None:
     """Raise `UserError` for a place where the file cannot be, before minutes are spent on it."""
-    require(out.suffix == ".onnx", f"--out is a file that ends in .onnx, not {out}.")
+    require(out.suffix == ".onnx" and not out.is_dir(), f"--out is a file that ends in .onnx, not {out}.")
     there = next(folder for folder in out.absolute().parents if folder.exists())
     require(there.is_dir() and os.access(there, os.W_OK), f"nothing can be written in {there}; choose another --out.")
 
@@ -175,7 +175,8 @@ def _pictures(data: Path | str | None, known: tuple[str, ...]) -> Pictures:
     split, _ = choose_split(dataset, "val" if "val" in dataset.splits and data is not None else None)
     records = dataset.splits[split]
     others = dataset.splits.get("train", records)
-    scored = data is not None or set(dataset.names) <= set(known)
+    labels = {dataset.names[label] for record in records for label in record.labels_N[~record.ignore_N].tolist()}
+    scored = bool(labels & set(known)) if data is not None else set(dataset.names) <= set(known)
     where = "the bundled images of blood cells, as no --data is given" if data is None else f"{data}, split {split}"
     return Pictures(
         records=records,

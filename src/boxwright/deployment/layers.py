@@ -37,6 +37,8 @@ def moved(model: onnx.ModelProto, detector: Detector, image_HW3: np.ndarray) -> 
         if source.shape != file.shape:
             continue
         apart = float(np.linalg.norm(file - source) / max(float(np.linalg.norm(source)), 1e-12))
+        if not np.isfinite(apart):  # all behind it is as broken
+            return [(name, float("inf"))]
         found.append((name, apart - before))
         before = apart
     return sorted(found, key=lambda each: -each[1])

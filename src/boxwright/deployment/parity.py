@@ -25,6 +25,7 @@ from boxwright.runtime.detector import Detector as Exported
 from boxwright.types import Batch, Detections, Detector
 
 SPOKEN = {"fp32": 0.05, "fp16": 0.5, "int8": 0.5}  # objects with lower scores are not compared one by one
+FEW = 10  # objects that are compared where none has such a score
 NEAR = {"fp32": 0.5, "fp16": 4.0, "int8": 16.0}  # pixels: a box further away is another object
 PIXELS = 0.01  # by which a box may move, of an fp32 file
 SCORE = 0.001  # by which its score may
@@ -39,19 +40,22 @@ class Parity:
     Attributes:
         precision: of the file.
         images: that both looked at.
-        objects: that the source scores over `SPOKEN`.
-        missing: objects over `SPOKEN` that only one of the two says.
+        spoken: the score over which objects are compared one by one.
+        objects: that the source scores over it.
+        missing: objects over it that only one of the two says.
         box_px: the most that a side of a box moved, in pixels of the image; of objects that both say.
         score: the most that a score changed.
         ap_source, ap_file: AP in points of 100, over the classes that both detector and images have; None without any
             such object.
         batch_missing: objects of the first image that are said only alone, or only if it is not alone in its batch.
         batch_px: the most that a side of the others moves.
+        batch_score: the most that a score of theirs changes.
         grey: the most that a pixel of the file's canvas differs from Pillow's, of 255.
     """
 
     precision: str
     images: int
+    spoken: float
     objects: int
     missing: int
     box_px: float
@@ -60,6 +64,7 @@ class Parity:
     ap_file: float | None
     batch_missing: int
     batch_px: float
+    batch_score: float
     grey: int
 
     @property
@@ -73,33 +78,38 @@ class Parity:
                 found.append(f"boxes moved by up to {self.box_px:.4f} px, and {PIXELS} are allowed")
             if self.score > SCORE:
                 found.append(f"scores moved by up to {self.score:.5f}, and {SCORE} is allowed")
-            if self.batch_missing or self.batch_px > PIXELS:
-                moved = f"{self.batch_missing} objects change and boxes move by up to {self.batch_px:.4f} px"
-                found.append(f"beside another image {moved}")
+            if self.batch_missing or self.batch_px > PIXELS or self.batch_score > SCORE:
+                moved = f"boxes move by up to {self.batch_px:.4f} px and scores by {self.batch_score:.5f}"
+                found.append(f"beside another image {self.batch_missing} objects change, {moved}")
         if self.grey > GREY:
             found.append(f"resized pixels differ from Pillow's by up to {self.grey} grey levels")
         if self.ap_source is None or self.ap_file is None:
             if self.precision != "fp32":
-                found.append("no image has an object of a class that the detector knows, so that AP says nothing")
+                found.append("no image has an object of a class that the detector knows, so AP does not tell")
         else:
             moved, most = abs(self.ap_source - self.ap_file), POINTS[self.precision]
+            if self.precision != "fp32" and self.ap_source < most:
+                found.append(
+                    f"AP of the source is {self.ap_source:.2f}, so it does not tell what {self.precision} costs"
+                )
             if moved > most:
                 found.append(f"AP went from {self.ap_source:.2f} to {self.ap_file:.2f}, and {most} points are allowed")
         return found
 
     def to_markdown(self, name: str) -> str:
         """A page for whoever finds the file."""
-        ap = "| AP, source and file | no annotated images |"
+        ap = "| AP, source and file | no annotated object of a class that the detector knows |"
         if self.ap_source is not None:
             ap = f"| AP, source and file | {self.ap_source:.2f} and {self.ap_file:.2f} |"
         rows = [
             f"| precision | {self.precision} |",
             f"| images | {self.images} |",
-            f"| objects that the source scores over {SPOKEN[self.precision]} | {self.objects} |",
+            f"| objects that the source scores over {self.spoken:.2g} | {self.objects} |",
             f"| objects over it that only one of the two says | {self.missing} |",
             f"| most that a box moved | {self.box_px:.5f} px |",
             f"| most that a score moved | {self.score:.6f} |",
             f"| most that a box moves beside another image | {self.batch_px:.5f} px |",
+            f"| most that a score moves beside another image | {self.batch_score:.6f} |",
             f"| most that a resized pixel differs from Pillow's | {self.grey} of 255 |",
             ap,
         ]
@@ -122,27 +132,29 @@ def compare(
         records: the images.
         names: the classes of the annotation; None if it is not to be scored.
     """
-    fitted = _Letterbox(detector)
-    spoken, near = SPOKEN[precision], NEAR[precision]
-    pairs, grey, beside = [], 0, (0, 0.0, 0.0)
-    for number, image_HW3 in enumerate(images(records, detector.image_size)):
+    fitted, near = _Letterbox(detector), NEAR[precision]
+    sources, files, shapes, in_company, grey = [], [], [], [], 0
+    for image_HW3 in images(records, detector.image_size):
         canvas_1CHW, size_2 = fitted(image_HW3)
         grey = max(grey, _grey(canvas_1CHW, image_HW3, detector.image_size))
-        source = answer(detector, canvas_1CHW, size_2, image_HW3.shape[:2])
-        said = first(file.run(image_HW3[None]), detector)
-        pairs.append((source, said))
-        if number == 0:
+        sources.append(answer(detector, canvas_1CHW, size_2, image_HW3.shape[:2]))
+        files.append(first(file.run(image_HW3[None]), detector))
+        shapes.append(image_HW3.shape)
+        if not in_company:
             together = file.run(np.stack([image_HW3[:, ::-1], image_HW3]))
-            beside = _moved(said, first(tuple(part[1:] for part in together), detector), spoken, near)
-    moved = [_moved(source, said, spoken, near) for source, said in pairs]
+            in_company.append(first(tuple(part[1:] for part in together), detector))
+    spoken = spoken_over(precision, sources)
+    moved = [_moved(source, said, spoken, near) for source, said in zip(sources, files, strict=True)]
+    beside = _moved(files[0], in_company[0], spoken, near)
     ap_source, ap_file = (
-        None if names is None else average_precision(records, [pair[side] for pair in pairs], names, detector)
-        for side in (0, 1)
+        None if names is None else average_precision(records, [*map(in_file, said, shapes, records)], names, detector)
+        for said in (sources, files)
     )
     return Parity(
         precision=precision,
-        images=len(pairs),
-        objects=sum(len(source.above(spoken)) for source, _ in pairs),
+        images=len(sources),
+        spoken=spoken,
+        objects=sum(len(source.above(spoken)) for source in sources),
         missing=sum(missing for missing, _, _ in moved),
         box_px=max(box_px for _, box_px, _ in moved),
         score=max(score for _, _, score in moved),
@@ -150,8 +162,18 @@ def compare(
         ap_file=ap_file,
         batch_missing=beside[0],
         batch_px=beside[1],
+        batch_score=beside[2],
         grey=grey,
     )
+
+
+def spoken_over(precision: str, found: Sequence[Detections]) -> float:
+    """The score over which objects are compared: `SPOKEN`, or less where no image has such an object."""
+    usual = SPOKEN[precision]
+    if any(len(one.above(usual)) for one in found):
+        return usual
+    scores = np.sort(np.concatenate([one.scores_N for one in found]))[::-1]
+    return float(scores[min(FEW, len(scores)) - 1]) * (1 - 1e-6) if len(scores) else usual
 
 
 class _Letterbox:
@@ -241,19 +263,18 @@ def average_precision(
 
     Args:
         records: the images, whose classes are `names`.
-        found: in them, in pixels of what `images` gives.
+        found: in them, in pixels of their files.
         names: these classes.
         detector: whose classes are shared.
     """
-    best = [_scaled(one, record, detector.image_size) for one, record in zip(found, records, strict=True)]
+    best = [Detections(one.boxes_N4[:MOST], one.scores_N[:MOST], one.labels_N[:MOST], one.names) for one in found]
     per_class = score(records, [renamed(one, names) for one in best], names).per_class
     shared = [row["ap"] for name, row in per_class.items() if name in detector.names and row["ap"] >= 0]
     return 100 * sum(shared) / len(shared) if shared else None
 
 
-def _scaled(found: Detections, record: Record, side: int) -> Detections:
-    """In pixels of the file, which `open_image` may have decoded reduced."""
-    image = open_image(record.path, side)
-    factor = record.width / image.width, record.height / image.height
-    boxes_N4 = (found.boxes_N4 * np.array([*factor, *factor])).astype(np.float32)
-    return Detections(boxes_N4[:MOST], found.scores_N[:MOST], found.labels_N[:MOST], found.names)
+def in_file(found: Detections, shape: tuple[int, ...], record: Record) -> Detections:
+    """In pixels of a file whose image may have been decoded reduced, to this height and width."""
+    factor_2 = record.width / shape[1], record.height / shape[0]
+    boxes_N4 = (found.boxes_N4 * np.array(factor_2 * 2)).astype(np.float32)
+    return Detections(boxes_N4, found.scores_N, found.labels_N, found.names)

@@ -21,7 +21,7 @@ from boxwright.deployment.graph import quiet
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 LAST = ("classify", "locate", "many", "distance", "rivals", "rivalry", "offset", "weight", "place", "propose")
 LARGEST = 65504.0  # of half precision
-FINE = (4, 8)  # pixels per cell: maps up to this are not put into 8 bits, their channels differ too much
+FINE = (4, 8)  # pixels per cell: the backbone's maps up to this stay out of 8 bits, their channels differ too much
 SMALL = 2048  # numbers; a tensor under this is not worth another scale
 Reader: TypeAlias = Callable[[onnx.GraphProto, onnx.TensorProto, int], onnx.NodeProto]
 
@@ -122,7 +122,7 @@ def nothing_else(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 
 def _fine(graph: onnx.GraphProto, fine: int) -> set[str]:
-    """Maps with at most so many pixels of the canvas a cell."""
+    """Maps with at most so many pixels of the canvas a cell; one to which a coarser map was added counts as that."""
     pixels = {"canvas": 1}
     for node in graph.node:
         known = [pixels[name] for name in node.input if name in pixels]

@@ -154,14 +154,7 @@ def test_a_sentence_is_watched_and_goes_on_from_boxes_that_are_drawn(writer):
 
 
 def test_a_sentence_is_stopped(writer):
-    with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page, faults = browser.new_page(), []
-        page.on("pageerror", lambda error: faults.append(error))
-        page.goto(writer)
-        page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": picture()})
-        page.wait_for_selector("#watch:enabled")
-        _slide(page, 0)
+    with _ready_to_write(writer) as page:
         page.click("#watch")
         page.wait_for_selector("#sentence li:nth-child(2)")
         page.click("text=Stop")
@@ -172,19 +165,10 @@ def test_a_sentence_is_stopped(writer):
         page.wait_for_selector("text=b.png, 96 x 64")
         assert page.is_hidden("#sentence")
         assert page.inner_text("#count") == "12"
-        browser.close()
-    assert not faults
 
 
 def test_a_box_drawn_while_another_is_being_written_takes_its_place(writer):
-    with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page, faults = browser.new_page(), []
-        page.on("pageerror", lambda error: faults.append(error))
-        page.goto(writer)
-        page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": picture()})
-        page.wait_for_selector("#watch:enabled")
-        _slide(page, 0)
+    with _ready_to_write(writer) as page:
         page.check("#draw")
         page.click("#watch")
         page.wait_for_selector("#sentence li:nth-child(2)")
@@ -206,9 +190,23 @@ def test_a_box_drawn_while_another_is_being_written_takes_its_place(writer):
                  observer.observe(byId("sentence"), { childList: true, subtree: true });
                })"""
         )
-        browser.close()
     assert dragged
     assert annotations == 1
+
+
+@contextmanager
+def _ready_to_write(writer: str) -> Iterator:
+    """The page with an image, at a threshold of 0; nothing may go wrong on it."""
+    with sync_api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page, faults = browser.new_page(), []
+        page.on("pageerror", lambda error: faults.append(error))
+        page.goto(writer)
+        page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": picture()})
+        page.wait_for_selector("#watch:enabled")
+        _slide(page, 0)
+        yield page
+        browser.close()
     assert not faults
 
 

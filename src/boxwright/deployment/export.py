@@ -54,7 +54,7 @@ def export(
     """
     from boxwright.deployment.onnx_file import save
     from boxwright.deployment.parity import compare
-    from boxwright.deployment.writers import seeds
+    from boxwright.models.writing.writer import Writer
     from boxwright.runtime.detector import Detector as Exported
 
     console = make_console()
@@ -80,8 +80,7 @@ def export(
                 console.print(f"{wrong} Once more, with more layers in fp32:")
             save(model, temporary)
             console.print(f"{temporary.stat().st_size / 1e6:.1f} MB; comparing with the source on {pictures.said}")
-            seeds_1 = seeds(detector, 1)
-            exported = Exported(temporary, "cpu", seed=0 if seeds_1 is None else int(seeds_1))
+            exported = Exported(temporary, "cpu", seed=detector.seeds(1)[0] if isinstance(detector, Writer) else 0)
             parity = compare(exported, detector, precision, pictures.records, pictures.names)
             if not parity.faults:
                 reports.append(parity)

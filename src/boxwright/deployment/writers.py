@@ -27,7 +27,7 @@ from boxwright.models.writing.pointing import History
 from boxwright.models.writing.repeats import Repeats
 from boxwright.models.writing.sampling import Sampling, uniform
 from boxwright.models.writing.writer import Writer
-from boxwright.types import Detector, Predictions
+from boxwright.types import Predictions
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,6 @@ def language(detector: Writer | Replication) -> Language:
     grammar, classless = (detector.grammar(detector.words(), classes) for classes in (None, []))
     class_PV = grammar.allowed_PV & ~classless.allowed_PV
     return Language(grammar, detector.config.max_objects, sampling, class_PV)
-
-
-def seeds(detector: Detector, images: int) -> Tensor | None:
-    """What torch begins to draw with, for each image of a batch, (B,); None where nothing is drawn."""
-    if not isinstance(detector, Writer) or not language(detector).sampling.draws:
-        return None
-    first = detector.config.seed
-    return torch.zeros(images, dtype=torch.int64) if first is None else torch.arange(first, first + images)
 
 
 class Given(NamedTuple):

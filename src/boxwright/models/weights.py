@@ -140,7 +140,7 @@ def _read(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     stored = header.get("checksum", "")
     require(stored in ("", checksum(state)), f"{file} is damaged: its tensors have another checksum than its header.")
     bad = next((key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()), None)
-    mend = "if its training did not diverge (then lower --optim.lr), the file was changed"
+    mend = "fetch it again, or if its training diverged, train with a lower --optim.lr"
     require(bad is None, f"{file} holds numbers that are none (NaN, or infinite), first in {bad}; {mend}.")
     return header, state
 

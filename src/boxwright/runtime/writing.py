@@ -95,6 +95,12 @@ def _box(box: Any, width: int, height: int) -> Box:
     if len(corners) != 4:
         raise wrong
     x1, y1, x2, y2 = corners
-    inside = 0 <= x1 <= x2 <= width and 0 <= y1 <= y2 <= height
+    inside = is_inside((x1, y1, x2, y2), (width, height))
     require(inside, f"the given box {corners} is no box x1, y1, x2, y2 inside its image of {width} x {height} pixels.")
     return x1, y1, x2, y2
+
+
+def is_inside(box: Box, size: tuple[int, int]) -> bool:
+    """Whether this is a box, xyxy, inside an image of this width and height."""
+    x1, y1, x2, y2 = box
+    return 0 <= x1 <= x2 <= size[0] and 0 <= y1 <= y2 <= size[1]

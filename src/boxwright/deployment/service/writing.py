@@ -17,7 +17,7 @@ from boxwright.config import UserError, require
 from boxwright.deployment.service.batching import Object, Sentence, Told
 from boxwright.deployment.service.faults import Refused, in_words
 from boxwright.runtime.finder import Finder
-from boxwright.runtime.writing import Known, Word, Written
+from boxwright.runtime.writing import Box, Known, Word, Written, is_inside
 
 _ROUNDED = 0.01  # pixels: what a COCO file loses by rounding may reach out of the image
 
@@ -83,27 +83,23 @@ def read_given(text: str, size: tuple[int, int], detector: Finder) -> Known:
     return [_known(one, size, detector.names) for one in objects]
 
 
-def _known(one: Given, size: tuple[int, int], names: Sequence[str]) -> tuple[str, tuple[float, ...]]:
+def _known(one: Given, size: tuple[int, int], names: Sequence[str]) -> tuple[str, Box]:
     """A known object, or why it is none: its box in the form in which it was sent."""
-    x1, y1, x2, y2 = corners = _corners(one.bbox, size)
-    inside = 0 <= x1 <= x2 <= size[0] and 0 <= y1 <= y2 <= size[1]
+    box = _corners(one.bbox, size)
     said = f"the bbox {list(one.bbox)} is no box x, y, width, height inside its image of {size[0]} x {size[1]} pixels."
     try:
         position(one.category, names)
-        require(inside, said)
+        require(is_inside(box, size), said)
     except UserError as error:
         raise Refused(422, f"given: {error}") from None
-    return one.category, corners
+    return one.category, box
 
 
-def _corners(bbox: tuple[float, ...], size: tuple[int, int]) -> tuple[float, ...]:
+def _corners(bbox: tuple[float, ...], size: tuple[int, int]) -> Box:
     x1, y1, width, height = bbox
-    x2, y2 = x1 + width, y1 + height
-    return (
-        x1,
-        y1,
-        *(limit if limit < end <= limit + _ROUNDED else end for end, limit in zip((x2, y2), size, strict=True)),
-    )
+    ends = zip((x1 + width, y1 + height), size, strict=True)
+    x2, y2 = (limit if limit < end <= limit + _ROUNDED else end for end, limit in ends)
+    return x1, y1, x2, y2
 
 
 def line(told: Word | Written) -> bytes:

@@ -111,14 +111,18 @@ class Writer(Detector):
         full = f"{count} objects are given, and no more than {objects} can be said, given ones included"
         require(count < objects, f"{full}: ask for objects={count + 1} at least.")
         memory_BME = self.memory(raw)
-        sampling = self.config.sampling._replace(seed=self._seeds(len(memory_BME)))
+        sampling = self.config.sampling._replace(seed=self.seeds(len(memory_BME)))
         grammar = self.grammar(self.words(raw), classes, memory_BME.device)
         return begin(self.decoder, raw, grammar, objects, sampling, given_BL)
 
-    def _seeds(self, images: int) -> int | tuple[int, ...]:
-        """Of each image of a batch; without a seed, all draw alike."""
+    def seeds(self, images: int) -> tuple[int, ...]:
+        """What each image of a batch begins to draw with; without a seed, all draw alike.
+
+        Raises:
+            UserError: for a seed that is no whole number.
+        """
         first = self.config.seed
         if first is None:
-            return 0
+            return (0,) * images
         require(isinstance(first, int), f"seed is a whole number, or None, not {first!r}.")
         return tuple(range(first, first + images))

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.frozen import EXPECTED, FILES, LAST_BITS, unpack, unpack_folder
 from PIL import Image
 
 import boxwright
 import boxwright.runtime
 from boxwright.data.cache import build
+from helpers.frozen import EXPECTED, FILES, LAST_BITS, unpack, unpack_folder
 
 
 def found(predictor) -> dict[str, list]:

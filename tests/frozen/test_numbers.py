@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.frozen import EXPECTED, LAST_BITS, unpack
 
 import boxwright
 from boxwright.types import Batch, Detector
+from helpers.frozen import EXPECTED, LAST_BITS, unpack
 
 DETECTORS = ["dense", "detr", "deformable", "pix2seq", "patchseq", "replication", "small"]
 

@@ -21,8 +21,8 @@ MEASURED = Path(__file__).parent / "measured.json"
 CODE = "Apache-2.0"
 GOOD_FOR = {
     "dense": "small data, speed, the CPU",
-    "pix2seq": "published weights; research; objects given, the rest completed",
-    "patchseq": "small data, one object after the other; objects given, the rest completed",
+    "pix2seq": "published weights; research; some objects given, the rest completed",
+    "patchseq": "research; some objects given, the rest completed",
     "detr": "published weights; from ImageNet alone it needs much data and many epochs",
     "deformable": "few epochs; published weights; accuracy before speed",
 }

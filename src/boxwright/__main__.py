@@ -1,21 +1,18 @@
 """The command line: a verb, then the arguments of the function of that name.
 
-A verb's module is imported only when it is called, so that help answers at once.
+A verb's module is imported only when the verb runs, so that help answers at once.
 """
 
-import inspect
 import io
 import os
-import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from itertools import islice, zip_longest
 from threading import current_thread, main_thread
-from typing import Any, NoReturn
+from typing import Any, TextIO
 
 from boxwright import __version__
 from boxwright.config import UserError, nearest
@@ -23,7 +20,7 @@ from boxwright.extras import chief, how_to_install
 
 VERBS = {
     "demo": ("boxwright.bundled.demo", "detect blood cells with the bundled detector; --train trains it on the spot"),
-    "check": ("boxwright.data.check", "read a data set and report every fault, with its mend"),
+    "check": ("boxwright.data.check", "read a data set and report every fault, and how to fix it"),
     "convert": ("boxwright.data.convert", "write a data set as COCO, YOLO or VOC"),
     "train": ("boxwright.training.run", "annotated images in, a trained detector out"),
     "distill": ("boxwright.training.distill", "a large detector teaches a small one"),
@@ -32,7 +29,7 @@ VERBS = {
     "predict": ("boxwright.inference.predict", "find objects in images, folders or lists of them"),
     "models": ("boxwright.bundled.catalogue", "which detectors there are, how good, how fast, under which licence"),
     "import-weights": ("boxwright.interop.import_weights", "convert a published checkpoint of another project"),
-    "explain": ("boxwright.inference.explain", "show how a detector came to what it says, and where it looked"),
+    "explain": ("boxwright.inference.explain", "show how a detector came to its predictions, and where it looked"),
     "export": ("boxwright.deployment.export", "write a detector as one file that runs without torch, proven equal"),
     "serve": ("boxwright.deployment.serve", "answer over HTTP, with a page to try a detector in the browser"),
 }
@@ -43,20 +40,32 @@ def main(arguments: list[str] | None = None) -> int:
 
     0, or 1 for faults found, 2 for a mistake in the input, 130 for Ctrl-C, 143 for SIGTERM.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a class or file name that the terminal cannot show
-    try:
+    with _escaped(sys.stdout), _escaped(sys.stderr):
         try:
-            return _called(sys.argv[1:] if arguments is None else arguments)
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:  # the reader of a pipe went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+            try:
+                return _dispatch(sys.argv[1:] if arguments is None else arguments)
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError:  # the reader of a pipe closed it, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
 
 
-def _called(arguments: list[str]) -> int:
+@contextmanager
+def _escaped(stream: TextIO) -> Iterator[None]:
+    """Write characters that the terminal cannot show, as in a class or file name, as escapes such as `\\xe9`."""
+    if not isinstance(stream, io.TextIOWrapper):
+        yield
+        return
+    before = stream.errors
+    stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        stream.reconfigure(errors=before)
+
+
+def _dispatch(arguments: list[str]) -> int:
     verb = arguments[0] if arguments else "--help"
     if verb in ("-h", "--help"):
         print(_overview())
@@ -78,18 +87,18 @@ def _called(arguments: list[str]) -> int:
         return 128 + (signal.SIGTERM if stop.args else signal.SIGINT)
     except BrokenPipeError:
         raise
-    except OSError as error:  # a file system that refuses is the user's to mend, wherever it shows itself
+    except OSError as error:  # a full disk or a missing permission, which the user can fix
         return _fail(f"{error.filename or verb}: {error.strerror or error}.")
     return getattr(result, "exit_code", 0)
 
 
 @contextmanager
 def _ended_cleanly() -> Iterator[None]:
-    """SIGTERM ends a verb as Ctrl-C does, so that what is half-written is removed."""
-    own = os.getpid()
+    """Let SIGTERM end a verb as Ctrl-C does, so that half-written files are removed."""
+    main_process = os.getpid()
 
     def end(*_: Any) -> None:
-        if os.getpid() != own:  # a worker, which has nothing to remove
+        if os.getpid() != main_process:  # a forked worker, which has nothing to remove
             os._exit(128 + signal.SIGTERM)
         raise KeyboardInterrupt("SIGTERM")
 
@@ -104,97 +113,25 @@ def _ended_cleanly() -> Iterator[None]:
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    """A warning as one line, without the place in the code that it comes from."""
+    """Print a warning as one line, without its place in the code."""
     print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _overview() -> str:
-    rows = "\n".join(f"  {verb:<15} {said}" for verb, (_, said) in VERBS.items())
+    rows = "\n".join(f"  {verb:<15} {summary}" for verb, (_, summary) in VERBS.items())
     return (
         "boxwright: annotated images in, transformer object detectors out\n\n"
         f"usage: boxwright VERB [arguments]\n\n{rows}\n\n"
-        "`boxwright VERB --help` tells a verb's arguments; `boxwright --version` the version.\n"
+        "`boxwright VERB --help` lists a verb's arguments; `boxwright --version` the version.\n"
         "Start with `boxwright demo`."
     )
 
 
 def _run(verb: str, arguments: list[str]) -> Any:
-    function: Callable[..., Any] = getattr(import_module(VERBS[verb][0]), verb.replace("-", "_"))
-    from jsonargparse import ArgumentParser, auto_cli
+    function = getattr(import_module(VERBS[verb][0]), verb.replace("-", "_"))
+    from boxwright.command_line import call
 
-    class Parser(ArgumentParser):
-        """Says a mistake in one line, with the nearest right option."""
-
-        def __init__(self, *args: Any, **kwargs: Any):
-            super().__init__(*args, **kwargs | {"allow_abbrev": False})
-
-        def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
-            try:
-                return super().parse_path(cfg_path, *args, **kwargs)
-            except UnicodeDecodeError as error:
-                self.error(f"{cfg_path} is not text in UTF-8", error)
-
-        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            raise UserError(f"{_one_line(message)}{_hint(message, self)} See `boxwright {verb} --help`.") from ex
-
-    return auto_cli(
-        function, args=_config_first(_spelt(arguments, function)), prog=f"boxwright {verb}", parser_class=Parser
-    )
-
-
-def _spelt(arguments: list[str], function: Callable[..., Any]) -> list[str]:
-    """The arguments as the parser wants them: underscores in names, and a bare switch said to be true."""
-    switches = {
-        f"--{p.name}" for p in inspect.signature(function).parameters.values() if p.annotation in (bool, "bool")
-    }
-    spelt = []
-    for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
-        name, equals, value = argument.partition("=")
-        if name.startswith("--"):
-            name = "--" + name[2:].replace("-", "_")
-            if name in switches and not equals and following not in ("true", "false"):
-                equals, value = "=", "true"
-        spelt.append(name + equals + value)
-    return spelt
-
-
-def _config_first(arguments: list[str]) -> list[str]:
-    """Settings of files before all others: the parser keeps the last, and what the command line says itself counts."""
-    files, others, words = [], [], iter(arguments)
-    for word in words:
-        if word == "--config":
-            files += [word, *islice(words, 1)]
-        else:
-            (files if word.startswith("--config=") else others).append(word)
-    return files + others
-
-
-def _one_line(message: str) -> str:
-    """The parser's message without its layout; of a value that fits no type: option, value and what fits."""
-    said = " ".join(message.split()).rstrip(".")
-    union = re.search(
-        r'^Parser key "(.+?)": Does not validate .* Subtypes: \[(.*)\] Errors: .* Given value: (.*)$', said
-    )
-    plain = re.search(r'^Parser key "(.+?)": Expected a (.+)[.] Got value: (.*)$', said)
-    if misfit := union or plain:
-        name, kind, value = misfit.groups()
-        words = re.findall(r"'(\w[\w-]*)'", "".join(re.findall(r"Literal\[(.*?)\]", kind)))
-        others = re.sub(r"(typing\.)?Literal\[.*?\],? ?|<class '(\w+)'>", r"\2", kind).replace("NoneType", "null")
-        fitting = {"int": "a whole number", "float": "a number"}.get(others) if not words else None
-        fitting = fitting or f"one of: {', '.join([*words, others] if others not in ('', 'null') else words)}"
-        said = f"--{name} can't be {value!r}{nearest(value, words)}, it must be {fitting}"
-    return f"{said}."
-
-
-def _hint(message: str, parser: Any) -> str:
-    """The known option nearest to the unknown one that the message names; of what goes by its place, the places."""
-    places = [action.dest for action in parser._actions if not action.option_strings]
-    if misplaced := next((name for name in re.findall(r"--([\w.]+)", message) if name in places), None):
-        return f" {misplaced.upper()} goes by its place, without a name: {parser.prog} {' '.join(places).upper()}."
-    options = [option.lstrip("-") for action in parser._actions for option in action.option_strings or [action.dest]]
-    known = [*options, *(option.split(".")[-1] for option in options)]
-    unknown = [a or b for a, b in re.findall(r"--([\w.]+)|[Oo]ption '([\w.]+)'", message) if (a or b) not in known]
-    return nearest(unknown[0], known) if unknown else ""
+    return call(function, verb, arguments)
 
 
 def _fail(message: str) -> int:

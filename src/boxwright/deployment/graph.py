@@ -225,8 +225,8 @@ def _module(node: onnx.NodeProto) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the exporter's remarks to its own developers."""
-    before = logging.root.manager.disable
+    """Silence the exporter's remarks to its own developers; handlers that libraries give the root logger go again."""
+    before, handlers = logging.root.manager.disable, list(logging.root.handlers)
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
@@ -234,3 +234,4 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+        logging.root.handlers[:] = handlers

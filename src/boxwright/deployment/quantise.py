@@ -6,6 +6,7 @@ where something is or what (`LAST`): their outputs are few, and nothing behind t
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeAlias
@@ -74,8 +75,7 @@ def to_int8(model: onnx.ModelProto, images: Iterable[np.ndarray], fine: int = FI
         images: (H, W, 3) uint8 each, such as the detector is going to see.
         fine: maps of at most so many pixels a cell are computed in fp32.
     """
-    onnxruntime.set_default_logger_severity(3)  # errors; not that given objects are inputs with a default
-    with TemporaryDirectory() as folder, quiet():
+    with TemporaryDirectory() as folder, quiet(), _errors_only():
         plain, out = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
         onnx.save_model(model, plain)
         chosen = quantisable(model, fine)
@@ -91,6 +91,20 @@ def to_int8(model: onnx.ModelProto, images: Iterable[np.ndarray], fine: int = FI
     _store(small.graph, _read_from_8_bits)
     del small.graph.value_info[:]
     return small
+
+
+@contextmanager
+def _errors_only() -> Iterator[None]:
+    """Let onnxruntime log errors only, not that given objects are inputs with a default.
+
+    The level before can't be read, so its default comes back.
+    """
+    warnings, errors = 2, 3
+    onnxruntime.set_default_logger_severity(errors)
+    try:
+        yield
+    finally:
+        onnxruntime.set_default_logger_severity(warnings)
 
 
 def quantisable(model: onnx.ModelProto, fine: int = FINE[0]) -> list[onnx.NodeProto]:

@@ -52,9 +52,7 @@ def serve(
         from boxwright.deployment.service.app import make_app
     except ModuleNotFoundError as error:
         raise UserError(how_to_install("serving", error.name)) from None
-    for name in ("python_multipart", "python_multipart.multipart", "PIL"):  # of callers' mistakes
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    with _listening(host, port) as listener:
+    with _callers_mistakes_unlogged(), _listening(host, port) as listener:
         detector = open_detector(model, device)
         blank = Image.new("RGB", (detector.image_size,) * 2)
         # The first time takes longer, and shows whether the model computes at all.
@@ -85,6 +83,20 @@ def _key() -> str | None:
     require(key, f"{KEY} is set, but empty; give it a key, or unset it to let anybody ask.")
     require(key.isascii(), f"{KEY} must be of ASCII characters, as they go into a header.")
     return key
+
+
+@contextmanager
+def _callers_mistakes_unlogged() -> Iterator[None]:
+    """Keep out of the log what libraries report about broken uploads; the caller gets an answer that says it."""
+    loggers = [logging.getLogger(name) for name in ("python_multipart", "python_multipart.multipart", "PIL")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def _listening(host: str, port: int) -> socket.socket:

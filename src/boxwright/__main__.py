@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from boxwright import __version__
 from boxwright.config import UserError, nearest
-from boxwright.extras import chief, how_to_install
+from boxwright.extras import how_to_install, root_missing
 
 VERBS = {
     "demo": ("boxwright.bundled.demo", "detect blood cells with the bundled detector; --train trains it on the spot"),
@@ -82,7 +82,7 @@ def _dispatch(arguments: list[str]) -> int:
     except UserError as error:
         return _fail(str(error))
     except ModuleNotFoundError as error:
-        return _fail(how_to_install(f"`boxwright {verb}`", chief(error.name)))
+        return _fail(how_to_install(f"`boxwright {verb}`", root_missing(error.name)))
     except KeyboardInterrupt as stop:
         return 128 + (signal.SIGTERM if stop.args else signal.SIGINT)
     except BrokenPipeError:

@@ -1,4 +1,4 @@
-"""Box algebra. One convention inside the library: xyxy, normalised to the canvas. Others only at the edges.
+"""Box algebra. Inside the library all boxes are xyxy, normalised to the canvas; other formats only at its edges.
 
 Every function takes tensors of shape (..., 4) on any device and broadcasts over the leading dimensions.
 """
@@ -25,14 +25,14 @@ def area(boxes: Tensor) -> Tensor:
 
 
 def clip(boxes: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Every coordinate cut to [low, high]."""
+    """Clip each coordinate to [low, high]."""
     return boxes.clamp(low, high)
 
 
 def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Intersection and union of boxes that broadcast against each other.
 
-    Side by side, not in pairs of coordinates: sums and products over two numbers cost several times as much.
+    Coordinate by coordinate: reductions over a dimension of two cost several times as much.
     """
     (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = a.unbind(-1), b.unbind(-1)
     wide = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp(min=0)
@@ -42,7 +42,7 @@ def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _hull(a: Tensor, b: Tensor) -> Tensor:
-    """Area of the smallest box around each two."""
+    """Area of the smallest box that encloses both."""
     (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = a.unbind(-1), b.unbind(-1)
     wide = (torch.maximum(ax2, bx2) - torch.minimum(ax1, bx1)).clamp(min=0)
     high = (torch.maximum(ay2, by2) - torch.minimum(ay1, by1)).clamp(min=0)
@@ -50,13 +50,13 @@ def _hull(a: Tensor, b: Tensor) -> Tensor:
 
 
 def distance(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of the absolute differences of the four numbers of boxes that broadcast against each other."""
+    """L1 distance, (...,): sum of the absolute differences of the four coordinates of boxes that broadcast."""
     x, y, z, w = ((one - other).abs() for one, other in zip(a.unbind(-1), b.unbind(-1), strict=True))
     return x + y + z + w
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union in [0, 1] of boxes that broadcast; 0 where both are empty.
+    """Intersection over union in [0, 1], (...,), of boxes that broadcast; 0 where both are empty.
 
     For all pairs of (..., N, 4) and (..., M, 4) pass ``a[..., :, None, :], b[..., None, :, :]``.
     """

@@ -1,4 +1,4 @@
-"""The classes a user asks for, by name or by position."""
+"""Classes that a user selects, by name or by position."""
 
 from collections.abc import Mapping, Sequence
 from numbers import Integral
@@ -10,24 +10,24 @@ Class: TypeAlias = str | int  # its name, or its position among the names
 
 
 def class_positions(classes: Class | Sequence[Class] | None, names: Sequence[str]) -> list[int] | None:
-    """Positions of some classes of a detector, one or several, by name or position; None for all.
+    """Positions of the selected classes among `names`; None, which selects all, stays None.
 
     Raises:
-        UserError: for none, or one that it doesn't know.
+        UserError: for an empty list, or a class that the detector doesn't know.
     """
     if classes is None:
         return None
     if isinstance(classes, str | Integral):
         return [position(classes, names)]
-    several = hasattr(classes, "__iter__") and not isinstance(classes, Mapping)
-    require(several, f"classes are a name or a list of names, not {classes!r}.")
-    wanted = list(classes)  # type: ignore[arg-type]
-    require(wanted, "no class is left to look for; name at least one, or leave the choice out to find all.")
-    return [position(name, names) for name in wanted]
+    is_list = hasattr(classes, "__iter__") and not isinstance(classes, Mapping)
+    require(is_list, f"classes are a name or a list of names, not {classes!r}.")
+    selected = list(classes)  # type: ignore[arg-type]
+    require(selected, "no class is left to look for; name at least one, or leave the choice out to find all.")
+    return [position(name, names) for name in selected]
 
 
 def split_classes(classes: str | Sequence[str] | None, names: Sequence[str]) -> str | Sequence[str] | None:
-    """What a command line names: a class, a list, or names between commas where no class is called so."""
+    """Classes of a command line: a text with commas is split into names, unless a class has just that name."""
     if not isinstance(classes, str) or classes in names:
         return classes
     return [name.strip() for name in classes.split(",") if name.strip()]
@@ -36,11 +36,11 @@ def split_classes(classes: str | Sequence[str] | None, names: Sequence[str]) -> 
 def position(name: Any, names: Sequence[str]) -> int:
     """Position of a class among the names; `UserError` where it has none."""
     if isinstance(name, Integral) and not isinstance(name, bool):
-        place, last = int(name), len(names) - 1
-        require(0 <= place <= last, f"the detector has classes 0 to {last}, by position in names, not {place}.")
-        return place
+        index, last = int(name), len(names) - 1
+        require(0 <= index <= last, f"the detector has classes 0 to {last}, by position in names, not {index}.")
+        return index
     if not isinstance(name, str):
         raise UserError(f"a class is a name, or its position in names, not {name!r}.")
-    there = ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")
-    require(name in names, f"the detector doesn't know the class {name!r}{nearest(name, names)}; it knows {there}.")
+    known = ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")
+    require(name in names, f"the detector doesn't know the class {name!r}{nearest(name, names)}; it knows {known}.")
     return list(names).index(name)

@@ -1,7 +1,7 @@
-"""The decisions of a run as typed dataclasses, and the one error type a user is meant to read.
+"""Settings of a run as typed dataclasses, and the error type whose message is written for the user.
 
 A field that is ``None`` on the command line means "what the detector's recipe says"
-(`boxwright.models.zoo.recipe`); `fill_in` lays what the user gave over the recipe.
+(`boxwright.models.zoo.recipe`); `fill_in` replaces the recipe's values by those that the user gave.
 """
 
 from collections.abc import Iterable
@@ -16,12 +16,12 @@ Rule = Literal["torch", "keras", "keras-kernels"]
 
 
 class UserError(ValueError):
-    """A mistake in the input: the message says what, where and how to mend it. Shown without a traceback."""
+    """A mistake in the input: the message says what, where and how to fix it. Shown without a traceback."""
 
 
 @dataclass(frozen=True)
 class Augment:
-    """How the whole batch is varied on the device.
+    """Random augmentation of a whole batch, on the device.
 
     Attributes:
         scale: range of the large-scale jitter, relative to the image fitted into the canvas. Under 1 the image
@@ -30,7 +30,7 @@ class Augment:
         colour: strength of brightness, contrast and saturation jitter; 0.4 draws factors from 0.6 to 1.4.
         min_visible: a box is dropped when less than this fraction of its area remains in the crop, 0 to 1.
         views: how many different draws of each image one batch holds.
-        geometry: `free`, or `pix2seq` as the official code has it: crops lie on the diagonal (one draw for both
+        geometry: `free`, or `pix2seq` as in the official code: crops lie on the diagonal (one draw for both
             offsets), sizes are cut to whole pixels, and an image that shrinks is not smoothed.
     """
 
@@ -44,20 +44,20 @@ class Augment:
 
 @dataclass(frozen=True)
 class Optim:
-    """How the weights are moved.
+    """The optimizer, its learning-rate schedule, weight averaging and early stopping.
 
     Attributes:
         lr: peak learning rate of AdamW for everything but the backbone.
         backbone_factor: the backbone's learning rate, as a fraction of `lr`.
         frozen: fraction of the run, from its beginning, in which the backbone does not learn.
         weight_decay: applied to matrices and kernels only, not to biases, norms and embeddings.
-        rule: of AdamW: `torch`, or one of two under which the official Pix2Seq was trained: `keras` decays every
+        rule: variant of AdamW: `torch`, or one of the two that trained the official Pix2Seq: `keras` decays every
             weight, `keras-kernels` (until May 2023) decays as `torch` does; both add epsilon before the bias of the
             second moment is corrected.
         beta2: decay of the second moment.
-        schedule: of the descent to 1 % of the peak, `cosine` or `linear`; with `linear`, the first step has rate 0.
+        schedule: shape of the decay to 1 % of the peak, `cosine` or `linear`; with `linear`, the first step has rate 0.
         warmup: length of the linear warm-up, as a fraction of the run.
-        hold: fraction of the run after which the descent begins; 1 never descends.
+        hold: fraction of the run after which the decay begins; 1 never decays.
         clip: largest gradient norm; 0 does not clip.
         accumulate: batches whose gradients are added up for one step.
         ema: decay of the exponential moving average of the weights that is evaluated and shipped; 0 keeps none.
@@ -83,13 +83,13 @@ T = TypeVar("T")
 
 
 def fill_in(given: T, default: T) -> T:
-    """The dataclass `default` with every field that is not None in `given` laid over it."""
+    """The dataclass `default` with the fields of `given` that are not None."""
     changes = {f.name: getattr(given, f.name) for f in fields(given)}  # type: ignore[arg-type]
     return replace(default, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[type-var]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint for a misspelt word: ``" (did you mean 'epochs'?)"`` or an empty string."""
+    """A hint for a misspelt name, as ``" (did you mean 'epochs'?)"``, or an empty string."""
     match = get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" (did you mean {match[0]!r}?)" if match else ""
 

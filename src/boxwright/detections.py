@@ -1,4 +1,4 @@
-"""What is found in an image, in pixels of the file. Nothing here needs torch."""
+"""The objects detected in an image, in pixels of its file. Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Detections:
-    """The objects found in one image, best first.
+    """The objects detected in one image, best first.
 
     Attributes:
         boxes_N4: xyxy in pixels of the original image, float32.
@@ -34,7 +34,7 @@ class Detections:
         return len(self.scores_N)
 
     def above(self, threshold: float) -> Detections:
-        """Only the objects whose score is over the threshold."""
+        """The objects whose score is over the threshold."""
         keep = self.scores_N > threshold
         return Detections(self.boxes_N4[keep], self.scores_N[keep], self.labels_N[keep], self.names)
 

@@ -1,4 +1,4 @@
-"""What a lean installation lacks, and how to get it: the parts of boxwright that bring their own libraries."""
+"""Optional dependencies: which part of boxwright (`pip install "boxwright[PART]"`) brings a missing module."""
 
 from importlib.util import find_spec
 
@@ -13,17 +13,16 @@ _PARTS = {
 }
 
 
-def chief(missing: str | None) -> str | None:
-    """Torch, where a verb misses one of the libraries that come with it and it is missing too; else what is missing."""
-    beside = _part(missing) == "train" and find_spec("torch") is None
-    return "torch" if beside else missing
+def root_missing(missing: str | None) -> str | None:
+    """The module to report: torch where it is missing as well as a module that the same part brings, else `missing`."""
+    return "torch" if _part(missing) == "train" and find_spec("torch") is None else missing
 
 
 def how_to_install(what: str, missing: str | None) -> str:
-    """One line: what needs the missing module, and which part of boxwright brings it.
+    """One line: what needs the missing module, and the command that installs it.
 
     Args:
-        what: that cannot do without it, as the user calls it.
+        what: a verb, function or file, as the user calls it.
         missing: name of the module that was not found.
     """
     return (

@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all, and saying so when it can't be."""
+"""Write a file whole or not at all; a `UserError` says why where it can't be written."""
 
 import os
 import tempfile
@@ -12,7 +12,7 @@ from boxwright.config import UserError
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """A full disk, a missing permission or a folder in the way, met while writing `path`, as a `UserError`."""
+    """Raise a full disk, a missing permission or a folder in the way, met while writing `path`, as a `UserError`."""
     try:
         yield
     except OSError as error:
@@ -23,7 +23,7 @@ def writing(path: Path) -> Iterator[None]:
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it: readers see the old file or the new one.
 
-    Of a symbolic link, the file that it leads to is written.
+    Where `path` is a symbolic link, the file that it points to is written.
 
     Raises:
         UserError: if the disk is full or not writable; nothing half-written is left behind.

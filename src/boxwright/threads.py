@@ -1,4 +1,4 @@
-"""Work done a little ahead by background threads."""
+"""A `map` whose results background threads compute a little ahead."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -11,24 +11,24 @@ R = TypeVar("R")
 
 
 def map_ahead(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
-    """`map(work, items)` in order, at most `ahead` results ready or in the making; the threads end with this iterator.
+    """`map(work, items)` in order, with at most `ahead` results ready or being computed; the pool ends with it.
 
-    Exceptions in `work` are raised here. The end of the threads is not awaited: an iterator that is left behind is
-    closed by the garbage collector, in any thread and at any moment, as within `threading` itself while it holds the
-    lock that waiting for a thread takes.
+    Exceptions in `work` are raised here. It does not wait for the threads to end: an iterator that is dropped is closed
+    by the garbage collector, in any thread at any moment, even within `threading` while that holds the lock which
+    waiting for a thread needs.
 
     Args:
-        pool: of threads, used for this alone.
-        work: what is done with each item.
-        items: taken no further ahead than the work.
-        ahead: how many, at least 1.
+        pool: threads for this alone.
+        work: called with each item.
+        items: read no further ahead than `ahead`.
+        ahead: number of results, at least 1.
     """
-    waiting = iter(items)
+    remaining = iter(items)
     try:
-        pending = deque(pool.submit(work, item) for item in islice(waiting, ahead))
+        pending = deque(pool.submit(work, item) for item in islice(remaining, ahead))
         while pending:
-            made = pending.popleft().result()
-            pending.extend(pool.submit(work, item) for item in islice(waiting, 1))
-            yield made
+            result = pending.popleft().result()
+            pending.extend(pool.submit(work, item) for item in islice(remaining, 1))
+            yield result
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -5,8 +5,8 @@ import json
 from dataclasses import replace
 
 import numpy as np
-import parity_official
-import parity_official_networks as networks
+import official
+import official_networks as networks
 import pix2seq_golden
 import pytest
 import torch
@@ -36,7 +36,7 @@ def other_kind(manifest: dict) -> dict:
 
 
 def test_networks_training_steps_and_schedules_equal_the_official_ones():
-    results = {result.case: result for result in parity_official.check(FOLDER)}
+    results = {result.case: result for result in official.check(FOLDER)}
     assert {"tiny_vit", "tiny_resnet", "tiny_vit training step", "tiny_resnet training step", "optimizer"} < set(
         results
     )
@@ -53,7 +53,7 @@ def test_a_wrong_weight_is_noticed(manifest):
     wrong = manifest | {
         "variables": [v | {"kind": "moving_variance"} if v is bias else v for v in manifest["variables"]]
     }
-    assert {"encoded", "logits", "loss"} <= set(parity_official.check_network("wrong", wrong, golden).failures(1e-4))
+    assert {"encoded", "logits", "loss"} <= set(official.check_network("wrong", wrong, golden).failures(1e-4))
 
 
 def test_the_other_choices_have_the_names_and_shapes_of_the_official_code(manifest):
@@ -79,7 +79,7 @@ def test_the_other_choices_write_step_by_step_what_they_read_at_once(manifest):
     memory = network(images, torch.tensor([[64, 96]] * 2))
     assert memory.shape == (2, 4 * 6 + 1, 24)
     at_once = network.decoder(tokens, memory)
-    steps = parity_official.step_logits(network, memory, torch.cat([tokens, tokens[:, :1]], 1), 3)
+    steps = official.step_logits(network, memory, torch.cat([tokens, tokens[:, :1]], 1), 3)
     torch.testing.assert_close(steps, at_once[:, 2:], rtol=0, atol=1e-5)
 
 

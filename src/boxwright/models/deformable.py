@@ -20,7 +20,7 @@ configuration and a block of its own:
 - `rivals` (ours): scores are corrected from layer to layer, as boxes are, beginning with those of the proposals, and
   the queries are told who overlaps them and scores better (as in `dense`): `rivals.py`.
 
-The published forms are equal to Hugging Face's DeformableDetrForObjectDetection (`benchmarks/parity.py`).
+The published forms are equal to Hugging Face's DeformableDetrForObjectDetection (`benchmarks/parity/parity.py`).
 """
 
 import math

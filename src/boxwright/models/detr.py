@@ -8,8 +8,8 @@
 
 Objects and queries are matched one to one, so that nothing has to be suppressed ("End-to-end object detection with
 transformers", Carion et al. 2020). Equal to facebookresearch/detr and to Hugging Face's DetrForObjectDetection
-(`benchmarks/parity.py`); of published weights the head has a row for each number from 0 to 90, and COCO's classes are
-80 of them.
+(`benchmarks/parity/parity.py`); of published weights the head has a row for each number from 0 to 90, and COCO's
+classes are 80 of them.
 """
 
 from dataclasses import dataclass

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from parity_sets import build, by_name, check_found, check_input, compare_losses, images, truth_of
+from common import build, by_name, check_found, check_input, compare_losses, images, truth_of
 from torch import Tensor
 
 from boxwright.interop.foreign import Foreign

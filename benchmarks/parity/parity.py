@@ -1,6 +1,6 @@
 """Are ours and the original implementations equal? One line for each case of the given golden folders.
 
-    python benchmarks/parity.py FOLDER... [--tolerance 1e-4]
+    python benchmarks/parity/parity.py FOLDER... [--tolerance 1e-4]
 
 A folder holds manifests (`manifest*.json`: the settings of a network and the names and shapes of its weights, which are
 a formula of their names), and what the original made of them (`*.npz`, `*.json`). Which family it is, its settings and
@@ -25,13 +25,13 @@ def family(folder: Path) -> str | None:
         manifest = json.loads(file.read_text())
         names = [entry["key"] for entry in manifest.get("keys", ())]
         if "model_config" in manifest and "variables" in manifest:
-            return "parity_official"
+            return "official"
         if any(name.startswith(REPLICATIONS) for name in names):
-            return "parity_replications"
+            return "replications"
         if any(name in names for name in ("model.level_embed", "transformer.level_embed")):
-            return "parity_deformable"
+            return "deformable"
         if any(name in names for name in ("class_labels_classifier.weight", "transformer.decoder.norm.weight")):
-            return "parity_detr"
+            return "detr"
         if all(any(name.startswith(other) for name in names) for other in OTHERS):
             return ""
     return None

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from parity_sets import build, by_name, check_found, check_input, compare_losses, images, truth_of
+from common import build, by_name, check_found, check_input, compare_losses, images, truth_of
 from torch import Tensor
 
 from boxwright.models.deformable import Deformable, Raw

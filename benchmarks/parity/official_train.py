@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from parity_official_networks import stored_images, with_weights
+from official_networks import stored_images, with_weights
 from torch import Tensor
 
 from boxwright.config import Optim

@@ -13,7 +13,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import torch.nn.functional as F
-from parity_official_networks import with_weights
+from official_networks import with_weights
 from PIL import Image
 from torch import Tensor, nn
 

@@ -1,4 +1,4 @@
-"""google-research/pix2seq: networks, training steps, and (in `parity_official_data`) language, images and schedules."""
+"""google-research/pix2seq: networks, training steps, and (in `official_data`) language, images and schedules."""
 
 import json
 import re
@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from parity_official_data import check_data
-from parity_official_networks import build, stored_images, with_weights
-from parity_official_train import check_training
+from official_data import check_data
+from official_networks import build, stored_images, with_weights
+from official_train import check_training
 from torch import Tensor
 
 from boxwright.interop.pix2seq_official import official_to_ours

@@ -65,7 +65,7 @@ def write_official(folder: Path, name: str) -> Path:
 
 
 def write_bundle(prefix: Path, tensors: dict[str, np.ndarray], shards: int = 1, compress: bool = False) -> None:
-    """A bundle with one block of index, its tensors dealt to several data files."""
+    """A bundle with one block of index, its tensors dealt to several data files; `compress` only marks the index."""
     data, entries = [b""] * shards, {b"": _field(1, shards)}
     for number, (name, values) in enumerate(sorted(tensors.items())):
         shard, content = number % shards, values.tobytes()
@@ -94,24 +94,9 @@ def _add_block(out: bytearray, entries: dict[bytes, bytes], compress: bool) -> b
         block += varint(shared) + varint(len(key) - shared) + varint(len(entries[key])) + key[shared:] + entries[key]
         before = key
     block += struct.pack("<II", 0, 1)
-    block = squeeze(block) if compress else block
     start, kind = len(out), bytes([compress])
     out += block + kind + struct.pack("<I", crc(block + kind))
     return varint(start) + varint(len(block))
-
-
-def squeeze(content: bytes) -> bytes:
-    """A snappy block with copies: whatever four bytes were there up to 2000 bytes before are referred to."""
-    out, at = varint(len(content)), 0
-    while at < len(content):
-        back = content.rfind(content[at : at + 4], max(0, at - 2000), at) if at + 4 <= len(content) else -1
-        if back >= 0:
-            out += bytes([(at - back) >> 8 << 5 | 1, (at - back) & 255])
-            at += 4
-        else:
-            out += b"\0" + content[at : at + 1]
-            at += 1
-    return out
 
 
 def crc(content: bytes) -> int:

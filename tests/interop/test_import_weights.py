@@ -99,7 +99,7 @@ def official(vocabulary=3000):
 
 
 def test_published_vocabularies_get_the_names_and_labels_of_coco(tmp_path):
-    write_bundle(tmp_path / "ckpt-1", official(), shards=2, compress=True)
+    write_bundle(tmp_path / "ckpt-1", official(), shards=2)
     import_weights(tmp_path / "ckpt-1.index", tmp_path / "ours")
     detector = load_detector(tmp_path / "ours")
     assert isinstance(detector, Pix2Seq)

@@ -2,7 +2,8 @@
 
 `NAME.index` is a sorted string table, as LevelDB writes them: blocks of (name, entry), a block that lists the blocks,
 and 48 bytes that say where that one is. The entry of a tensor, a protocol buffer, says its type and shape, and where
-its bytes lie in `NAME.data-00000-of-00001` (and further such files). Blocks may be compressed with snappy.
+its bytes lie in `NAME.data-00000-of-00001` (and further such files). TensorFlow could
+compress the blocks with snappy, which none of its releases does; such files are refused.
 """
 
 import re
@@ -14,7 +15,6 @@ import google_crc32c
 import numpy as np
 
 from boxwright.config import UserError, require
-from boxwright.interop.snappy import decompress
 
 MAGIC = 0xDB4775248B80FB57
 FOOTER = 48
@@ -71,6 +71,9 @@ def read_bundle(prefix: Path, wanted: Callable[[str], bool]) -> dict[str, np.nda
     except OSError as error:
         said = f"{error.filename} can't be read: {error.strerror}"
         raise UserError(f"{said}; a checkpoint needs its index and all its data files.") from error
+    except NotImplementedError as error:
+        mend = "write the checkpoint again with TensorFlow, which leaves it uncompressed"
+        raise UserError(f"{index} is compressed with snappy, which boxwright does not read; {mend}.") from error
     except (ValueError, KeyError, IndexError, struct.error) as error:
         if isinstance(error, UserError):
             raise
@@ -124,7 +127,9 @@ def _block(content: bytes, handle: tuple[int, int]) -> Iterator[tuple[bytes, byt
     kind, checksum = struct.unpack_from("<BI", content, end)
     if _crc(content[start : end + 1]) != checksum or kind > 1:
         raise ValueError("damaged block")
-    block = decompress(content[start:end]) if kind else content[start:end]
+    if kind:
+        raise NotImplementedError("compressed block")
+    block = content[start:end]
     restarts = struct.unpack("<I", block[-4:])[0]
     at, key, stop = 0, b"", len(block) - 4 * (restarts + 1)
     while at < stop:

@@ -10,7 +10,7 @@ from boxwright.__main__ import main
 from boxwright.comparison import compare as verb
 from boxwright.comparison.compare import compare
 from boxwright.comparison.cost import measure, training_cost
-from boxwright.comparison.terms import Terms, chosen, trainable, usual_image_size
+from boxwright.comparison.settings import Terms, chosen, trainable, usual_image_size
 from boxwright.config import UserError
 from boxwright.models import zoo
 from boxwright.models.weights import save_detector

@@ -3,7 +3,7 @@ import time
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from boxwright.comparison.times import curve
+from boxwright.comparison.learning_curve import curve
 
 
 def part(run, steps, aps, late: float = 0.0) -> None:

@@ -15,9 +15,9 @@ from rich.table import Table
 
 from boxwright.comparison.advice import Row, advise
 from boxwright.comparison.cost import detection_cost, measure, training_cost
+from boxwright.comparison.learning_curve import curve
 from boxwright.comparison.report import write_report
-from boxwright.comparison.terms import Terms, chosen, digest, usual_image_size
-from boxwright.comparison.times import curve
+from boxwright.comparison.settings import Terms, chosen, digest, usual_image_size
 from boxwright.config import Augment, Size, UserError, fill_in, require
 from boxwright.console import make_console
 from boxwright.data.cache import Cache, build

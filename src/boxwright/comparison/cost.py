@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from boxwright.comparison.terms import Terms
+from boxwright.comparison.settings import Terms
 from boxwright.config import Augment, UserError
 from boxwright.data.cache import build
 from boxwright.evaluation.run import detect_batch

@@ -11,7 +11,7 @@ from PIL import Image
 
 from boxwright import page, show
 from boxwright.comparison.advice import Row
-from boxwright.comparison.terms import Terms, short_name
+from boxwright.comparison.settings import Terms, short_name
 from boxwright.data.cache import Cache
 from boxwright.data.images import open_image
 from boxwright.data.records import Record

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from uploads import picture
 
-from boxwright.deployment.service.faults import Refused
-from boxwright.deployment.service.pictures import FORMATS, decode, from_base64
+from boxwright.deployment.service.errors import Refused
+from boxwright.deployment.service.uploads import FORMATS, decode, from_base64
 
 LIMIT = 10**6
 SAMPLES = [picture((33, 21), (3, 4, 20, 18), kind) for kind in FORMATS]

@@ -22,14 +22,14 @@ from starlette.formparsers import MultiPartParser
 from boxwright import __version__
 from boxwright.classes import class_positions
 from boxwright.config import UserError, nearest
-from boxwright.deployment.service.answers import Answer, Model, as_coco
 from boxwright.deployment.service.batching import Batcher
-from boxwright.deployment.service.faults import Refused, described, in_words, refusal
-from boxwright.deployment.service.guard import Guard, NoRoomError, Room, no_room
+from boxwright.deployment.service.errors import Refused, described, in_words, refusal
 from boxwright.deployment.service.limits import Limits
 from boxwright.deployment.service.metrics import Metrics
-from boxwright.deployment.service.pictures import decode, from_base64
-from boxwright.deployment.service.writing import DESCRIPTION, Lines, Watched, read_given
+from boxwright.deployment.service.middleware import Guard, NoRoomError, Room, no_room
+from boxwright.deployment.service.schemas import Answer, Model, as_coco
+from boxwright.deployment.service.sequence_stream import DESCRIPTION, Lines, Watched, read_given
+from boxwright.deployment.service.uploads import decode, from_base64
 from boxwright.runtime.finder import Finder
 
 PAGE = Path(__file__).parent / "page"

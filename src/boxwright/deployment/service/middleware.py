@@ -11,7 +11,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from boxwright.deployment.service.faults import refusal
+from boxwright.deployment.service.errors import refusal
 from boxwright.deployment.service.limits import Limits
 from boxwright.deployment.service.metrics import Metrics
 

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from boxwright.classes import position
 from boxwright.config import UserError, require
 from boxwright.deployment.service.batching import Object, Sentence, Told
-from boxwright.deployment.service.faults import Refused, in_words
+from boxwright.deployment.service.errors import Refused, in_words
 from boxwright.runtime.finder import Finder
 from boxwright.runtime.writing import Box, Known, Word, Written, is_inside
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from boxwright.config import UserError
-from boxwright.inference.opening import open_detector
+from boxwright.inference.open_detector import open_detector
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from boxwright.config import UserError, require
 from boxwright.console import make_console
 from boxwright.deployment.service.limits import Limits
 from boxwright.extras import how_to_install
-from boxwright.inference.opening import open_detector
+from boxwright.inference.open_detector import open_detector
 
 KEY = "BOXWRIGHT_API_KEY"
 _HERE = ("127.0.0.1", "::1", "localhost")

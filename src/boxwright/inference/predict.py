@@ -20,7 +20,7 @@ from boxwright.config import UserError, require
 from boxwright.console import make_console
 from boxwright.data.images import open_image
 from boxwright.files import write_whole
-from boxwright.inference.opening import open_detector
+from boxwright.inference.open_detector import open_detector
 from boxwright.painting import draw
 from boxwright.runtime.finder import Found, check_batch_size, check_threshold
 from boxwright.runtime.sources import collect, short_names

@@ -18,7 +18,7 @@ from boxwright.data.images import fit
 from boxwright.detections import Detections
 from boxwright.evaluation.run import choose_device
 from boxwright.inference.prompts import check_objects, with_known
-from boxwright.inference.writing import watch
+from boxwright.inference.sequence_stream import watch
 from boxwright.models.weights import load_detector, load_together
 from boxwright.models.writing.writer import Writer
 from boxwright.runtime.finder import Finder, check_batch_size, check_threshold, chunks

@@ -29,8 +29,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from boxwright.models.attention import DecoderBlock
-from boxwright.models.writing.caches import KeysValues
+from boxwright.models.layers.attention import DecoderBlock
+from boxwright.models.layers.kv_cache import KeysValues
 from boxwright.models.writing.decoder import Decoder
 from boxwright.models.writing.decoding import generate
 from boxwright.models.writing.draft import Draft

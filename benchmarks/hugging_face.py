@@ -15,7 +15,7 @@ from boxwright.boxes import cxcywh_to_xyxy
 from boxwright.models.backbone import Backbone
 from boxwright.models.deformable import DeformableConfig
 from boxwright.models.detr import DetrConfig
-from boxwright.models.padding import cut, extent
+from boxwright.models.layers.padding import cut, extent
 from boxwright.models.set_loss import truth_of
 from boxwright.types import Batch, Detector, Predictions
 

@@ -10,10 +10,10 @@ from common import build, by_name, check_found, check_input, compare_losses, ima
 from torch import Tensor
 
 from boxwright.models.deformable import Deformable, Raw
-from boxwright.models.deformable_layers import Cells, Queries
+from boxwright.models.layers.deformable_attention import Points, gather_points
+from boxwright.models.layers.deformable_transformer import Cells, Queries
+from boxwright.models.layers.post_norm import sine_2d
 from boxwright.models.losses import focal_cost
-from boxwright.models.points import Points, gather_points
-from boxwright.models.postnorm import sine_2d
 from boxwright.models.set_loss import Said, Truth, assign, box_losses, class_loss
 from golden import Case, Result, attempt, cases, read_arrays, thin
 

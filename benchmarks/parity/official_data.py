@@ -21,8 +21,8 @@ from boxwright.config import Optim
 from boxwright.data.augment import official_size, official_view
 from boxwright.data.images import fit, fitted_size
 from boxwright.interop.import_weights import read_foreign
+from boxwright.models.layers.position_encoding import sincos, sincos_2d, spread
 from boxwright.models.pix2seq import PADDING, Pix2Seq, Pix2SeqConfig
-from boxwright.models.positions import sincos, sincos_2d, spread
 from boxwright.models.writing import sentences
 from boxwright.models.writing.decoding import Generated
 from boxwright.models.writing.sampling import in_nucleus, in_top

@@ -12,9 +12,9 @@ from askers import small_asker
 from boxwright.data.images import open_image
 from boxwright.inference.looks import Cells, Pass, Points, _cell, watch
 from boxwright.inference.predictor import to_batch
-from boxwright.models.attention import Attention
-from boxwright.models.points import Points as Sampled
-from boxwright.models.points import gather_points
+from boxwright.models.layers.attention import Attention
+from boxwright.models.layers.deformable_attention import Points as Sampled
+from boxwright.models.layers.deformable_attention import gather_points
 from boxwright.runtime.pictures import Ready
 from boxwright.types import Batch
 

@@ -9,7 +9,7 @@ from detr_samples import convert, drawn, read
 from foreign_samples import GOLDEN
 
 from boxwright.models.detr import set_loss
-from boxwright.models.points import Points, gather_points
+from boxwright.models.layers.deformable_attention import Points, gather_points
 from boxwright.models.set_loss import Said, Truth
 
 

@@ -6,8 +6,8 @@ import torch
 
 from boxwright.config import UserError
 from boxwright.models.deformable import Deformable, DeformableConfig
-from boxwright.models.deformable_layers import lay_out
-from boxwright.models.padding import cut, seen_cells
+from boxwright.models.layers.deformable_transformer import lay_out
+from boxwright.models.layers.padding import cut, seen_cells
 from boxwright.models.weights import load_detector, save_detector
 from boxwright.types import Batch
 

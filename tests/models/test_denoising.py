@@ -1,8 +1,8 @@
 import torch
 
 from boxwright.boxes import cxcywh_to_xyxy, iou
-from boxwright.models.deformable_layers import Queries
 from boxwright.models.denoising import SHAKEN, Shaken, denoising_loss, shake
+from boxwright.models.layers.deformable_transformer import Queries
 from boxwright.models.set_loss import Said, Truth
 
 

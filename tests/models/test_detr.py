@@ -6,8 +6,8 @@ import torch
 from boxwright.config import UserError
 from boxwright.models.backbone import Backbone
 from boxwright.models.detr import PUBLISHED, Detr, DetrConfig
-from boxwright.models.padding import cut, extent, seen_cells
-from boxwright.models.postnorm import sine_2d
+from boxwright.models.layers.padding import cut, extent, seen_cells
+from boxwright.models.layers.post_norm import sine_2d
 from boxwright.models.weights import load_detector, save_detector
 from boxwright.types import Batch
 

@@ -1,6 +1,6 @@
 import torch
 
-from boxwright.models.dropout import Dropout
+from boxwright.models.layers.dropout import Dropout
 
 
 def test_share_scale_and_gradient():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from boxwright.models.points import PointAttention, Points, gather_points
+from boxwright.models.layers.deformable_attention import PointAttention, Points, gather_points
 
 SHAPES = [(3, 5), (2, 4)]
 

@@ -8,9 +8,9 @@ from torch import nn
 from boxwright.config import UserError
 from boxwright.interop.replications import PUBLISHED
 from boxwright.models import replication
-from boxwright.models.postnorm import frozen_resnet, sine_2d
+from boxwright.models.layers.kv_cache import KeysValues
+from boxwright.models.layers.post_norm import frozen_resnet, sine_2d
 from boxwright.models.replication import Memory, Raw, Replication, with_noise
-from boxwright.models.writing.caches import KeysValues
 from boxwright.types import image_mask
 
 SMALL = {

@@ -9,8 +9,8 @@ from torch import Tensor
 from torchvision.ops import generalized_box_iou
 
 from boxwright.boxes import cxcywh_to_xyxy
-from boxwright.models.deformable_layers import inverse_sigmoid
 from boxwright.models.detr import set_loss
+from boxwright.models.layers.deformable_transformer import inverse_sigmoid
 from boxwright.models.losses import focal_cost
 from boxwright.models.set_loss import Said, Truth, assign, focal_set_loss, give, pick
 

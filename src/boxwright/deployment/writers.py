@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from boxwright.config import require
 from boxwright.deployment.graph import in_pixels, prepared
+from boxwright.models.layers.kv_cache import Cache, KeysValues
 from boxwright.models.patchseq import PatchCache, PatchSeq, PatchWords
 from boxwright.models.replication import Raw, Replication
-from boxwright.models.writing.caches import Cache, KeysValues
 from boxwright.models.writing.decoding import GREEDY
 from boxwright.models.writing.draft import Draft, Generated
 from boxwright.models.writing.grammar import Grammar

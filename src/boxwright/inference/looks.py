@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from boxwright.boxes import cxcywh_to_xyxy
-from boxwright.models.attention import Attention
 from boxwright.models.deformable import Deformable
 from boxwright.models.detr import Detr
+from boxwright.models.layers.attention import Attention
 from boxwright.types import Batch
 
 Asker = Detr | Deformable

@@ -34,11 +34,19 @@ from boxwright.boxes import cxcywh_to_xyxy
 from boxwright.config import require
 from boxwright.models.alignment import candidates, one_to_many, rows, taught
 from boxwright.models.backbone import Backbone
-from boxwright.models.deformable_layers import Cells, Decoder, Encoder, Maps, Queries, box_codes, inverse_sigmoid
 from boxwright.models.denoising import denoising_loss, shake
-from boxwright.models.heads import begin_glorot, box_head, rows_of
-from boxwright.models.padding import cut, extent, seen_cells
-from boxwright.models.rivals import Rivalry
+from boxwright.models.layers.deformable_transformer import (
+    Cells,
+    Decoder,
+    Encoder,
+    Maps,
+    Queries,
+    box_codes,
+    inverse_sigmoid,
+)
+from boxwright.models.layers.duplicate_relation import Rivalry
+from boxwright.models.layers.heads import begin_glorot, box_head, rows_of
+from boxwright.models.layers.padding import cut, extent, seen_cells
 from boxwright.models.set_loss import Said, Truth, by_layer, focal_set_loss, truth_of
 from boxwright.types import Batch, Detector, Predictions
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from boxwright.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-from boxwright.models.deformable_layers import Queries
+from boxwright.models.layers.deformable_transformer import Queries
 from boxwright.models.set_loss import Said, Truth, box_losses, class_loss
 
 SHAKEN = 100  # queries aimed at: as many groups as they give room for

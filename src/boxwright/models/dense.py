@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from boxwright.boxes import giou, iou
 from boxwright.models.alignment import candidates, one_to_many, rows, score_of_label, taught
 from boxwright.models.backbone import Backbone
+from boxwright.models.layers.duplicate_relation import STRENGTH, relation
 from boxwright.models.losses import focal_cost
 from boxwright.models.matcher import match
-from boxwright.models.rivals import STRENGTH, relation
 from boxwright.types import Batch, Detector, Predictions, image_mask, pixels
 
 PRIOR = 0.01  # the score of an untrained cell, so that the many negatives do not swamp the first steps

@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from boxwright.boxes import cxcywh_to_xyxy
-from boxwright.models.attention import Attention
 from boxwright.models.backbone import Backbone
-from boxwright.models.dropout import Dropout
-from boxwright.models.heads import begin_glorot, box_head, rows_of
-from boxwright.models.padding import cut, extent, seen_cells
-from boxwright.models.postnorm import EncoderBlock, mlp, sine_2d
+from boxwright.models.layers.attention import Attention
+from boxwright.models.layers.dropout import Dropout
+from boxwright.models.layers.heads import begin_glorot, box_head, rows_of
+from boxwright.models.layers.padding import cut, extent, seen_cells
+from boxwright.models.layers.post_norm import EncoderBlock, mlp, sine_2d
 from boxwright.models.set_loss import Said, Truth, assign, box_losses, by_layer, give, truth_of
 from boxwright.types import Batch, Detector, Predictions
 

@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from boxwright.models.attention import DecoderBlock, norm
 from boxwright.models.backbone import Backbone
+from boxwright.models.layers.attention import DecoderBlock, norm
+from boxwright.models.layers.kv_cache import Cache, KeysValues
+from boxwright.models.layers.position_encoding import resize_2d
 from boxwright.models.pix2seq import Encoder, Pix2SeqConfig
-from boxwright.models.positions import resize_2d
-from boxwright.models.writing.caches import Cache, KeysValues
 from boxwright.models.writing.decoder import positions, table
 from boxwright.models.writing.draft import Generated
 from boxwright.models.writing.grammar import Grammar

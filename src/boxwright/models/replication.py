@@ -31,8 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from boxwright.config import require
-from boxwright.models.postnorm import RESNET_CHANNELS, DecoderBlock, EncoderBlock, frozen_resnet, sine_2d
-from boxwright.models.writing.caches import Cache, KeysValues
+from boxwright.models.layers.kv_cache import Cache, KeysValues
+from boxwright.models.layers.post_norm import RESNET_CHANNELS, DecoderBlock, EncoderBlock, frozen_resnet, sine_2d
 from boxwright.models.writing.decoding import Generated, generate
 from boxwright.models.writing.grammar import Grammar
 from boxwright.models.writing.likelihood import sentence_log_probs

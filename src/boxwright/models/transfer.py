@@ -14,9 +14,9 @@ from boxwright.models.backbone import Backbone
 from boxwright.models.deformable import Deformable
 from boxwright.models.dense import Dense
 from boxwright.models.detr import Detr
+from boxwright.models.layers.position_encoding import resize_2d
 from boxwright.models.patchseq import PatchSeq
 from boxwright.models.pix2seq import Pix2Seq
-from boxwright.models.positions import resize_2d
 from boxwright.models.replication import Replication, most_classes
 from boxwright.models.writing.vocabulary import FIRST_CLASS
 from boxwright.types import Detector

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from boxwright.models.writing.caches import Cache, KeysValues
+from boxwright.models.layers.kv_cache import Cache, KeysValues
 from boxwright.models.writing.decoder import Decoder
 from boxwright.models.writing.decoding import generate
 from boxwright.models.writing.draft import Draft

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from boxwright.models.attention import DecoderBlock, norm
-from boxwright.models.positions import sincos, spread
-from boxwright.models.writing.caches import Cache, KeysValues
+from boxwright.models.layers.attention import DecoderBlock, norm
+from boxwright.models.layers.kv_cache import Cache, KeysValues
+from boxwright.models.layers.position_encoding import sincos, spread
 
 
 class Decoder(nn.Module):

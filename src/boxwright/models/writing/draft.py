@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from boxwright.models.writing.caches import Cache
+from boxwright.models.layers.kv_cache import Cache
 from boxwright.models.writing.grammar import Grammar
 from boxwright.models.writing.repeats import Repeats
 from boxwright.models.writing.sampling import Sampling, choose, draws

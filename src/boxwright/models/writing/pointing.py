@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from boxwright.models.attention import dense
+from boxwright.models.layers.attention import dense
 
 WINDOW = 8.0  # patches: deviation of the window at first
 FIRST, SECOND = 0, 1  # the corners of a box

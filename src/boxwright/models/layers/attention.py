@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from boxwright.models.writing.caches import KeysValues, Place
+from boxwright.models.layers.kv_cache import KeysValues, Place
 
 
 class Attention(nn.Module):

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from boxwright.models.attention import Attention
-from boxwright.models.dropout import Dropout
-from boxwright.models.points import PointAttention, Shapes
-from boxwright.models.postnorm import mlp, sine_1d, sine_2d
+from boxwright.models.layers.attention import Attention
+from boxwright.models.layers.deformable_attention import PointAttention, Shapes
+from boxwright.models.layers.dropout import Dropout
+from boxwright.models.layers.post_norm import mlp, sine_1d, sine_2d
 
 
 class Cells(NamedTuple):

@@ -1,6 +1,6 @@
 """The parts of DETR's kind of network: a ResNet that never changes its norms, codes of cells, blocks that norm last.
 
-Against the pre-norm blocks of `boxwright.models.attention`: each addition is followed by its norm (eps 1e-5), the MLP
+Against the pre-norm blocks of `boxwright.models.layers.attention`: each addition is followed by its norm (eps 1e-5), the MLP
 has a rectifier, and positions are not added once but to what asks and to the keys of every layer ("End-to-end object
 detection with transformers", Carion et al. 2020; numbers as in facebookresearch/detr).
 """
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from boxwright.config import require
-from boxwright.models.attention import Attention
-from boxwright.models.dropout import Dropout
-from boxwright.models.writing.caches import KeysValues, Place
+from boxwright.models.layers.attention import Attention
+from boxwright.models.layers.dropout import Dropout
+from boxwright.models.layers.kv_cache import KeysValues, Place
 
 RESNET_CHANNELS = 2048  # of the last map, at stride 32
 
@@ -97,7 +97,7 @@ class DecoderBlock(nn.Module):
         cache: KeysValues | None = None,
         place: Place | None = None,
     ) -> Tensor:
-        """The next layer's view of the words, as `boxwright.models.attention.DecoderBlock` has it.
+        """The next layer's view of the words, as `boxwright.models.layers.attention.DecoderBlock` has it.
 
         Args:
             x_BLE: words, either the whole sentence or those at `place`.

@@ -1,0 +1,1 @@
+"""The layers that detectors are built of."""

@@ -12,7 +12,7 @@ from timm import create_model
 from torch import Tensor, nn
 
 from boxwright.boxes import cxcywh_to_xyxy
-from boxwright.models.backbone import Backbone
+from boxwright.models.backbones.backbone import Backbone
 from boxwright.models.deformable import DeformableConfig
 from boxwright.models.detr import DetrConfig
 from boxwright.models.layers.padding import cut, extent

@@ -37,7 +37,7 @@ from boxwright.data.read import merge_val, name_splits, read, train_and_val
 from boxwright.evaluation.coco import Report, score
 from boxwright.evaluation.run import detect
 from boxwright.models import zoo
-from boxwright.models.backbone import Backbone
+from boxwright.models.backbones.backbone import Backbone
 from boxwright.models.weights import load_detector
 from boxwright.training.optim import make_optimizer, moving_average, rate_factor, set_rate
 from boxwright.training.run import keep_memory

@@ -73,7 +73,7 @@ def child(device: str, repeats: int, side: int, window: int, fused: bool) -> Non
     """One setting; prints its cost."""
     from timm.layers import set_fused_attn
 
-    from boxwright.models.plain import Windows
+    from boxwright.models.backbones.plain_vit import Windows
     from boxwright.models.zoo import build
 
     set_fused_attn(fused)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from boxwright.config import UserError
-from boxwright.models.backbone import OFFLINE, Backbone
+from boxwright.models.backbones.backbone import OFFLINE, Backbone
 
 
 @pytest.mark.parametrize("name", OFFLINE)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from boxwright.config import UserError
-from boxwright.models.backbone import Backbone
+from boxwright.models.backbones.backbone import Backbone
 from boxwright.models.detr import PUBLISHED, Detr, DetrConfig
 from boxwright.models.layers.padding import cut, extent, seen_cells
 from boxwright.models.layers.post_norm import sine_2d

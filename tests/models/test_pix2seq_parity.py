@@ -13,9 +13,9 @@ import torch
 
 from boxwright.config import UserError
 from boxwright.interop.pix2seq_official import official_to_ours, our_name
+from boxwright.models.backbones.pix2seq_stems import BatchNorm, make_stem, pool_same
 from boxwright.models.layers.position_encoding import sincos, sincos_2d, spread
 from boxwright.models.pix2seq import Pix2Seq
-from boxwright.models.stems import BatchNorm, make_stem, pool_same
 from golden import read_arrays
 
 FOLDER = pix2seq_golden.FOLDER / "pix2seq_official"

@@ -13,9 +13,9 @@ from torch import nn
 
 from boxwright.config import UserError
 from boxwright.models import zoo
-from boxwright.models.backbone import Backbone
+from boxwright.models.backbones.backbone import Backbone
+from boxwright.models.backbones.plain_vit import Plain, Windows
 from boxwright.models.dense import SIZES, Dense
-from boxwright.models.plain import Plain, Windows
 from boxwright.models.zoo import DETECTORS
 from boxwright.training.optim import make_optimizer
 

@@ -15,7 +15,7 @@ import timm
 
 from boxwright.console import make_console
 from boxwright.models import zoo
-from boxwright.models.backbone import OFFLINE
+from boxwright.models.backbones.backbone import OFFLINE
 
 MEASURED = Path(__file__).parent / "measured.json"
 CODE = "Apache-2.0"

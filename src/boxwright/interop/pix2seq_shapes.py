@@ -14,8 +14,8 @@ from boxwright.config import UserError, require
 from boxwright.interop.foreign import Foreign
 from boxwright.interop.pix2seq_official import official_to_ours, our_name
 from boxwright.interop.renaming import Shapes
+from boxwright.models.backbones.pix2seq_stems import BLOCKS, PATCHES
 from boxwright.models.pix2seq import WORDS, Pix2Seq, Pix2SeqConfig
-from boxwright.models.stems import BLOCKS, PATCHES
 from boxwright.models.writing.vocabulary import FIRST_CLASS
 
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from boxwright.config import require
-from boxwright.models.backbone import Backbone
+from boxwright.models.backbones.backbone import Backbone
 from boxwright.types import Detector
 
 SCALE = 2  # of what B adds, whatever the rank: peft's alpha is twice the rank

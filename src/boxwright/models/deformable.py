@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from boxwright.boxes import cxcywh_to_xyxy
 from boxwright.config import require
 from boxwright.models.alignment import candidates, one_to_many, rows, taught
-from boxwright.models.backbone import Backbone
+from boxwright.models.backbones.backbone import Backbone
 from boxwright.models.denoising import denoising_loss, shake
 from boxwright.models.layers.deformable_transformer import (
     Cells,

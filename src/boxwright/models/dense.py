@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from boxwright.boxes import giou, iou
 from boxwright.models.alignment import candidates, one_to_many, rows, score_of_label, taught
-from boxwright.models.backbone import Backbone
+from boxwright.models.backbones.backbone import Backbone
 from boxwright.models.layers.duplicate_relation import STRENGTH, relation
 from boxwright.models.losses import focal_cost
 from boxwright.models.matcher import match

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from boxwright.boxes import cxcywh_to_xyxy
-from boxwright.models.backbone import Backbone
+from boxwright.models.backbones.backbone import Backbone
 from boxwright.models.layers.attention import Attention
 from boxwright.models.layers.dropout import Dropout
 from boxwright.models.layers.heads import begin_glorot, box_head, rows_of

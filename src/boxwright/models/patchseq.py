@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from boxwright.models.backbone import Backbone
+from boxwright.models.backbones.backbone import Backbone
 from boxwright.models.layers.attention import DecoderBlock, norm
 from boxwright.models.layers.kv_cache import Cache, KeysValues
 from boxwright.models.layers.position_encoding import resize_2d

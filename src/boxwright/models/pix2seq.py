@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from boxwright.config import require
-from boxwright.models.backbone import Backbone
+from boxwright.models.backbones.backbone import Backbone
+from boxwright.models.backbones.pix2seq_stems import PATCHES, make_stem
 from boxwright.models.layers.attention import EncoderBlock, Mlp, dense, norm
 from boxwright.models.layers.position_encoding import resize_2d, sincos_2d
-from boxwright.models.stems import PATCHES, make_stem
 from boxwright.models.writing.decoder import Decoder, table
 from boxwright.models.writing.draft import Generated
 from boxwright.models.writing.grammar import Grammar

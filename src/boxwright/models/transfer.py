@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from boxwright.config import require
-from boxwright.models.backbone import Backbone
+from boxwright.models.backbones.backbone import Backbone
 from boxwright.models.deformable import Deformable
 from boxwright.models.dense import Dense
 from boxwright.models.detr import Detr

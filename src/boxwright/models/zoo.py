@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from boxwright.config import Augment, DetectorName, Optim, Size, UserError, nearest, require
-from boxwright.models.backbone import is_plain
+from boxwright.models.backbones.backbone import is_plain
 from boxwright.models.deformable import SIZES as DEFORMABLE_SIZES
 from boxwright.models.deformable import Deformable, DeformableConfig
 from boxwright.models.dense import SIZES as DENSE_SIZES

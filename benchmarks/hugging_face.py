@@ -16,7 +16,7 @@ from boxwright.models.backbones.backbone import Backbone
 from boxwright.models.deformable import DeformableConfig
 from boxwright.models.detr import DetrConfig
 from boxwright.models.layers.padding import cut, extent
-from boxwright.models.set_loss import truth_of
+from boxwright.models.losses.set_criterion import truth_of
 from boxwright.types import Batch, Detector, Predictions
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

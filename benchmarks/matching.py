@@ -25,8 +25,8 @@ from torch import Tensor
 from torchvision.ops import generalized_box_iou
 
 from boxwright.boxes import cxcywh_to_xyxy
-from boxwright.models.losses import focal_cost
-from boxwright.models.set_loss import Said, Truth, assign
+from boxwright.models.losses.focal import focal_cost
+from boxwright.models.losses.set_criterion import Said, Truth, assign
 
 CLASSES = 80
 Pairs = list[list[tuple[Tensor, Tensor]]]  # of each layer and image: queries, and the objects they got

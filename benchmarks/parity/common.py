@@ -10,7 +10,7 @@ from torch import Tensor
 from boxwright.interop import deformable, detr
 from boxwright.interop.foreign import Foreign
 from boxwright.models.layers.padding import cut
-from boxwright.models.set_loss import Truth
+from boxwright.models.losses.set_criterion import Truth
 from boxwright.types import Detector, Predictions
 from golden import Case, Result, canvas, is_sharp, weights
 

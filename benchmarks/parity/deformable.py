@@ -13,8 +13,8 @@ from boxwright.models.deformable import Deformable, Raw
 from boxwright.models.layers.deformable_attention import Points, gather_points
 from boxwright.models.layers.deformable_transformer import Cells, Queries
 from boxwright.models.layers.post_norm import sine_2d
-from boxwright.models.losses import focal_cost
-from boxwright.models.set_loss import Said, Truth, assign, box_losses, class_loss
+from boxwright.models.losses.focal import focal_cost
+from boxwright.models.losses.set_criterion import Said, Truth, assign, box_losses, class_loss
 from golden import Case, Result, attempt, cases, read_arrays, thin
 
 

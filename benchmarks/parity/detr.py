@@ -11,7 +11,7 @@ from torch import Tensor
 
 from boxwright.interop.foreign import Foreign
 from boxwright.models.detr import Cells, Detr, set_loss
-from boxwright.models.set_loss import Said, Truth
+from boxwright.models.losses.set_criterion import Said, Truth
 from golden import Case, Result, attempt, cases, is_sharp, read_arrays, thin
 
 

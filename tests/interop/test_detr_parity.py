@@ -10,7 +10,7 @@ from foreign_samples import GOLDEN
 
 from boxwright.models.detr import set_loss
 from boxwright.models.layers.deformable_attention import Points, gather_points
-from boxwright.models.set_loss import Said, Truth
+from boxwright.models.losses.set_criterion import Said, Truth
 
 
 @pytest.fixture(scope="module")

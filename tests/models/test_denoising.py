@@ -1,9 +1,9 @@
 import torch
 
 from boxwright.boxes import cxcywh_to_xyxy, iou
-from boxwright.models.denoising import SHAKEN, Shaken, denoising_loss, shake
 from boxwright.models.layers.deformable_transformer import Queries
-from boxwright.models.set_loss import Said, Truth
+from boxwright.models.losses.denoising import SHAKEN, Shaken, denoising_loss, shake
+from boxwright.models.losses.set_criterion import Said, Truth
 
 
 def truth(images: int = 2, objects: int = 3) -> Truth:

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from boxwright.models.alignment import candidates, one_to_many
 from boxwright.models.dense import Dense, DenseConfig, one_to_one
+from boxwright.models.losses.task_aligned import candidates, one_to_many
 from boxwright.types import Batch
 
 CONFIG = DenseConfig(backbone="test_efficientnet", image_size=96, channels=16, depth=1)

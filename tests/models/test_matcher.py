@@ -2,7 +2,7 @@ import itertools
 
 import torch
 
-from boxwright.models.matcher import match
+from boxwright.models.losses.hungarian import match
 
 
 def test_assignment_is_the_cheapest_of_all():

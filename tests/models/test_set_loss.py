@@ -11,8 +11,8 @@ from torchvision.ops import generalized_box_iou
 from boxwright.boxes import cxcywh_to_xyxy
 from boxwright.models.detr import set_loss
 from boxwright.models.layers.deformable_transformer import inverse_sigmoid
-from boxwright.models.losses import focal_cost
-from boxwright.models.set_loss import Said, Truth, assign, focal_set_loss, give, pick
+from boxwright.models.losses.focal import focal_cost
+from boxwright.models.losses.set_criterion import Said, Truth, assign, focal_set_loss, give, pick
 
 
 def draw(layers: int, images: int, objects: int, queries: int, rows: int = 3, seed: int = 0) -> tuple[Said, Truth]:
@@ -55,7 +55,7 @@ def test_batched_assignment_is_that_of_a_loop(monkeypatch):
     cost = 2 * focal_cost(said.logits_LBQR.detach().sigmoid())
     expected = one_by_one(said, truth, cost)
     assert torch.equal(assign(said, truth, cost, torch.clone), expected)
-    monkeypatch.setattr("boxwright.models.set_loss.AT_ONCE", 100)  # in parts of one object
+    monkeypatch.setattr("boxwright.models.losses.set_criterion.AT_ONCE", 100)  # in parts of one object
     assert torch.equal(assign(said, truth, cost, torch.clone), expected)
 
 

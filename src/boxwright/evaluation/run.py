@@ -11,7 +11,7 @@ import torch
 
 from boxwright.config import require
 from boxwright.data.loader import eval_batches
-from boxwright.models.losses import each_alone
+from boxwright.models.losses.focal import each_alone
 from boxwright.types import Batch, Detections, Detector, Predictions
 
 if TYPE_CHECKING:

@@ -32,9 +32,7 @@ from torch import Tensor, nn
 
 from boxwright.boxes import cxcywh_to_xyxy
 from boxwright.config import require
-from boxwright.models.alignment import candidates, one_to_many, rows, taught
 from boxwright.models.backbones.backbone import Backbone
-from boxwright.models.denoising import denoising_loss, shake
 from boxwright.models.layers.deformable_transformer import (
     Cells,
     Decoder,
@@ -47,7 +45,9 @@ from boxwright.models.layers.deformable_transformer import (
 from boxwright.models.layers.duplicate_relation import Rivalry
 from boxwright.models.layers.heads import begin_glorot, box_head, rows_of
 from boxwright.models.layers.padding import cut, extent, seen_cells
-from boxwright.models.set_loss import Said, Truth, by_layer, focal_set_loss, truth_of
+from boxwright.models.losses.denoising import denoising_loss, shake
+from boxwright.models.losses.set_criterion import Said, Truth, by_layer, focal_set_loss, truth_of
+from boxwright.models.losses.task_aligned import candidates, one_to_many, rows, taught
 from boxwright.types import Batch, Detector, Predictions
 
 PRIOR = 0.01  # the score of an untrained query

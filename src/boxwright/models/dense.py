@@ -25,11 +25,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from boxwright.boxes import giou, iou
-from boxwright.models.alignment import candidates, one_to_many, rows, score_of_label, taught
 from boxwright.models.backbones.backbone import Backbone
 from boxwright.models.layers.duplicate_relation import STRENGTH, relation
-from boxwright.models.losses import focal_cost
-from boxwright.models.matcher import match
+from boxwright.models.losses.focal import focal_cost
+from boxwright.models.losses.hungarian import match
+from boxwright.models.losses.task_aligned import candidates, one_to_many, rows, score_of_label, taught
 from boxwright.types import Batch, Detector, Predictions, image_mask, pixels
 
 PRIOR = 0.01  # the score of an untrained cell, so that the many negatives do not swamp the first steps

@@ -26,7 +26,7 @@ from boxwright.models.layers.dropout import Dropout
 from boxwright.models.layers.heads import begin_glorot, box_head, rows_of
 from boxwright.models.layers.padding import cut, extent, seen_cells
 from boxwright.models.layers.post_norm import EncoderBlock, mlp, sine_2d
-from boxwright.models.set_loss import Said, Truth, assign, box_losses, by_layer, give, truth_of
+from boxwright.models.losses.set_criterion import Said, Truth, assign, box_losses, by_layer, give, truth_of
 from boxwright.types import Batch, Detector, Predictions
 
 NOTHING_WEIGHT = 0.1  # of queries without an object, in the loss of the class

@@ -25,7 +25,7 @@ from boxwright.config import require
 from boxwright.models.backbones.backbone import Backbone
 from boxwright.models.deformable import Deformable
 from boxwright.models.dense import Dense
-from boxwright.models.losses import across_devices, quality_focal
+from boxwright.models.losses.focal import across_devices, quality_focal
 from boxwright.types import Batch, Detector, Predictions, pixels
 
 SURE = 0.5  # the score over which the teacher is believed in what nobody annotated

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from boxwright.boxes import giou, iou
-from boxwright.models.losses import across_devices, quality_focal
+from boxwright.models.losses.focal import across_devices, quality_focal
 
 TEACHERS = 10  # cells an object
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from boxwright.boxes import cxcywh_to_xyxy, distance, giou, iou, xyxy_to_cxcywh
-from boxwright.models.losses import across_devices, focal_cost, quality_focal
-from boxwright.models.matcher import match_packed
+from boxwright.models.losses.focal import across_devices, focal_cost, quality_focal
+from boxwright.models.losses.hungarian import match_packed
 from boxwright.types import Batch
 
 LEAST = 0.01  # overlap that is asked of a score: what is far off must learn, too

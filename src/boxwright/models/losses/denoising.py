@@ -11,7 +11,7 @@ from torch import Tensor
 
 from boxwright.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from boxwright.models.layers.deformable_transformer import Queries
-from boxwright.models.set_loss import Said, Truth, box_losses, class_loss
+from boxwright.models.losses.set_criterion import Said, Truth, box_losses, class_loss
 
 SHAKEN = 100  # queries aimed at: as many groups as they give room for
 SHIFT = 0.4  # most that a corner moves, in half sizes, if it shall find its object; if not, once to twice that

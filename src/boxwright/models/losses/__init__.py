@@ -1,0 +1,1 @@
+"""Losses, and the assignment of predictions to objects."""

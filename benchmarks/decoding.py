@@ -31,12 +31,12 @@ from torch import Tensor
 
 from boxwright.models.layers.attention import DecoderBlock
 from boxwright.models.layers.kv_cache import KeysValues
-from boxwright.models.writing.decoder import Decoder
-from boxwright.models.writing.decoding import generate
-from boxwright.models.writing.draft import Draft
-from boxwright.models.writing.grammar import Grammar
-from boxwright.models.writing.sampling import Sampling
-from boxwright.models.writing.vocabulary import Vocabulary
+from boxwright.models.sequence.decoder import Decoder
+from boxwright.models.sequence.generate import generate
+from boxwright.models.sequence.generation import Draft
+from boxwright.models.sequence.sampling import Sampling
+from boxwright.models.sequence.token_constraints import Grammar
+from boxwright.models.sequence.vocabulary import Vocabulary
 
 OBJECTS, SLOTS, CELLS, DIM = 100, 5, 400, 256
 RESULT = Path(__file__).parent / "results" / "decoding.md"

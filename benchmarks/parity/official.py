@@ -16,9 +16,9 @@ from torch import Tensor
 
 from boxwright.interop.pix2seq_official import official_to_ours
 from boxwright.models.pix2seq import Pix2Seq
-from boxwright.models.writing.decoding import generate
-from boxwright.models.writing.sampling import Sampling
-from boxwright.models.writing.vocabulary import PROMPT
+from boxwright.models.sequence.generate import generate
+from boxwright.models.sequence.sampling import Sampling
+from boxwright.models.sequence.vocabulary import PROMPT
 from boxwright.types import Batch, Predictions
 from golden import Arrays, Result, attempt, read_arrays
 

@@ -23,10 +23,10 @@ from boxwright.data.images import fit, fitted_size
 from boxwright.interop.import_weights import read_foreign
 from boxwright.models.layers.position_encoding import sincos, sincos_2d, spread
 from boxwright.models.pix2seq import PADDING, Pix2Seq, Pix2SeqConfig
-from boxwright.models.writing import sentences
-from boxwright.models.writing.decoding import Generated
-from boxwright.models.writing.sampling import in_nucleus, in_top
-from boxwright.models.writing.vocabulary import FIRST_CLASS, NOISE, PAD, Vocabulary
+from boxwright.models.sequence import targets
+from boxwright.models.sequence.generate import Generated
+from boxwright.models.sequence.sampling import in_nucleus, in_top
+from boxwright.models.sequence.vocabulary import FIRST_CLASS, NOISE, PAD, Vocabulary
 from boxwright.training.optim import FLOOR, make_optimizer, rate_factor
 from boxwright.types import Batch, image_mask, pixels
 from golden import Arrays, Result, attempt, picture, read_arrays
@@ -102,26 +102,24 @@ def check_sentences(result: Result, data: Mapping[str, Tensor], about: Mapping[s
     labels, boxes = data["resp_label"], data["resp_bbox"][..., [1, 0, 3, 2]]
     classes = torch.where(labels > 0, labels + FIRST_CLASS, torch.where(labels < 0, NOISE, PAD))
     vocabulary, length = Vocabulary(), data["resp_seq"].shape[1]
-    result.same(
-        "sentences", sentences.compose(boxes, classes, classes, vocabulary, length).targets_BL, data["resp_seq"]
-    )
+    result.same("sentences", targets.compose(boxes, classes, classes, vocabulary, length).targets_BL, data["resp_seq"])
     drawn = FIRST_CLASS + data["draw0_rand_cls_offset_rand_n_fake_cls"]
     coin = data["draw1_u_rand_n_fake_rand_n_fake_cls"]
     with patch.object(torch, "randint_like", return_value=drawn), patch.object(torch, "rand", return_value=coin):
-        seen = sentences.corrupted(classes, vocabulary)
+        seen = targets.corrupted(classes, vocabulary)
     result.same("corruption", seen, data["resp_seq_input_rand_n_fake_cls"][:, 4::5])
     for key, c in about.items():
         if not re.fullmatch(r"pb\d+", key):
             continue
         vocabulary = Vocabulary(c["quantization_bins"], c["coord_vocab_shift"], 10_000)
-        said = sentences.compose(boxes, classes, classes, vocabulary, c["max_seq_len"])
+        said = targets.compose(boxes, classes, classes, vocabulary, c["max_seq_len"])
         result.same("sentences", said.inputs_BL, data[f"{key}_input_seq"])
         result.same("sentences", said.targets_BL, data[f"{key}_target_seq"])
         # ours are the published 0.1 and 1; a case with others must have them at the same places
         weights = said.weights_BL.masked_fill(said.targets_BL == PAD, c["eos_token_weight"])
         weights = weights.masked_fill(said.targets_BL == NOISE, c["noise_bbox_weight"])
         result.compare("weights", weights, data[f"{key}_token_weights"])
-        if (c["eos_token_weight"], c["noise_bbox_weight"]) == (sentences.PAD_WEIGHT, 1.0):
+        if (c["eos_token_weight"], c["noise_bbox_weight"]) == (targets.PAD_WEIGHT, 1.0):
             result.compare("weights", said.weights_BL, data[f"{key}_token_weights"])
 
 
@@ -234,18 +232,18 @@ def check_noise(name: str, about: Mapping[str, Any]) -> Result:
     none, sides = torch.zeros(1, count, 4), {"ymin": 1, "xmin": 0, "ymax": 3, "xmax": 2}
     box = torch.tensor(about["shift_bbox_untruncated"]["box"])[[1, 0, 3, 2]]
     for key, made in (
-        ("random_bbox_clipped", sentences.random_boxes(none)),
-        ("shift_bbox_clipped", sentences.moved(box.expand(1, count, 4))),
+        ("random_bbox_clipped", targets.random_boxes(none)),
+        ("shift_bbox_clipped", targets.moved(box.expand(1, count, 4))),
     ):
         for side, column in sides.items():
             result.compare("boxes", share(made[..., column], about[key][side]), 0, 0.02)
     size_4 = (box[2:] - box[:2]).repeat(2)
-    rates = (sentences.jittered(box.expand(1, count, 4)) - box) / size_4
+    rates = (targets.jittered(box.expand(1, count, 4)) - box) / size_4
     for side, column in sides.items():
         result.compare("jitter", share(rates[..., column], about["jitter_bbox_rate"][side]), 0, 0.02)
     check_mixture(result, about["augment_bbox"], sides)
     law = about["rand_n_fake_cls"]
-    seen = sentences.corrupted(torch.full((1, count), FIRST_CLASS + 1), Vocabulary())
+    seen = targets.corrupted(torch.full((1, count), FIRST_CLASS + 1), Vocabulary())
     result.compare("corruption", (seen == NOISE).float().mean(), law["fraction_fake_30"], 0.01)
     tenths = {"hist": law["hist_10_bins_100_1000"], "hist_lo": 100, "hist_hi": 1000}
     result.compare("corruption", share(seen[seen != NOISE], tenths), 0, 0.02)
@@ -258,7 +256,7 @@ def check_mixture(result: Result, law: Mapping[str, Any], sides: Mapping[str, in
     rows = len(real) + law["n_noise"]
     boxes = torch.zeros(images, rows, 4)
     boxes[:, : len(real)] = real
-    made = sentences.with_noise(boxes, (torch.arange(rows) < len(real)).expand(images, -1))
+    made = targets.with_noise(boxes, (torch.arange(rows) < len(real)).expand(images, -1))
     result.same("real boxes first", made[:, : len(real)], boxes[:, : len(real)])
     for side, column in sides.items():
         result.compare("mixture", share(made[:, len(real) :, column], law["all_noise_boxes"][side]), 0, 0.03)
@@ -266,7 +264,7 @@ def check_mixture(result: Result, law: Mapping[str, Any], sides: Mapping[str, in
     repeats = len(law["dup_size_n_noise_10_counts"]) - 1
     boxes = torch.zeros(20_000, repeats + 1, 4)
     boxes[:, 0] = tiny
-    made = sentences.with_noise(boxes, (torch.arange(repeats + 1) < 1).expand(len(boxes), -1))
+    made = targets.with_noise(boxes, (torch.arange(repeats + 1) < 1).expand(len(boxes), -1))
     near = ((made[:, 1:] - tiny).abs().amax(-1) < 0.00011).sum(1)
     counts = {"hist": law["dup_size_n_noise_10_counts"], "hist_lo": -0.5, "hist_hi": repeats + 0.5}
     result.compare("repeats", share(near, counts), 0, 0.05)

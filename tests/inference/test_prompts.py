@@ -10,8 +10,8 @@ from boxwright.config import UserError
 from boxwright.inference.predict import predict
 from boxwright.inference.predictor import Predictor
 from boxwright.models.pix2seq import Pix2Seq, Pix2SeqConfig
+from boxwright.models.sequence.vocabulary import NOISE
 from boxwright.models.weights import save_detector
-from boxwright.models.writing.vocabulary import NOISE
 
 NAMES = ("cat", "dog", "fish")
 CONFIG = Pix2SeqConfig(

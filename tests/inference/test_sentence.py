@@ -8,7 +8,7 @@ import torch
 
 from boxwright.inference.sentence import read_again, spelling, write_sentences
 from boxwright.models.pix2seq import Pix2Seq
-from boxwright.models.writing.vocabulary import NOISE, PAD
+from boxwright.models.sequence.vocabulary import NOISE, PAD
 from boxwright.types import Batch
 
 

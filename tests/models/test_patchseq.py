@@ -5,10 +5,10 @@ import torch
 
 from boxwright.config import UserError
 from boxwright.models.patchseq import PUBLISHED, SIZES, PatchSeq, PatchSeqConfig
+from boxwright.models.sequence.likelihood import sentence_log_probs
+from boxwright.models.sequence.vocabulary import PROMPT
 from boxwright.models.transfer import begin_from
 from boxwright.models.weights import load_detector, save_detector
-from boxwright.models.writing.likelihood import sentence_log_probs
-from boxwright.models.writing.vocabulary import PROMPT
 from boxwright.types import Batch
 
 CONFIG = PatchSeqConfig(

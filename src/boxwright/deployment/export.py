@@ -54,7 +54,7 @@ def export(
     """
     from boxwright.deployment.onnx_file import save
     from boxwright.deployment.parity import compare
-    from boxwright.models.writing.writer import Writer
+    from boxwright.models.sequence.sequence_detector import Writer
     from boxwright.runtime.detector import Detector as Exported
 
     console = make_console()

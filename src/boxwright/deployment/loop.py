@@ -17,7 +17,7 @@ from torch.export import Dim
 from boxwright.deployment.graph import CANVAS, OUTPUTS, converted, example, pads
 from boxwright.deployment.writers import Begin, End, OneObject
 from boxwright.models.replication import Replication
-from boxwright.models.writing.writer import Writer
+from boxwright.models.sequence.sequence_detector import Writer
 
 INSIDE = "object."  # before all names in the loop
 KNOWN = ("known_boxes", "known_labels")  # given objects, for every image

@@ -14,8 +14,8 @@ from boxwright.deployment.loop import writer_graph
 from boxwright.deployment.writers import language
 from boxwright.models import zoo
 from boxwright.models.replication import Replication
-from boxwright.models.writing.vocabulary import NOISE
-from boxwright.models.writing.writer import Writer
+from boxwright.models.sequence.sequence_detector import Writer
+from boxwright.models.sequence.vocabulary import NOISE
 from boxwright.runtime.detector import FORMAT
 from boxwright.types import Detector
 

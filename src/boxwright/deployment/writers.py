@@ -4,7 +4,7 @@
                           └── empty caches, the start word ── one object ──┴── ... one object ── end ── boxes
                                                               └────────── a loop ────────────┘
 
-An object is written by the same code as in torch (`boxwright.models.writing.draft`), with two differences: caches grow
+An object is written by the same code as in torch (`boxwright.models.sequence.generation`), with two differences: caches grow
 by what is written, where torch hides the places that are not yet; and the words of an object are all that is looked at,
 as the loop collects them.
 """
@@ -20,13 +20,13 @@ from boxwright.deployment.graph import in_pixels, prepared
 from boxwright.models.layers.kv_cache import Cache, KeysValues
 from boxwright.models.patchseq import PatchCache, PatchSeq, PatchWords
 from boxwright.models.replication import Raw, Replication
-from boxwright.models.writing.decoding import GREEDY
-from boxwright.models.writing.draft import Draft, Generated
-from boxwright.models.writing.grammar import Grammar
-from boxwright.models.writing.pointing import History
-from boxwright.models.writing.repeats import Repeats
-from boxwright.models.writing.sampling import Sampling, uniform
-from boxwright.models.writing.writer import Writer
+from boxwright.models.sequence.generate import GREEDY
+from boxwright.models.sequence.generation import Draft, Generated
+from boxwright.models.sequence.no_repeat import Repeats
+from boxwright.models.sequence.pointer import History
+from boxwright.models.sequence.sampling import Sampling, uniform
+from boxwright.models.sequence.sequence_detector import Writer
+from boxwright.models.sequence.token_constraints import Grammar
 from boxwright.types import Predictions
 
 

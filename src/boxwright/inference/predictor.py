@@ -19,8 +19,8 @@ from boxwright.detections import Detections
 from boxwright.evaluation.run import choose_device
 from boxwright.inference.prompts import check_objects, with_known
 from boxwright.inference.sequence_stream import watch
+from boxwright.models.sequence.sequence_detector import Writer
 from boxwright.models.weights import load_detector, load_together
-from boxwright.models.writing.writer import Writer
 from boxwright.runtime.finder import Finder, check_batch_size, check_threshold, chunks
 from boxwright.runtime.pictures import Ready
 from boxwright.runtime.writing import Known, Word, Written, check_lists

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from boxwright.models.pix2seq import WORDS, Pix2Seq
-from boxwright.models.writing.decoder import Decoder
-from boxwright.models.writing.grammar import Grammar
-from boxwright.models.writing.vocabulary import NOISE, PAD, PROMPT
+from boxwright.models.sequence.decoder import Decoder
+from boxwright.models.sequence.token_constraints import Grammar
+from boxwright.models.sequence.vocabulary import NOISE, PAD, PROMPT
 from boxwright.types import Batch, Detections
 
 SLOTS = ("y1", "x1", "y2", "x2", "class")

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boxwright.models.writing.decoding import write_on
-from boxwright.models.writing.draft import Draft, Generated
-from boxwright.models.writing.vocabulary import NOISE
-from boxwright.models.writing.writer import Writer
+from boxwright.models.sequence.generate import write_on
+from boxwright.models.sequence.generation import Draft, Generated
+from boxwright.models.sequence.sequence_detector import Writer
+from boxwright.models.sequence.vocabulary import NOISE
 from boxwright.runtime.writing import Known, Word, Written, check_known
 from boxwright.types import Batch, Predictions
 

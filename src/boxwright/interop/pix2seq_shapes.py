@@ -16,7 +16,7 @@ from boxwright.interop.pix2seq_official import official_to_ours, our_name
 from boxwright.interop.renaming import Shapes
 from boxwright.models.backbones.pix2seq_stems import BLOCKS, PATCHES
 from boxwright.models.pix2seq import WORDS, Pix2Seq, Pix2SeqConfig
-from boxwright.models.writing.vocabulary import FIRST_CLASS
+from boxwright.models.sequence.vocabulary import FIRST_CLASS
 
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 BINS = FIRST_COORDINATE = 1000  # as published

@@ -27,16 +27,16 @@ from boxwright.models.layers.attention import DecoderBlock, norm
 from boxwright.models.layers.kv_cache import Cache, KeysValues
 from boxwright.models.layers.position_encoding import resize_2d
 from boxwright.models.pix2seq import Encoder, Pix2SeqConfig
-from boxwright.models.writing.decoder import positions, table
-from boxwright.models.writing.draft import Generated
-from boxwright.models.writing.grammar import Grammar
-from boxwright.models.writing.likelihood import log_probs, score
-from boxwright.models.writing.patches import PatchVocabulary
-from boxwright.models.writing.pointing import FIRST, SECOND, History, Pointer
-from boxwright.models.writing.sampling import Sampling
-from boxwright.models.writing.sentences import Sentences, line, ordered, sentences, spell
-from boxwright.models.writing.vocabulary import FIRST_CLASS, PAD, PROMPT
-from boxwright.models.writing.writer import Writer
+from boxwright.models.sequence.decoder import positions, table
+from boxwright.models.sequence.generation import Generated
+from boxwright.models.sequence.likelihood import log_probs, score
+from boxwright.models.sequence.patch_vocabulary import PatchVocabulary
+from boxwright.models.sequence.pointer import FIRST, SECOND, History, Pointer
+from boxwright.models.sequence.sampling import Sampling
+from boxwright.models.sequence.sequence_detector import Writer
+from boxwright.models.sequence.targets import Sentences, line, ordered, sentences, spell
+from boxwright.models.sequence.token_constraints import Grammar
+from boxwright.models.sequence.vocabulary import FIRST_CLASS, PAD, PROMPT
 from boxwright.types import Batch, Predictions, image_mask, pixels
 
 
@@ -278,7 +278,7 @@ class PatchCache(Cache):
 
 
 class PatchDecoder(nn.Module):
-    """The decoder of `boxwright.models.writing.decoder`, except that some of its words are the patches of an image.
+    """The decoder of `boxwright.models.sequence.decoder`, except that some of its words are the patches of an image.
 
     Args:
         c: the detector's shape.

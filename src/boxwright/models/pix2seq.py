@@ -25,14 +25,14 @@ from boxwright.models.backbones.backbone import Backbone
 from boxwright.models.backbones.pix2seq_stems import PATCHES, make_stem
 from boxwright.models.layers.attention import EncoderBlock, Mlp, dense, norm
 from boxwright.models.layers.position_encoding import resize_2d, sincos_2d
-from boxwright.models.writing.decoder import Decoder, table
-from boxwright.models.writing.draft import Generated
-from boxwright.models.writing.grammar import Grammar
-from boxwright.models.writing.likelihood import Scores, log_probs, score
-from boxwright.models.writing.sampling import Sampling
-from boxwright.models.writing.sentences import sentences, spell
-from boxwright.models.writing.vocabulary import Vocabulary
-from boxwright.models.writing.writer import Writer
+from boxwright.models.sequence.decoder import Decoder, table
+from boxwright.models.sequence.generation import Generated
+from boxwright.models.sequence.likelihood import Scores, log_probs, score
+from boxwright.models.sequence.sampling import Sampling
+from boxwright.models.sequence.sequence_detector import Writer
+from boxwright.models.sequence.targets import sentences, spell
+from boxwright.models.sequence.token_constraints import Grammar
+from boxwright.models.sequence.vocabulary import Vocabulary
 from boxwright.types import Batch, Predictions, image_mask, pixels
 
 PADDING = 0.3  # colour of the canvas beside the image, in [0, 1]; attention looks at it, too
@@ -72,10 +72,10 @@ class Pix2SeqConfig:
         grammar: coordinate slots hold only coordinates, class slots only classes; else any word may come anywhere.
         top_p: more than 0 draws words from the nucleus (the published code has 0.4). With 0, and no `top_k`, the most
             probable words are written.
-        nucleus, top_k, temperature, repeats, beams: of `boxwright.models.writing.sampling.Sampling`.
+        nucleus, top_k, temperature, repeats, beams: of `boxwright.models.sequence.sampling.Sampling`.
         end_bias: added to the score of the word that ends a sentence; -inf never ends. By default that is so where
             sentences are filled up with noise, and else 0: they end as the network says.
-        scores: of `boxwright.models.writing.likelihood.score`.
+        scores: of `boxwright.models.sequence.likelihood.score`.
         seed: of the draws: image i of a batch draws by seed + i. By default all images draw alike.
     """
 

@@ -33,10 +33,10 @@ from torch import Tensor, nn
 from boxwright.config import require
 from boxwright.models.layers.kv_cache import Cache, KeysValues
 from boxwright.models.layers.post_norm import RESNET_CHANNELS, DecoderBlock, EncoderBlock, frozen_resnet, sine_2d
-from boxwright.models.writing.decoding import Generated, generate
-from boxwright.models.writing.grammar import Grammar
-from boxwright.models.writing.likelihood import sentence_log_probs
-from boxwright.models.writing.sentences import ordered
+from boxwright.models.sequence.generate import Generated, generate
+from boxwright.models.sequence.likelihood import sentence_log_probs
+from boxwright.models.sequence.targets import ordered
+from boxwright.models.sequence.token_constraints import Grammar
 from boxwright.types import Batch, Detector, Predictions, image_mask, pixels
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet; padding is zero behind them
@@ -331,7 +331,7 @@ def most_classes(c: ReplicationConfig) -> int:
 
 
 class Decoder(nn.Module):
-    """A decoder as the engine knows it (`boxwright.models.writing.decoding.Writing`), of post-norm blocks.
+    """A decoder as the engine knows it (`boxwright.models.sequence.generate.Writing`), of post-norm blocks.
 
     Its table of words has one row more than there are words where sentences begin with a vector of their own.
     """

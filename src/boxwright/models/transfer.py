@@ -18,7 +18,7 @@ from boxwright.models.layers.position_encoding import resize_2d
 from boxwright.models.patchseq import PatchSeq
 from boxwright.models.pix2seq import Pix2Seq
 from boxwright.models.replication import Replication, most_classes
-from boxwright.models.writing.vocabulary import FIRST_CLASS
+from boxwright.models.sequence.vocabulary import FIRST_CLASS
 from boxwright.types import Detector
 
 

@@ -3,10 +3,10 @@ import torch
 from test_decoding import BOXES, Babbler, clear_decoder
 
 from boxwright.config import UserError
-from boxwright.models.writing.beam import Beams
-from boxwright.models.writing.decoding import generate
-from boxwright.models.writing.sampling import Sampling
-from boxwright.models.writing.vocabulary import Vocabulary
+from boxwright.models.sequence.beam_search import Beams
+from boxwright.models.sequence.generate import generate
+from boxwright.models.sequence.sampling import Sampling
+from boxwright.models.sequence.vocabulary import Vocabulary
 
 
 @pytest.fixture

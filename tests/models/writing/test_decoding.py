@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from boxwright.models.layers.kv_cache import Cache, KeysValues
-from boxwright.models.writing.decoder import Decoder
-from boxwright.models.writing.decoding import generate
-from boxwright.models.writing.draft import Draft
-from boxwright.models.writing.grammar import Grammar
-from boxwright.models.writing.sampling import Sampling
-from boxwright.models.writing.vocabulary import Vocabulary
+from boxwright.models.sequence.decoder import Decoder
+from boxwright.models.sequence.generate import generate
+from boxwright.models.sequence.generation import Draft
+from boxwright.models.sequence.sampling import Sampling
+from boxwright.models.sequence.token_constraints import Grammar
+from boxwright.models.sequence.vocabulary import Vocabulary
 
 FREE = Grammar(10, 0, torch.ones(5, 60, dtype=torch.bool), torch.tensor([3, 4, 5]))
 BOXES = Vocabulary(12, 104, 120).grammar(3)  # 12 coordinates, 3 classes and noise

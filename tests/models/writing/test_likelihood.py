@@ -5,11 +5,11 @@ import torch
 from test_pix2seq import CONFIG
 
 from boxwright.models.pix2seq import Pix2Seq
-from boxwright.models.writing.decoding import generate
-from boxwright.models.writing.draft import Generated
-from boxwright.models.writing.likelihood import of_objects, score, sentence_log_probs
-from boxwright.models.writing.sampling import Sampling
-from boxwright.models.writing.vocabulary import NOISE, PAD, PROMPT
+from boxwright.models.sequence.generate import generate
+from boxwright.models.sequence.generation import Generated
+from boxwright.models.sequence.likelihood import of_objects, score, sentence_log_probs
+from boxwright.models.sequence.sampling import Sampling
+from boxwright.models.sequence.vocabulary import NOISE, PAD, PROMPT
 from boxwright.types import Batch
 
 

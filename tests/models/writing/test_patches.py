@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from boxwright.models.writing.patches import PatchVocabulary
+from boxwright.models.sequence.patch_vocabulary import PatchVocabulary
 
 SIDES = st.integers(16, 200)
 CORNERS = st.lists(st.floats(0, 1, width=32), min_size=4, max_size=4)

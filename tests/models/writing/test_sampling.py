@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from boxwright.models.writing.sampling import Sampling, choose, draws, in_nucleus, in_top
+from boxwright.models.sequence.sampling import Sampling, choose, draws, in_nucleus, in_top
 
 GOLDEN = pix2seq_golden.tokens()
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from boxwright.models.writing import sentences as s
-from boxwright.models.writing.vocabulary import FIRST_CLASS, NOISE, PAD, Vocabulary
+from boxwright.models.sequence import targets as s
+from boxwright.models.sequence.vocabulary import FIRST_CLASS, NOISE, PAD, Vocabulary
 from boxwright.types import Batch
 
 GOLDEN, NOISE_LAW = pix2seq_golden.tokens(), pix2seq_golden.noise()

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from boxwright.models.writing.vocabulary import NOISE, Vocabulary
+from boxwright.models.sequence.vocabulary import NOISE, Vocabulary
 
 GOLDEN = pix2seq_golden.tokens()
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from boxwright.models.writing.grammar import Grammar
+from boxwright.models.sequence.token_constraints import Grammar
 
 
 class Repeats:

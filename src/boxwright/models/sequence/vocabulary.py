@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from boxwright.models.writing.grammar import Grammar
+from boxwright.models.sequence.token_constraints import Grammar
 
 PAD, PROMPT, NOISE, FIRST_CLASS = 0, 10, 30, 100
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from boxwright.models.layers.kv_cache import Cache
-from boxwright.models.writing.grammar import Grammar
-from boxwright.models.writing.repeats import Repeats
-from boxwright.models.writing.sampling import Sampling, choose, draws
+from boxwright.models.sequence.no_repeat import Repeats
+from boxwright.models.sequence.sampling import Sampling, choose, draws
+from boxwright.models.sequence.token_constraints import Grammar
 
 BUCKET = 16  # objects: attention looks at the places of whole buckets
 
@@ -58,7 +58,7 @@ class Draft:
     """Sentences being written.
 
     Args:
-        decoder, memory, grammar, objects, sampling, given_BL: as of `boxwright.models.writing.decoding.generate`.
+        decoder, memory, grammar, objects, sampling, given_BL: as of `boxwright.models.sequence.generate.generate`.
         each: sentences an image.
 
     Attributes:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from boxwright.config import require
-from boxwright.models.writing.draft import Generated
+from boxwright.models.sequence.generation import Generated
 
 Scores = Literal["full", "classes", "product"]
 Reading = Callable[[Tensor, Any], Tensor]  # a decoder: scores (B, L, V) of what follows each token of sentences

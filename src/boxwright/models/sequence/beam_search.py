@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boxwright.models.writing.draft import Draft, Generated, Writing
-from boxwright.models.writing.grammar import Grammar
-from boxwright.models.writing.sampling import Sampling
+from boxwright.models.sequence.generation import Draft, Generated, Writing
+from boxwright.models.sequence.sampling import Sampling
+from boxwright.models.sequence.token_constraints import Grammar
 
 
 class Beams(Draft):
     """Sentences that compete; B images have B x W x W rows, W of them alive after each object.
 
     Args:
-        as of `boxwright.models.writing.decoding.generate`; `sampling.beams` is W, and nothing is drawn.
+        as of `boxwright.models.sequence.generate.generate`; `sampling.beams` is W, and nothing is drawn.
     """
 
     def __init__(

@@ -7,7 +7,7 @@
     then     offsets: where in its patch a corner lies, one id a place, row by row; none if there are no offsets
     then     patches, one id each, row by row: as many as the image has
 
-Up to the classes this is the layout of `boxwright.models.writing.vocabulary`, so that both languages share what makes
+Up to the classes this is the layout of `boxwright.models.sequence.vocabulary`, so that both languages share what makes
 sentences. Patches come last because their number follows from the size of the image.
 """
 
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from boxwright.models.writing.grammar import Grammar
-from boxwright.models.writing.vocabulary import FIRST_CLASS, NOISE, PAD, PROMPT
+from boxwright.models.sequence.token_constraints import Grammar
+from boxwright.models.sequence.vocabulary import FIRST_CLASS, NOISE, PAD, PROMPT
 
 ROUNDING = 1e-4  # of a patch: a corner so near to a line lies on it
 

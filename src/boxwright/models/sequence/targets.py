@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from boxwright.models.writing.patches import PatchVocabulary
-from boxwright.models.writing.vocabulary import FIRST_CLASS, NOISE, PAD, PROMPT, Vocabulary
+from boxwright.models.sequence.patch_vocabulary import PatchVocabulary
+from boxwright.models.sequence.vocabulary import FIRST_CLASS, NOISE, PAD, PROMPT, Vocabulary
 from boxwright.types import Batch
 
 Language = Vocabulary | PatchVocabulary

@@ -25,7 +25,7 @@ class Sampling(NamedTuple):
         end_bias: added to the score of the token that ends a sentence: 0 ends as the model says, more sooner, less
             later, -inf never.
         repeats: whether an object may be written twice, all its words the same.
-        beams: sentences that compete for each image, object by object; see `boxwright.models.writing.beam`.
+        beams: sentences that compete for each image, object by object; see `boxwright.models.sequence.beam_search`.
     """
 
     top_p: float = 0.0

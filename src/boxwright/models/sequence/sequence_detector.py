@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from boxwright.config import require
-from boxwright.models.writing.decoding import begin, finish
-from boxwright.models.writing.draft import Draft, Generated
-from boxwright.models.writing.grammar import Grammar
+from boxwright.models.sequence.generate import begin, finish
+from boxwright.models.sequence.generation import Draft, Generated
+from boxwright.models.sequence.token_constraints import Grammar
 from boxwright.types import Batch, Detector, Predictions
 
 
@@ -20,7 +20,7 @@ class Writer(Detector):
 
     Attributes:
         config: has `max_objects`, `sampling` and `seed`.
-        decoder: a `boxwright.models.writing.draft.Writing`.
+        decoder: a `boxwright.models.sequence.generation.Writing`.
         more_room: how to make room for more objects (of them, `{}`), said after what is wrong; empty if that cannot be.
     """
 

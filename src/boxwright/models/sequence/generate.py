@@ -1,6 +1,6 @@
 """The one engine that generates sentences, for every detector that writes them.
 
-It knows a decoder only by its two methods (`boxwright.models.writing.draft.Writing`), its language by a `Grammar`, and
+It knows a decoder only by its two methods (`boxwright.models.sequence.generation.Writing`), its language by a `Grammar`, and
 how to choose by a `Sampling`.
 """
 
@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boxwright.models.writing.beam import Beams
-from boxwright.models.writing.draft import Draft, Generated, Writing
-from boxwright.models.writing.grammar import Grammar
-from boxwright.models.writing.sampling import Sampling
+from boxwright.models.sequence.beam_search import Beams
+from boxwright.models.sequence.generation import Draft, Generated, Writing
+from boxwright.models.sequence.sampling import Sampling
+from boxwright.models.sequence.token_constraints import Grammar
 
 GREEDY = Sampling()
 

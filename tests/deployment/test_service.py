@@ -14,7 +14,7 @@ from uploads import picture
 from boxwright.deployment.service.app import make_app
 from boxwright.deployment.service.limits import Limits
 from boxwright.detections import Detections
-from boxwright.runtime.finder import Finder
+from boxwright.runtime.predictor_base import Finder
 
 
 def files(*pictures: bytes):

@@ -15,8 +15,8 @@ from boxwright.deployment.service.app import make_app
 from boxwright.detections import Detections
 from boxwright.inference.predictor import Predictor
 from boxwright.models.pix2seq import Pix2Seq, Pix2SeqConfig
-from boxwright.runtime.finder import Finder
-from boxwright.runtime.writing import Word, Written
+from boxwright.runtime.predictor_base import Finder
+from boxwright.runtime.sequence_types import Word, Written
 
 NAMES = ("box", "other")
 TINY = Pix2SeqConfig(

@@ -20,7 +20,7 @@ from boxwright.inference.sentence_page import write_page
 from boxwright.models import zoo
 from boxwright.models.pix2seq import Pix2Seq
 from boxwright.models.weights import load_detector, save_detector
-from boxwright.runtime.pictures import Ready
+from boxwright.runtime.inputs import Ready
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from boxwright.inference.predictor import to_batch
 from boxwright.models.layers.attention import Attention
 from boxwright.models.layers.deformable_attention import Points as Sampled
 from boxwright.models.layers.deformable_attention import gather_points
-from boxwright.runtime.pictures import Ready
+from boxwright.runtime.inputs import Ready
 from boxwright.types import Batch
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from boxwright.config import UserError
-from boxwright.runtime.sentence import Language, Sentence, given_arrays, told, wanted_array
-from boxwright.runtime.writing import Word, Written
+from boxwright.runtime.sequence_reader import Language, Sentence, given_arrays, told, wanted_array
+from boxwright.runtime.sequence_types import Word, Written
 
 LANGUAGE = Language(("y1", "x1", "y2", "x2", "class"), {5: "cat", 6: "dog", 7: "noise"}, end=0, objects=3)
 BOXES = np.array([[1, 2, 3, 4], [10, 20, 30, 40], [0, 0, 9, 9]], np.float32)

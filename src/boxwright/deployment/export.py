@@ -55,7 +55,7 @@ def export(
     from boxwright.deployment.onnx_file import save
     from boxwright.deployment.parity import compare
     from boxwright.models.sequence.sequence_detector import Writer
-    from boxwright.runtime.detector import Detector as Exported
+    from boxwright.runtime.onnx_detector import Detector as Exported
 
     console = make_console()
     require(to == "onnx", f"--to is onnx, not {to!r}.")

@@ -16,7 +16,7 @@ from boxwright.models import zoo
 from boxwright.models.replication import Replication
 from boxwright.models.sequence.sequence_detector import Writer
 from boxwright.models.sequence.vocabulary import NOISE
-from boxwright.runtime.detector import FORMAT
+from boxwright.runtime.onnx_detector import FORMAT
 from boxwright.types import Detector
 
 MOST_BYTES = 2**31 - 2**20  # what one protobuf holds, with room for the rest
@@ -63,7 +63,7 @@ def describe(model: onnx.ModelProto, detector: Detector, precision: str) -> None
 
 
 def _sentence(detector: Writer) -> dict[str, Any]:
-    """How to read its words, for `boxwright.runtime.sentence.Language`."""
+    """How to read its words, for `boxwright.runtime.sequence_reader.Language`."""
     spoken, words = language(detector), detector.words()
     tokens_K = words.class_tokens(torch.arange(len(detector.names))).tolist()
     return {

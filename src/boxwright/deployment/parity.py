@@ -21,7 +21,7 @@ from boxwright.deployment.graph import CANVAS, letterbox, pads
 from boxwright.evaluation.coco import score
 from boxwright.evaluation.evaluate import renamed
 from boxwright.evaluation.run import MOST
-from boxwright.runtime.detector import Detector as Exported
+from boxwright.runtime.onnx_detector import Detector as Exported
 from boxwright.types import Batch, Detections, Detector
 
 SPOKEN = {"fp32": 0.05, "fp16": 0.5, "int8": 0.5}  # objects with lower scores are not compared one by one

@@ -19,7 +19,7 @@ from boxwright.models.deformable import Deformable
 from boxwright.models.detr import Detr
 from boxwright.models.pix2seq import Pix2Seq
 from boxwright.models.weights import load_detector
-from boxwright.runtime.pictures import Ready
+from boxwright.runtime.inputs import Ready
 from boxwright.types import Detector
 
 

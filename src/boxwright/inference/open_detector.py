@@ -6,8 +6,8 @@ from boxwright.config import UserError
 from boxwright.extras import how_to_install
 from boxwright.files import exported_at
 from boxwright.models.hub import repository
-from boxwright.runtime.detector import Detector
-from boxwright.runtime.finder import Finder
+from boxwright.runtime.onnx_detector import Detector
+from boxwright.runtime.predictor_base import Finder
 
 
 def open_detector(path: Path | str, device: str = "auto") -> Finder:

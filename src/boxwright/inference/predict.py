@@ -22,7 +22,7 @@ from boxwright.data.images import open_image
 from boxwright.files import write_whole
 from boxwright.inference.open_detector import open_detector
 from boxwright.painting import draw
-from boxwright.runtime.finder import Found, check_batch_size, check_threshold
+from boxwright.runtime.predictor_base import Found, check_batch_size, check_threshold
 from boxwright.runtime.sources import collect, short_names
 from boxwright.runtime.video import is_video
 

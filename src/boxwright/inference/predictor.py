@@ -21,9 +21,9 @@ from boxwright.inference.prompts import check_objects, with_known
 from boxwright.inference.sequence_stream import watch
 from boxwright.models.sequence.sequence_detector import Writer
 from boxwright.models.weights import load_detector, load_together
-from boxwright.runtime.finder import Finder, check_batch_size, check_threshold, chunks
-from boxwright.runtime.pictures import Ready
-from boxwright.runtime.writing import Known, Word, Written, check_lists
+from boxwright.runtime.inputs import Ready
+from boxwright.runtime.predictor_base import Finder, check_batch_size, check_threshold, chunks
+from boxwright.runtime.sequence_types import Known, Word, Written, check_lists
 from boxwright.types import Batch, Detector
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from boxwright.config import require
-from boxwright.runtime.writing import Known, check_known
+from boxwright.runtime.sequence_types import Known, check_known
 from boxwright.types import Batch
 
 

@@ -13,7 +13,7 @@ from boxwright.models.sequence.generate import write_on
 from boxwright.models.sequence.generation import Draft, Generated
 from boxwright.models.sequence.sequence_detector import Writer
 from boxwright.models.sequence.vocabulary import NOISE
-from boxwright.runtime.writing import Known, Word, Written, check_known
+from boxwright.runtime.sequence_types import Known, Word, Written, check_known
 from boxwright.types import Batch, Predictions
 
 SIDES = ("x1", "y1", "x2", "y2")

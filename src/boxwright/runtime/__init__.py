@@ -6,8 +6,8 @@
 from boxwright.classes import Class
 from boxwright.config import UserError
 from boxwright.detections import Detections
-from boxwright.runtime.detector import Detector
-from boxwright.runtime.finder import Finder, Found
-from boxwright.runtime.writing import Known, Word, Written
+from boxwright.runtime.onnx_detector import Detector
+from boxwright.runtime.predictor_base import Finder, Found
+from boxwright.runtime.sequence_types import Known, Word, Written
 
 __all__ = ["Class", "Detections", "Detector", "Finder", "Found", "Known", "UserError", "Word", "Written"]

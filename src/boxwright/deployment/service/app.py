@@ -30,7 +30,7 @@ from boxwright.deployment.service.middleware import Guard, NoRoomError, Room, no
 from boxwright.deployment.service.schemas import Answer, Model, as_coco
 from boxwright.deployment.service.sequence_stream import DESCRIPTION, Lines, Watched, read_given
 from boxwright.deployment.service.uploads import decode, from_base64
-from boxwright.runtime.finder import Finder
+from boxwright.runtime.predictor_base import Finder
 
 PAGE = Path(__file__).parent / "page"
 _PAGE_FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js", "/write.js": "write.js"}

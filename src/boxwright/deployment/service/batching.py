@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from threading import Thread
 
 from boxwright.detections import Detections
-from boxwright.runtime.finder import Finder
-from boxwright.runtime.pictures import Ready
-from boxwright.runtime.writing import Word, Written
+from boxwright.runtime.inputs import Ready
+from boxwright.runtime.predictor_base import Finder
+from boxwright.runtime.sequence_types import Word, Written
 
 BATCH_SIZE = 8
 PATIENCE = 0.003  # seconds that the first of a batch waits for others

@@ -16,8 +16,8 @@ from boxwright.classes import position
 from boxwright.config import UserError, require
 from boxwright.deployment.service.batching import Object, Sentence, Told
 from boxwright.deployment.service.errors import Refused, in_words
-from boxwright.runtime.finder import Finder
-from boxwright.runtime.writing import Box, Known, Word, Written, is_inside
+from boxwright.runtime.predictor_base import Finder
+from boxwright.runtime.sequence_types import Box, Known, Word, Written, is_inside
 
 _ROUNDED = 0.01  # pixels: what a COCO file loses by rounding may reach out of the image
 

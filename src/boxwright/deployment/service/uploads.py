@@ -7,7 +7,7 @@ import io
 
 from boxwright.data.images import displayed_size, open_lazily, reason, upright
 from boxwright.deployment.service.errors import Refused
-from boxwright.runtime.pictures import Ready, reduced
+from boxwright.runtime.inputs import Ready, reduced
 
 # Of the formats that Pillow reads, those without programs to start or other files to open.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from boxwright.config import require
-from boxwright.runtime.writing import Box, Word, Written
+from boxwright.runtime.sequence_types import Box, Word, Written
 
 SIDES = ("x1", "y1", "x2", "y2")
 

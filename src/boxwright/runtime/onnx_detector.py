@@ -14,10 +14,10 @@ from boxwright.classes import Class, class_positions
 from boxwright.config import UserError, require
 from boxwright.detections import Detections
 from boxwright.extras import how_to_install
-from boxwright.runtime.finder import Finder, check_batch_size, check_threshold, chunks
-from boxwright.runtime.pictures import Picture, Ready
-from boxwright.runtime.sentence import Language, Sentence, given_arrays, told, wanted_array
-from boxwright.runtime.writing import Known, Word, Written, check_known, check_lists
+from boxwright.runtime.inputs import Picture, Ready
+from boxwright.runtime.predictor_base import Finder, check_batch_size, check_threshold, chunks
+from boxwright.runtime.sequence_reader import Language, Sentence, given_arrays, told, wanted_array
+from boxwright.runtime.sequence_types import Known, Word, Written, check_known, check_lists
 
 FORMAT = 1  # of the files this reads; `boxwright export` writes it into them
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}

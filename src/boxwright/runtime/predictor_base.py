@@ -16,10 +16,10 @@ from PIL import Image
 from boxwright.classes import Class, class_positions
 from boxwright.config import UserError, require
 from boxwright.detections import Detections
-from boxwright.runtime.pictures import TAKES, Ready, decode
+from boxwright.runtime.inputs import TAKES, Ready, decode
+from boxwright.runtime.sequence_types import Known, Word, Written
 from boxwright.runtime.sources import collect
 from boxwright.runtime.video import frames, is_video
-from boxwright.runtime.writing import Known, Word, Written
 from boxwright.threads import map_ahead
 
 T = TypeVar("T")

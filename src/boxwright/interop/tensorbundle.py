@@ -2,8 +2,8 @@
 
 `NAME.index` is a sorted string table, as LevelDB writes them: blocks of (name, entry), a block that lists the blocks,
 and 48 bytes that say where that one is. The entry of a tensor, a protocol buffer, says its type and shape, and where
-its bytes lie in `NAME.data-00000-of-00001` (and further such files). TensorFlow could
-compress the blocks with snappy, which none of its releases does; such files are refused.
+its bytes lie in `NAME.data-00000-of-00001` (and further such files). TensorFlow could compress the
+blocks with snappy, which none of its releases does; such files are refused.
 """
 
 import re

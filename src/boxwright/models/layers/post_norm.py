@@ -1,8 +1,8 @@
 """The parts of DETR's kind of network: a ResNet that never changes its norms, codes of cells, blocks that norm last.
 
-Against the pre-norm blocks of `boxwright.models.layers.attention`: each addition is followed by its norm (eps 1e-5), the MLP
-has a rectifier, and positions are not added once but to what asks and to the keys of every layer ("End-to-end object
-detection with transformers", Carion et al. 2020; numbers as in facebookresearch/detr).
+Against the pre-norm blocks of `boxwright.models.layers.attention`: each addition is followed by its norm (eps 1e-5),
+the MLP has a rectifier, and positions are not added once but to what asks and to the keys of every layer ("End-to-end
+object detection with transformers", Carion et al. 2020; numbers as in facebookresearch/detr).
 """
 
 import math

@@ -30,7 +30,7 @@ from boxwright.data.records import Dataset, Record
 from boxwright.deployment.onnx_file import save, to_onnx
 from boxwright.deployment.parity import average_precision, eager, first, images, in_file
 from boxwright.deployment.quantise import FINE, to_fp16, to_int8
-from boxwright.models import zoo
+from boxwright.models import registry
 from boxwright.models.patchseq import PatchSeq
 from boxwright.models.weights import load_detector
 from boxwright.runtime import Detector
@@ -42,7 +42,9 @@ CALIBRATED, BY_HEART = 64, 16
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", nargs="*", type=Path, default=[BUNDLED / "dense-nano-bccd.safetensors"])
-    parser.add_argument("--models", nargs="*", default=[name for name, (_, _, sizes) in zoo.DETECTORS.items() if sizes])
+    parser.add_argument(
+        "--models", nargs="*", default=[name for name, (_, _, sizes) in registry.DETECTORS.items() if sizes]
+    )
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -60,7 +62,7 @@ def main() -> None:
 
 def row(model: str, records: Sequence[Record], repeats: int) -> None:
     """One detector: eager torch and its file."""
-    detector = zoo.build(model, "nano", ("a", "b", "c"), pretrained=False).eval()
+    detector = registry.build(model, "nano", ("a", "b", "c"), pretrained=False).eval()
     if isinstance(detector, PatchSeq):
         detector.config = replace(detector.config, end_bias=-math.inf)  # its sentences would end anywhere
     file = opened(to_onnx(detector))
@@ -91,7 +93,7 @@ def rows(weights: Path, cells: Dataset, repeats: int) -> None:
             in_file(first(file.run(image_HW3[None]), detector), image_HW3.shape, record) for record, image_HW3 in looked
         ]
         ap = average_precision(shown, said, cells.names, detector) or 0.0
-        what = f"{zoo.name_of(detector)}, {detector.image_size} px{', by heart' if by_heart else ''}"
+        what = f"{registry.name_of(detector)}, {detector.image_size} px{', by heart' if by_heart else ''}"
         smaller = megabytes(plain) / size
         print(
             f"| {what} | {name} | {taken[name]:.0f} | {faster:.2f} | {size:.1f} | {smaller:.2f} | {ap:.1f} |",

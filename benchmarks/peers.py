@@ -36,7 +36,7 @@ from boxwright.data.loader import steps_per_epoch, train_batches
 from boxwright.data.read import merge_val, name_splits, read, train_and_val
 from boxwright.evaluation.coco import Report, score
 from boxwright.evaluation.run import detect
-from boxwright.models import zoo
+from boxwright.models import registry
 from boxwright.models.backbones.backbone import Backbone
 from boxwright.models.weights import load_detector
 from boxwright.training.optim import make_optimizer, moving_average, rate_factor, set_rate
@@ -144,10 +144,14 @@ def peer(name: str, trained: Detector, names: tuple[str, ...]) -> Detector:
     if name in ("fcos", "retinanet", "faster-rcnn"):
         return Peer(name, names, image_size, backbone)
     kind = NEAREST[name]
-    alike = trained if zoo.name_of(trained) == kind else None
-    shape = alike.config if alike else replace(zoo.DETECTORS[kind][2]["nano"], image_size=image_size, backbone=backbone)
+    alike = trained if registry.name_of(trained) == kind else None
+    shape = (
+        alike.config
+        if alike
+        else replace(registry.DETECTORS[kind][2]["nano"], image_size=image_size, backbone=backbone)
+    )
     if not name.startswith("hf-"):
-        return zoo.DETECTORS[kind][0](shape, names)
+        return registry.DETECTORS[kind][0](shape, names)
     if kind == "deformable":
         shape = replace(shape, refine=name == "hf-deformable-refined")
     return HuggingFace(shape, names)
@@ -180,7 +184,7 @@ def main() -> None:
     keep_memory()
     plan = yaml.safe_load((a.run / "config.yaml").read_text())
     trained = load_detector(a.run / "last.safetensors")
-    own, image_size = zoo.name_of(trained), trained.image_size
+    own, image_size = registry.name_of(trained), trained.image_size
     dataset = name_splits(read(a.data), a.train_split, a.val_split)
     dataset = merge_val(dataset, read(a.val_data)) if a.val_data else dataset
     records, val_records = train_and_val(dataset)
@@ -198,7 +202,7 @@ def main() -> None:
         if name == own:
             detector = load_detector(a.run / "last.safetensors", a.device)
         else:
-            settings = {} if NEAREST[name] == own else {"optim": asdict(zoo.recipe(NEAREST[name]).optim)}
+            settings = {} if NEAREST[name] == own else {"optim": asdict(registry.recipe(NEAREST[name]).optim)}
             detector = train(peer(name, trained, dataset.names), cache, plan | settings, a.device)
         report = score(val_records, detect(detector, val_cache, 16, a.device), dataset.names)
         lines.append(row(name, report, detector, a.classes))

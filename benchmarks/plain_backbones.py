@@ -74,7 +74,7 @@ def child(device: str, repeats: int, side: int, window: int, fused: bool) -> Non
     from timm.layers import set_fused_attn
 
     from boxwright.models.backbones.plain_vit import Windows
-    from boxwright.models.zoo import build
+    from boxwright.models.registry import build
 
     set_fused_attn(fused)
     detector = build("dense", "base", NAMES, image_size=side, pretrained=False).to(device).eval()

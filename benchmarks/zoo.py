@@ -19,7 +19,7 @@ import torch
 
 from boxwright.bundled.catalogue import MEASURED
 from boxwright.evaluation.run import most_of
-from boxwright.models import zoo
+from boxwright.models import registry
 from boxwright.models.weights import load_detector
 from boxwright.types import Detector
 
@@ -55,9 +55,9 @@ def main() -> None:
     a = parser.parse_args()
     torch.set_num_threads(1)
     measured: dict[str, Any] = json.loads(MEASURED.read_text()) if MEASURED.is_file() else {}
-    for model, (_, _, sizes) in zoo.DETECTORS.items():
+    for model, (_, _, sizes) in registry.DETECTORS.items():
         for size in sizes:
-            detector = zoo.build(model, size, ("a", "b", "c"), pretrained=False).eval()
+            detector = registry.build(model, size, ("a", "b", "c"), pretrained=False).eval()
             entry = measured.setdefault(f"{model}/{size}", {})
             entry["parameters"] = sum(p.numel() for p in detector.parameters())
             if size in a.timed:

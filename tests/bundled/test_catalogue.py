@@ -4,21 +4,21 @@ import pytest
 
 from boxwright.__main__ import main
 from boxwright.bundled.catalogue import GOOD_FOR, IMPORTED, INSTALLED, MEASURED, list_models, origin
-from boxwright.models import zoo
+from boxwright.models import registry
 
-NANO = [model for model, (_, _, sizes) in zoo.DETECTORS.items() if "nano" in sizes]
+NANO = [model for model, (_, _, sizes) in registry.DETECTORS.items() if "nano" in sizes]
 
 
 def test_every_size_of_every_detector_is_listed():
     there = {(entry.model, entry.size) for entry in list_models()}
-    assert there == {(model, size) for model, (_, _, sizes) in zoo.DETECTORS.items() for size in sizes}
+    assert there == {(model, size) for model, (_, _, sizes) in registry.DETECTORS.items() for size in sizes}
     assert set(GOOD_FOR) == set(NANO)
 
 
 @pytest.mark.parametrize("model", NANO)
 def test_the_stored_numbers_are_those_of_the_code(model):
     """Where this fails, `python benchmarks/zoo.py` measures again."""
-    detector = zoo.build(model, "nano", ("a", "b", "c"), pretrained=False)
+    detector = registry.build(model, "nano", ("a", "b", "c"), pretrained=False)
     stored = json.loads(MEASURED.read_text())[f"{model}/nano"]
     assert stored["parameters"] == sum(p.numel() for p in detector.parameters())
     assert stored["cpu_ms"] > 0

@@ -12,7 +12,7 @@ from boxwright.comparison.compare import compare
 from boxwright.comparison.cost import measure, training_cost
 from boxwright.comparison.settings import Terms, chosen, trainable, usual_image_size
 from boxwright.config import UserError
-from boxwright.models import zoo
+from boxwright.models import registry
 from boxwright.models.weights import save_detector
 
 COST = {"step_seconds": 1.0, "steps": 50, "end_seconds": 10.0, "training_mib": 900.0}  # an epoch is a minute
@@ -50,7 +50,7 @@ def quick(monkeypatch) -> list[tuple[str, int, bool]]:
 
     def train(data, model, out, epochs, resume, image_size, **_) -> None:
         calls.append((model, epochs, resume))
-        detector = zoo.build(
+        detector = registry.build(
             "dense", "nano", ("a <square>",), image_size=image_size, backbone="test_efficientnet", pretrained=False
         )
         save_detector(out / "last.safetensors", detector, {})
@@ -62,7 +62,7 @@ def quick(monkeypatch) -> list[tuple[str, int, bool]]:
 
 
 def test_the_zoo_says_what_can_be_compared():
-    assert trainable("nano") == [model for model, (_, _, sizes) in zoo.DETECTORS.items() if "nano" in sizes]
+    assert trainable("nano") == [model for model, (_, _, sizes) in registry.DETECTORS.items() if "nano" in sizes]
     assert chosen(None, "nano") == trainable("nano")
     assert chosen("detr, dense", "nano") == chosen(["detr", "dense"], "nano") == ["detr", "dense"]
     assert usual_image_size("nano") == 320

@@ -17,7 +17,7 @@ from boxwright.inference.looks import watch
 from boxwright.inference.predictor import to_batch
 from boxwright.inference.sentence import Sentence, write_sentences
 from boxwright.inference.sentence_page import write_page
-from boxwright.models import zoo
+from boxwright.models import registry
 from boxwright.models.pix2seq import Pix2Seq
 from boxwright.models.weights import load_detector, save_detector
 from boxwright.runtime.inputs import Ready
@@ -157,7 +157,7 @@ def test_a_place_that_cannot_be_written_is_named(weights: Path, image: Path, tmp
 
 
 def test_a_detector_that_cannot_be_explained_is_named(image: Path, tmp_path: Path) -> None:
-    dense = zoo.build("dense", "nano", ("cat",), backbone="test_efficientnet", pretrained=False)
+    dense = registry.build("dense", "nano", ("cat",), backbone="test_efficientnet", pretrained=False)
     save_detector(tmp_path / "dense.safetensors", dense, {})
     with pytest.raises(UserError, match="a dense can't be explained; a pix2seq, detr or deformable can"):
         explain(tmp_path / "dense", image, tmp_path / "out")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import boxwright
 from boxwright.config import Optim, UserError
-from boxwright.models import zoo
+from boxwright.models import registry
 from boxwright.models.adapters import adapt, checksum, fold, inject, is_a_or_b, own_state
 from boxwright.models.deformable import SIZES as DEFORMABLE_SIZES
 from boxwright.models.deformable import Deformable
@@ -172,8 +172,8 @@ def test_other_weights_of_timm_are_told(tmp_path, monkeypatch):
     detector = Dense(DenseConfig(image_size=64, channels=32), NAMES)
     adapt(detector, None, None, detector.config.backbone)
     save_detector(tmp_path / "best.safetensors", detector, {})
-    make_any = zoo.rebuild
-    monkeypatch.setattr(zoo, "rebuild", lambda *given, pretrained=False: make_any(*given))
+    make_any = registry.rebuild
+    monkeypatch.setattr(registry, "rebuild", lambda *given, pretrained=False: make_any(*given))
     with pytest.raises(UserError, match="adapts other weights of tf_efficientnet_lite0 than timm has here"):
         load_detector(tmp_path)
 

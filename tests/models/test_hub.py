@@ -7,7 +7,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from boxwright.config import UserError
-from boxwright.models import hub, zoo
+from boxwright.models import hub, registry
 from boxwright.models.weights import find_weights, load_detector, save_detector
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -15,7 +15,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def file(tmp_path) -> Path:
-    detector = zoo.build("dense", "nano", ("cat", "dog"), image_size=64, backbone="test_efficientnet", pretrained=False)
+    detector = registry.build(
+        "dense", "nano", ("cat", "dog"), image_size=64, backbone="test_efficientnet", pretrained=False
+    )
     save_detector(tmp_path / "own.safetensors", detector, {"epoch": 3})
     return tmp_path / "own.safetensors"
 

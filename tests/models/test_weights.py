@@ -8,13 +8,15 @@ from safetensors.torch import save_file
 
 from boxwright.config import UserError
 from boxwright.files import write_whole
-from boxwright.models import zoo
+from boxwright.models import registry
 from boxwright.models.weights import find_weights, load_detector, save_detector
 
 
 @pytest.fixture
 def detector():
-    return zoo.build("dense", "nano", ("cat", "dog"), image_size=96, backbone="test_efficientnet", pretrained=False)
+    return registry.build(
+        "dense", "nano", ("cat", "dog"), image_size=96, backbone="test_efficientnet", pretrained=False
+    )
 
 
 def test_round_trip_keeps_weights_names_and_card(detector, tmp_path):
@@ -74,9 +76,9 @@ def test_a_damaged_header_is_one_clear_error(detector, tmp_path, header):
 
 def test_unknown_detectors_and_sizes_are_named():
     with pytest.raises(UserError, match="did you mean 'dense'"):
-        zoo.recipe("dens")
+        registry.recipe("dens")
     with pytest.raises(UserError, match="size can't be 'tiny', it must be one of: nano"):
-        zoo.build("dense", "tiny", ("a",))
+        registry.build("dense", "tiny", ("a",))
 
 
 def test_missing_weights_say_what_to_give(tmp_path):

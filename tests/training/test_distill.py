@@ -11,7 +11,7 @@ from test_run import COMMON, SETTINGS, _own_cache, data, rows  # noqa: F401
 import boxwright
 from boxwright.__main__ import main
 from boxwright.config import Optim, UserError
-from boxwright.models import zoo
+from boxwright.models import registry
 from boxwright.models.dense import Dense, DenseConfig
 from boxwright.models.weights import load_detector, save_detector
 from boxwright.training.teacher import Teacher, attention_loss, cells_at, look_up, with_found
@@ -45,7 +45,7 @@ def test_a_distilled_run_names_its_teacher_and_can_be_repeated(teacher, data, tm
     student = load_detector(out)
     assert student.card["taught by"] == f"dense of {teacher}"
     assert len(student.card["settings"]["teacher"]) == 64
-    plain = zoo.build("dense", "nano", student.names, backbone="test_efficientnet", pretrained=False)
+    plain = registry.build("dense", "nano", student.names, backbone="test_efficientnet", pretrained=False)
     assert student.state_dict().keys() == plain.state_dict().keys()
     assert teacher.read_bytes() == before
     for verb in ("train", "distill"):
@@ -138,7 +138,7 @@ def test_classes_that_the_teacher_does_not_know_are_left_alone(batch):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pix2seq", "patchseq", "detr", "deformable"])
 def test_detectors_of_every_kind_teach_and_learn(batch, kind):
-    network, _, sizes = zoo.DETECTORS[kind]
+    network, _, sizes = registry.DETECTORS[kind]
     few = {"max_objects": 4} if kind.endswith("seq") else {}
     config = replace(sizes["nano"], backbone="test_efficientnet", image_size=64, **few)
     other = network(config, ("square", "disc"), pretrained=False).eval()

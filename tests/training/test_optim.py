@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from boxwright.config import Optim, UserError, fill_in
-from boxwright.models import zoo
+from boxwright.models import registry
 from boxwright.training.optim import FLOOR, check, make_optimizer, moving_average, rate_factor, set_rate
 
 SETTINGS = fill_in(Optim(warmup=0.1, hold=0.4, lr=1e-3, backbone_factor=0.1, weight_decay=0.05), Optim())
@@ -60,7 +60,7 @@ def test_keras_adds_epsilon_before_the_bias_is_corrected():
 
 
 def test_groups_split_backbone_and_decay():
-    detector = zoo.build("dense", "nano", ("a",), backbone="test_efficientnet", pretrained=False)
+    detector = registry.build("dense", "nano", ("a",), backbone="test_efficientnet", pretrained=False)
     optimizer = make_optimizer(detector, SETTINGS)
     kinds = {(round(g["peak"], 6), g["weight_decay"]) for g in optimizer.param_groups}
     assert kinds == {(1e-3, 0.05), (1e-3, 0.0), (1e-4, 0.05), (1e-4, 0.0)}
@@ -92,7 +92,7 @@ def test_the_average_follows_quickly_at_first_and_slowly_later():
      {"weight_decay": -0.1}, {"backbone_factor": -1.0}],
 )  # fmt: skip
 def test_settings_outside_their_range_are_refused(wrong):
-    settings = zoo.recipe("dense").optim
+    settings = registry.recipe("dense").optim
     check(settings)
     with pytest.raises(UserError, match=f"--optim.{next(iter(wrong))} must be"):
         check(fill_in(Optim(**wrong), settings))

@@ -14,7 +14,7 @@ from typing import Any
 import timm
 
 from boxwright.console import make_console
-from boxwright.models import zoo
+from boxwright.models import registry
 from boxwright.models.backbones.backbone import OFFLINE
 
 MEASURED = Path(__file__).parent / "measured.json"
@@ -64,13 +64,13 @@ def list_models() -> list[Entry]:
     measured = json.loads(MEASURED.read_text()) if MEASURED.is_file() else {}
     return [
         _entry(model, size, config, measured.get(f"{model}/{size}", {}))
-        for model, (_, _, sizes) in zoo.DETECTORS.items()
+        for model, (_, _, sizes) in registry.DETECTORS.items()
         for size, config in sizes.items()
     ]
 
 
 def _entry(model: str, size: str, config: Any, numbers: dict[str, Any]) -> Entry:
-    about = GOOD_FOR.get(model) or (zoo.DETECTORS[model][0].__doc__ or "").partition("\n")[0]
+    about = GOOD_FOR.get(model) or (registry.DETECTORS[model][0].__doc__ or "").partition("\n")[0]
     scores = tuple(
         f"{s['ap']:.3f} ({s['data']}, {s['image_size']} px, {s['epochs']} epochs)" for s in numbers.get("scores", ())
     )

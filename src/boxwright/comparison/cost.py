@@ -22,7 +22,7 @@ from boxwright.comparison.settings import Terms
 from boxwright.config import Augment, UserError
 from boxwright.data.cache import build
 from boxwright.evaluation.run import detect_batch
-from boxwright.models import zoo
+from boxwright.models import registry
 from boxwright.models.weights import load_detector
 from boxwright.training.loop import Loop, Plan
 from boxwright.training.run import make_fabric
@@ -35,10 +35,10 @@ def training_cost(terms: Terms, model: str) -> dict[str, float]:
     ``training_mib``: the peak of memory.
     """
     names, records, val_records = terms.records()
-    recipe = zoo.recipe(model)
+    recipe = registry.recipe(model)
     fabric, _ = make_fabric(terms.device, "auto", 1, 1)
     torch.manual_seed(terms.seed)
-    detector = zoo.build(model, terms.size, names, image_size=terms.image_size)  # type: ignore[arg-type]
+    detector = registry.build(model, terms.size, names, image_size=terms.image_size)  # type: ignore[arg-type]
     train, val = (build(part, terms.image_size, quiet=True) for part in (records, val_records))
     with TemporaryDirectory() as folder:
         augment, optim = Augment(**terms.augment), recipe.optim

@@ -13,7 +13,7 @@ from typing import Any
 from boxwright.config import Augment, UserError, nearest
 from boxwright.data.read import merge_val, name_splits, read, train_and_val
 from boxwright.data.records import Record
-from boxwright.models import zoo
+from boxwright.models import registry
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ def trainable(size: str) -> list[str]:
     Raises:
         UserError: if there is no such size.
     """
-    all_sizes = {known: None for _, _, sizes in zoo.DETECTORS.values() for known in sizes}
-    found = [model for model, (_, _, sizes) in zoo.DETECTORS.items() if size in sizes]
+    all_sizes = {known: None for _, _, sizes in registry.DETECTORS.values() for known in sizes}
+    found = [model for model, (_, _, sizes) in registry.DETECTORS.items() if size in sizes]
     if not found:
         raise UserError(f"size can't be {size!r}{nearest(size, all_sizes)}, it must be one of: {', '.join(all_sizes)}.")
     return found
@@ -101,7 +101,7 @@ def chosen(models: Sequence[str] | str | None, size: str) -> list[str]:
 
 def usual_image_size(size: str) -> int:
     """The side of the canvas that most detectors have in this size, in pixels."""
-    return mode(zoo.DETECTORS[model][2][size].image_size for model in trainable(size))
+    return mode(registry.DETECTORS[model][2][size].image_size for model in trainable(size))
 
 
 def short_name(data: str) -> str:

@@ -12,7 +12,7 @@ from boxwright.config import require
 from boxwright.deployment.graph import CANVAS, OPSET, OUTPUTS, Core, converted, example, letterbox, pads
 from boxwright.deployment.loop import writer_graph
 from boxwright.deployment.writers import language
-from boxwright.models import zoo
+from boxwright.models import registry
 from boxwright.models.replication import Replication
 from boxwright.models.sequence.sequence_detector import Writer
 from boxwright.models.sequence.vocabulary import NOISE
@@ -52,7 +52,7 @@ def describe(model: onnx.ModelProto, detector: Detector, precision: str) -> None
         "boxwright": str(FORMAT),
         "names": json.dumps(detector.names),
         "image_size": str(detector.image_size),
-        "model": zoo.name_of(detector),
+        "model": registry.name_of(detector),
         "precision": precision,
         "card": json.dumps(vars(detector).get("card", {})),
         "opset": str(OPSET),

@@ -4,9 +4,9 @@
                           └── empty caches, the start word ── one object ──┴── ... one object ── end ── boxes
                                                               └────────── a loop ────────────┘
 
-An object is written by the same code as in torch (`boxwright.models.sequence.generation`), with two differences: caches grow
-by what is written, where torch hides the places that are not yet; and the words of an object are all that is looked at,
-as the loop collects them.
+An object is written by the same code as in torch (`boxwright.models.sequence.generation`), with two differences: caches
+grow by what is written, where torch hides the places that are not yet; and the words of an object are all that is
+looked at, as the loop collects them.
 """
 
 from dataclasses import dataclass

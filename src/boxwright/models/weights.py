@@ -18,7 +18,7 @@ from torch import Tensor
 
 from boxwright.config import UserError, require
 from boxwright.files import exported_at, write_whole
-from boxwright.models import hub, zoo
+from boxwright.models import hub, registry
 from boxwright.models.adapters import BESIDE, Base, backbone_state, checksum, fold, is_adapted, lay_over, own_state
 from boxwright.models.tensors import save_tensors
 from boxwright.types import Detector
@@ -46,7 +46,7 @@ def save_detector(
     base: Base | None = vars(detector).get("adapted_from")
     header = {
         "format": FORMAT if base is None else ADAPTER,
-        "model": zoo.name_of(detector),
+        "model": registry.name_of(detector),
         "config": json.dumps(asdict(detector.config)),  # type: ignore[arg-type]
         "names": json.dumps(detector.names),
         "card": json.dumps(card),
@@ -112,7 +112,7 @@ def _open(
     header, state = _read(file)
     try:
         names, config, card = (json.loads(header[key]) for key in ("names", "config", "card"))
-        detector = zoo.rebuild(header["model"], config, tuple(names))
+        detector = registry.rebuild(header["model"], config, tuple(names))
         if header["format"] == ADAPTER:
             wanted = Base(**json.loads(header["base"]))
             if wanted.checksum not in bases:
@@ -150,7 +150,7 @@ def _find_base(file: Path, header: dict[str, str], wanted: Base, given: Path | s
     if not wanted.path:
         require(given is None, f"the base of {file} is timm's {wanted.name}, which need not be given.")
         names, config = json.loads(header["names"]), json.loads(header["config"])
-        found = backbone_state(zoo.rebuild(header["model"], config, tuple(names), pretrained=True))
+        found = backbone_state(registry.rebuild(header["model"], config, tuple(names), pretrained=True))
         other = f"{file} adapts other weights of {wanted.name} than timm has here"
         require(checksum(found) == wanted.checksum, f"{other}; install the version of timm that it was trained with.")
         return found

@@ -27,7 +27,7 @@ from boxwright.data.read import merge_val, name_splits, read, train_and_val
 from boxwright.data.records import Record
 from boxwright.evaluation.run import choose_device
 from boxwright.files import write_whole
-from boxwright.models import zoo
+from boxwright.models import registry
 from boxwright.models.adapters import adapt as adapt_detector
 from boxwright.models.adapters import checksum, is_adapted
 from boxwright.models.transfer import begin_from
@@ -119,9 +119,9 @@ def train(
     if source is None:
         given |= {"model": model or _usual_model(knowing), "size": size or "nano"}
     if source is None:
-        recipe = zoo.recipe(given["model"], given["size"], backbone)
+        recipe = registry.recipe(given["model"], given["size"], backbone)
     else:
-        recipe = zoo.recipe(zoo.name_of(source), backbone=source.config.backbone)  # type: ignore[union-attr]
+        recipe = registry.recipe(registry.name_of(source), backbone=source.config.backbone)  # type: ignore[union-attr]
     augment, optim = fill_in(augment, recipe.augment), fill_in(optim, recipe.optim)
     epochs, batch_size = epochs or recipe.epochs, batch_size or recipe.batch_size
     check_augment(augment)
@@ -135,7 +135,7 @@ def train(
     console = make_console(quiet=not fabric.is_global_zero)
     torch.manual_seed(seed)
     detector, what = _detector(source, given, names)
-    zoo.check_image_size(detector)
+    registry.check_image_size(detector)
     what += _adapt(detector, source, given)
     lessons = None if knowing is None else Teacher(knowing, detector)
     train_cache, val_cache = (
@@ -151,7 +151,7 @@ def train(
     card = {"trained on": f"{len(records)} images of {data.name}", "settings": decided}
     if lessons is not None:
         decided["teacher"] = checksum(lessons.detector.state_dict())
-        card["taught by"] = f"{zoo.name_of(lessons.detector)} of {teacher}"
+        card["taught by"] = f"{registry.name_of(lessons.detector)} of {teacher}"
         what += f", taught by the {card['taught by']} ({len(lessons.known)} of {len(names)} classes)"
     if origin := getattr(detector.backbone, "origin", ""):
         card["began from"] = origin
@@ -263,11 +263,11 @@ def _require_unused(out: Path) -> None:
 def _source(weights: Path | str, model: DetectorName | None, size: Size | None, backbone: str | None) -> Detector:
     """The detector to begin from; its shape is decided already."""
     source = load_detector(weights)
-    kind = zoo.name_of(source)
+    kind = registry.name_of(source)
     require(model in (None, kind), f"{weights} is a {kind}, not a {model}; leave --model out.")
     own = source.config.backbone  # type: ignore[union-attr]
     require(backbone in (None, own), f"the backbone of {weights} is {own}, not {backbone}; leave --backbone out.")
-    require(size is None or zoo.is_size(source, size), f"{weights} is not of size {size}; leave --size out.")
+    require(size is None or registry.is_size(source, size), f"{weights} is not of size {size}; leave --size out.")
     return source
 
 
@@ -276,13 +276,13 @@ def _detector(source: Detector | None, given: dict[str, Any], names: tuple[str, 
     image_size, pretrained = given["image_size"], given["pretrained"]
     if source is None:
         model, size, backbone = given["model"], given["size"], given["backbone"]
-        detector = zoo.build(model, size, names, image_size=image_size, backbone=backbone, pretrained=pretrained)
+        detector = registry.build(model, size, names, image_size=image_size, backbone=backbone, pretrained=pretrained)
         origin = getattr(detector.backbone, "origin", "")
         return detector, f"{model} {size}" + (f" from {origin}" if origin else "")
     new = [name for name in names if name not in source.names]
     known = f"it knows {len(names) - len(new)} of the {len(names)} classes" + (f", not {', '.join(new)}" if new else "")
     detector = begin_from(source, names, image_size, pretrained)
-    return detector, f"{zoo.name_of(source)} of {given['weights']} ({known})"
+    return detector, f"{registry.name_of(source)} of {given['weights']} ({known})"
 
 
 def _adapt(detector: Detector, source: Detector | None, given: dict[str, Any]) -> str:
@@ -305,8 +305,8 @@ def _adapt(detector: Detector, source: Detector | None, given: dict[str, Any]) -
 
 def _usual_model(teacher: Detector | None) -> str:
     """The teacher's kind; of one that is only imported, and of none, `dense`."""
-    kind = "dense" if teacher is None else zoo.name_of(teacher)
-    return kind if zoo.DETECTORS[kind][2] else "dense"
+    kind = "dense" if teacher is None else registry.name_of(teacher)
+    return kind if registry.DETECTORS[kind][2] else "dense"
 
 
 def _digest(decided: dict[str, Any], names: Sequence[str], records: Sequence[Record]) -> str:

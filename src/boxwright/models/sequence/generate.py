@@ -1,7 +1,7 @@
 """The one engine that generates sentences, for every detector that writes them.
 
-It knows a decoder only by its two methods (`boxwright.models.sequence.generation.Writing`), its language by a `Grammar`, and
-how to choose by a `Sampling`.
+It knows a decoder only by its two methods (`boxwright.models.sequence.generation.Writing`), its language by a
+`Grammar`, and how to choose by a `Sampling`.
 """
 
 from collections.abc import Iterator

@@ -27,9 +27,9 @@ from boxwright.data.loader import steps_per_epoch
 from boxwright.data.read import merge_val, name_splits, read, train_and_val
 from boxwright.evaluation.coco import score
 from boxwright.evaluation.run import detect
-from boxwright.models import registry
 from boxwright.models.deformable import SIZES, Deformable, DeformableConfig
-from boxwright.training.run import keep_memory
+from boxwright.training import recipes
+from boxwright.training.fabric import keep_memory
 from boxwright.types import Detector
 
 BCCD = Path(boxwright.bundled.__path__[0]) / "bccd"
@@ -75,7 +75,7 @@ def main() -> None:
     dataset = merge_val(dataset, read(a.val_data)) if a.val_data else dataset
     records, val_records = train_and_val(dataset, 0.2)
     cache, val_cache = build(records, a.image_size), build(val_records, a.image_size)
-    recipe = registry.recipe("deformable")
+    recipe = recipes.recipe("deformable")
     plan: dict[str, Any] = {
         "optim": asdict(recipe.optim),
         "augment": asdict(recipe.augment),

@@ -23,10 +23,10 @@ from boxwright.data.cache import build
 from boxwright.data.read import read
 from boxwright.evaluation.coco import score
 from boxwright.evaluation.run import detect
-from boxwright.models import registry
 from boxwright.models.dense import SIZES, Dense, Raw, one_to_one
 from boxwright.models.losses.task_aligned import candidates, taught
-from boxwright.training.run import keep_memory
+from boxwright.training import recipes
+from boxwright.training.fabric import keep_memory
 from boxwright.types import Batch, Predictions
 
 DATA = Path(boxwright.bundled.__path__[0]) / "bccd"
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path)
     a = parser.parse_args()
     keep_memory()
-    dataset, recipe = read(DATA), registry.recipe("dense")
+    dataset, recipe = read(DATA), recipes.recipe("dense")
     plan = {"optim": asdict(recipe.optim), "augment": asdict(recipe.augment), "epochs": a.epochs, "seed": 0}
     plan["batch_size"] = recipe.batch_size
     cache, test = build(dataset.splits["train"], 320), dataset.splits["test"]

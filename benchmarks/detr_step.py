@@ -31,8 +31,8 @@ from boxwright.config import Optim
 from boxwright.models.deformable import PUBLISHED as PUBLISHED_DEFORMABLE
 from boxwright.models.deformable import Deformable
 from boxwright.models.detr import PUBLISHED, Detr
+from boxwright.training.fabric import keep_memory
 from boxwright.training.optim import make_optimizer
-from boxwright.training.run import keep_memory
 from boxwright.types import Batch, Detector
 
 NAMES = tuple(str(number) for number in range(80))

@@ -25,11 +25,11 @@ from boxwright.data.cache import build
 from boxwright.data.read import merge_val, name_splits, read, train_and_val
 from boxwright.evaluation.coco import score
 from boxwright.evaluation.run import validate
-from boxwright.models import registry
 from boxwright.models.patchseq import PUBLISHED, SIZES, PatchSeq
 from boxwright.models.pix2seq import SIZES as PIX2SEQ_SIZES
 from boxwright.models.pix2seq import Pix2Seq
-from boxwright.training.run import keep_memory
+from boxwright.training import recipes
+from boxwright.training.fabric import keep_memory
 
 BCCD = Path(boxwright.bundled.__path__[0]) / "bccd"
 NARROW = {"encoder_layers": 2, "dim": 128, "hidden": 512, "dropout": 0.0, "drop_path": 0.0}
@@ -71,7 +71,7 @@ def main() -> None:
     records, val_records = train_and_val(dataset, 0.2)
     cache, val_cache = build(records, a.image_size), build(val_records, a.image_size)
     clock = time.process_time if a.device == "cpu" else time.perf_counter
-    recipe = registry.recipe("patchseq")
+    recipe = recipes.recipe("patchseq")
     augment = fill_in(Augment(), recipe.augment)
     title = f"{datetime.date.today()}, {a.data.name}, {a.image_size} px, {a.device}, {a.minutes:g} minutes a row"
     head = "| trained | written | steps | last loss | AP | AP50 | small | medium | large |"

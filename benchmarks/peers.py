@@ -39,8 +39,9 @@ from boxwright.evaluation.run import detect
 from boxwright.models import registry
 from boxwright.models.backbones.backbone import Backbone
 from boxwright.models.weights import load_detector
+from boxwright.training import recipes
+from boxwright.training.fabric import keep_memory
 from boxwright.training.optim import make_optimizer, moving_average, rate_factor, set_rate
-from boxwright.training.run import keep_memory
 from boxwright.types import Batch, Detector, Predictions, pixels
 
 WIDTH = 128  # of the peers' pyramids
@@ -202,7 +203,7 @@ def main() -> None:
         if name == own:
             detector = load_detector(a.run / "last.safetensors", a.device)
         else:
-            settings = {} if NEAREST[name] == own else {"optim": asdict(registry.recipe(NEAREST[name]).optim)}
+            settings = {} if NEAREST[name] == own else {"optim": asdict(recipes.recipe(NEAREST[name]).optim)}
             detector = train(peer(name, trained, dataset.names), cache, plan | settings, a.device)
         report = score(val_records, detect(detector, val_cache, 16, a.device), dataset.names)
         lines.append(row(name, report, detector, a.classes))

@@ -27,10 +27,10 @@ from boxwright.data.loader import train_batches
 from boxwright.data.read import merge_val, name_splits, read, train_and_val
 from boxwright.evaluation.coco import score
 from boxwright.evaluation.run import validate
-from boxwright.models import registry
 from boxwright.models.pix2seq import SIZES, Pix2Seq, Pix2SeqConfig
+from boxwright.training import recipes
+from boxwright.training.fabric import keep_memory
 from boxwright.training.optim import make_optimizer, moving_average, rate_factor, set_rate
-from boxwright.training.run import keep_memory
 from boxwright.types import Batch, Detector
 
 TRAINED = {
@@ -106,7 +106,7 @@ def main() -> None:
     records, val_records = train_and_val(dataset)
     cache, val_cache = build(records, a.image_size), build(val_records, a.image_size)
     clock = time.process_time if a.device == "cpu" else time.perf_counter
-    recipe = registry.recipe("pix2seq")
+    recipe = recipes.recipe("pix2seq")
     optim = fill_in(Optim(lr=1e-3), recipe.optim)
     shape = replace(SIZES["nano"] if a.device != "cpu" else SMALL, image_size=a.image_size)
     shape = replace(shape, max_objects=a.max_objects, length=5 * a.max_objects)

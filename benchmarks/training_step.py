@@ -17,8 +17,8 @@ from torch import nn
 
 from boxwright.config import Optim
 from boxwright.models.dense import SIZES, Dense
+from boxwright.training.fabric import keep_memory
 from boxwright.training.optim import make_optimizer
-from boxwright.training.run import keep_memory
 from boxwright.types import Batch
 
 

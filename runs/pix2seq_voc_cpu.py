@@ -20,10 +20,10 @@ from boxwright.data.cache import build
 from boxwright.data.read import merge_val, read, train_and_val
 from boxwright.evaluation.coco import score
 from boxwright.evaluation.run import detect
-from boxwright.models import registry
 from boxwright.models.pix2seq import SIZES, Pix2Seq
+from boxwright.training import recipes
+from boxwright.training.fabric import make_fabric
 from boxwright.training.loop import Loop, Plan
-from boxwright.training.run import make_fabric
 
 OUT = Path("runs/pix2seq-voc-cpu")
 
@@ -41,7 +41,7 @@ def main() -> None:
     detector = Pix2Seq(config, dataset.names)
     cache, val_cache = build(records, 256), build(val_records, 256)
     chance = score(val_records, detect(detector, val_cache), dataset.names)
-    recipe = registry.recipe("pix2seq")
+    recipe = recipes.recipe("pix2seq")
     augment = fill_in(Augment(scale=(0.8, 1.25)), recipe.augment)
     plan = Plan(OUT, a.epochs, 16, augment, fill_in(Optim(lr=1e-3), recipe.optim), 0, {}, "")
     fabric, _ = make_fabric("cpu", "32-true", 1, 1)

@@ -17,6 +17,7 @@ from boxwright.models.backbones.backbone import Backbone
 from boxwright.models.backbones.plain_vit import Plain, Windows
 from boxwright.models.dense import SIZES, Dense
 from boxwright.models.registry import DETECTORS
+from boxwright.training import recipes
 from boxwright.training.optim import make_optimizer
 
 SHAPE = {"patch_size": 8, "embed_dim": 32, "depth": 8, "num_heads": 2, "dynamic_img_size": True}
@@ -218,10 +219,10 @@ def test_a_wrong_transformer_is_named_with_the_mend(name, strides, said):
 
 @pytest.mark.parametrize("model", ["dense", "pix2seq", "detr", "deformable"])
 def test_a_plain_transformer_learns_slower_than_a_convolutional_network(model):
-    usual, slower = registry.recipe(model).optim, registry.recipe(model, backbone="vit_small_patch16_224.dino").optim
+    usual, slower = recipes.recipe(model).optim, recipes.recipe(model, backbone="vit_small_patch16_224.dino").optim
     assert slower.lr == usual.lr
     assert slower.lr * slower.backbone_factor <= 5e-5
-    assert registry.recipe("dense", "base").optim == registry.recipe("dense", backbone="test_vit").optim
+    assert recipes.recipe("dense", "base").optim == recipes.recipe("dense", backbone="test_vit").optim
 
 
 def test_an_image_size_between_two_patches_names_both():
@@ -232,7 +233,7 @@ def test_an_image_size_between_two_patches_names_both():
 
 def test_tables_of_positions_and_class_tokens_do_not_decay():
     detector = registry.build("dense", "nano", ("cat",), image_size=64, backbone="test_vit", pretrained=False)
-    groups = make_optimizer(detector, registry.recipe("dense").optim).param_groups
+    groups = make_optimizer(detector, recipes.recipe("dense").optim).param_groups
     decaying = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
     vit = detector.backbone.net.vit
     assert not decaying & {id(vit.pos_embed), id(vit.cls_token)}

@@ -10,6 +10,7 @@ from boxwright.config import UserError
 from boxwright.files import write_whole
 from boxwright.models import registry
 from boxwright.models.weights import find_weights, load_detector, save_detector
+from boxwright.training import recipes
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_a_damaged_header_is_one_clear_error(detector, tmp_path, header):
 
 def test_unknown_detectors_and_sizes_are_named():
     with pytest.raises(UserError, match="did you mean 'dense'"):
-        registry.recipe("dens")
+        recipes.recipe("dens")
     with pytest.raises(UserError, match="size can't be 'tiny', it must be one of: nano"):
         registry.build("dense", "tiny", ("a",))
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from boxwright.config import Optim, UserError, fill_in
 from boxwright.models import registry
+from boxwright.training import recipes
 from boxwright.training.optim import FLOOR, check, make_optimizer, moving_average, rate_factor, set_rate
 
 SETTINGS = fill_in(Optim(warmup=0.1, hold=0.4, lr=1e-3, backbone_factor=0.1, weight_decay=0.05), Optim())
@@ -92,7 +93,7 @@ def test_the_average_follows_quickly_at_first_and_slowly_later():
      {"weight_decay": -0.1}, {"backbone_factor": -1.0}],
 )  # fmt: skip
 def test_settings_outside_their_range_are_refused(wrong):
-    settings = registry.recipe("dense").optim
+    settings = recipes.recipe("dense").optim
     check(settings)
     with pytest.raises(UserError, match=f"--optim.{next(iter(wrong))} must be"):
         check(fill_in(Optim(**wrong), settings))

@@ -25,8 +25,8 @@ from boxwright.data.records import Record
 from boxwright.evaluation.coco import STAT_NAMES, score, shown
 from boxwright.evaluation.run import choose_device, detect
 from boxwright.files import write_whole
-from boxwright.models import registry
 from boxwright.models.weights import load_detector
+from boxwright.training import recipes
 from boxwright.training.checkpoint import FILE as STATE
 from boxwright.training.run import train
 
@@ -106,7 +106,7 @@ def compare(
     require(minutes is None or (minutes > 0 and math.isfinite(minutes)), f"--minutes must be over 0, not {minutes}.")
     require(epochs is None or epochs >= 1, f"--epochs must be at least 1, not {epochs}.")
     require(image_size is None or image_size >= 64, f"--image_size must be at least 64, not {image_size}.")
-    varied = asdict(fill_in(augment, registry.recipe("dense").augment))
+    varied = asdict(fill_in(augment, recipes.recipe("dense").augment))
     terms = Terms(
         str(data), None if val_data is None else str(val_data), val, train_split, val_split, size,
         image_size or usual_image_size(size), json.loads(json.dumps(varied)),
@@ -240,7 +240,7 @@ def _scored(plan: _Plan, model: str, cache: Cache, records: Sequence[Record], na
     if file.is_file():
         return Row(**_read_json(file))
     detector = load_detector(plan.folder / model / "last", plan.terms.device)
-    found = detect(detector, cache, int(registry.recipe(model).batch_size), plan.terms.device)
+    found = detect(detector, cache, int(recipes.recipe(model).batch_size), plan.terms.device)
     report = score(records, found, names)
     n = min(PARTS, len(records))
     parts = [score(records[part::n], found[part::n], names).ap for part in range(n)]

@@ -24,8 +24,9 @@ from boxwright.data.cache import build
 from boxwright.evaluation.run import detect_batch
 from boxwright.models import registry
 from boxwright.models.weights import load_detector
+from boxwright.training import recipes
+from boxwright.training.fabric import make_fabric
 from boxwright.training.loop import Loop, Plan
-from boxwright.training.run import make_fabric
 
 WARM_UP, LEAST, MOST, SECONDS = 3, 5, 50, 10.0  # of what is timed: images, and how long it goes on
 
@@ -35,7 +36,7 @@ def training_cost(terms: Terms, model: str) -> dict[str, float]:
     ``training_mib``: the peak of memory.
     """
     names, records, val_records = terms.records()
-    recipe = registry.recipe(model)
+    recipe = recipes.recipe(model)
     fabric, _ = make_fabric(terms.device, "auto", 1, 1)
     torch.manual_seed(terms.seed)
     detector = registry.build(model, terms.size, names, image_size=terms.image_size)  # type: ignore[arg-type]

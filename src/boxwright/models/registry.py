@@ -1,11 +1,10 @@
-"""The detectors by name: their sizes, and the recipe each is trained by unless told otherwise."""
+"""The detectors by name, and their sizes."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
-from boxwright.config import Augment, DetectorName, Optim, Size, UserError, nearest, require
-from boxwright.models.backbones.backbone import is_plain
+from boxwright.config import DetectorName, Size, UserError, nearest, require
 from boxwright.models.deformable import SIZES as DEFORMABLE_SIZES
 from boxwright.models.deformable import Deformable, DeformableConfig
 from boxwright.models.dense import SIZES as DENSE_SIZES
@@ -29,82 +28,6 @@ DETECTORS: dict[str, tuple[type[Any], type[Any], dict[str, Any]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a detector is trained where the user leaves it open."""
-
-    epochs: int
-    batch_size: int
-    augment: Augment
-    optim: Optim
-
-
-RECIPES = {
-    "dense": Recipe(
-        epochs=20,
-        batch_size=16,
-        augment=Augment(scale=(0.6, 1.4), flip=0.5, colour=0.3, min_visible=0.25, views=1, geometry="free"),
-        optim=Optim(
-            lr=1e-3, backbone_factor=0.2, frozen=0.0, weight_decay=0.05, rule="torch", beta2=0.999, schedule="cosine",
-            warmup=0.05, hold=0.3, clip=10.0, accumulate=1, ema=0.998, patience=0,
-        ),
-    ),
-    "pix2seq": Recipe(
-        epochs=60,
-        batch_size=16,
-        augment=Augment(scale=(0.3, 2.0), flip=0.5, colour=0.3, min_visible=0.25, views=1, geometry="free"),
-        optim=Optim(
-            lr=3e-4, backbone_factor=0.1, frozen=0.0, weight_decay=0.05, rule="torch", beta2=0.999, schedule="cosine",
-            warmup=0.05, hold=0.3, clip=1.0, accumulate=1, ema=0.999, patience=0,
-        ),
-    ),
-    "patchseq": Recipe(
-        epochs=60,
-        batch_size=8,
-        augment=Augment(scale=(0.6, 1.4), flip=0.5, colour=0.3, min_visible=0.25, views=1, geometry="free"),
-        optim=Optim(
-            lr=1e-3, backbone_factor=0.2, frozen=0.0, weight_decay=0.05, rule="torch", beta2=0.999, schedule="cosine",
-            warmup=0.05, hold=0.3, clip=1.0, accumulate=1, ema=0.998, patience=0,
-        ),
-    ),
-    "detr": Recipe(
-        epochs=150,
-        batch_size=16,
-        augment=Augment(scale=(0.6, 1.4), flip=0.5, colour=0.3, min_visible=0.25, views=1, geometry="free"),
-        optim=Optim(
-            lr=4e-4, backbone_factor=0.1, frozen=0.0, weight_decay=1e-4, rule="torch", beta2=0.999, schedule="cosine",
-            warmup=0.02, hold=0.3, clip=0.1, accumulate=1, ema=0.999, patience=0,
-        ),
-    ),
-    "deformable": Recipe(
-        epochs=20,
-        batch_size=8,
-        augment=Augment(scale=(0.6, 1.4), flip=0.5, colour=0.3, min_visible=0.25, views=1, geometry="free"),
-        optim=Optim(
-            lr=8e-4, backbone_factor=0.2, frozen=0.0, weight_decay=0.05, rule="torch", beta2=0.999, schedule="cosine",
-            warmup=0.05, hold=0.3, clip=1.0, accumulate=1, ema=0.998, patience=0,
-        ),
-    ),
-}  # fmt: skip
-
-
-RECIPES["replication"] = RECIPES["pix2seq"]  # fine-tuned, never begun
-PLAIN_RATE = 5e-5  # of a plain transformer, at most; ViTDet's goes from 1e-4 at its last block down by 0.7 each
-
-
-def recipe(model: str, size: str = "nano", backbone: str | None = None) -> Recipe:
-    """The recipe of a detector, the same for each size, but that plain transformers learn slower."""
-    _check_choice("model", model, RECIPES)
-    found, sizes = RECIPES[model], DETECTORS[model][2]
-    if backbone is None and sizes:
-        _check_choice("size", size, sizes)
-        backbone = sizes[size].backbone
-    if backbone is None or not is_plain(backbone):
-        return found
-    rates: Any = found.optim
-    return replace(found, optim=replace(rates, backbone_factor=min(rates.backbone_factor, PLAIN_RATE / rates.lr)))
-
-
 def check_image_size(detector: Detector) -> None:
     """Raise `UserError` unless the canvas is made of whole patches, where the backbone sees any."""
     side, patch = detector.image_size, getattr(detector.backbone, "patch", 1)
@@ -123,15 +46,16 @@ def build(
     pretrained: bool = True,
 ) -> Detector:
     """A detector to train: `size` decides everything that is not given."""
-    _check_choice("model", model, RECIPES)
+    check_choice("model", model, DETECTORS)
     network, _, sizes = DETECTORS[model]
-    _check_choice("size", size, sizes)
+    check_choice("size", size, sizes)
     given = {"image_size": image_size, "backbone": backbone}
     config = replace(sizes[size], **{key: value for key, value in given.items() if value is not None})
     return network(config, names, pretrained)
 
 
-def _check_choice(what: str, word: str, known: Iterable[str]) -> None:
+def check_choice(what: str, word: str, known: Iterable[str]) -> None:
+    """Raise `UserError` unless a word is among those known."""
     require(word in known, f"{what} can't be {word!r}{nearest(word, known)}, it must be one of: {', '.join(known)}.")
 
 
@@ -147,7 +71,7 @@ def rebuild(model: str, config: dict[str, Any], names: tuple[str, ...], pretrain
 def is_size(detector: Detector, size: Size) -> bool:
     """Whether a detector has the shape of a size, in all that tells sizes apart; images may be larger or smaller."""
     _, shape, sizes = DETECTORS[name_of(detector)]
-    _check_choice("size", size, sizes)
+    check_choice("size", size, sizes)
     told_apart = {f.name for f in fields(shape) if len({getattr(config, f.name) for config in sizes.values()}) > 1}
     own, wanted = detector.config, sizes[size]  # type: ignore[attr-defined]
     return all(getattr(own, name) == getattr(wanted, name) for name in told_apart - {"image_size"})

@@ -1,10 +1,7 @@
 """The verb `train`: decides everything that was left open, says so, and runs the loop."""
 
-import ctypes
 import hashlib
 import json
-import os
-import platform
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -13,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from lightning_fabric import Fabric
 from rich.console import Console
 
 from boxwright import show
@@ -25,20 +21,20 @@ from boxwright.data.loader import check as check_augment
 from boxwright.data.loader import train_batches
 from boxwright.data.read import merge_val, name_splits, read, train_and_val
 from boxwright.data.records import Record
-from boxwright.evaluation.run import choose_device
 from boxwright.files import write_whole
 from boxwright.models import registry
 from boxwright.models.adapters import adapt as adapt_detector
 from boxwright.models.adapters import checksum, is_adapted
 from boxwright.models.transfer import begin_from
 from boxwright.models.weights import find_weights, is_adapter, load_detector
+from boxwright.training import recipes
 from boxwright.training.checkpoint import FILE as STATE
+from boxwright.training.fabric import Precision, make_fabric
 from boxwright.training.loop import Loop, Plan
 from boxwright.training.optim import check as check_optim
 from boxwright.training.teacher import Teacher
 from boxwright.types import Detector
 
-Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 PLACES = ("data", "val_data", "teacher", "out", "device", "devices", "nodes", "precision", "cache")  # where, not what
 
 
@@ -119,9 +115,9 @@ def train(
     if source is None:
         given |= {"model": model or _usual_model(knowing), "size": size or "nano"}
     if source is None:
-        recipe = registry.recipe(given["model"], given["size"], backbone)
+        recipe = recipes.recipe(given["model"], given["size"], backbone)
     else:
-        recipe = registry.recipe(registry.name_of(source), backbone=source.config.backbone)  # type: ignore[union-attr]
+        recipe = recipes.recipe(registry.name_of(source), backbone=source.config.backbone)  # type: ignore[union-attr]
     augment, optim = fill_in(augment, recipe.augment), fill_in(optim, recipe.optim)
     epochs, batch_size = epochs or recipe.epochs, batch_size or recipe.batch_size
     check_augment(augment)
@@ -214,36 +210,6 @@ def _introduction(detector: Detector, what: str, records: Sequence[Record], val_
         f"{what}, {detector.image_size} px, {count / 1e6:.1f} M parameters, {learning / 1e6:.1f} M learning\n"
         f"{len(records)} images to train on, {len(val_records)} to validate on; classes: {', '.join(detector.names)}"
     )
-
-
-def keep_memory() -> None:
-    """Let glibc keep freed memory for the next step, instead of giving it back and faulting it in anew, page by page.
-
-    Worth a fifth more images per second on a CPU (`benchmarks/training_step.py`); elsewhere nothing happens.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        mmap_threshold, trim_threshold, most = -3, -1, 2**31 - 1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(mmap_threshold, 2**30)
-        libc.mallopt(trim_threshold, most)
-
-
-def make_fabric(device: str, precision: str, devices: int, nodes: int) -> tuple[Fabric, str]:
-    """A launched Fabric, and one line on what was chosen and why."""
-    kind, why = choose_device(device)
-    if kind == "cpu":
-        keep_memory()
-    if precision == "auto":
-        half = kind == "cuda" and torch.cuda.is_bf16_supported()
-        precision = "bf16-mixed" if half else "32-true"
-        why += "; bf16 mixed precision, which this GPU computes natively" if half else "; full precision"
-    seen = {"cuda": torch.cuda.device_count(), "mps": 1}.get(kind, devices)
-    require(devices <= seen, f"--devices {devices}: torch sees {seen} of {kind} here.")
-    devices = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
-    strategy = "ddp" if devices * nodes > 1 else "auto"
-    fabric = Fabric(accelerator=kind, devices=devices, num_nodes=nodes, precision=precision, strategy=strategy)  # type: ignore[arg-type]
-    fabric.launch()
-    return fabric, f"{kind} x {devices * nodes} ({why})"
 
 
 def _check_numbers(given: dict[str, Any]) -> None:

@@ -1,0 +1,83 @@
+"""How each detector is trained unless told otherwise."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from boxwright.config import Augment, Optim
+from boxwright.models.backbones.backbone import is_plain
+from boxwright.models.registry import DETECTORS, check_choice
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a detector is trained where the user leaves it open."""
+
+    epochs: int
+    batch_size: int
+    augment: Augment
+    optim: Optim
+
+
+RECIPES = {
+    "dense": Recipe(
+        epochs=20,
+        batch_size=16,
+        augment=Augment(scale=(0.6, 1.4), flip=0.5, colour=0.3, min_visible=0.25, views=1, geometry="free"),
+        optim=Optim(
+            lr=1e-3, backbone_factor=0.2, frozen=0.0, weight_decay=0.05, rule="torch", beta2=0.999, schedule="cosine",
+            warmup=0.05, hold=0.3, clip=10.0, accumulate=1, ema=0.998, patience=0,
+        ),
+    ),
+    "pix2seq": Recipe(
+        epochs=60,
+        batch_size=16,
+        augment=Augment(scale=(0.3, 2.0), flip=0.5, colour=0.3, min_visible=0.25, views=1, geometry="free"),
+        optim=Optim(
+            lr=3e-4, backbone_factor=0.1, frozen=0.0, weight_decay=0.05, rule="torch", beta2=0.999, schedule="cosine",
+            warmup=0.05, hold=0.3, clip=1.0, accumulate=1, ema=0.999, patience=0,
+        ),
+    ),
+    "patchseq": Recipe(
+        epochs=60,
+        batch_size=8,
+        augment=Augment(scale=(0.6, 1.4), flip=0.5, colour=0.3, min_visible=0.25, views=1, geometry="free"),
+        optim=Optim(
+            lr=1e-3, backbone_factor=0.2, frozen=0.0, weight_decay=0.05, rule="torch", beta2=0.999, schedule="cosine",
+            warmup=0.05, hold=0.3, clip=1.0, accumulate=1, ema=0.998, patience=0,
+        ),
+    ),
+    "detr": Recipe(
+        epochs=150,
+        batch_size=16,
+        augment=Augment(scale=(0.6, 1.4), flip=0.5, colour=0.3, min_visible=0.25, views=1, geometry="free"),
+        optim=Optim(
+            lr=4e-4, backbone_factor=0.1, frozen=0.0, weight_decay=1e-4, rule="torch", beta2=0.999, schedule="cosine",
+            warmup=0.02, hold=0.3, clip=0.1, accumulate=1, ema=0.999, patience=0,
+        ),
+    ),
+    "deformable": Recipe(
+        epochs=20,
+        batch_size=8,
+        augment=Augment(scale=(0.6, 1.4), flip=0.5, colour=0.3, min_visible=0.25, views=1, geometry="free"),
+        optim=Optim(
+            lr=8e-4, backbone_factor=0.2, frozen=0.0, weight_decay=0.05, rule="torch", beta2=0.999, schedule="cosine",
+            warmup=0.05, hold=0.3, clip=1.0, accumulate=1, ema=0.998, patience=0,
+        ),
+    ),
+}  # fmt: skip
+
+RECIPES["replication"] = RECIPES["pix2seq"]  # fine-tuned, never begun
+PLAIN_RATE = 5e-5  # of a plain transformer, at most; ViTDet's goes from 1e-4 at its last block down by 0.7 each
+
+
+def recipe(model: str, size: str = "nano", backbone: str | None = None) -> Recipe:
+    """The recipe of a detector, the same for each size, but that plain transformers learn slower."""
+    check_choice("model", model, RECIPES)
+    found, sizes = RECIPES[model], DETECTORS[model][2]
+    if backbone is None and sizes:
+        check_choice("size", size, sizes)
+        backbone = sizes[size].backbone
+    if backbone is None or not is_plain(backbone):
+        return found
+    rates: Any = found.optim
+    return replace(found, optim=replace(rates, backbone_factor=min(rates.backbone_factor, PLAIN_RATE / rates.lr)))

@@ -8,7 +8,7 @@ import pytest
 
 from boxwright.config import UserError
 from boxwright.data.check import check
-from boxwright.data.raw import KINDS
+from boxwright.data.faults import KINDS
 from boxwright.data.read import read
 
 NAN = float("nan")

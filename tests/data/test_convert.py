@@ -14,7 +14,7 @@ from boxwright.config import UserError
 from boxwright.data import convert as convert_module
 from boxwright.data.check import check
 from boxwright.data.convert import convert
-from boxwright.data.raw import to_dataset
+from boxwright.data.parsed import to_dataset
 from boxwright.data.read import read_raw
 
 FORMATS = ("coco", "yolo", "voc")

@@ -40,7 +40,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from boxwright.config import UserError, require
 from boxwright.console import make_console
-from boxwright.data.fill import cpu_count, make_targets, require_all, write_images
+from boxwright.data.cache_build import cpu_count, make_targets, require_all, write_images
 from boxwright.data.records import Record
 from boxwright.types import Batch
 

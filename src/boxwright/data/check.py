@@ -19,8 +19,9 @@ from rich.text import Text
 
 from boxwright.config import UserError
 from boxwright.console import make_console
+from boxwright.data.faults import KINDS, Fault
 from boxwright.data.images import open_image, same_shape
-from boxwright.data.raw import KINDS, Fault, Raw, RawImage, reason
+from boxwright.data.parsed import Raw, RawImage, reason
 from boxwright.data.read import read_raw
 
 SMALL, LARGE = 32**2, 96**2  # COCO's limits of area, in square pixels

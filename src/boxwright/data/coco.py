@@ -13,19 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from boxwright.data.raw import (
-    IMAGE_SUFFIXES,
-    Raw,
-    RawImage,
-    bare_name,
-    by_split,
-    check_names,
-    files_in,
-    fill_sizes,
-    read_text,
-    split_name,
-    subfolders,
-)
+from boxwright.data.folders import bare_name, by_split, files_in, split_name, subfolders
+from boxwright.data.parsed import IMAGE_SUFFIXES, Raw, RawImage, check_names, fill_sizes, read_text
 from boxwright.data.records import Record
 
 _OTHER_TASKS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")

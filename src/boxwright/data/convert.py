@@ -11,7 +11,7 @@ from typing import Literal
 from boxwright.config import UserError, require
 from boxwright.console import make_console
 from boxwright.data import coco, voc, yolo
-from boxwright.data.raw import to_dataset
+from boxwright.data.parsed import to_dataset
 from boxwright.data.read import read_raw, say
 from boxwright.data.records import Dataset, Record
 

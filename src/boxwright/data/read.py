@@ -12,7 +12,8 @@ import numpy as np
 from boxwright.config import UserError, nearest, require
 from boxwright.console import make_console
 from boxwright.data import coco, voc, yolo
-from boxwright.data.raw import Raw, subfolders, to_dataset
+from boxwright.data.folders import subfolders
+from boxwright.data.parsed import Raw, to_dataset
 from boxwright.data.records import Dataset, Record
 from boxwright.data.split import split
 

@@ -17,21 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from boxwright.data.raw import (
-    IMAGE_SUFFIXES,
-    Fault,
-    Raw,
-    RawImage,
-    by_split,
-    check_names,
-    files_in,
-    fill_sizes,
-    in_order,
-    in_threads,
-    read_text,
-    split_name,
-    subfolders,
-)
+from boxwright.data.faults import Fault
+from boxwright.data.folders import by_split, files_in, in_order, split_name, subfolders
+from boxwright.data.parsed import IMAGE_SUFFIXES, Raw, RawImage, check_names, fill_sizes, in_threads, read_text
 from boxwright.data.records import Record
 
 CLASS_LIST = "classes.txt"

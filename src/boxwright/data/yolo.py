@@ -14,18 +14,8 @@ from typing import Any
 import yaml
 
 from boxwright.config import UserError
-from boxwright.data.raw import (
-    IMAGE_SUFFIXES,
-    Raw,
-    RawImage,
-    check_names,
-    files_in,
-    fill_sizes,
-    in_order,
-    in_threads,
-    read_text,
-    split_name,
-)
+from boxwright.data.folders import files_in, in_order, split_name
+from boxwright.data.parsed import IMAGE_SUFFIXES, Raw, RawImage, check_names, fill_sizes, in_threads, read_text
 from boxwright.data.records import Record
 
 

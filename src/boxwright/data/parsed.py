@@ -6,17 +6,17 @@ Training goes through `to_dataset`, which refuses what cannot be used and leaves
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from boxwright.config import UserError
+from boxwright.data.faults import Fault
 from boxwright.data.images import image_size
 from boxwright.data.records import Dataset, Record
 
@@ -24,88 +24,6 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".
 
 T = TypeVar("T")
 R = TypeVar("R")
-Level = Literal["error", "warning", "note"]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of fault: how bad it is, whether training refuses the data for it, and how to mend it."""
-
-    level: Level
-    fatal: bool
-    mend: str
-
-
-KINDS: dict[str, Kind] = {
-    # What cannot be used: training refuses.
-    "broken-file": Kind("error", True, "write the file again with the tool that made it"),
-    "broken-record": Kind("error", True, "complete the record or remove it"),
-    "missing-image": Kind("error", True, "restore the image or remove its record"),
-    "undecodable-image": Kind("error", True, "restore the image from its source or remove it and its record"),
-    "missing-split": Kind("error", True, "correct the path or remove the split"),
-    "unknown-class": Kind("error", True, "add the class to the class list or correct the object"),
-    "duplicate-class": Kind("error", True, "give every class a name of its own"),
-    "class-lists-differ": Kind("error", True, "give every split the same classes"),
-    "duplicate-id": Kind("error", True, "give every image an id of its own"),
-    "wrong-shape": Kind("error", True, "correct width, height and boxes; an image that EXIF turns counts as turned"),
-    # What training passes over.
-    "orphan-annotation": Kind("error", False, "restore the image or remove the annotation"),
-    "not-a-number": Kind("error", False, "draw the box again or remove it"),
-    "reversed-box": Kind("error", False, "exchange the corners or remove the box"),
-    "empty-box": Kind("error", False, "draw the box again or remove it"),
-    "box-outside": Kind("error", False, "cut the box to the image; check that width and height are not exchanged"),
-    "wrong-size": Kind("error", False, "correct width and height, and the boxes if they were drawn at another size"),
-    "shared-image": Kind("error", False, "keep the image in one split only"),
-    # What looks wrong and may be right.
-    "tiny-box": Kind("warning", False, "look at the box: it is less than a pixel wide or high"),
-    "odd-size": Kind("warning", False, "look at the object: its class is usually of quite another size"),
-    "duplicate-box": Kind("warning", False, "remove one of the two boxes"),
-    "duplicate-image": Kind("warning", False, "keep the image once"),
-    "duplicate-annotation-id": Kind("warning", False, "number the annotations again"),
-    "similar-classes": Kind("warning", False, "make them one class if they mean the same"),
-    "class-ids-differ": Kind("warning", False, "number the categories alike in every file"),
-    "class-count": Kind("warning", False, "correct `nc` or `names`"),
-    "unused-class": Kind("warning", False, "annotate some or remove the class"),
-    "empty-split": Kind("warning", False, "add images or remove the split; it is left out"),
-    "missing-annotation": Kind("warning", False, "annotate the image; it counts as background"),
-    # What is good to know.
-    "background-image": Kind("note", False, "nothing to do: images without objects are used as background"),
-    "unlisted-image": Kind("note", False, "nothing to do: images that no annotation mentions are not used"),
-    "heading": Kind("note", False, "nothing to do: the category only names a group of others and is left out"),
-}
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Something wrong in a data set.
-
-    Attributes:
-        kind: a key of `KINDS`.
-        where: file, with line or record.
-        what: what is wrong there, as half a sentence.
-    """
-
-    kind: str
-    where: str
-    what: str
-
-    @property
-    def level(self) -> Level:
-        """How bad it is: ``error``, ``warning`` or ``note``."""
-        return KINDS[self.kind].level
-
-    @property
-    def mend(self) -> str:
-        """What to do about it."""
-        return KINDS[self.kind].mend
-
-    @property
-    def fatal(self) -> bool:
-        """True when training refuses the data set because of it."""
-        return KINDS[self.kind].fatal
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.what}; {self.mend}"
 
 
 @dataclass
@@ -217,56 +135,6 @@ def _record(image: RawImage, empty_boxes: bool) -> Record:
 
 
 # Helpers that the readers share.
-
-_SPLIT_WORDS = {
-    "train": "train", "training": "train", "trainval": "trainval", "val": "val", "valid": "val",
-    "validation": "val", "dev": "val", "test": "test", "testing": "test",
-}  # fmt: skip
-_ANNOTATION_WORDS = re.compile(r"^_?(instances|annotations?)_?|_?annotations?(\.coco)?$|\.coco$", re.IGNORECASE)
-_YEAR = re.compile(r"[_-]?(19|20)\d\d$")
-
-
-def split_name(word: str) -> str | None:
-    """The split that a file or folder name stands for, None for any other word.
-
-    >>> split_name("instances_train2017"), split_name("valid"), split_name("images")
-    ('train', 'val', None)
-    """
-    return _SPLIT_WORDS.get(_YEAR.sub("", bare_name(word)).lower())
-
-
-def bare_name(word: str) -> str:
-    """A file name without the parts that only say that it holds annotations."""
-    return _ANNOTATION_WORDS.sub("", word)
-
-
-def by_split(words: Sequence[str], things: Sequence[T]) -> dict[str, T]:
-    """The files or folders of a data set by split name; ``all`` for a single one that does not name a split."""
-    names = [split_name(word) or bare_name(word) or word for word in words]
-    if len(words) == 1:
-        names = [split_name(words[0]) or "all"]
-    elif len(set(names)) < len(names):
-        names = list(words)
-    return in_order(dict(zip(names, things, strict=True)))
-
-
-def in_order(splits: dict[str, T]) -> dict[str, T]:
-    """The splits in the order train, val, test, others."""
-    first = [name for name in ("train", "val", "trainval", "test") if name in splits]
-    return {name: splits[name] for name in [*first, *(name for name in splits if name not in first)]}
-
-
-def subfolders(folder: Path) -> list[Path]:
-    """Folders inside, sorted, hidden ones left out."""
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def files_in(folder: Path, suffixes: Iterable[str]) -> list[Path]:
-    """Files directly inside with one of the suffixes (lower case), sorted; [] when the folder is missing."""
-    if not folder.is_dir():
-        return []
-    wanted = frozenset(suffixes)
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in wanted and not p.name.startswith("."))
 
 
 def read_text(path: Path, raw: Raw) -> str | None:

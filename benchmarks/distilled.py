@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from boxwright.data.images import open_image
 from boxwright.data.read import read
 from boxwright.data.records import Record
 from boxwright.evaluation.coco import score
+from boxwright.images import open_image
 from boxwright.runtime import Detector
 
 HEAD = "| | AP | AP50 | latency, ms | file, MB | px |\n| --- | --- | --- | --- | --- | --- |"

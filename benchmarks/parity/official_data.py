@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from boxwright.config import Optim
 from boxwright.data.augment import official_size, official_view
-from boxwright.data.images import fit, fitted_size
+from boxwright.images import fit, fitted_size
 from boxwright.interop.import_weights import read_foreign
 from boxwright.models.layers.position_encoding import sincos, sincos_2d, spread
 from boxwright.models.pix2seq import PADDING, Pix2Seq, Pix2SeqConfig

@@ -20,9 +20,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
-from boxwright.data.images import open_image
 from boxwright.data.records import Record
 from boxwright.detections import Detections
+from boxwright.images import open_image
 from boxwright.painting import Mark, font, paint
 from boxwright.painting import colour as colour
 from boxwright.painting import draw as draw

@@ -15,7 +15,7 @@ from boxwright.boxes import area
 from boxwright.config import Augment
 from boxwright.data import augment as module
 from boxwright.data.augment import augment, official_size, official_view
-from boxwright.data.images import fitted_size
+from boxwright.images import fitted_size
 from boxwright.types import Batch, image_mask
 
 SIDE = 96

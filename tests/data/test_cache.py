@@ -17,8 +17,8 @@ from PIL import Image
 from boxwright.config import UserError
 from boxwright.data import cache as cache_module
 from boxwright.data.cache import Cache, build, default_folder
-from boxwright.data.images import fit, open_image
 from boxwright.data.records import Record
+from boxwright.images import fit, open_image
 from boxwright.types import Batch
 
 SIDE = 48

@@ -11,7 +11,7 @@ from image_samples import noise
 from PIL import Image, ImageOps
 
 from boxwright.config import UserError
-from boxwright.data.images import fit, image_size, open_image
+from boxwright.images import fit, image_size, open_image
 
 RED = (200, 30, 40)
 
@@ -152,7 +152,7 @@ def test_a_panorama_passes_and_the_guard_of_pillow_is_left_as_it_was(tmp_path: P
 def test_an_image_over_the_limit_is_refused_unless_its_jpeg_can_be_reduced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("boxwright.data.images.MAX_PIXELS", 100 * 100)
+    monkeypatch.setattr("boxwright.images.MAX_PIXELS", 100 * 100)
     png, jpeg = (saved(tmp_path, Image.new("RGB", (400, 300)), name) for name in ("a.png", "a.jpg"))
     with pytest.raises(UserError, match="400 x 300"):
         open_image(png, 32)

@@ -12,9 +12,10 @@ from PIL import Image
 from boxwright.config import UserError
 from boxwright.data.cache import build
 from boxwright.data.read import read
+from boxwright.device import choose_device
 from boxwright.evaluation import evaluate as module
 from boxwright.evaluation.evaluate import choose_split, evaluate
-from boxwright.evaluation.run import choose_device, detect
+from boxwright.evaluation.run import detect
 from boxwright.types import Detector
 
 SIZES = [(256, 128), (100, 200), (64, 64), (640, 480), (300, 300)]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from boxwright.__main__ import main
 from boxwright.config import UserError
-from boxwright.data.images import open_image
+from boxwright.images import open_image
 from boxwright.inference.explain import explain
 from boxwright.inference.looks import watch
 from boxwright.inference.predictor import to_batch

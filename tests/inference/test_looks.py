@@ -9,7 +9,7 @@ import pytest
 import torch
 from askers import small_asker
 
-from boxwright.data.images import open_image
+from boxwright.images import open_image
 from boxwright.inference.looks import Cells, Pass, Points, _cell, watch
 from boxwright.inference.predictor import to_batch
 from boxwright.models.layers.attention import Attention

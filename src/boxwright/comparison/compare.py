@@ -22,8 +22,9 @@ from boxwright.config import Augment, Size, UserError, fill_in, require
 from boxwright.console import make_console
 from boxwright.data.cache import Cache, build
 from boxwright.data.records import Record
+from boxwright.device import choose_device
 from boxwright.evaluation.coco import STAT_NAMES, score, shown
-from boxwright.evaluation.run import choose_device, detect
+from boxwright.evaluation.run import detect
 from boxwright.files import write_whole
 from boxwright.models.weights import load_detector
 from boxwright.training import recipes

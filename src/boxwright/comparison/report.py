@@ -13,11 +13,11 @@ from boxwright import page, show
 from boxwright.comparison.advice import Row
 from boxwright.comparison.settings import Terms, short_name
 from boxwright.data.cache import Cache
-from boxwright.data.images import open_image
 from boxwright.data.records import Record
 from boxwright.evaluation.coco import shown
 from boxwright.evaluation.run import detect_batch
 from boxwright.files import write_whole
+from boxwright.images import open_image
 from boxwright.inference.cards import STYLE, picture
 from boxwright.models.weights import load_detector
 from boxwright.types import Detections

@@ -17,8 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from boxwright.config import UserError
-from boxwright.data.images import fit, in_turn, open_image, same_shape
 from boxwright.data.records import Record
+from boxwright.images import fit, in_turn, open_image, same_shape
 from boxwright.threads import map_ahead
 
 JPEG_QUALITY = 95

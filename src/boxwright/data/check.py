@@ -20,9 +20,9 @@ from rich.text import Text
 from boxwright.config import UserError
 from boxwright.console import make_console
 from boxwright.data.faults import KINDS, Fault
-from boxwright.data.images import open_image, same_shape
 from boxwright.data.parsed import Raw, RawImage, reason
 from boxwright.data.read import read_raw
+from boxwright.images import open_image, same_shape
 
 SMALL, LARGE = 32**2, 96**2  # COCO's limits of area, in square pixels
 ROUNDING = 1.0  # a box may reach this many pixels over the edge: tools round, and VOC's counted from 1

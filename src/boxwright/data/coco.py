@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from boxwright.data.folders import bare_name, by_split, files_in, split_name, subfolders
-from boxwright.data.parsed import IMAGE_SUFFIXES, Raw, RawImage, check_names, fill_sizes, read_text
+from boxwright.data.parsed import Raw, RawImage, check_names, fill_sizes, read_text
 from boxwright.data.records import Record
+from boxwright.images import IMAGE_SUFFIXES
 
 _OTHER_TASKS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")
 

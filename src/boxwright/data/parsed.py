@@ -17,10 +17,8 @@ import numpy as np
 
 from boxwright.config import UserError
 from boxwright.data.faults import Fault
-from boxwright.data.images import image_size
 from boxwright.data.records import Dataset, Record
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+from boxwright.images import image_size
 
 T = TypeVar("T")
 R = TypeVar("R")

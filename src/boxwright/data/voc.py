@@ -19,8 +19,9 @@ from pathlib import Path
 
 from boxwright.data.faults import Fault
 from boxwright.data.folders import by_split, files_in, in_order, split_name, subfolders
-from boxwright.data.parsed import IMAGE_SUFFIXES, Raw, RawImage, check_names, fill_sizes, in_threads, read_text
+from boxwright.data.parsed import Raw, RawImage, check_names, fill_sizes, in_threads, read_text
 from boxwright.data.records import Record
+from boxwright.images import IMAGE_SUFFIXES
 
 CLASS_LIST = "classes.txt"
 

@@ -15,8 +15,9 @@ import yaml
 
 from boxwright.config import UserError
 from boxwright.data.folders import files_in, in_order, split_name
-from boxwright.data.parsed import IMAGE_SUFFIXES, Raw, RawImage, check_names, fill_sizes, in_threads, read_text
+from boxwright.data.parsed import Raw, RawImage, check_names, fill_sizes, in_threads, read_text
 from boxwright.data.records import Record
+from boxwright.images import IMAGE_SUFFIXES
 
 
 def find(root: Path) -> Path | None:

@@ -31,7 +31,7 @@ OPSET, IR_VERSION = 20, 10
 CANVAS = ("canvas", "size", "original")  # between the two graphs
 OUTPUTS = ("boxes", "scores", "labels")
 
-# As `boxwright.data.images.fit`. Without `exclude_outside`, pixels at the edge would be taken twice.
+# As `boxwright.images.fit`. Without `exclude_outside`, pixels at the edge would be taken twice.
 _LETTERBOX = """
 <ir_version: {ir_version}, opset_import: ["" : {opset}]>
 letterbox (uint8[batch, height, width, 3] images)

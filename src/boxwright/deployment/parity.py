@@ -15,12 +15,12 @@ import onnxruntime
 import torch
 from PIL import Image
 
-from boxwright.data.images import fit, open_image
 from boxwright.data.records import Record
 from boxwright.deployment.graph import CANVAS, letterbox, pads
 from boxwright.evaluation.coco import score
 from boxwright.evaluation.evaluate import renamed
 from boxwright.evaluation.run import MOST
+from boxwright.images import fit, open_image
 from boxwright.runtime.onnx_detector import Detector as Exported
 from boxwright.types import Batch, Detections, Detector
 

@@ -16,10 +16,11 @@ from boxwright.console import make_console
 from boxwright.data.cache import build
 from boxwright.data.read import read
 from boxwright.data.records import Dataset, Record
+from boxwright.device import choose_device
 from boxwright.evaluation.coco import RECALLS_R, Report, class_positions, score
 from boxwright.evaluation.confusion import confusion, to_csv
 from boxwright.evaluation.report import write_page
-from boxwright.evaluation.run import choose_device, detect_batches
+from boxwright.evaluation.run import detect_batches
 from boxwright.files import write_whole
 from boxwright.models.hub import repository
 from boxwright.models.weights import find_weights, load_detector

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from boxwright.config import require
 from boxwright.data.loader import eval_batches
 from boxwright.models.losses.focal import each_alone
 from boxwright.types import Batch, Detections, Detector, Predictions
@@ -103,19 +102,3 @@ def detect_batch(detector: Detector, batch: Batch, threshold: float = 0.0) -> li
 def most_of(said: Predictions) -> Predictions:
     """The best `MOST` of each image."""
     return Predictions(said.boxes_BD4[:, :MOST], said.scores_BD[:, :MOST], said.labels_BD[:, :MOST])
-
-
-def choose_device(device: str) -> tuple[str, str]:
-    """The accelerator to use and the reason: ``auto`` takes a GPU where there is one.
-
-    Raises:
-        UserError: for a device that torch does not know or does not see here.
-    """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device == "auto":
-        kind = next(name for name, there in available.items() if there)
-        return kind, "found" if kind != "cpu" else "no GPU found"
-    which = "; CUDA_VISIBLE_DEVICES chooses among several GPUs" if ":" in device else ""
-    require(device in available, f"--device is auto, cpu, cuda or mps, not {device!r}{which}.")
-    require(available[device], f"--device {device}: torch {torch.__version__} sees none here; use --device auto.")
-    return device, "as asked"

@@ -8,8 +8,8 @@ from PIL import Image
 
 from boxwright.config import require
 from boxwright.console import make_console
-from boxwright.data.images import open_image
-from boxwright.evaluation.run import choose_device
+from boxwright.device import choose_device
+from boxwright.images import open_image
 from boxwright.inference import query_page, sentence_page
 from boxwright.inference.cards import SURE
 from boxwright.inference.looks import Pass, watch

@@ -18,8 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from boxwright.classes import class_positions, split_classes
 from boxwright.config import UserError, require
 from boxwright.console import make_console
-from boxwright.data.images import open_image
 from boxwright.files import write_whole
+from boxwright.images import open_image
 from boxwright.inference.open_detector import open_detector
 from boxwright.painting import draw
 from boxwright.runtime.predictor_base import Found, check_batch_size, check_threshold

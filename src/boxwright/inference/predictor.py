@@ -14,9 +14,9 @@ from torch import Tensor
 
 from boxwright.classes import Class, class_positions
 from boxwright.config import UserError, require
-from boxwright.data.images import fit
 from boxwright.detections import Detections
-from boxwright.evaluation.run import choose_device
+from boxwright.device import choose_device
+from boxwright.images import fit
 from boxwright.inference.prompts import check_objects, with_known
 from boxwright.inference.sequence_stream import watch
 from boxwright.models.sequence.sequence_detector import Writer

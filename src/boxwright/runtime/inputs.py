@@ -8,11 +8,11 @@ import numpy as np
 from PIL import Image
 
 from boxwright.config import require
-from boxwright.data.images import image_size, in_turn, open_image, to_rgb
+from boxwright.images import image_size, in_turn, open_image, to_rgb
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray
 TAKES = "a path, PIL image or array"
-_GAP = 3  # as `boxwright.data.images.fit`: box averages down to this many times the canvas cannot be told
+_GAP = 3  # as `boxwright.images.fit`: box averages down to this many times the canvas cannot be told
 
 
 @dataclass

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from boxwright.config import UserError, require
-from boxwright.data.parsed import IMAGE_SUFFIXES
+from boxwright.images import IMAGE_SUFFIXES
 
 _ENDINGS = " ".join(sorted(IMAGE_SUFFIXES))
 

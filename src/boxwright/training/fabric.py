@@ -9,7 +9,7 @@ import torch
 from lightning_fabric import Fabric
 
 from boxwright.config import require
-from boxwright.evaluation.run import choose_device
+from boxwright.device import choose_device
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 

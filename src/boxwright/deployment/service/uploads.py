@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import io
 
-from boxwright.data.images import displayed_size, open_lazily, reason, upright
 from boxwright.deployment.service.errors import Refused
+from boxwright.images import displayed_size, open_lazily, reason, upright
 from boxwright.runtime.inputs import Ready, reduced
 
 # Of the formats that Pillow reads, those without programs to start or other files to open.
@@ -34,7 +34,7 @@ def decode(data: bytes, name: str, side: int, most_pixels: int) -> Ready:
             return Ready(reduced(upright(image, side), side), size)
     except Refused:
         raise
-    except Exception as error:  # see `boxwright.data.images.open_image`
+    except Exception as error:  # see `boxwright.images.open_image`
         why = reason(error) if data else "it is empty"
         raise Refused(400, f"{name} cannot be read as an image: {why}.") from error
 

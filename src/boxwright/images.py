@@ -4,6 +4,8 @@ What is decided here, once for the whole library: the EXIF orientation is applie
 viewers show it; 16-bit grey is divided by 257; of an animation or a multi-page file the first frame counts.
 """
 
+from __future__ import annotations
+
 import math
 import threading
 from contextlib import AbstractContextManager, nullcontext
@@ -15,6 +17,7 @@ from PIL import Image
 
 from boxwright.config import UserError
 
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 MAX_PIXELS = 2**28  # 1 GB once decoded; a square of 16,000 pixels. Larger JPEGs pass where they are decoded reduced.
 HUGE = 2**25  # pixels; images over it are decoded one at a time, since each may take gigabytes
 _ORIENTATION = 0x0112

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-from boxwright import show
 from boxwright.config import Augment, Optim, fill_in
 from boxwright.data.cache import build
 from boxwright.data.read import merge_val, read, train_and_val
@@ -24,6 +23,7 @@ from boxwright.models.pix2seq import SIZES, Pix2Seq
 from boxwright.training import recipes
 from boxwright.training.fabric import make_fabric
 from boxwright.training.loop import Loop, Plan
+from boxwright.visualization import charts
 
 OUT = Path("runs/pix2seq-voc-cpu")
 
@@ -46,7 +46,7 @@ def main() -> None:
     plan = Plan(OUT, a.epochs, 16, augment, fill_in(Optim(lr=1e-3), recipe.optim), 0, {}, "")
     fabric, _ = make_fabric("cpu", "32-true", 1, 1)
     progress = Loop(fabric, detector, plan, cache, (val_cache, val_records), resume=False).run()
-    show.curves(OUT / "metrics.csv", OUT / "curves.png")
+    charts.curves(OUT / "metrics.csv", OUT / "curves.png")
     with (OUT / "metrics.csv").open() as stream:
         losses = [float(row["loss"]) for row in csv.DictReader(stream)]
     tenth = len(losses) // 10

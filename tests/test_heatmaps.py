@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageColor
 
-from boxwright import heatmaps
+from boxwright.visualization import heatmaps
 
 GREY = Image.new("RGB", (90, 60), (128, 128, 128))
 

@@ -281,7 +281,7 @@ def test_what_stopped_a_run_is_told_even_if_its_curves_cannot_be_drawn(data, tmp
     def refuse(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("boxwright.training.run.show.curves", refuse)
+    monkeypatch.setattr("boxwright.training.run.charts.curves", refuse)
     monkeypatch.setattr("boxwright.training.loop.save_detector", lambda *_: require(False, "stopped"))
     with pytest.raises(UserError, match="stopped"):
         train(data, tmp_path / "run", epochs=1)

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from boxwright import page, show
 from boxwright.comparison.advice import Row
 from boxwright.comparison.settings import Terms, short_name
 from boxwright.data.cache import Cache
@@ -21,6 +20,8 @@ from boxwright.images import open_image
 from boxwright.inference.cards import STYLE, picture
 from boxwright.models.weights import load_detector
 from boxwright.types import Detections
+from boxwright.visualization import charts, html
+from boxwright.visualization.images import colour, draw, draw_truth
 
 PICTURES, PANEL = 6, 640  # images drawn, and the long side of each picture in pixels
 CLASSES = 30  # rows of the table of classes: the most frequent
@@ -52,7 +53,7 @@ def write_report(
     curves = {row.model: [(seconds / 60, ap) for seconds, ap in row.curve] for row in rows}
     points = {row.model: (row.latency, row.ap) for row in rows}
     chart = folder / "curves.png"
-    write_whole(chart, lambda temporary: show.compared(curves, points, temporary))
+    write_whole(chart, lambda temporary: charts.compared(curves, points, temporary))
     title = f"Which detector for {short_name(terms.data)}?"
     said = "".join(f"<p>{escape(sentence)}</p>" for sentence in advice[1:])
     missing = "".join(f"<p>{escape(f'{model} failed: {why}')}</p>" for model, why in failed.items())
@@ -61,7 +62,7 @@ def write_report(
         f'<section class="advice"><b>{escape(advice[0])}</b>{said}{missing}</section>',
         _table(rows),
         f"<p>{escape(_terms(terms, len(records), device))}</p>",
-        f'<figure class="chart">{page.zoomable(page.inside(chart.read_bytes(), "png"), "AP over time")}</figure>',
+        f'<figure class="chart">{html.zoomable(html.inside(chart.read_bytes(), "png"), "AP over time")}</figure>',
         "<h2>The same images</h2>",
         "<p>Of each detector as many of its surest boxes as the image has objects, whatever their scores.</p>",
         *_pictures(folder, terms, rows, cache, records, names),
@@ -69,7 +70,7 @@ def write_report(
         "<h2>How it was measured</h2>",
         *(f"<p>{escape(sentence)}</p>" for sentence in _METHOD),
     ]
-    page.write(folder / "index.html", title, parts, STYLE + _STYLE)
+    html.write(folder / "index.html", title, parts, STYLE + _STYLE)
 
 
 def _terms(terms: Terms, images: int, device: str) -> str:
@@ -96,7 +97,7 @@ def _line(n: int, row: Row, best: float) -> str:
     cost = [f"{row.latency:,.1f}", f"{row.cost['detection_mib']:,.0f}", f"{row.cost['training_mib']:,.0f}"]
     cost += [f"{row.cost['parameters'] / 1e6:.1f}", str(row.epochs), f"{row.curve[-1][0] / 60:.1f}"]
     return (
-        f'<tr><td><i style="background:{show.colour(n)}"></i>{row.model}</td>'
+        f'<tr><td><i style="background:{colour(n)}"></i>{row.model}</td>'
         f'<td class="bar" style="--share:{share:.3f}">{shown(row.ap)}</td>{scores}'
         + "".join(f"<td>{value}</td>" for value in cost)
         + "</tr>"
@@ -115,8 +116,8 @@ def _pictures(
     for n, position in enumerate(positions):
         record, image = records[position], open_image(records[position].path)
         count = int((~record.ignore_N).sum())
-        panels = [(show.draw_truth(record, names, image), f"{record.path.name}: {count} objects, as annotated")]
-        panels += [(show.draw(image, _surest(each[n], count)), model) for model, each in found.items()]
+        panels = [(draw_truth(record, names, image), f"{record.path.name}: {count} objects, as annotated")]
+        panels += [(draw(image, _surest(each[n], count)), model) for model, each in found.items()]
         figures = "".join(
             f"<figure>{picture(_small(panel), caption)}<figcaption>{escape(caption)}</figcaption></figure>"
             for panel, caption in panels

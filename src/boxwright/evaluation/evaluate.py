@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from boxwright import show
 from boxwright.config import UserError, nearest, require
 from boxwright.console import make_console
 from boxwright.data.cache import build
@@ -25,6 +24,7 @@ from boxwright.files import write_whole
 from boxwright.models.hub import repository
 from boxwright.models.weights import find_weights, load_detector
 from boxwright.types import Detections
+from boxwright.visualization import charts, images
 
 THRESHOLD, IOU = 0.5, 0.5  # of the confusion matrix
 PICTURES = 8  # images drawn, spread over the split
@@ -153,17 +153,17 @@ def write_results(
     _write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     _write_text(out / "confusion.csv", to_csv(matrix, names))
     curves, table = out / "pr_curves.png", out / "confusion.png"
-    write_whole(curves, lambda file: show.precision_recall(RECALLS_R, report.precision_TRK, names, file))
-    write_whole(table, lambda file: show.confusion(matrix, names, file, note))
+    write_whole(curves, lambda file: charts.precision_recall(RECALLS_R, report.precision_TRK, names, file))
+    write_whole(table, lambda file: charts.confusion(matrix, names, file, note))
     pictures = draw_some(records, detections, names, out / "pictures")
-    charts = [
+    drawn = [
         ("Precision over recall; the area under a line is the AP of its class.", curves),
         (f"Who is taken for whom: {note}. Last column: missed; last row: false alarms.", table),
     ]
     notes = [f"{facts['weights']} on {facts['data']}, split {facts['split']}: {report.images} images."]
     if facts["unknown_classes"]:
         notes.append(f"The detector does not know, and scores 0 on: {', '.join(facts['unknown_classes'])}.")
-    write_page(out / "index.html", f"{_name(facts['data'])}, {facts['split']}", report, pictures, notes, charts)
+    write_page(out / "index.html", f"{_name(facts['data'])}, {facts['split']}", report, pictures, notes, drawn)
 
 
 def draw_some(
@@ -175,7 +175,7 @@ def draw_some(
     for position in chosen.tolist():
         record = records[position]
         file = folder / f"{position + 1:05d}-{record.path.stem}.jpg"
-        sheet = show.side_by_side(record, detections[position], names)
+        sheet = images.side_by_side(record, detections[position], names)
         write_whole(file, lambda temporary, sheet=sheet: sheet.save(temporary, format="jpeg", quality=85))
         pictures.append((record.path.name, file))
     return pictures

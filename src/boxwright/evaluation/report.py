@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from boxwright import page
 from boxwright.evaluation.coco import STAT_NAMES, Report, shown
+from boxwright.visualization import html
 
 _MEANINGS = (
     "IoU 0.50 to 0.95", "IoU 0.50", "IoU 0.75", "objects under 32² px", "32² to 96² px", "over 96² px",
@@ -46,7 +46,7 @@ def write_page(
         _gallery("Pictures", "pictures", pictures),
         f"<h2>As pycocotools prints it</h2><pre>{escape(report.summary())}</pre>",
     ]
-    page.write(path, title, parts, _STYLE)
+    html.write(path, title, parts, _STYLE)
 
 
 def _tiles(report: Report) -> str:
@@ -78,14 +78,14 @@ def _bar(value: float) -> str:
 
 def _gallery(title: str, kind: str, pictures: Sequence[tuple[str, Path]]) -> str:
     figures = "".join(
-        f"<figure>{page.zoomable(_inside(file), caption)}<figcaption>{escape(caption)}</figcaption></figure>"
+        f"<figure>{html.zoomable(_inside(file), caption)}<figcaption>{escape(caption)}</figcaption></figure>"
         for caption, file in pictures
     )
     return f'<h2>{title}</h2><section class="{kind}">{figures}</section>' if figures else ""
 
 
 def _inside(file: Path) -> str:
-    return page.inside(file.read_bytes(), "png" if file.suffix.lower() == ".png" else "jpeg")
+    return html.inside(file.read_bytes(), "png" if file.suffix.lower() == ".png" else "jpeg")
 
 
 _STYLE = """

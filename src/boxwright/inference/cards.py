@@ -8,7 +8,7 @@ from html import escape
 
 from PIL import Image
 
-from boxwright import page, show
+from boxwright.visualization import html, images
 
 SURE = 0.5  # objects with a score up to this are not counted as found
 
@@ -25,7 +25,7 @@ def overview(drawn: Image.Image, caption: str, tiles: Sequence[tuple[str, str, s
 
 def shade(label: int) -> str:
     """The attribute that gives a card the colour of a class."""
-    return f'style="--shade:{show.colour(int(label))}"'
+    return f'style="--shade:{images.colour(int(label))}"'
 
 
 def reduced(photo: Image.Image, longest: int) -> Image.Image:
@@ -38,7 +38,7 @@ def picture(picture: Image.Image, caption: str) -> str:
     """A picture as HTML; it fills the window when it is clicked."""
     stream = io.BytesIO()
     picture.save(stream, format="jpeg", quality=82)
-    return page.zoomable(page.inside(stream.getvalue(), "jpeg"), caption)
+    return html.zoomable(html.inside(stream.getvalue(), "jpeg"), caption)
 
 
 STYLE = """

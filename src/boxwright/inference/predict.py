@@ -21,10 +21,10 @@ from boxwright.console import make_console
 from boxwright.files import write_whole
 from boxwright.images import open_image
 from boxwright.inference.open_detector import open_detector
-from boxwright.painting import draw
 from boxwright.runtime.predictor_base import Found, check_batch_size, check_threshold
 from boxwright.runtime.sources import collect, short_names
 from boxwright.runtime.video import is_video
+from boxwright.visualization.boxes import draw
 
 CSV_HEAD = ("file", "label", "score", "x1", "y1", "x2", "y2")
 _FORMATS = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"}

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from boxwright import heatmaps, page, show
 from boxwright.inference import cards
 from boxwright.inference.looks import Cells, Look, Pass, Points
+from boxwright.visualization import heatmaps, html, images
 
 LEAST, MOST = 2, 6  # queries shown where none is asked for: those that are sure
 PEAK = 4  # a cell with so many times an even share is bright, even if none has more
@@ -48,7 +48,7 @@ def write_page(
         _pixel_card(small, photo.size, seen, pixel) if pixel else "",
         *(_query_card(small, seen, query) for query in queries),
     ]
-    page.write(file, title, parts, cards.STYLE + _STYLE)
+    html.write(file, title, parts, cards.STYLE + _STYLE)
 
 
 def choose(seen: Pass) -> list[int]:
@@ -63,7 +63,7 @@ def _overview(photo: Image.Image, seen: Pass, queries: Sequence[int], pixel: Poi
     labels = [seen.said(query)[0] for query in queries]
     texts = [f"{query + 1} {seen.names[label]}" for query, label in zip(queries, labels, strict=True)]
     boxes_N4 = np.array([seen.box(query) for query in queries]).reshape(-1, 4) * np.array(photo.size * 2)
-    drawn = show.draw_named(photo, boxes_N4, texts, labels)
+    drawn = images.draw_named(photo, boxes_N4, texts, labels)
     if pixel:
         heatmaps.pin(drawn, pixel)
     sure = sum(seen.said(query)[1] > cards.SURE for query in range(seen.queries))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from boxwright import heatmaps, page, show
 from boxwright.inference import cards
 from boxwright.inference.sentence import SLOTS, Sentence
+from boxwright.visualization import heatmaps, html, images
 
 BEST = 8  # objects shown in detail
 LIKELIEST, FAINTEST = 5, 0.005  # words shown for each place, besides the written one, and their least probability
@@ -36,14 +36,14 @@ def write_page(file: Path, title: str, photo: Image.Image, sentence: Sentence, n
         "<h2>The best objects, word by word</h2>" if best else "",
         *(_card(photo, sentence, n) for n in best),
     ]
-    page.write(file, title, parts, cards.STYLE + _STYLE)
+    html.write(file, title, parts, cards.STYLE + _STYLE)
 
 
 def _overview(photo: Image.Image, sentence: Sentence, best: Sequence[int]) -> str:
     """The image with the best objects, and the sentence in numbers."""
     found = sentence.found
     texts = [f"{n + 1} {found.names[found.labels_N[n]]}" for n in best]
-    picture = show.draw_named(photo, found.boxes_N4[best], texts, found.labels_N[best].tolist())
+    picture = images.draw_named(photo, found.boxes_N4[best], texts, found.labels_N[best].tolist())
     words = sentence.tokens_N5.size
     tiles = [
         (str(len(sentence)), "objects written", f"{words} words"),

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from boxwright import heatmaps, show
 from boxwright.data.cache import Cache
 from boxwright.data.records import Record
 from boxwright.evaluation.run import evaluating
@@ -22,6 +21,7 @@ from boxwright.models.deformable import Deformable
 from boxwright.models.detr import Detr
 from boxwright.models.pix2seq import Pix2Seq
 from boxwright.types import Batch, Detections, Detector
+from boxwright.visualization import heatmaps, images
 
 IMAGES, OBJECTS = 3, 3
 _PANEL = 320  # long side of each picture, in pixels
@@ -45,7 +45,7 @@ def write_sheets(
         record, batch = records[position], cache.batch([position])
         height, width = batch.originals_B2[0].tolist()
         image = _photo(batch).resize((width, height), Image.Resampling.BICUBIC)
-        picture = show.side_by_side(record, found[position], detector.names, image)
+        picture = images.side_by_side(record, found[position], detector.names, image)
         _save(picture, folder / "validation", position, record)
     if isinstance(detector, (Pix2Seq, Detr, Deformable)):
         with evaluating(detector):
@@ -83,7 +83,7 @@ def query_sheet(photo: Image.Image, seen: Pass) -> Image.Image:
         ]
         captions += [f"query {query + 1}: {seen.names[label]} {score:.2f}", "decoder, first layer"]
         captions += ["decoder, last layer", "encoder, last layer"]
-    return show.grid(pictures, captions, columns=4, largest=_PANEL)
+    return images.grid(pictures, captions, columns=4, largest=_PANEL)
 
 
 def sheet(photo: Image.Image, sentence: Sentence) -> Image.Image:
@@ -102,7 +102,7 @@ def sheet(photo: Image.Image, sentence: Sentence) -> Image.Image:
         ]
         score = f"score {sentence.found.scores_N[n]:.2f}"
         captions += [f"{n + 1}: {words}", "upper left corner", "lower right corner", f"attention; {score}"]
-    return show.grid(pictures or [photo], captions or ["ended before its first object"], columns=4, largest=_PANEL)
+    return images.grid(pictures or [photo], captions or ["ended before its first object"], columns=4, largest=_PANEL)
 
 
 def _photo(batch: Batch) -> Image.Image:

@@ -12,7 +12,6 @@ import torch
 import yaml
 from rich.console import Console
 
-from boxwright import show
 from boxwright.config import Adapt, Augment, DetectorName, Optim, Size, UserError, fill_in, require
 from boxwright.console import make_console
 from boxwright.data.cache import Cache
@@ -34,6 +33,8 @@ from boxwright.training.loop import Loop, Plan
 from boxwright.training.optim import check as check_optim
 from boxwright.training.teacher import Teacher
 from boxwright.types import Detector
+from boxwright.visualization import charts
+from boxwright.visualization.images import show_batch
 
 PLACES = ("data", "val_data", "teacher", "out", "device", "devices", "nodes", "precision", "cache")  # where, not what
 
@@ -190,14 +191,14 @@ def _run(loop: Loop, out: Path, console: Console) -> None:
 
 def _draw_curves(loop: Loop, out: Path) -> None:
     if loop.fabric.is_global_zero and (out / "metrics.csv").is_file():
-        write_whole(out / "curves.png", lambda temporary: show.curves(out / "metrics.csv", temporary))
+        write_whole(out / "curves.png", lambda temporary: charts.curves(out / "metrics.csv", temporary))
 
 
 def _show_batches(
     cache: Cache, names: tuple[str, ...], batch_size: int, augment: Augment, seed: int, out: Path
 ) -> Path:
     """One picture of the first batch as the network gets it."""
-    picture = show.show_batch(next(train_batches(cache, batch_size, augment, seed=seed, epoch=0)), names)
+    picture = show_batch(next(train_batches(cache, batch_size, augment, seed=seed, epoch=0)), names)
     write_whole(out / "batches.png", lambda temporary: picture.save(temporary, format="png"))
     make_console().print(f"what the network sees: {out / 'batches.png'}")
     return out

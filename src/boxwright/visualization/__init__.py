@@ -1,0 +1,1 @@
+"""Images with boxes, charts, heatmaps, and the HTML pages that show them."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from boxwright.data.read import read
     from boxwright.detections import Detections
     from boxwright.evaluation.evaluate import evaluate
-    from boxwright.inference.explain import explain
+    from boxwright.explanation.explain import explain
     from boxwright.inference.predict import predict
     from boxwright.inference.predictor import Predictor, load
     from boxwright.interop.import_weights import import_weights
@@ -46,7 +46,7 @@ _PLACES = {
     "demo": "boxwright.bundled.demo",
     "distill": "boxwright.training.distill",
     "evaluate": "boxwright.evaluation.evaluate",
-    "explain": "boxwright.inference.explain",
+    "explain": "boxwright.explanation.explain",
     "import_weights": "boxwright.interop.import_weights",
     "list_models": "boxwright.bundled.catalogue",
     "load": "boxwright.inference.predictor",

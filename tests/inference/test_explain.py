@@ -11,12 +11,12 @@ from PIL import Image
 
 from boxwright.__main__ import main
 from boxwright.config import UserError
+from boxwright.explanation.attention_maps import watch
+from boxwright.explanation.explain import explain
+from boxwright.explanation.generation_trace import Sentence, write_sentences
+from boxwright.explanation.sentence_page import write_page
 from boxwright.images import open_image
-from boxwright.inference.explain import explain
-from boxwright.inference.looks import watch
 from boxwright.inference.predictor import to_batch
-from boxwright.inference.sentence import Sentence, write_sentences
-from boxwright.inference.sentence_page import write_page
 from boxwright.models import registry
 from boxwright.models.pix2seq import Pix2Seq
 from boxwright.models.weights import load_detector, save_detector

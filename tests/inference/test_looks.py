@@ -9,8 +9,8 @@ import pytest
 import torch
 from askers import small_asker
 
+from boxwright.explanation.attention_maps import Cells, Pass, Points, _cell, watch
 from boxwright.images import open_image
-from boxwright.inference.looks import Cells, Pass, Points, _cell, watch
 from boxwright.inference.predictor import to_batch
 from boxwright.models.layers.attention import Attention
 from boxwright.models.layers.deformable_attention import Points as Sampled

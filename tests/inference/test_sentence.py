@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from boxwright.inference.sentence import read_again, spelling, write_sentences
+from boxwright.explanation.generation_trace import read_again, spelling, write_sentences
 from boxwright.models.pix2seq import Pix2Seq
 from boxwright.models.sequence.vocabulary import NOISE, PAD
 from boxwright.types import Batch

@@ -10,7 +10,7 @@ from PIL import Image
 
 from boxwright.data import cache
 from boxwright.data.records import Record
-from boxwright.inference.sheets import sheet, write_sheets
+from boxwright.explanation.validation_pictures import sheet, write_sheets
 from boxwright.models.pix2seq import Pix2Seq
 from boxwright.types import Detections, Detector
 

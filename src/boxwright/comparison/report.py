@@ -15,9 +15,9 @@ from boxwright.data.cache import Cache
 from boxwright.data.records import Record
 from boxwright.evaluation.coco import shown
 from boxwright.evaluation.run import detect_batch
+from boxwright.explanation.html_parts import STYLE, picture
 from boxwright.files import write_whole
 from boxwright.images import open_image
-from boxwright.inference.cards import STYLE, picture
 from boxwright.models.weights import load_detector
 from boxwright.types import Detections
 from boxwright.visualization import charts, html

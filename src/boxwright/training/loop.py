@@ -24,8 +24,8 @@ from boxwright.data.loader import mix, steps_per_epoch, train_batches
 from boxwright.data.records import Record
 from boxwright.evaluation.coco import STAT_NAMES, Report, score
 from boxwright.evaluation.run import Validation, validate
+from boxwright.explanation.validation_pictures import write_sheets
 from boxwright.files import write_whole
-from boxwright.inference.sheets import write_sheets
 from boxwright.models.tensors import save_tensors
 from boxwright.models.weights import save_detector
 from boxwright.training.checkpoint import Progress, load_state, save_state

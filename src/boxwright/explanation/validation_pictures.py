@@ -11,12 +11,12 @@ from PIL import Image
 from boxwright.data.cache import Cache
 from boxwright.data.records import Record
 from boxwright.evaluation.run import evaluating
+from boxwright.explanation.attention_maps import Pass, watch
+from boxwright.explanation.generation_trace import Sentence, write_sentences
+from boxwright.explanation.html_parts import reduced
+from boxwright.explanation.query_page import look_picture
+from boxwright.explanation.sentence_page import corner_picture
 from boxwright.files import write_whole
-from boxwright.inference.cards import reduced
-from boxwright.inference.looks import Pass, watch
-from boxwright.inference.query_page import look_picture
-from boxwright.inference.sentence import Sentence, write_sentences
-from boxwright.inference.sentence_page import corner_picture
 from boxwright.models.deformable import Deformable
 from boxwright.models.detr import Detr
 from boxwright.models.pix2seq import Pix2Seq

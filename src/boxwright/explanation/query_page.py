@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from boxwright.inference import cards
-from boxwright.inference.looks import Cells, Look, Pass, Points
+from boxwright.explanation import html_parts
+from boxwright.explanation.attention_maps import Cells, Look, Pass, Points
 from boxwright.visualization import heatmaps, html, images
 
 LEAST, MOST = 2, 6  # queries shown where none is asked for: those that are sure
@@ -41,20 +41,20 @@ def write_page(
         queries: those to show in detail.
         pixel: x and y in fractions of the image, to show where it looks and who looks at it.
     """
-    small = cards.reduced(photo, _SMALL)
+    small = html_parts.reduced(photo, _SMALL)
     parts = [
         f"<h1>{escape(title)}</h1><p>{escape(note)}</p>",
         _overview(photo, seen, queries, pixel),
         _pixel_card(small, photo.size, seen, pixel) if pixel else "",
         *(_query_card(small, seen, query) for query in queries),
     ]
-    html.write(file, title, parts, cards.STYLE + _STYLE)
+    html.write(file, title, parts, html_parts.STYLE + _STYLE)
 
 
 def choose(seen: Pass) -> list[int]:
     """The queries worth a card: those that are sure of an object, best first, if there are not too few or too many."""
     best = seen.best(MOST)
-    sure = sum(seen.said(query)[1] > cards.SURE for query in best)
+    sure = sum(seen.said(query)[1] > html_parts.SURE for query in best)
     return best[: max(sure, LEAST)]
 
 
@@ -66,16 +66,16 @@ def _overview(photo: Image.Image, seen: Pass, queries: Sequence[int], pixel: Poi
     drawn = images.draw_named(photo, boxes_N4, texts, labels)
     if pixel:
         heatmaps.pin(drawn, pixel)
-    sure = sum(seen.said(query)[1] > cards.SURE for query in range(seen.queries))
+    sure = sum(seen.said(query)[1] > html_parts.SURE for query in range(seen.queries))
     maps = " + ".join(f"{columns} x {rows}" for rows, columns in seen.shapes)
     tiles = [
         (str(seen.queries), "queries", "each says one box"),
-        (str(sure), "of them sure", f"score over {cards.SURE:.2f}"),
+        (str(sure), "of them sure", f"score over {html_parts.SURE:.2f}"),
         (f"{len(seen.encoder)} + {seen.layers}", "layers", "of the encoder and of the decoder"),
         (str(sum(rows * columns for rows, columns in seen.shapes)), "cells", maps),
     ]
     caption = "Numbers and boxes are those of the queries below." if queries else "The pixel below is marked."
-    return cards.overview(drawn, caption, tiles, _about(seen))
+    return html_parts.overview(drawn, caption, tiles, _about(seen))
 
 
 def _about(seen: Pass) -> str:
@@ -106,7 +106,7 @@ def _query_card(photo: Image.Image, seen: Pass, query: int) -> str:
     ]
     rows.insert(1, f"<p>{_taken(seen, last)}</p>" if isinstance(last, Points) else "")
     title = f"<h3><span>{query + 1}</span> {escape(seen.names[label])} <b>{score:.2f}</b></h3>"
-    return f'<section class="card" id="query-{query + 1}" {cards.shade(label)}>{title}{"".join(rows)}</section>'
+    return f'<section class="card" id="query-{query + 1}" {html_parts.shade(label)}>{title}{"".join(rows)}</section>'
 
 
 def _taken(seen: Pass, look: Points) -> str:
@@ -178,7 +178,8 @@ def _heads(
 def _row(title: str, name: str, pictures: Sequence[tuple[str, Image.Image]]) -> str:
     """Pictures side by side, under a line that says what they have in common."""
     slots = "".join(
-        f'<div class="slot"><h4>{said}</h4>{cards.picture(drawn, f"{name}: {title}")}</div>' for said, drawn in pictures
+        f'<div class="slot"><h4>{said}</h4>{html_parts.picture(drawn, f"{name}: {title}")}</div>'
+        for said, drawn in pictures
     )
     abreast = min(max(len(pictures), 5), _ABREAST)
     return f'<p>{title}</p><div class="looks" style="--abreast:{abreast}">{slots}</div>'

@@ -9,12 +9,12 @@ from PIL import Image
 from boxwright.config import require
 from boxwright.console import make_console
 from boxwright.device import choose_device
+from boxwright.explanation import query_page, sentence_page
+from boxwright.explanation.attention_maps import Pass, watch
+from boxwright.explanation.generation_trace import write_sentences
+from boxwright.explanation.html_parts import SURE
 from boxwright.images import open_image
-from boxwright.inference import query_page, sentence_page
-from boxwright.inference.cards import SURE
-from boxwright.inference.looks import Pass, watch
 from boxwright.inference.predictor import to_batch
-from boxwright.inference.sentence import write_sentences
 from boxwright.models.deformable import Deformable
 from boxwright.models.detr import Detr
 from boxwright.models.pix2seq import Pix2Seq

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from boxwright.inference import cards
-from boxwright.inference.sentence import SLOTS, Sentence
+from boxwright.explanation import html_parts
+from boxwright.explanation.generation_trace import SLOTS, Sentence
 from boxwright.visualization import heatmaps, html, images
 
 BEST = 8  # objects shown in detail
@@ -36,7 +36,7 @@ def write_page(file: Path, title: str, photo: Image.Image, sentence: Sentence, n
         "<h2>The best objects, word by word</h2>" if best else "",
         *(_card(photo, sentence, n) for n in best),
     ]
-    html.write(file, title, parts, cards.STYLE + _STYLE)
+    html.write(file, title, parts, html_parts.STYLE + _STYLE)
 
 
 def _overview(photo: Image.Image, sentence: Sentence, best: Sequence[int]) -> str:
@@ -47,12 +47,12 @@ def _overview(photo: Image.Image, sentence: Sentence, best: Sequence[int]) -> st
     words = sentence.tokens_N5.size
     tiles = [
         (str(len(sentence)), "objects written", f"{words} words"),
-        (str(int((found.scores_N > cards.SURE).sum())), "of them sure", f"score over {cards.SURE:.2f}"),
+        (str(int((found.scores_N > html_parts.SURE).sum())), "of them sure", f"score over {html_parts.SURE:.2f}"),
         (f"{sentence.log_likelihood:.1f}", "log-likelihood", "of the whole sentence, in nats"),
         (f"{sentence.log_likelihood / max(words, 1):.2f}", "a word", "log-likelihood, mean over the words"),
     ]
     caption = f"The best {len(best)} objects; numbers count them as they were written."
-    return cards.overview(picture, caption, tiles, _ABOUT)
+    return html_parts.overview(picture, caption, tiles, _ABOUT)
 
 
 def _whole(photo: Image.Image, sentence: Sentence, best: Sequence[int]) -> str:
@@ -63,9 +63,9 @@ def _whole(photo: Image.Image, sentence: Sentence, best: Sequence[int]) -> str:
         score = sentence.found.scores_N[n]
         number = f'<a href="#object-{n + 1}">{n + 1}</a>' if n in best else f"<span>{n + 1}</span>"
         words = "".join(_word(photo, sentence, n, slot, float(likelihoods_N5[n, slot])) for slot in range(len(SLOTS)))
-        kind = "object" if score > cards.SURE else "object faint"
+        kind = "object" if score > html_parts.SURE else "object faint"
         lines.append(
-            f'<div class="{kind}" {cards.shade(sentence.found.labels_N[n])}>{number}{words}<b>{score:.2f}</b></div>'
+            f'<div class="{kind}" {html_parts.shade(sentence.found.labels_N[n])}>{number}{words}<b>{score:.2f}</b></div>'
         )
     head = "".join(f"<span>{name}</span>" for name in ("", *SLOTS, "score"))
     heads = f'<div class="object head">{head}</div>' * 3  # one a column; the style hides those that are too many
@@ -106,25 +106,27 @@ def _card(photo: Image.Image, sentence: Sentence, n: int) -> str:
     """One object: each word's heat map and likeliest words, where the decoder looked, and both corners."""
     found = sentence.found
     name, score = escape(found.names[found.labels_N[n]]), found.scores_N[n]
-    small, large = cards.reduced(photo, _SMALL), cards.reduced(photo, _LARGE)
+    small, large = html_parts.reduced(photo, _SMALL), html_parts.reduced(photo, _LARGE)
     columns = []
     for slot, slot_name in enumerate(SLOTS):
         word = escape(sentence.words[sentence.tokens_N5[n, slot]])
-        looked = cards.picture(attention_picture(small, sentence, n, slot), f"object {n + 1}: attention at {slot_name}")
+        looked = html_parts.picture(
+            attention_picture(small, sentence, n, slot), f"object {n + 1}: attention at {slot_name}"
+        )
         if slot == len(SLOTS) - 1:
             heat = _bars(sentence, n, slot, LIKELIEST)
         else:
-            heat = cards.picture(place_picture(small, sentence, n, slot), f"object {n + 1}: {slot_name}")
+            heat = html_parts.picture(place_picture(small, sentence, n, slot), f"object {n + 1}: {slot_name}")
             heat += _bars(sentence, n, slot, 3)
         meaning = _meaning(photo, sentence, n, slot)
         columns.append(f'<div class="slot"><h4>{slot_name} = {word}<small>{meaning}</small></h4>{heat}{looked}</div>')
         if slot in (1, 3):
             corner = "upper left" if slot == 1 else "lower right"
-            picture = cards.picture(corner_picture(large, sentence, n, slot), f"object {n + 1}: {corner} corner")
+            picture = html_parts.picture(corner_picture(large, sentence, n, slot), f"object {n + 1}: {corner} corner")
             columns.append(f'<div class="slot corner"><h4>{corner} corner</h4>{picture}</div>')
     title = f"<h3><span>{n + 1}</span> {name} <b>{score:.2f}</b></h3>"
     body = f"{title}<div>{''.join(columns)}</div>"
-    return f'<section class="card" id="object-{n + 1}" {cards.shade(sentence.found.labels_N[n])}>{body}</section>'
+    return f'<section class="card" id="object-{n + 1}" {html_parts.shade(sentence.found.labels_N[n])}>{body}</section>'
 
 
 def place_picture(photo: Image.Image, sentence: Sentence, n: int, slot: int) -> Image.Image:
@@ -161,7 +163,7 @@ _ABOUT = f"""<p><b>The sentence</b> has five words for each object: its upper le
 corner, each y before x, then its class. Beside a word, and as its shade, stands its probability among all words of the
 vocabulary, given those written before it. Point at a word to see what else it might have been; words that grammar
 forbids at this place are struck out. The score of an object is that of its likeliest class, whichever word was written;
-up to {cards.SURE:.2f}, the object is dim.</p>
+up to {html_parts.SURE:.2f}, the object is dim.</p>
 <p><b>The pictures</b> below follow the words from left to right. Upper row: how probable each coordinate is, among
 those that grammar allows, as rows or columns of heat, with arrows at the one that was written. Large: the product of
 both, which is where the corner may lie, with a ring around the one written. Lower row: where the decoder looked in the

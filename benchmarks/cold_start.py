@@ -59,7 +59,7 @@ def _first_boxes(code: str) -> tuple[float, float]:
 
 
 def _export(path: Path) -> Path:
-    from boxwright.deployment.onnx_file import save, to_onnx
+    from boxwright.deployment.onnx.onnx_file import save, to_onnx
     from boxwright.models.weights import load_detector
 
     save(to_onnx(load_detector(WEIGHTS)), path)

@@ -27,9 +27,9 @@ import torch
 
 from boxwright.data.read import read
 from boxwright.data.records import Dataset, Record
-from boxwright.deployment.onnx_file import save, to_onnx
-from boxwright.deployment.parity import average_precision, eager, first, images, in_file
-from boxwright.deployment.quantise import FINE, to_fp16, to_int8
+from boxwright.deployment.onnx.onnx_file import save, to_onnx
+from boxwright.deployment.onnx.parity import average_precision, eager, first, images, in_file
+from boxwright.deployment.onnx.quantise import FINE, to_fp16, to_int8
 from boxwright.models import registry
 from boxwright.models.patchseq import PatchSeq
 from boxwright.models.weights import load_detector

@@ -9,7 +9,7 @@ from PIL import Image
 from boxwright.config import UserError
 from boxwright.data.records import Record
 from boxwright.deployment.export import Pictures, export
-from boxwright.deployment.parity import Parity, average_precision, compare, spoken_over
+from boxwright.deployment.onnx.parity import Parity, average_precision, compare, spoken_over
 from boxwright.detections import Detections
 from boxwright.inference.predictor import Predictor
 from boxwright.models.weights import save_detector
@@ -69,7 +69,7 @@ def test_what_cannot_be_written_is_one_line_and_no_file(tmp_path, photos, monkey
     def cannot(detector):
         raise torch.onnx.OnnxExporterError("no such operator")
 
-    monkeypatch.setattr("boxwright.deployment.onnx_file.to_onnx", cannot)
+    monkeypatch.setattr("boxwright.deployment.onnx.onnx_file.to_onnx", cannot)
     save_detector(tmp_path / "x.safetensors", begun("dense"), {})
     with pytest.raises(UserError, match=r"a dense can't be written as ONNX .*no such operator"):
         export(tmp_path / "x", out=tmp_path / "x.onnx")
@@ -98,7 +98,7 @@ class Right:
 def test_a_file_that_says_something_else_is_not_left(tmp_path, photos, monkeypatch):
     looks_at(photos, monkeypatch)
 
-    monkeypatch.setattr("boxwright.deployment.parity.compare", lambda *given: Wrong())
+    monkeypatch.setattr("boxwright.deployment.onnx.parity.compare", lambda *given: Wrong())
     save_detector(tmp_path / "x.safetensors", begun("dense"), {})
     with pytest.raises(UserError, match=r"x\.onnx was not written, as it is not proven equal to its source: 3 of 4"):
         export(tmp_path / "x", out=tmp_path / "x.onnx")
@@ -113,7 +113,7 @@ def test_where_8_bits_cost_too_much_more_layers_stay_whole(tmp_path, photos, mon
         tried.append(file.facts.precision)
         return Wrong() if len(tried) == 1 else Right()
 
-    monkeypatch.setattr("boxwright.deployment.parity.compare", at_the_second_try)
+    monkeypatch.setattr("boxwright.deployment.onnx.parity.compare", at_the_second_try)
     save_detector(tmp_path / "x.safetensors", begun("dense"), {})
     file = export(tmp_path / "x", precision="int8", data=tmp_path)
     assert tried == ["int8", "int8"]

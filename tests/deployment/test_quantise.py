@@ -4,9 +4,9 @@ import pytest
 from begun import begun
 from onnx import numpy_helper
 
-from boxwright.deployment.layers import moved
-from boxwright.deployment.onnx_file import save, to_onnx
-from boxwright.deployment.quantise import LAST, quantisable, to_fp16, to_int8
+from boxwright.deployment.onnx.layer_drift import moved
+from boxwright.deployment.onnx.onnx_file import save, to_onnx
+from boxwright.deployment.onnx.quantise import LAST, quantisable, to_fp16, to_int8
 from boxwright.runtime import Detector
 
 

@@ -45,15 +45,15 @@ def export(
         weights: a checkpoint or the folder of a training run; an adapter is merged.
         to: the format.
         precision: of weights and arithmetic; fp16 is for GPUs, int8 also for CPUs. Some layers stay in fp32
-            (`boxwright.deployment.quantise`).
+            (`boxwright.deployment.onnx.quantise`).
         data: a COCO, VOC or YOLO data set to compare on, and to learn the ranges of numbers from, for int8.
         out: the file; by default beside the weights, named after them.
 
     Returns:
         The file.
     """
-    from boxwright.deployment.onnx_file import save
-    from boxwright.deployment.parity import compare
+    from boxwright.deployment.onnx.onnx_file import save
+    from boxwright.deployment.onnx.parity import compare
     from boxwright.models.sequence.sequence_detector import Writer
     from boxwright.runtime.onnx_detector import Detector as Exported
 
@@ -113,9 +113,9 @@ def _converted(detector: Detector, precision: Precision, pictures: Pictures) -> 
     import onnx
     import torch
 
-    from boxwright.deployment.onnx_file import describe, to_onnx
-    from boxwright.deployment.parity import images
-    from boxwright.deployment.quantise import FINE, to_fp16, to_int8
+    from boxwright.deployment.onnx.onnx_file import describe, to_onnx
+    from boxwright.deployment.onnx.parity import images
+    from boxwright.deployment.onnx.quantise import FINE, to_fp16, to_int8
 
     try:
         plain = to_onnx(detector)
@@ -134,8 +134,8 @@ def _converted(detector: Detector, precision: Precision, pictures: Pictures) -> 
 
 def _moved(model: onnx.ModelProto, detector: Detector, pictures: Pictures) -> str:
     """Where file and source part, in a sentence."""
-    from boxwright.deployment.layers import moved
-    from boxwright.deployment.parity import images
+    from boxwright.deployment.onnx.layer_drift import moved
+    from boxwright.deployment.onnx.parity import images
 
     worst = moved(model, detector, next(images(pictures.records, detector.image_size)))[:3]
     if not worst or worst[0][1] < ALIKE:

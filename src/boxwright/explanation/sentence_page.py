@@ -64,9 +64,8 @@ def _whole(photo: Image.Image, sentence: Sentence, best: Sequence[int]) -> str:
         number = f'<a href="#object-{n + 1}">{n + 1}</a>' if n in best else f"<span>{n + 1}</span>"
         words = "".join(_word(photo, sentence, n, slot, float(likelihoods_N5[n, slot])) for slot in range(len(SLOTS)))
         kind = "object" if score > html_parts.SURE else "object faint"
-        lines.append(
-            f'<div class="{kind}" {html_parts.shade(sentence.found.labels_N[n])}>{number}{words}<b>{score:.2f}</b></div>'
-        )
+        shade = html_parts.shade(sentence.found.labels_N[n])
+        lines.append(f'<div class="{kind}" {shade}>{number}{words}<b>{score:.2f}</b></div>')
     head = "".join(f"<span>{name}</span>" for name in ("", *SLOTS, "score"))
     heads = f'<div class="object head">{head}</div>' * 3  # one a column; the style hides those that are too many
     if sentence.end is not None:

@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from boxwright.data.records import Record
-from boxwright.deployment.graph import CANVAS, letterbox, pads
+from boxwright.deployment.onnx.letterbox import letterbox
+from boxwright.deployment.onnx.to_onnx import CANVAS, pads
 from boxwright.evaluation.coco import score
 from boxwright.evaluation.evaluate import renamed
 from boxwright.evaluation.run import MOST

@@ -1,8 +1,8 @@
 """The graph of a detector that writes: its beginning, a loop over objects, and its end.
 
-Torch exports the three parts (`boxwright.deployment.writers`); the loop around the second is laid here, because its
-caches grow. What an object hands to the next is carried by the loop, its words are collected by it, and what all
-objects see of the image, and the weights, are looked at from inside.
+Torch exports the three parts (`boxwright.deployment.onnx.sequence_modules`); the loop around the second is laid
+here, because its caches grow. What an object hands to the next is carried by the loop, its words are collected by it,
+and what all objects see of the image, and the weights, are looked at from inside.
 """
 
 from typing import Any
@@ -14,15 +14,15 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 from torch.export import Dim
 
-from boxwright.deployment.graph import CANVAS, OUTPUTS, converted, example, pads
-from boxwright.deployment.writers import Begin, End, OneObject
+from boxwright.deployment.onnx.sequence_modules import Begin, End, OneObject
+from boxwright.deployment.onnx.to_onnx import CANVAS, OUTPUTS, converted, example, pads
 from boxwright.models.replication import Replication
 from boxwright.models.sequence.sequence_detector import Writer
 
 INSIDE = "object."  # before all names in the loop
 KNOWN = ("known_boxes", "known_labels")  # given objects, for every image
 WANTED = "wanted_classes"
-SENTENCE = ("order", "words", "word_log_probs")  # see `boxwright.deployment.writers.End`
+SENTENCE = ("order", "words", "word_log_probs")  # see `boxwright.deployment.onnx.sequence_modules.End`
 
 
 def writer_graph(detector: Writer | Replication) -> onnx.ModelProto:

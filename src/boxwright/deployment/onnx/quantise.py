@@ -17,7 +17,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-from boxwright.deployment.graph import quiet
+from boxwright.deployment.onnx.to_onnx import quiet
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 LAST = ("classify", "locate", "many", "distance", "rivals", "rivalry", "offset", "weight", "place", "propose")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from boxwright.config import require
-from boxwright.deployment.graph import in_pixels, prepared
+from boxwright.deployment.onnx.to_onnx import in_pixels, prepared
 from boxwright.models.layers.kv_cache import Cache, KeysValues
 from boxwright.models.patchseq import PatchCache, PatchSeq, PatchWords
 from boxwright.models.replication import Raw, Replication
@@ -108,7 +108,7 @@ class Begin(nn.Module):
         (B, P), if there can be any.
 
         Args:
-            canvas_BCHW, size_2, original_2: as of `boxwright.deployment.graph.Core`.
+            canvas_BCHW, size_2, original_2: as of `boxwright.deployment.onnx.to_onnx.Core`.
             boxes_BG4: given objects, xyxy in pixels of the original.
             labels_BG: their classes; -1 where there is none, behind all that are.
         """
@@ -290,7 +290,7 @@ class End(nn.Module):
         which object of the sentence each of these is (B, N), and the words and their log-probabilities (B, N, S).
 
         Args:
-            size_2, original_2: as of `boxwright.deployment.graph.Core`.
+            size_2, original_2: as of `boxwright.deployment.onnx.to_onnx.Core`.
             tokens_NBS, log_probs_NBS, class_NBK: what `OneObject` gives, one object after the other.
             more: of replications, the coordinates that it gives besides; of others, which classes are wanted, (K,).
         """

@@ -9,9 +9,10 @@ import torch
 from torch.export import Dim
 
 from boxwright.config import require
-from boxwright.deployment.graph import CANVAS, OPSET, OUTPUTS, Core, converted, example, letterbox, pads
-from boxwright.deployment.loop import writer_graph
-from boxwright.deployment.writers import language
+from boxwright.deployment.onnx.letterbox import letterbox
+from boxwright.deployment.onnx.sequence_loop import writer_graph
+from boxwright.deployment.onnx.sequence_modules import language
+from boxwright.deployment.onnx.to_onnx import CANVAS, OPSET, OUTPUTS, Core, converted, example, pads
 from boxwright.models import registry
 from boxwright.models.replication import Replication
 from boxwright.models.sequence.sequence_detector import Writer

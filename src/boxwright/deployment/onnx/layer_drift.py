@@ -8,8 +8,8 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from boxwright.deployment.graph import CANVAS
-from boxwright.deployment.quantise import nothing_else
+from boxwright.deployment.onnx.quantise import nothing_else
+from boxwright.deployment.onnx.to_onnx import CANVAS
 from boxwright.types import Detector
 
 CHOICES = ("TopK", "Loop")

@@ -1,0 +1,1 @@
+"""Export of a detector to ONNX, its quantisation, and the check that the file computes the same."""

@@ -29,7 +29,7 @@ VERBS = {
     "predict": ("boxwright.inference.predict", "find objects in images, folders or lists of them"),
     "models": ("boxwright.bundled.catalogue", "which detectors there are, how good, how fast, under which licence"),
     "import-weights": ("boxwright.interop.import_weights", "convert a published checkpoint of another project"),
-    "explain": ("boxwright.inference.explain", "show how a detector came to its predictions, and where it looked"),
+    "explain": ("boxwright.explanation.explain", "show how a detector came to its predictions, and where it looked"),
     "export": ("boxwright.deployment.export", "write a detector as one file that runs without torch, proven equal"),
     "serve": ("boxwright.deployment.serve", "answer over HTTP, with a page to try a detector in the browser"),
 }

@@ -1,7 +1,7 @@
 """Settings of a run as typed dataclasses, and the error type whose message is written for the user.
 
 A field that is ``None`` on the command line means "what the detector's recipe says"
-(`boxwright.models.zoo.recipe`); `fill_in` replaces the recipe's values by those that the user gave.
+(`boxwright.training.recipes.recipe`); `fill_in` replaces the recipe's values by those that the user gave.
 """
 
 from collections.abc import Iterable

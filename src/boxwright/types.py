@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -88,68 +88,143 @@ class Predictions:
         ]
 
 
-class Detector(nn.Module):
-    """A network that says boxes. The loop, the evaluator and the predictor know nothing but this.
+class FeatureMaps(NamedTuple):
+    """Where a detector computes its feature maps.
 
-    The part that is image travels beside the images because every original treats padding in its own way:
+    Attributes:
+        module: its output is the list of maps (B, C, H, W), finest first.
+        strides: canvas pixels per cell of each map; empty where the module has no such maps.
+    """
+
+    module: nn.Module
+    strides: list[int]
+
+
+class CellPredictions(NamedTuple):
+    """Predictions of every cell of the feature maps, map after map, row by row.
+
+    Attributes:
+        logits_BQK: class scores before the sigmoid.
+        boxes_BQ4: xyxy in [0, 1] of the canvas.
+    """
+
+    logits_BQK: Tensor
+    boxes_BQ4: Tensor
+
+
+class Detector(nn.Module):
+    """A network that predicts boxes: all that training, evaluation, prediction, export and explanation know of it.
+
+    A new detector is one file in `boxwright.models` with such a class, and one line in `boxwright.models.registry`.
+
+    The valid area travels beside the images because every published network treats padding in its own way:
     normalisation, the padding value and attention masks belong to the detector.
 
     Attributes:
+        config: a frozen dataclass of numbers, strings and tuples, from which the network can be built again.
         names: the classes, in the order of their positions.
         image_size: side S of the square canvas it was made for, in pixels. Other sizes are allowed.
+        backbone: the part that may begin from pretrained weights.
+        card: facts about its making that fit into JSON.
+        square_canvas: whether an exported graph pads images to the square canvas; else it passes them on as they were
+            resized.
+        fp32_modules: names of modules that stay in fp32 when the network is quantised: few outputs, and errors that
+            nothing behind them can correct. A name counts at any depth.
+        explained_as: which page `explain` writes: attention of `queries`, tokens of a `sequence`, or none.
     """
 
+    config: Any
     names: tuple[str, ...]
     image_size: int
+    backbone: nn.Module
+    card: dict[str, Any]
+    square_canvas: ClassVar[bool] = True
+    fp32_modules: ClassVar[tuple[str, ...]] = ()
+    explained_as: ClassVar[Literal["queries", "sequence"] | None] = None
 
-    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor) -> Any:
-        """Raw outputs, whatever `loss` and `decode` of the same detector need."""
+    def __init__(self) -> None:
+        super().__init__()
+        self.card = {}
+
+    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None) -> Any:
+        """Outputs, whatever `loss` and `decode` of the same detector need.
+
+        Args:
+            images_BCHW: as in `Batch`.
+            sizes_B2: as in `Batch`.
+            targets: the batch with its objects, where `loss` will be computed; `decode` works with and without.
+        """
         raise NotImplementedError
 
-    def loss(self, raw: Any, batch: Batch) -> Mapping[str, Tensor]:
-        """Named scalar losses, already weighted: their sum is what training minimises."""
+    def loss(self, outputs: Any, batch: Batch) -> Mapping[str, Tensor]:
+        """Named scalar losses, already weighted: their sum is what training minimises.
+
+        Args:
+            outputs: of `forward` with this batch as its targets.
+            batch: images and their objects.
+        """
         raise NotImplementedError
 
-    def decode(self, raw: Any) -> Predictions:
+    def decode(self, outputs: Any) -> Predictions:
         """Boxes, scores and classes, best first."""
         raise NotImplementedError
 
     def complete(
-        self, raw: Any, batch: Batch, classes: Sequence[int] | None = None, objects: int | None = None
+        self, outputs: Any, batch: Batch, classes: Sequence[int] | None = None, objects: int | None = None
     ) -> Predictions:
-        """What is missing in the batch, best first; only detectors that say one object after the other can be told
-        what is there.
+        """Predict what is missing in a batch, best first. Only sequence detectors can be given objects.
 
         Args:
-            raw: of the batch.
-            batch: its objects are given, and not said again.
-            classes: positions of those to look for, by default all.
-            objects: how many to say at most, given ones included.
+            outputs: of `forward` for this batch.
+            batch: its objects are given, and not predicted again.
+            classes: positions of the classes to look for, by default all.
+            objects: the most to predict, given ones included.
 
         Raises:
-            UserError: for objects given, or a number of them, to a detector that cannot be told.
+            UserError: for given objects, or a number of them, where the detector predicts all objects at once.
         """
         kind = type(self).__name__.lower()
-        told = objects is not None or bool(batch.valid_BN.any())
+        asked = objects is not None or bool(batch.valid_BN.any())
         only = f"only a detector that writes sentences can be given objects, or a number of them, and this is a {kind}"
-        mend = "train one (--model pix2seq or patchseq), or import official weights (boxwright import-weights)"
-        require(not told, f"{only}; {mend}.")
-        said = self.decode(raw)
+        fix = "train one (--model pix2seq or patchseq), or import official weights (boxwright import-weights)"
+        require(not asked, f"{only}; {fix}.")
+        found = self.decode(outputs)
         if classes is None:
-            return said
-        wanted_BD = torch.isin(said.labels_BD, torch.tensor(list(classes), device=said.labels_BD.device))
-        return Predictions(said.boxes_BD4, said.scores_BD * wanted_BD, said.labels_BD).best_first()
+            return found
+        wanted_BD = torch.isin(found.labels_BD, torch.tensor(list(classes), device=found.labels_BD.device))
+        return Predictions(found.boxes_BD4, found.scores_BD * wanted_BD, found.labels_BD).best_first()
 
-    def likelihood(self, raw: Any, batch: Batch) -> tuple[Tensor, Tensor] | None:
-        """Log-likelihood of what is true of each image, and of how many words it is the sum, each (B,).
+    def likelihood(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        """Log-likelihood of the annotated objects of each image, and the number of tokens it sums over, each (B,).
 
-        None where nothing is said in words.
+        None where the detector does not predict tokens.
         """
         return None
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """The pretrained part, which learns at a fraction of the rate of the rest."""
         raise NotImplementedError
+
+    def with_classes(self, names: tuple[str, ...], image_size: int | None = None, pretrained: bool = True) -> Detector:
+        """The same network for other classes; classes of the same name keep their weights.
+
+        Args:
+            names: the classes.
+            image_size: instead of its own.
+            pretrained: the backbone learns as one that began from ImageNet weights does: its norms and stem are frozen.
+
+        Raises:
+            UserError: for more classes than the network can tell apart.
+        """
+        raise NotImplementedError
+
+    def feature_maps(self) -> FeatureMaps:
+        """Where its feature maps are computed, for a student that is to resemble them."""
+        return FeatureMaps(self.backbone, [])
+
+    def cell_predictions(self, outputs: Any) -> CellPredictions | None:
+        """Predictions of each cell of `feature_maps`, for a student that is to resemble them, if cells predict."""
+        return None
 
 
 def pixels(images_BCHW: Tensor) -> Tensor:

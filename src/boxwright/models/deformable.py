@@ -215,7 +215,7 @@ class Deformable(Detector):
         """The timm network's."""
         return self.backbone.known_parameters()
 
-    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor) -> Raw:
+    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None) -> Raw:
         """The encoded cells and what they propose. A batch is padded only as far as its largest image."""
         filled_BCHW, mask_BHW = cut(images_BCHW, sizes_B2, self.backbone.mean)
         maps = self.maps(self.backbone(filled_BCHW))

@@ -102,7 +102,7 @@ class Dense(Detector):
         """The timm network's."""
         return self.backbone.known_parameters()
 
-    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor) -> Raw:
+    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None) -> Raw:
         """Scores and boxes of every cell; H and W may be any size, padding is filled with the mean colour."""
         mask_B1HW = image_mask(images_BCHW, sizes_B2)[:, None]
         filled = torch.where(mask_B1HW, pixels(images_BCHW), self.backbone.mean)

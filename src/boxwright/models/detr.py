@@ -131,7 +131,7 @@ class Detr(Detector):
         """The timm network's."""
         return self.backbone.known_parameters()
 
-    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor) -> Raw:
+    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None) -> Raw:
         """What all layers say. A batch is padded only as far as its largest image, as the originals do it."""
         cells = self.encode(images_BCHW, sizes_B2)
         states_LBQE = torch.stack(self.decoder(cells))

@@ -139,7 +139,7 @@ class PatchSeq(Writer):
         """The timm network's."""
         return self.backbone.known_parameters()
 
-    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor) -> Seen:
+    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None) -> Seen:
         """The encoded patches; H and W may be any size, padding is filled with the mean colour."""
         mask_B1HW = image_mask(images_BCHW, sizes_B2)[:, None]
         filled_BCHW = torch.where(mask_B1HW, pixels(images_BCHW), self.backbone.mean)

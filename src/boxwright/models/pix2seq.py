@@ -189,7 +189,7 @@ class Pix2Seq(Writer):
         """The timm network's; what stands in its place has no pretrained weights."""
         return self.backbone.known_parameters() if isinstance(self.backbone, Backbone) else []
 
-    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor) -> Tensor:
+    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None) -> Tensor:
         """What the decoder looks at, (B, cells, decoder_dim); H and W may be any size."""
         return self.encode(self.features(images_BCHW, sizes_B2))
 

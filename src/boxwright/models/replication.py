@@ -161,7 +161,7 @@ class Replication(Detector):
         """The ResNet's."""
         return list(self.backbone.parameters())
 
-    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor) -> Raw:
+    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None) -> Raw:
         """What the decoder looks at. A batch is padded only as far as its largest image, as the originals do it."""
         cut_BCHW = images_BCHW
         if not torch.compiler.is_exporting():  # a graph gets images of one size, without padding

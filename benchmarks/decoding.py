@@ -31,21 +31,21 @@ from torch import Tensor
 
 from boxwright.models.layers.attention import DecoderBlock
 from boxwright.models.layers.kv_cache import KeysValues
-from boxwright.models.sequence.decoder import Decoder
+from boxwright.models.sequence.decoder import SequenceDecoder
 from boxwright.models.sequence.generate import generate
-from boxwright.models.sequence.generation import Draft
+from boxwright.models.sequence.generation import Generation
 from boxwright.models.sequence.sampling import Sampling
-from boxwright.models.sequence.token_constraints import Grammar
+from boxwright.models.sequence.token_constraints import TokenConstraints
 from boxwright.models.sequence.vocabulary import Vocabulary
 
 OBJECTS, SLOTS, CELLS, DIM = 100, 5, 400, 256
 RESULT = Path(__file__).parent / "results" / "decoding.md"
 
 
-def make(device: str = "cpu", dtype: torch.dtype = torch.float32, objects: int = OBJECTS) -> Decoder:
+def make(device: str = "cpu", dtype: torch.dtype = torch.float32, objects: int = OBJECTS) -> SequenceDecoder:
     """The decoder; its tables are larger than at the start of training, so that choices are clear."""
     torch.manual_seed(0)
-    decoder = Decoder(3000, objects * SLOTS + 12, SLOTS, 6, DIM, 1024, 8, 0.0, 0.0).eval()
+    decoder = SequenceDecoder(3000, objects * SLOTS + 12, SLOTS, 6, DIM, 1024, 8, 0.0, 0.0).eval()
     for table in (decoder.token_embedding, decoder.position_embedding):
         torch.nn.init.normal_(table, std=0.3)
     return decoder.to(device, dtype).requires_grad_(False)
@@ -55,7 +55,7 @@ def images(batch: int, device: str = "cpu", dtype: torch.dtype = torch.float32) 
     return torch.randn(batch, CELLS, DIM, generator=torch.Generator().manual_seed(1)).to(device, dtype)
 
 
-def language(device: str = "cpu", free: bool = False) -> Grammar:
+def language(device: str = "cpu", free: bool = False) -> TokenConstraints:
     return Vocabulary().grammar(80, free=free, device=device)
 
 
@@ -65,7 +65,7 @@ def language(device: str = "cpu", free: bool = False) -> Grammar:
 class WholePrefix:
     """Nothing is kept."""
 
-    def __init__(self, decoder: Decoder, memory_BME: Tensor, prefix_BL: Tensor):
+    def __init__(self, decoder: SequenceDecoder, memory_BME: Tensor, prefix_BL: Tensor):
         self.decoder, self.memory_BME, self.prefix_BL = decoder, memory_BME, prefix_BL
 
     def step(self) -> Tensor:
@@ -75,7 +75,7 @@ class WholePrefix:
 class Kept:
     """What the layers have of the words before the last one, made outside the clock."""
 
-    def __init__(self, decoder: Decoder, memory_BME: Tensor, prefix_BL: Tensor):
+    def __init__(self, decoder: SequenceDecoder, memory_BME: Tensor, prefix_BL: Tensor):
         self.decoder, self.memory_BME = decoder, memory_BME
         self.kept = []
         x_BLE = self.embed(prefix_BL, slice(0, prefix_BL.shape[1]))
@@ -131,7 +131,9 @@ def seconds(function: Callable[[], object], times: int = 1) -> float:
     return min(taken)
 
 
-def other_way(kind: type, decoder: Decoder, memory_BME: Tensor, grammar: Grammar, tokens_BL: Tensor) -> float:
+def other_way(
+    kind: type, decoder: SequenceDecoder, memory_BME: Tensor, grammar: TokenConstraints, tokens_BL: Tensor
+) -> float:
     """Seconds for a whole sentence, from steps at ten places; each must choose our token."""
     begun_BL = torch.nn.functional.pad(tokens_BL, (1, 0), value=grammar.start)
     taken = []
@@ -237,7 +239,7 @@ def memory_of(batch: int) -> None:
     given = images(batch)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = status("VmRSS")
-    draft = Draft(decoder, given, grammar, OBJECTS, Sampling())
+    draft = Generation(decoder, given, grammar, OBJECTS, Sampling())
     with torch.inference_mode():
         for number in range(OBJECTS):
             draft.write_object(number)
@@ -257,8 +259,8 @@ def status(name: str) -> float:
 class Recorded:
     """The work for one object, recorded once for each bucket as a CUDA graph, and played for each object."""
 
-    def __init__(self, decoder: Decoder, memory_BME: Tensor, grammar: Grammar):
-        self.draft = Draft(decoder, memory_BME, grammar, OBJECTS, Sampling())
+    def __init__(self, decoder: SequenceDecoder, memory_BME: Tensor, grammar: TokenConstraints):
+        self.draft = Generation(decoder, memory_BME, grammar, OBJECTS, Sampling())
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):

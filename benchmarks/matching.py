@@ -26,13 +26,13 @@ from torchvision.ops import generalized_box_iou
 
 from boxwright.boxes import cxcywh_to_xyxy
 from boxwright.models.losses.focal import focal_cost
-from boxwright.models.losses.set_criterion import Said, Truth, assign
+from boxwright.models.losses.set_criterion import LayerPredictions, Targets, assign
 
 CLASSES = 80
 Pairs = list[list[tuple[Tensor, Tensor]]]  # of each layer and image: queries, and the objects they got
 
 
-def drawn(layers: int, counts: list[int], queries: int, device: str) -> tuple[Said, Truth]:
+def drawn(layers: int, counts: list[int], queries: int, device: str) -> tuple[LayerPredictions, Targets]:
     """Scores and boxes as an untrained network says them, and objects."""
 
     def boxes(*shape: int) -> Tensor:
@@ -40,12 +40,14 @@ def drawn(layers: int, counts: list[int], queries: int, device: str) -> tuple[Sa
 
     images, most = len(counts), max(counts)
     valid = torch.arange(most, device=device) < torch.tensor(counts, device=device)[:, None]
-    said = Said(torch.randn(layers, images, queries, CLASSES, device=device), boxes(layers, images, queries))
+    said = LayerPredictions(
+        torch.randn(layers, images, queries, CLASSES, device=device), boxes(layers, images, queries)
+    )
     labels = torch.randint(CLASSES, (images, most), device=device)
-    return said, Truth(boxes(images, most) * valid[..., None], labels, valid, valid.sum().float())
+    return said, Targets(boxes(images, most) * valid[..., None], labels, valid, valid.sum().float())
 
 
-def together(said: Said, truth: Truth) -> Tensor:
+def together(said: LayerPredictions, truth: Targets) -> Tensor:
     """Ours."""
     return assign(said, truth, said.logits_LBQR, lambda logits: 2 * focal_cost(logits.sigmoid()))
 
@@ -66,7 +68,7 @@ def solved(cost: Tensor) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(query), torch.from_numpy(chosen)
 
 
-def image_by_image(said: Said, objects: list[tuple[Tensor, Tensor]]) -> Pairs:
+def image_by_image(said: LayerPredictions, objects: list[tuple[Tensor, Tensor]]) -> Pairs:
     """A matrix for each layer and image."""
     return [
         [solved(costs(logits, boxes, *own)) for logits, boxes, own in zip(*layer, objects, strict=True)]
@@ -74,7 +76,7 @@ def image_by_image(said: Said, objects: list[tuple[Tensor, Tensor]]) -> Pairs:
     ]
 
 
-def layer_by_layer(said: Said, objects: list[tuple[Tensor, Tensor]]) -> Pairs:
+def layer_by_layer(said: LayerPredictions, objects: list[tuple[Tensor, Tensor]]) -> Pairs:
     """A matrix for each layer, of all queries and all objects."""
     labels, true = (torch.cat(parts) for parts in zip(*objects, strict=True))
     counts = [len(own) for own, _ in objects]
@@ -85,7 +87,7 @@ def layer_by_layer(said: Said, objects: list[tuple[Tensor, Tensor]]) -> Pairs:
     return pairs
 
 
-def is_same(matched_LBN: Tensor, truth: Truth, pairs: Pairs) -> bool:
+def is_same(matched_LBN: Tensor, truth: Targets, pairs: Pairs) -> bool:
     """Whether all objects got the same queries."""
     again_LBN = torch.full_like(matched_LBN, -1).cpu()
     for layer, images in enumerate(pairs):

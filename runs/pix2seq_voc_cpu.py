@@ -22,7 +22,7 @@ from boxwright.evaluation.run import detect
 from boxwright.models.pix2seq import SIZES, Pix2Seq
 from boxwright.training import recipes
 from boxwright.training.fabric import make_fabric
-from boxwright.training.loop import Loop, Plan
+from boxwright.training.loop import Loop, RunConfig
 from boxwright.visualization import charts
 
 OUT = Path("runs/pix2seq-voc-cpu")
@@ -43,7 +43,7 @@ def main() -> None:
     chance = score(val_records, detect(detector, val_cache), dataset.names)
     recipe = recipes.recipe("pix2seq")
     augment = fill_in(Augment(scale=(0.8, 1.25)), recipe.augment)
-    plan = Plan(OUT, a.epochs, 16, augment, fill_in(Optim(lr=1e-3), recipe.optim), 0, {}, "")
+    plan = RunConfig(OUT, a.epochs, 16, augment, fill_in(Optim(lr=1e-3), recipe.optim), 0, {}, "")
     fabric, _ = make_fabric("cpu", "32-true", 1, 1)
     progress = Loop(fabric, detector, plan, cache, (val_cache, val_records), resume=False).run()
     charts.curves(OUT / "metrics.csv", OUT / "curves.png")

@@ -10,7 +10,7 @@ from torch import Tensor
 from boxwright.interop import deformable, detr
 from boxwright.interop.foreign import Foreign
 from boxwright.models.layers.padding import cut
-from boxwright.models.losses.set_criterion import Truth
+from boxwright.models.losses.set_criterion import Targets
 from boxwright.types import Detector, Predictions
 from golden import Case, Result, canvas, is_sharp, weights
 
@@ -48,7 +48,7 @@ def check_input(network: Any, canvas_BCHW: Tensor, sizes_B2: Tensor, case: Case,
     result.compare("input", pixels_BCHW[..., ::16, ::16], case.golden["input_slice"], 1e-5)
 
 
-def truth_of(targets: Sequence[Mapping[str, Any]]) -> Truth:
+def truth_of(targets: Sequence[Mapping[str, Any]]) -> Targets:
     """Objects of all images, padded, whose labels are rows."""
     most = max(1, *(len(target["labels"]) for target in targets))
     boxes_BN4, rows_BN = torch.zeros(len(targets), most, 4), torch.zeros(len(targets), most, dtype=torch.long)
@@ -58,7 +58,7 @@ def truth_of(targets: Sequence[Mapping[str, Any]]) -> Truth:
         boxes_BN4[image, :count] = torch.tensor(target["boxes"]).view(-1, 4)
         rows_BN[image, :count] = torch.tensor(target["labels"], dtype=torch.long)
         valid_BN[image, :count] = True
-    return Truth(boxes_BN4, rows_BN, valid_BN, valid_BN.sum().float().clamp(min=1))
+    return Targets(boxes_BN4, rows_BN, valid_BN, valid_BN.sum().float().clamp(min=1))
 
 
 def by_name(classes_L: Tensor, boxes: Mapping[str, Tensor], layers: int) -> dict[str, float]:

@@ -9,12 +9,12 @@ import torch
 from common import build, by_name, check_found, check_input, compare_losses, images, truth_of
 from torch import Tensor
 
-from boxwright.models.deformable import Deformable, Raw
+from boxwright.models.deformable import Deformable, DeformableOutputs
 from boxwright.models.layers.deformable_attention import Points, gather_points
-from boxwright.models.layers.deformable_transformer import Cells, Queries
+from boxwright.models.layers.deformable_transformer import MultiScaleCells, Queries
 from boxwright.models.layers.post_norm import sine_2d
 from boxwright.models.losses.focal import focal_cost
-from boxwright.models.losses.set_criterion import Said, Truth, assign, box_losses, class_loss
+from boxwright.models.losses.set_criterion import LayerPredictions, Targets, assign, box_losses, class_loss
 from golden import Case, Result, attempt, cases, read_arrays, thin
 
 
@@ -64,7 +64,7 @@ def check_case(case: Case) -> Result:
         hook.remove()
     states_LBQE = torch.stack(states)
     if order_BQ is not None:  # theirs may begin with equally good proposals in another order
-        states_LBQE, said = in_order(states_LBQE, order_BQ), Said(*(in_order(x, order_BQ) for x in said))
+        states_LBQE, said = in_order(states_LBQE, order_BQ), LayerPredictions(*(in_order(x, order_BQ) for x in said))
         queries = Queries(*(in_order(x[None], order_BQ)[0] if x is not None else None for x in queries))
     check_answers(network, queries, states_LBQE, said, case, result)
     check_found(network.decode(raw), raw.extent_B4, case, result)
@@ -72,7 +72,7 @@ def check_case(case: Case) -> Result:
     return result
 
 
-def check_cells(features: list[Tensor], cells: Cells, case: Case, result: Result) -> None:
+def check_cells(features: list[Tensor], cells: MultiScaleCells, case: Case, result: Result) -> None:
     """Maps of the backbone, masks, codes of places, and the encoded cells that are image."""
     golden, sizes = case.golden, [height * width for height, width in cells.shapes]
     seen = [
@@ -96,7 +96,7 @@ def check_cells(features: list[Tensor], cells: Cells, case: Case, result: Result
     result.compare("encoder", thin(shown_BTE, theirs), theirs, case.limit("encoder"))
 
 
-def begin(network: Deformable, raw: Raw, case: Case, result: Result) -> tuple[Queries, Tensor | None]:
+def begin(network: Deformable, raw: DeformableOutputs, case: Case, result: Result) -> tuple[Queries, Tensor | None]:
     """Where the decoder begins, and for proposals, the place in ours of each of theirs."""
     golden, proposals = case.golden, raw.proposals
     if proposals is None:
@@ -127,7 +127,7 @@ def in_order(x_LBQE: Tensor, order_BQ: Tensor) -> Tensor:
 
 
 def check_answers(
-    network: Deformable, queries: Queries, states_LBQE: Tensor, said: Said, case: Case, result: Result
+    network: Deformable, queries: Queries, states_LBQE: Tensor, said: LayerPredictions, case: Case, result: Result
 ) -> None:
     """What the layers of the decoder make of the queries."""
     golden, layers = case.golden, len(said.boxes_LBQ4)
@@ -154,10 +154,10 @@ def check_answers(
             result.compare(stage, thin(ours, golden[name]), golden[name], case.limit(*noise[stage]))
 
 
-def check_losses(said: Said, case: Case, result: Result) -> None:
+def check_losses(said: LayerPredictions, case: Case, result: Result) -> None:
     """Of the last layer's stored outputs, and of all of ours."""
     logits, boxes = (torch.from_numpy(case.golden[name]) for name in ("logits_last", "boxes"))
-    stored = Said(logits[None], boxes[-1:])
+    stored = LayerPredictions(logits[None], boxes[-1:])
     for facts in (case.summary[name] for name in ("A", "B") if name in case.summary):
         truth, theirs = truth_of(facts["targets"]), facts.get("losses") or facts["loss_dict"]
         config = case.manifest["config"]
@@ -165,7 +165,7 @@ def check_losses(said: Said, case: Case, result: Result) -> None:
         compare_losses(result, "own loss", losses(said, truth, config, len(boxes)), theirs, 5 * case.limit("boxes"))
 
 
-def losses(said: Said, truth: Truth, config: Mapping[str, Any], layers: int) -> dict[str, float]:
+def losses(said: LayerPredictions, truth: Targets, config: Mapping[str, Any], layers: int) -> dict[str, float]:
     """Without weights, matched at the costs of the settings: Hugging Face's differ from the authors'."""
     cost, l1, overlap = (config.get(f"{name}_cost", usual) for name, usual in (("class", 2), ("bbox", 5), ("giou", 2)))
     matched_LBN = assign(said, truth, said.logits_LBQR, lambda x: cost * focal_cost(x.sigmoid()), l1, overlap)

@@ -10,8 +10,8 @@ from common import build, by_name, check_found, check_input, compare_losses, ima
 from torch import Tensor
 
 from boxwright.interop.foreign import Foreign
-from boxwright.models.detr import Cells, Detr, set_loss
-from boxwright.models.losses.set_criterion import Said, Truth
+from boxwright.models.detr import Detr, EncodedCells, set_loss
+from boxwright.models.losses.set_criterion import LayerPredictions, Targets
 from golden import Case, Result, attempt, cases, is_sharp, read_arrays, thin
 
 
@@ -35,7 +35,7 @@ def check_case(case: Case) -> Result:
     canvas_BCHW, sizes_B2 = images(case)
     check_input(network, canvas_BCHW, sizes_B2, case, result)
     seen = watch(network, canvas_BCHW, sizes_B2)
-    cells: Cells = seen["encoder"]
+    cells: EncodedCells = seen["encoder"]
     masked_BHW = ~cells.seen_B11M.flatten(1).unflatten(1, cells.grid)
     if "feat_mask" in golden:  # the authors' is True on padding, Hugging Face's on the image
         result.same("mask", masked_BHW, golden["feat_mask"] ^ ("model_type" in case.manifest["config"]))
@@ -73,9 +73,9 @@ def watch(network: Detr, canvas_BCHW: Tensor, sizes_B2: Tensor) -> dict[str, Any
     return seen
 
 
-def check_losses(network: Detr, found: Foreign, case: Case, said: Said, result: Result) -> None:
+def check_losses(network: Detr, found: Foreign, case: Case, said: LayerPredictions, result: Result) -> None:
     """Of the stored outputs, and, where assignments are stable (the sharp cases), of ours, too."""
-    stored = Said(*(torch.from_numpy(case.golden[name]) for name in ("logits", "boxes")))
+    stored = LayerPredictions(*(torch.from_numpy(case.golden[name]) for name in ("logits", "boxes")))
     for facts in (case.summary[name] for name in ("A", "B") if name in case.summary):
         truth = truth_of(facts["targets"])
         check_set(stored, truth, facts, result, "loss")
@@ -85,7 +85,7 @@ def check_losses(network: Detr, found: Foreign, case: Case, said: Said, result: 
             check_gradients(network, found, case, truth, facts["grads"], result)
 
 
-def check_set(said: Said, truth: Truth, facts: Mapping[str, Any], result: Result, stage: str) -> None:
+def check_set(said: LayerPredictions, truth: Targets, facts: Mapping[str, Any], result: Result, stage: str) -> None:
     """The assignment and the losses of given outputs."""
     terms, matched_LBN = set_loss(said, truth)
     ours = by_name(terms["class"], terms, len(matched_LBN))
@@ -102,7 +102,7 @@ def check_set(said: Said, truth: Truth, facts: Mapping[str, Any], result: Result
 
 
 def check_gradients(
-    network: Detr, found: Foreign, case: Case, truth: Truth, golden: Mapping[str, Any], result: Result
+    network: Detr, found: Foreign, case: Case, truth: Targets, golden: Mapping[str, Any], result: Result
 ) -> None:
     """Length and first values of the gradients that are stored, in units of the length; of the sharp cases, since
     the assignments of the others hang on rounding.
@@ -133,6 +133,6 @@ def check_twice(case: Case) -> Result:
         result.compare(stage, ours, case.golden[stage], case.limit(stage))
     facts = case.summary.get("quirk_auxiliary_loss_true", {})
     if "A" in case.summary and "loss_dict" in facts:
-        stored = Said(*(torch.from_numpy(case.golden[name]) for name in ("logits", "boxes")))
+        stored = LayerPredictions(*(torch.from_numpy(case.golden[name]) for name in ("logits", "boxes")))
         check_set(stored, truth_of(case.summary["A"]["targets"]), facts, result, "loss")
     return result

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from boxwright.interop.replications import convert
-from boxwright.models.replication import Memory, Raw, Replication, image_part
+from boxwright.models.replication import EncoderMemory, Replication, ReplicationOutputs, image_part
 from boxwright.types import Predictions
 from golden import PADDED, SQUARE, Arrays, Result, canvas, is_sharp, read_arrays, weights
 
@@ -70,7 +70,7 @@ def check_network(
     return result
 
 
-def watch(network: Replication, canvas_BCHW: Tensor, sizes_B2: Tensor) -> tuple[Raw, dict[str, Tensor]]:
+def watch(network: Replication, canvas_BCHW: Tensor, sizes_B2: Tensor) -> tuple[ReplicationOutputs, dict[str, Tensor]]:
     """What the network makes of the images, and what its first parts say."""
     seen: dict[str, Tensor] = {}
     parts = {"feat": network.backbone, "input_proj": network.projection}
@@ -86,7 +86,7 @@ def watch(network: Replication, canvas_BCHW: Tensor, sizes_B2: Tensor) -> tuple[
 
 def check_reading(
     network: Replication,
-    memory: Memory,
+    memory: EncoderMemory,
     result: Result,
     golden: Arrays,
     summary: Mapping[str, Any],
@@ -121,7 +121,7 @@ def begun(network: Replication, tokens: Any) -> Tensor:
     return torch.nn.functional.pad(torch.as_tensor(np.asarray(tokens)), (1, 0), value=network.config.start)
 
 
-def check_writing(network: Replication, raw: Raw, result: Result, golden: Arrays) -> None:
+def check_writing(network: Replication, raw: ReplicationOutputs, result: Result, golden: Arrays) -> None:
     """Greedy sentences, and what is read off them."""
     said = network.write(raw)
     length = said.tokens_BL.shape[1]
@@ -137,7 +137,7 @@ def check_writing(network: Replication, raw: Raw, result: Result, golden: Arrays
         check_found(network.read(said, raw), raw, result, golden)
 
 
-def check_found(found: Predictions, raw: Raw, result: Result, golden: Arrays) -> None:
+def check_found(found: Predictions, raw: ReplicationOutputs, result: Result, golden: Arrays) -> None:
     """Boxes in pixels of the original images, scores and classes; a reversed box of theirs is an empty one of ours."""
     for image, original in enumerate(ORIGINALS):
         scale_4 = torch.tensor(original[::-1] * 2) / image_part(raw)[image, 0]
@@ -154,10 +154,10 @@ def check_found(found: Predictions, raw: Raw, result: Result, golden: Arrays) ->
 def check_language(network: Replication, case: str, tokens: Mapping[str, Any]) -> Result:
     """Boxes to words and back, and what should be said of them."""
     result, said = Result(case), []
-    nothing = Memory(*(torch.zeros(()) for _ in Memory._fields))
+    nothing = EncoderMemory(*(torch.zeros(()) for _ in EncoderMemory._fields))
     for pair in tokens["pairs"]:
         height, width = pair.get("size_hw") or pair.get("img_shape") or pair["orig_size_hw"]
-        raw = Raw(nothing, torch.tensor([[height, width]]), (CANVAS, CANVAS))
+        raw = ReplicationOutputs(nothing, torch.tensor([[height, width]]), (CANVAS, CANVAS))
         sides_4 = torch.tensor([width, height] * 2)
         if "boxes_cxcywh_normalised" in pair:
             boxes_N4 = box_convert(torch.tensor(pair["boxes_cxcywh_normalised"]), "cxcywh", "xyxy") * sides_4

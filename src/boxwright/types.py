@@ -136,7 +136,7 @@ class Detector(nn.Module):
     config: Any
     names: tuple[str, ...]
     image_size: int
-    backbone: nn.Module
+    backbone: Any  # a module of `boxwright.models.backbones`
     card: dict[str, Any]
     square_canvas: ClassVar[bool] = True
     fp32_modules: ClassVar[tuple[str, ...]] = ()

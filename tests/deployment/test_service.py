@@ -14,7 +14,7 @@ from uploads import picture
 from boxwright.deployment.service.app import make_app
 from boxwright.deployment.service.limits import Limits
 from boxwright.detections import Detections
-from boxwright.runtime.predictor_base import Finder
+from boxwright.runtime.predictor_base import BasePredictor
 
 
 def files(*pictures: bytes):
@@ -191,7 +191,7 @@ def test_openapi_describes_the_routes(client):
     assert set(paths["/detect"]["post"]["responses"]) == {"200", "400", "401", "408", "413", "422", "500", "503"}
 
 
-class Slow(Finder):
+class Slow(BasePredictor):
     """Finds nothing, once it is let go; remembers its batches."""
 
     names, image_size = ("box",), 64

@@ -15,8 +15,8 @@ from boxwright.deployment.service.app import make_app
 from boxwright.detections import Detections
 from boxwright.inference.predictor import Predictor
 from boxwright.models.pix2seq import Pix2Seq, Pix2SeqConfig
-from boxwright.runtime.predictor_base import Finder
-from boxwright.runtime.sequence_types import Word, Written
+from boxwright.runtime.predictor_base import BasePredictor
+from boxwright.runtime.sequence_types import StreamObject, StreamToken
 
 NAMES = ("box", "other")
 TINY = Pix2SeqConfig(
@@ -26,7 +26,7 @@ TINY = Pix2SeqConfig(
 )  # fmt: skip
 
 
-class Writer(Finder):
+class SequenceDetector(BasePredictor):
     """Writes the same object over and over; notes who asks, and how much."""
 
     names, image_size, writes = NAMES, 64, True
@@ -47,9 +47,9 @@ class Writer(Finder):
             time.sleep(self.pause)
             if number == self.breaks_at:
                 raise RuntimeError("cannot")
-            yield Word(number, "class", "box", 0.75)
+            yield StreamToken(number, "class", "box", 0.75)
             self.written += 1
-            yield Written(number, (1.0, 2.0, 4.0, 6.0), 0, "box", 0.5)
+            yield StreamObject(number, (1.0, 2.0, 4.0, 6.0), 0, "box", 0.5)
             number += 1
 
 
@@ -84,7 +84,13 @@ def test_each_word_and_each_object_is_a_line(served):
     whole = {
         "object": 0, "category_id": 1, "name": "box", "bbox": [1.0, 2.0, 3.0, 4.0], "score": 0.5, "given": False,
     }  # fmt: skip
-    assert lines(ask(served(Writer(2)))) == [word, whole, word | {"object": 1}, whole | {"object": 1}, {"done": True}]
+    assert lines(ask(served(SequenceDetector(2)))) == [
+        word,
+        whole,
+        word | {"object": 1},
+        whole | {"object": 1},
+        {"done": True},
+    ]
 
 
 def test_a_sentence_says_what_is_detected(served, tiny):
@@ -141,7 +147,7 @@ def test_what_cannot_be_given_is_refused_before_the_first_line(served, tiny, giv
 def test_other_faults_are_those_of_the_other_routes(served, client):
     assert "does not write" in said(ask(client), 422)
     assert not client.get("/model").json()["writes"]
-    writes = served(Writer())
+    writes = served(SequenceDetector())
     assert writes.get("/model").json()["writes"]
     assert "a.png cannot be read as an image" in said(ask(writes, b"no image"), 400)
     assert "1000 x 500 pixels" in said(ask(writes, picture((1000, 500))), 413)
@@ -151,30 +157,30 @@ def test_other_faults_are_those_of_the_other_routes(served, client):
     twice = [("image", ("a.png", picture(), "image/png"))] * 2
     assert said(writes.post("/write", files=twice), 422) == "image: send it once, not 2 times."
     assert "there is no field 'givn' (did you mean 'given'?)" in said(ask(writes, givn="[]"), 422)
-    assert "key" in said(ask(served(Writer(), key="secret")), 401)
-    assert said(ask(served(Writer(breaks_at=0))), 500) == "the service failed; its log says why."
+    assert "key" in said(ask(served(SequenceDetector(), key="secret")), 401)
+    assert said(ask(served(SequenceDetector(breaks_at=0))), 500) == "the service failed; its log says why."
 
 
 def test_what_fails_on_the_way_is_the_last_line(served):
-    *told, last = lines(ask(served(Writer(breaks_at=1))))
+    *told, last = lines(ask(served(SequenceDetector(breaks_at=1))))
     assert len(objects(told)) == 1
     assert last == {"done": False, "detail": "the service failed; its log says why."}
 
 
 def test_a_sentence_that_takes_too_long_is_given_up(served):
-    writer = Writer(objects=10**6, pause=0.02)
+    writer = SequenceDetector(objects=10**6, pause=0.02)
     client = served(writer, seconds=0.3)
     *told, last = lines(ask(client))
     assert 1 <= len(objects(told)) < 40
     assert last == {"done": False, "detail": "the sentence took over 0.3 s."}
     _stands_still(writer)
     assert "boxwright_images_waiting 0.0" in client.get("/metrics").text
-    slow = served(Writer(pause=1), seconds=0.2)
+    slow = served(SequenceDetector(pause=1), seconds=0.2)
     assert "come back later" in said(ask(slow), 503)
 
 
 def test_others_are_answered_while_a_sentence_is_written_by_the_same_thread(served):
-    writer = Writer(objects=10**6, pause=0.01)
+    writer = SequenceDetector(objects=10**6, pause=0.01)
     client = served(writer)
     with ThreadPoolExecutor(2) as pool:
         first, second = (pool.submit(ask, client) for _ in range(2))
@@ -191,7 +197,7 @@ def test_others_are_answered_while_a_sentence_is_written_by_the_same_thread(serv
 
 
 def test_who_goes_away_stops_the_writer():
-    writer = Writer(objects=10**6, pause=0.01)
+    writer = SequenceDetector(objects=10**6, pause=0.01)
 
     async def come_and_go():
         app, gone, sent = make_app(writer), asyncio.Event(), []
@@ -225,7 +231,7 @@ def test_who_goes_away_stops_the_writer():
     assert len(sent) < 20
 
 
-def _stands_still(writer: Writer) -> None:
+def _stands_still(writer: SequenceDetector) -> None:
     """Within a second nothing is written any more."""
     end = time.monotonic() + 1
     before = -1

@@ -20,7 +20,7 @@ from boxwright.inference.predictor import to_batch
 from boxwright.models import registry
 from boxwright.models.pix2seq import Pix2Seq
 from boxwright.models.weights import load_detector, save_detector
-from boxwright.runtime.inputs import Ready
+from boxwright.runtime.inputs import DecodedImage
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def image(paint: Callable[..., Path], tmp_path: Path) -> Path:
 
 def sentence_of(writer: Pix2Seq, image: Path) -> tuple[Image.Image, Sentence]:
     photo = open_image(image)
-    return photo, write_sentences(writer, to_batch([Ready(photo, photo.size)], writer.image_size))[0]
+    return photo, write_sentences(writer, to_batch([DecodedImage(photo, photo.size)], writer.image_size))[0]
 
 
 def test_every_word_is_on_the_page(writer: Pix2Seq, weights: Path, image: Path, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def asker(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def test_the_page_of_a_query_shows_every_layer_and_head(asker: Path, image: Path, tmp_path: Path) -> None:
     text = explain(asker, image, tmp_path, query=3).read_text(encoding="utf-8")
     detector = load_detector(asker)
-    seen = watch(detector, to_batch([Ready(open_image(image), (120, 80))], 96))  # type: ignore[arg-type]
+    seen = watch(detector, to_batch([DecodedImage(open_image(image), (120, 80))], 96))  # type: ignore[arg-type]
     assert re.findall(r'id="query-(\d+)"', text) == ["3"]
     assert not re.search(r"https?://|src=\"(?!data:)|<link|<script|@import|url\(", text)
     for layer in range(2):

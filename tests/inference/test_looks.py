@@ -15,7 +15,7 @@ from boxwright.inference.predictor import to_batch
 from boxwright.models.layers.attention import Attention
 from boxwright.models.layers.deformable_attention import Points as Sampled
 from boxwright.models.layers.deformable_attention import gather_points
-from boxwright.runtime.inputs import Ready
+from boxwright.runtime.inputs import DecodedImage
 from boxwright.types import Batch
 
 
@@ -23,7 +23,7 @@ from boxwright.types import Batch
 def wide(paint: Callable[..., Path], tmp_path: Path) -> Batch:
     """An image that fills but two thirds of its canvas."""
     photo = open_image(paint(tmp_path / "x.png", (120, 80), (30, 20, 90, 60)))
-    return to_batch([Ready(photo, photo.size)], 96)
+    return to_batch([DecodedImage(photo, photo.size)], 96)
 
 
 @pytest.mark.parametrize("kind", ["detr", "deformable"])

@@ -10,7 +10,7 @@ from boxwright.config import UserError
 from boxwright.inference.predictor import Predictor
 from boxwright.models.patchseq import PatchSeq, PatchSeqConfig
 from boxwright.models.pix2seq import Pix2Seq, Pix2SeqConfig
-from boxwright.runtime import Word, Written
+from boxwright.runtime import StreamObject, StreamToken
 
 NAMES = ("cat", "dog", "fish")
 PIX2SEQ = Pix2SeqConfig(
@@ -50,7 +50,7 @@ def predictor(request) -> Predictor:
 
 @pytest.mark.parametrize("given", [(), KNOWN])
 def test_what_is_written_is_what_is_predicted(predictor, given):
-    written = [one for one in predictor.write(IMAGE, given) if isinstance(one, Written) and not one.given]
+    written = [one for one in predictor.write(IMAGE, given) if isinstance(one, StreamObject) and not one.given]
     found = predictor.predict(IMAGE, threshold=0, given=given)
     written = sorted((one for one in written if one.score > 0), key=lambda one: -one.score)
     assert len(found) == len(written)
@@ -62,10 +62,10 @@ def test_what_is_written_is_what_is_predicted(predictor, given):
 
 def test_an_object_is_told_word_by_word_then_whole(predictor):
     told = list(predictor.write(IMAGE))
-    words = len(told[: next(i for i, one in enumerate(told) if isinstance(one, Written))])
-    for number in range(sum(isinstance(one, Written) for one in told)):
+    words = len(told[: next(i for i, one in enumerate(told) if isinstance(one, StreamObject))])
+    for number in range(sum(isinstance(one, StreamObject) for one in told)):
         *said, whole = told[number * (words + 1) : (number + 1) * (words + 1)]
-        assert isinstance(whole, Written)
+        assert isinstance(whole, StreamObject)
         assert {one.object for one in said} == {whole.number} == {number}
         assert all(0 < one.probability <= 1 for one in said)
         sides: dict[str, int] = {}
@@ -81,21 +81,21 @@ def test_given_objects_come_first_as_they_were_given(predictor):
     told = list(predictor.write(IMAGE, KNOWN))
     given = [one for one in told if one.given]
     assert told[: len(given)] == given
-    assert {one.probability for one in given if isinstance(one, Word)} == {1.0}
-    assert [(one.name, one.box) for one in given if isinstance(one, Written)] == [
+    assert {one.probability for one in given if isinstance(one, StreamToken)} == {1.0}
+    assert [(one.name, one.box) for one in given if isinstance(one, StreamObject)] == [
         (name, tuple(box)) for name, box in KNOWN
     ]
-    assert [one.number for one in told if isinstance(one, Written)][:3] == [0, 1, 2]
+    assert [one.number for one in told if isinstance(one, StreamObject)][:3] == [0, 1, 2]
 
 
 def test_the_words_are_of_the_vocabulary():
     told = random_predictor(CONFIGS["noise"]).write(IMAGE, classes="dog")
-    assert {one.text for one in told if isinstance(one, Word) and one.slot == "class"} <= {"dog", "noise"}
+    assert {one.text for one in told if isinstance(one, StreamToken) and one.slot == "class"} <= {"dog", "noise"}
 
 
 def test_the_end_is_a_word():
     told = list(random_predictor(replace(PATCHSEQ, end_bias=1000.0)).write(IMAGE))
-    assert [(one.object, one.slot, one.text) for one in told if isinstance(one, Word)] == [(0, "end", "end")]
+    assert [(one.object, one.slot, one.text) for one in told if isinstance(one, StreamToken)] == [(0, "end", "end")]
     assert len(told) == 1
 
 
@@ -105,7 +105,7 @@ def test_who_stops_asking_stops_the_writer(monkeypatch):
     monkeypatch.setattr(predictor.detector.decoder, "step", lambda *given: steps.append(1) or step(*given))
     told = predictor.write(IMAGE)
     assert not steps
-    while not isinstance(next(told), Written):
+    while not isinstance(next(told), StreamObject):
         pass
     told.close()
     assert len(steps) == 5

@@ -10,7 +10,7 @@ from foreign_samples import GOLDEN
 
 from boxwright.models.detr import set_loss
 from boxwright.models.layers.deformable_attention import Points, gather_points
-from boxwright.models.losses.set_criterion import Said, Truth
+from boxwright.models.losses.set_criterion import LayerPredictions, Targets
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +30,8 @@ def test_assignment_and_losses_of_the_last_layer(stored, targets):
         boxes_BN4[image, :count] = torch.tensor(target["boxes"]).view(-1, 4)
         rows_BN[image, :count] = torch.tensor(target["labels"], dtype=torch.long)
         valid_BN[image, :count] = True
-    said = Said(torch.from_numpy(stored["logits"])[None], torch.from_numpy(stored["boxes"])[None])
-    terms, matched_LBN = set_loss(said, Truth(boxes_BN4, rows_BN, valid_BN, valid_BN.sum().float()))
+    said = LayerPredictions(torch.from_numpy(stored["logits"])[None], torch.from_numpy(stored["boxes"])[None])
+    terms, matched_LBN = set_loss(said, Targets(boxes_BN4, rows_BN, valid_BN, valid_BN.sum().float()))
     for image, pair in enumerate(facts["assignment"]):
         assert matched_LBN[0, image][pair["tgt"]].tolist() == pair["src"]
     for ours, theirs, weight in (("class", "loss_ce", 1), ("l1", "loss_bbox", 5), ("giou", "loss_giou", 2)):

@@ -2,18 +2,18 @@ import torch
 
 from boxwright.boxes import cxcywh_to_xyxy, iou
 from boxwright.models.layers.deformable_transformer import Queries
-from boxwright.models.losses.denoising import SHAKEN, Shaken, denoising_loss, shake
-from boxwright.models.losses.set_criterion import Said, Truth
+from boxwright.models.losses.denoising import SHAKEN, DenoisingQueries, denoising_loss, shake
+from boxwright.models.losses.set_criterion import LayerPredictions, Targets
 
 
-def truth(images: int = 2, objects: int = 3) -> Truth:
+def truth(images: int = 2, objects: int = 3) -> Targets:
     """Objects away from the edges; the last one of the last image is padding."""
     generator = torch.Generator().manual_seed(0)
     boxes_BN4 = torch.rand(images, objects, 4, generator=generator) * 0.2 + 0.35
     valid_BN = torch.ones(images, objects, dtype=torch.bool)
     valid_BN[-1, -1] = False
     labels_BN = torch.arange(images * objects).view(images, objects) % 4
-    return Truth(boxes_BN4, labels_BN, valid_BN, valid_BN.sum().float())
+    return Targets(boxes_BN4, labels_BN, valid_BN, valid_BN.sum().float())
 
 
 def test_as_many_groups_as_there_is_room_for_and_at_least_one():
@@ -65,7 +65,7 @@ def test_groups_see_themselves_and_the_matched_queries_see_no_truth():
 
 def test_what_was_put_side_by_side_is_split_again():
     shaken = shake(truth(), torch.randn(4, 8))
-    said = Said(torch.randn(2, 2, shaken.count + 5, 4), torch.rand(2, 2, shaken.count + 5, 4))
+    said = LayerPredictions(torch.randn(2, 2, shaken.count + 5, 4), torch.rand(2, 2, shaken.count + 5, 4))
     noisy, matched = shaken.split(said)
     assert torch.equal(torch.cat([noisy.logits_LBQR, matched.logits_LBQR], 2), said.logits_LBQR)
     assert noisy.boxes_LBQ4.shape[2] == shaken.count
@@ -80,10 +80,10 @@ def test_loss_of_what_is_right_is_small_and_padding_learns_nothing():
     logits = (torch.nn.functional.one_hot(rows, 5)[..., :4].float() * 40 - 20).expand(3, -1, -1, -1)
     logits = logits.clone().requires_grad_()
     for aware in (True, False):
-        right = denoising_loss(Said(logits, boxes[:1].expand(3, -1, -1, -1)), shaken, true, aware)
+        right = denoising_loss(LayerPredictions(logits, boxes[:1].expand(3, -1, -1, -1)), shaken, true, aware)
         for value in right.values():
             torch.testing.assert_close(value, torch.zeros(3), atol=1e-5, rtol=0)
-    wrong = denoising_loss(Said(-logits, boxes[:1].expand(3, -1, -1, -1)), shaken, true, True)
+    wrong = denoising_loss(LayerPredictions(-logits, boxes[:1].expand(3, -1, -1, -1)), shaken, true, True)
     wrong["class"].sum().backward()
     assert wrong["class"].min() > 1
     assert logits.grad[:, ~shaken.real_BD].abs().max() == 0
@@ -93,8 +93,12 @@ def test_loss_of_what_is_right_is_small_and_padding_learns_nothing():
 def test_number_of_groups_does_not_change_the_scale_of_the_loss():
     true = truth()
     one, many = (shake(t, torch.randn(4, 8)) for t in (true, true))
-    said = Said(torch.zeros(1, 2, many.count, 4), many.boxes_BD4[None])
+    said = LayerPredictions(torch.zeros(1, 2, many.count, 4), many.boxes_BD4[None])
     half = many.count // many.groups
-    alone = Shaken(*(x[:, :half] for x in (one.contents_BDE, one.rows_BD, one.boxes_BD4, one.real_BD)), groups=1)
-    few = denoising_loss(Said(said.logits_LBQR[:, :, :half], said.boxes_LBQ4[:, :, :half]), alone, true, False)
+    alone = DenoisingQueries(
+        *(x[:, :half] for x in (one.contents_BDE, one.rows_BD, one.boxes_BD4, one.real_BD)), groups=1
+    )
+    few = denoising_loss(
+        LayerPredictions(said.logits_LBQR[:, :, :half], said.boxes_LBQ4[:, :, :half]), alone, true, False
+    )
     torch.testing.assert_close(few["class"], denoising_loss(said, many, true, False)["class"])

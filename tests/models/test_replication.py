@@ -10,7 +10,7 @@ from boxwright.interop.replications import PUBLISHED
 from boxwright.models import replication
 from boxwright.models.layers.kv_cache import KeysValues
 from boxwright.models.layers.post_norm import frozen_resnet, sine_2d
-from boxwright.models.replication import Memory, Raw, Replication, with_noise
+from boxwright.models.replication import EncoderMemory, Replication, ReplicationOutputs, with_noise
 from boxwright.types import image_mask
 
 SMALL = {
@@ -83,7 +83,7 @@ def test_the_canvas_beyond_the_largest_image_changes_nothing(make):
 
 
 def raw_of(sizes, canvas):
-    return Raw(Memory(*torch.zeros(3, 1)), torch.tensor(sizes), canvas)
+    return ReplicationOutputs(EncoderMemory(*torch.zeros(3, 1)), torch.tensor(sizes), canvas)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -177,13 +177,13 @@ def test_cells_are_counted_where_they_are_seen():
 
 def test_a_row_of_sentences_shares_its_image(make):
     decoder = make("stable").decoder
-    memory = Memory(torch.rand(2, 6, 32), torch.rand(2, 6, 32), torch.rand(2, 6) > 0.3)
+    memory = EncoderMemory(torch.rand(2, 6, 32), torch.rand(2, 6, 32), torch.rand(2, 6) > 0.3)
     cache = decoder.start(memory, 8, each=3)
     assert isinstance(cache.image[0], KeysValues)
     tokens = torch.randint(0, 1000, (6, 1))
     with torch.no_grad():
         scores = decoder.step(tokens, torch.tensor([0]), cache)
-        alone = decoder(tokens, Memory(*(part.repeat_interleave(3, 0) for part in memory)))[:, 0]
+        alone = decoder(tokens, EncoderMemory(*(part.repeat_interleave(3, 0) for part in memory)))[:, 0]
     torch.testing.assert_close(scores, alone, rtol=0, atol=1e-5)
 
 

@@ -12,10 +12,12 @@ from boxwright.boxes import cxcywh_to_xyxy
 from boxwright.models.detr import set_loss
 from boxwright.models.layers.deformable_transformer import inverse_sigmoid
 from boxwright.models.losses.focal import focal_cost
-from boxwright.models.losses.set_criterion import Said, Truth, assign, focal_set_loss, give, pick
+from boxwright.models.losses.set_criterion import LayerPredictions, Targets, assign, focal_set_loss, give, pick
 
 
-def draw(layers: int, images: int, objects: int, queries: int, rows: int = 3, seed: int = 0) -> tuple[Said, Truth]:
+def draw(
+    layers: int, images: int, objects: int, queries: int, rows: int = 3, seed: int = 0
+) -> tuple[LayerPredictions, Targets]:
     """What is said and what is true, drawn; of the last image the last object is padding."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -23,21 +25,21 @@ def draw(layers: int, images: int, objects: int, queries: int, rows: int = 3, se
         return torch.rand(*shape, 4, generator=generator) * 0.4 + 0.1
 
     logits = torch.randn(layers, images, queries, rows + 1, generator=generator, requires_grad=True)
-    said = Said(logits, boxes(layers, images, queries).requires_grad_())
+    said = LayerPredictions(logits, boxes(layers, images, queries).requires_grad_())
     valid = torch.ones(images, objects, dtype=torch.bool)
     valid[-1, -1:] = False
     labels = torch.randint(rows, (images, objects), generator=generator)
-    return said, Truth(boxes(images, objects), labels, valid, valid.sum().float().clamp(min=1))
+    return said, Targets(boxes(images, objects), labels, valid, valid.sum().float().clamp(min=1))
 
 
-def losses(kind: str, said: Said, truth: Truth) -> tuple[dict[str, Tensor], Tensor]:
+def losses(kind: str, said: LayerPredictions, truth: Targets) -> tuple[dict[str, Tensor], Tensor]:
     return set_loss(said, truth) if kind == "softmax" else focal_set_loss(said, truth, aware=kind == "aware")
 
 
 KINDS = ("softmax", "focal", "aware")
 
 
-def one_by_one(said: Said, truth: Truth, class_cost_LBQR: Tensor) -> Tensor:
+def one_by_one(said: LayerPredictions, truth: Targets, class_cost_LBQR: Tensor) -> Tensor:
     """The assignment as the originals do it: image by image, layer by layer, without padding."""
     matched = torch.full((len(said.boxes_LBQ4), *truth.valid_BN.shape), -1)
     for layer, image in torch.cartesian_prod(*(torch.arange(n) for n in said.boxes_LBQ4.shape[:2])):
@@ -67,7 +69,7 @@ def test_order_and_padding_of_objects_change_nothing(kind, seed, objects):
     order = torch.randperm(objects + 2, generator=torch.Generator().manual_seed(seed))
     longer = (torch.nn.functional.pad(x, (0,) * 2 * (x.ndim - 2) + (0, 2))[:, order] for x in truth[:3])
     terms, _ = losses(kind, said, truth)
-    others, _ = losses(kind, said, Truth(*longer, truth.count))
+    others, _ = losses(kind, said, Targets(*longer, truth.count))
     torch.testing.assert_close(terms, others)
 
 
@@ -80,7 +82,7 @@ def test_who_says_the_truth_pays_next_to_nothing(kind):
     logits = torch.nn.functional.one_hot(wanted, 4).float() * 60 - 30
     if kind != "softmax":
         logits = logits[..., :3]
-    terms, matched = losses(kind, Said(logits, boxes), truth)
+    terms, matched = losses(kind, LayerPredictions(logits, boxes), truth)
     assert torch.equal(matched[:, truth.valid_BN], torch.arange(4).expand(2, 2, 4)[:, truth.valid_BN])
     for value in terms.values():
         torch.testing.assert_close(value, torch.zeros(2), atol=1e-5, rtol=0)
@@ -142,7 +144,7 @@ def test_each_layer_is_judged_for_itself(kind):
     said, truth = draw(3, 2, 4, 7)
     terms, _ = losses(kind, said, truth)
     for layer in range(3):
-        alone, _ = losses(kind, Said(*(x[layer : layer + 1] for x in said)), truth)
+        alone, _ = losses(kind, LayerPredictions(*(x[layer : layer + 1] for x in said)), truth)
         for name, values in terms.items():
             torch.testing.assert_close(alone[name][0], values[layer])
 

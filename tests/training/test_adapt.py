@@ -13,7 +13,7 @@ import boxwright
 from boxwright.config import UserError
 from boxwright.models.dense import Dense, DenseConfig
 from boxwright.models.weights import load_detector, save_detector
-from boxwright.training.watch import Watch
+from boxwright.training.watch import RunLogger
 
 
 def header(file: Path) -> dict[str, str]:
@@ -64,17 +64,17 @@ def test_an_adapter_scores_as_it_did_in_training(data, base, tmp_path):  # noqa:
 @pytest.mark.slow
 def test_an_adapter_that_was_interrupted_goes_on_exactly(data, base, tmp_path, monkeypatch):  # noqa: F811
     whole = adapt(data, tmp_path / "whole", base, "lora", epochs=2)
-    step = Watch.step
+    step = RunLogger.step
 
     def stop(self, number, *given):
         step(self, number, *given)
         if number == 6:
             raise RuntimeError("killed")
 
-    monkeypatch.setattr(Watch, "step", stop)
+    monkeypatch.setattr(RunLogger, "step", stop)
     with pytest.raises(RuntimeError, match="killed"):
         adapt(data, tmp_path / "killed", base, "lora", epochs=2)
-    monkeypatch.setattr(Watch, "step", step)
+    monkeypatch.setattr(RunLogger, "step", step)
     killed = adapt(data, tmp_path / "killed", base, "lora", epochs=2, resume=True)
     assert rows(killed) == rows(whole)
     states = [load_detector(run / "last").state_dict() for run in (whole, killed)]

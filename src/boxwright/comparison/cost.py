@@ -26,7 +26,7 @@ from boxwright.models import registry
 from boxwright.models.weights import load_detector
 from boxwright.training import recipes
 from boxwright.training.fabric import make_fabric
-from boxwright.training.loop import Loop, Plan
+from boxwright.training.loop import Loop, RunConfig
 
 WARM_UP, LEAST, MOST, SECONDS = 3, 5, 50, 10.0  # of what is timed: images, and how long it goes on
 
@@ -43,7 +43,7 @@ def training_cost(terms: Terms, model: str) -> dict[str, float]:
     train, val = (build(part, terms.image_size, quiet=True) for part in (records, val_records))
     with TemporaryDirectory() as folder:
         augment, optim = Augment(**terms.augment), recipe.optim
-        plan = Plan(Path(folder), 1, recipe.batch_size, augment, optim, terms.seed, {}, "")
+        plan = RunConfig(Path(folder), 1, recipe.batch_size, augment, optim, terms.seed, {}, "")
         loop = Loop(fabric, detector, plan, train, (val, val_records), resume=False)
         step, end = loop.rehearse(LEAST, MOST, SECONDS)
     return {"step_seconds": step, "steps": loop.epoch_steps, "end_seconds": end, "training_mib": peak_mib(terms.device)}

@@ -20,7 +20,7 @@ from rich.text import Text
 from boxwright.config import UserError
 from boxwright.console import make_console
 from boxwright.data.faults import KINDS, Fault
-from boxwright.data.parsed import Raw, RawImage, reason
+from boxwright.data.parsed import ParsedDataset, ParsedImage, reason
 from boxwright.data.read import read_raw
 from boxwright.images import open_image, same_shape
 
@@ -100,7 +100,7 @@ def check(data: Path | str, json: bool = False) -> CheckReport:
 # Images.
 
 
-def _image_faults(raw: Raw) -> Iterator[Fault]:
+def _image_faults(raw: ParsedDataset) -> Iterator[Fault]:
     """Decode every image; compare sizes; find the same picture twice."""
     everywhere = [(split, image) for split, images in raw.splits.items() for image in images]
     paths = list({image.path: None for _, image in everywhere if image.path.is_file()})
@@ -109,7 +109,7 @@ def _image_faults(raw: Raw) -> Iterator[Fault]:
         results = track(pool.map(_decode, paths), "decoding", len(paths), console=console, transient=True)
         decoded = dict(zip(paths, results, strict=True))
     known = {fault.where for fault in raw.faults if fault.kind == "undecodable-image"}
-    by_content: dict[object, list[tuple[str, RawImage]]] = defaultdict(list)
+    by_content: dict[object, list[tuple[str, ParsedImage]]] = defaultdict(list)
     for split, image in everywhere:
         result = decoded.get(image.path)
         if isinstance(result, str):
@@ -134,7 +134,7 @@ def _decode(path: Path) -> tuple[tuple[int, int], str] | str:
     return image.size, hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest()
 
 
-def _repeated(by_content: dict[object, list[tuple[str, RawImage]]]) -> Iterator[Fault]:
+def _repeated(by_content: dict[object, list[tuple[str, ParsedImage]]]) -> Iterator[Fault]:
     for places in by_content.values():
         (first_split, first), *others = places
         for split, image in others:
@@ -148,7 +148,7 @@ def _repeated(by_content: dict[object, list[tuple[str, RawImage]]]) -> Iterator[
 # Boxes.
 
 
-def _box_faults(raw: Raw) -> Iterator[Fault]:
+def _box_faults(raw: ParsedDataset) -> Iterator[Fault]:
     for images in raw.splits.values():
         for image in images:
             if image.boxes and image.width and image.height:
@@ -161,7 +161,7 @@ def _box_faults(raw: Raw) -> Iterator[Fault]:
     yield from _odd_sizes(raw)
 
 
-def _shape_faults(image: RawImage) -> Iterator[Fault]:
+def _shape_faults(image: ParsedImage) -> Iterator[Fault]:
     """Boxes that are not finite, reversed, empty, outside or less than a pixel: at most one fault a box."""
     boxes_N4 = np.array(image.boxes)
     limit_4 = np.array([image.width, image.height] * 2)
@@ -200,7 +200,7 @@ def _corners(box: Sequence[float] | np.ndarray) -> str:
     return "(" + ", ".join(f"{value:.6g}" for value in box) + ")"
 
 
-def _duplicate_boxes(image: RawImage, names: Sequence[str]) -> Iterator[Fault]:
+def _duplicate_boxes(image: ParsedImage, names: Sequence[str]) -> Iterator[Fault]:
     """Boxes of one class that lie on each other."""
     boxes_N4, labels_N = np.array(image.boxes), np.array(image.labels)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -218,9 +218,9 @@ def _pairwise_iou(boxes_N4: np.ndarray) -> np.ndarray:
     return overlap / (area[:, None] + area - overlap)
 
 
-def _odd_sizes(raw: Raw) -> Iterator[Fault]:
+def _odd_sizes(raw: ParsedDataset) -> Iterator[Fault]:
     """Objects whose area is far from that of their class: the log area, in robust standard deviations."""
-    by_class: dict[int, list[tuple[float, RawImage, int]]] = defaultdict(list)
+    by_class: dict[int, list[tuple[float, ParsedImage, int]]] = defaultdict(list)
     for image in (image for images in raw.splits.values() for image in images):
         for i, ((x1, y1, x2, y2), label, ignore) in enumerate(
             zip(image.boxes, image.labels, image.ignore, strict=True)
@@ -244,7 +244,7 @@ def _odd_sizes(raw: Raw) -> Iterator[Fault]:
 # Classes.
 
 
-def _class_faults(raw: Raw) -> Iterator[Fault]:
+def _class_faults(raw: ParsedDataset) -> Iterator[Fault]:
     alike: dict[str, list[str]] = defaultdict(list)
     for name in raw.names:
         alike["".join(filter(str.isalnum, name.casefold())) or name].append(name)
@@ -258,7 +258,7 @@ def _class_faults(raw: Raw) -> Iterator[Fault]:
         yield Fault("unused-class", str(raw.root), f"no object has the class {listed}")
 
 
-def _split_counts(raw: Raw) -> dict[str, dict[str, int]]:
+def _split_counts(raw: ParsedDataset) -> dict[str, dict[str, int]]:
     return {
         split: {
             "images": len(images),
@@ -270,7 +270,7 @@ def _split_counts(raw: Raw) -> dict[str, dict[str, int]]:
     }
 
 
-def _class_counts(raw: Raw) -> dict[str, dict[str, Any]]:
+def _class_counts(raw: ParsedDataset) -> dict[str, dict[str, Any]]:
     counts: dict[str, dict[str, Any]] = {
         name: {
             "images": 0,

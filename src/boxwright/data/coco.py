@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from boxwright.data.folders import bare_name, by_split, files_in, split_name, subfolders
-from boxwright.data.parsed import Raw, RawImage, check_names, fill_sizes, read_text
+from boxwright.data.parsed import ParsedDataset, ParsedImage, check_names, fill_sizes, read_text
 from boxwright.data.records import Record
 from boxwright.images import IMAGE_SUFFIXES
 
@@ -44,9 +44,9 @@ def _looks_like_coco(file: Path) -> bool:
         return content.find(b'"images"') >= 0 and content.find(b'"annotations"') >= 0
 
 
-def read(root: Path, files: dict[str, Path]) -> Raw:
+def read(root: Path, files: dict[str, Path]) -> ParsedDataset:
     """Read the annotation files of a data set, by split."""
-    raw = Raw(root, "coco")
+    raw = ParsedDataset(root, "coco")
     contents = {split: content for split, file in files.items() if (content := _load(raw, file)) is not None}
     headings = _headings(list(contents.values()))
     classes: dict[str, dict[str, int]] = {}
@@ -62,7 +62,7 @@ def read(root: Path, files: dict[str, Path]) -> Raw:
     return raw
 
 
-def _load(raw: Raw, file: Path) -> dict[str, Any] | None:
+def _load(raw: ParsedDataset, file: Path) -> dict[str, Any] | None:
     """The parsed file with its three lists, or None and a fault."""
     text = read_text(file, raw)
     if text is None:
@@ -89,7 +89,7 @@ _NEEDED = {
 }
 
 
-def _rows(raw: Raw, file: Path, key: str, rows: list[Any]) -> list[dict[str, Any]]:
+def _rows(raw: ParsedDataset, file: Path, key: str, rows: list[Any]) -> list[dict[str, Any]]:
     """The rows that have all the keys they need; a fault for each that has not."""
     needed = _NEEDED[key]
     good = []
@@ -125,7 +125,7 @@ def _hashable(value: object) -> bool:
     return not isinstance(value, (list, dict))
 
 
-def _classes(raw: Raw, file: Path, content: dict[str, Any], headings: set[str]) -> dict[str, int]:
+def _classes(raw: ParsedDataset, file: Path, content: dict[str, Any], headings: set[str]) -> dict[str, int]:
     """Category id by class name, in the order of the ids."""
     rows = [(row["id"], str(row["name"]).strip()) for row in content["categories"]]
     for id_, count in Counter(id_ for id_, _ in rows).items():
@@ -139,12 +139,12 @@ def _classes(raw: Raw, file: Path, content: dict[str, Any], headings: set[str]) 
     return {name: id_ for id_, name in sorted(rows) if name not in headings}
 
 
-def _not_integer(raw: Raw, file: Path, id_: object) -> bool:
+def _not_integer(raw: ParsedDataset, file: Path, id_: object) -> bool:
     raw.fault("broken-record", f"{file}, `categories`", f"the id {id_!r} is not an integer")
     return False
 
 
-def _agree_on_classes(raw: Raw, files: dict[str, Path], classes: dict[str, dict[str, int]]) -> None:
+def _agree_on_classes(raw: ParsedDataset, files: dict[str, Path], classes: dict[str, dict[str, int]]) -> None:
     """Set the classes of the data set to those of its first split, and note where another split differs."""
     if not classes:
         return
@@ -164,10 +164,12 @@ def _list(names: Sequence[str]) -> str:
     return ", ".join(repr(name) for name in names[:8]) + more
 
 
-def _images(raw: Raw, root: Path, file: Path, content: dict[str, Any], positions: dict[Any, int]) -> list[RawImage]:
+def _images(
+    raw: ParsedDataset, root: Path, file: Path, content: dict[str, Any], positions: dict[Any, int]
+) -> list[ParsedImage]:
     rows = content["images"]
     folder = _image_folder(root, file, [str(row["file_name"]) for row in rows])
-    by_id: dict[Any, RawImage] = {}
+    by_id: dict[Any, ParsedImage] = {}
     for row in rows:
         name = str(row["file_name"]).replace("\\", "/")
         id_ = row["id"]
@@ -179,7 +181,7 @@ def _images(raw: Raw, root: Path, file: Path, content: dict[str, Any], positions
             raw.fault("missing-image", f"{file}, image {id_}", f"{path} does not exist")
         number = id_ if isinstance(id_, int) else len(by_id) + 1
         size = _integer(row.get("width")), _integer(row.get("height"))
-        by_id[id_] = RawImage(path, *size, number, f"{file}, image {id_} ({name})", ", annotation {}")
+        by_id[id_] = ParsedImage(path, *size, number, f"{file}, image {id_} ({name})", ", annotation {}")
     images = list(by_id.values())
     _annotate(raw, file, content["annotations"], by_id, positions)
     fill_sizes(raw, images)
@@ -192,7 +194,11 @@ def _integer(value: object) -> int:
 
 
 def _annotate(
-    raw: Raw, file: Path, rows: Sequence[dict[str, Any]], by_id: dict[Any, RawImage], positions: dict[Any, int]
+    raw: ParsedDataset,
+    file: Path,
+    rows: Sequence[dict[str, Any]],
+    by_id: dict[Any, ParsedImage],
+    positions: dict[Any, int],
 ) -> None:
     seen: Counter[Any] = Counter()
     for i, row in enumerate(rows):
@@ -212,7 +218,7 @@ def _annotate(
             raw.fault("duplicate-annotation-id", f"{file}, annotation {mark}", f"{count} annotations have this id")
 
 
-def _problem(row: dict[str, Any], by_id: dict[Any, RawImage], positions: dict[Any, int]) -> tuple[str, str] | None:
+def _problem(row: dict[str, Any], by_id: dict[Any, ParsedImage], positions: dict[Any, int]) -> tuple[str, str] | None:
     """The kind and the words of what keeps an annotation from its image and class."""
     if row["image_id"] not in by_id:
         return "orphan-annotation", f"there is no image with the id {row['image_id']}"
@@ -239,7 +245,7 @@ def _image_folder(root: Path, file: Path, names: Sequence[str]) -> Path:
     return max([*split_folders, *bases], key=lambda folder: sum((folder / name).is_file() for name in sample))
 
 
-def _note_unlisted(raw: Raw, folder: Path, images: Sequence[RawImage]) -> None:
+def _note_unlisted(raw: ParsedDataset, folder: Path, images: Sequence[ParsedImage]) -> None:
     listed = {image.path for image in images}
     unlisted = [f for f in files_in(folder, IMAGE_SUFFIXES) if f not in listed]
     if unlisted:

@@ -25,7 +25,7 @@ R = TypeVar("R")
 
 
 @dataclass
-class RawImage:
+class ParsedImage:
     """One image with its objects as written.
 
     Attributes:
@@ -64,13 +64,13 @@ class RawImage:
 
 
 @dataclass
-class Raw:
+class ParsedDataset:
     """A data set as found on disk, with all its faults. Attributes as in `Dataset`."""
 
     root: Path
     format: str
     names: tuple[str, ...] = ()
-    splits: dict[str, list[RawImage]] = field(default_factory=dict)
+    splits: dict[str, list[ParsedImage]] = field(default_factory=dict)
     category_ids: tuple[int, ...] = ()
     faults: list[Fault] = field(default_factory=list)
 
@@ -79,7 +79,7 @@ class Raw:
         self.faults.append(Fault(kind, str(where), what))
 
 
-def to_dataset(raw: Raw, empty_boxes: bool = False) -> tuple[Dataset, int]:
+def to_dataset(raw: ParsedDataset, empty_boxes: bool = False) -> tuple[Dataset, int]:
     """The data set, and the number of objects left out because they have no usable box.
 
     Args:
@@ -102,7 +102,7 @@ def _usable(box: tuple[float, float, float, float], width: int, height: int, emp
     return all(map(isfinite, box)) and (empty or (min(x2, width) > max(x1, 0) and min(y2, height) > max(y1, 0)))
 
 
-def refuse(raw: Raw) -> None:
+def refuse(raw: ParsedDataset) -> None:
     """Raise `UserError` when the data has faults that cannot be passed over."""
     fatal = [fault for fault in raw.faults if fault.fatal]
     if len(fatal) == 1:
@@ -117,7 +117,7 @@ def refuse(raw: Raw) -> None:
         raise UserError(f"{raw.root} names no classes: no object is annotated; annotate at least one")
 
 
-def _record(image: RawImage, empty_boxes: bool) -> Record:
+def _record(image: ParsedImage, empty_boxes: bool) -> Record:
     boxes_N4 = np.array(image.boxes, dtype=np.float64).reshape(-1, 4)
     kept = np.array([_usable(box, image.width, image.height, empty_boxes) for box in image.boxes], dtype=bool)
     return Record(
@@ -135,7 +135,7 @@ def _record(image: RawImage, empty_boxes: bool) -> Record:
 # Helpers that the readers share.
 
 
-def read_text(path: Path, raw: Raw) -> str | None:
+def read_text(path: Path, raw: ParsedDataset) -> str | None:
     """The file as text, or None and a fault."""
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -152,7 +152,7 @@ def in_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
         return list(pool.map(function, items))
 
 
-def fill_sizes(raw: Raw, images: Sequence[RawImage]) -> None:
+def fill_sizes(raw: ParsedDataset, images: Sequence[ParsedImage]) -> None:
     """Take width and height from the image file where the annotation does not tell them."""
     unknown = [image for image in images if image.width <= 0 or image.height <= 0]
     sizes = in_threads(lambda image: _size_or_error(image.path), unknown)
@@ -175,7 +175,7 @@ def reason(error: UserError, path: Path) -> str:
     return str(error).removeprefix(f"{path}: ").removesuffix(".")
 
 
-def check_names(raw: Raw, where: object, names: Sequence[str]) -> None:
+def check_names(raw: ParsedDataset, where: object, names: Sequence[str]) -> None:
     """Note names that stand twice in a class list, or are empty."""
     for name in sorted({name for name in names if names.count(name) > 1}):
         raw.fault("duplicate-class", where, f"the class {name!r} is listed {names.count(name)} times")

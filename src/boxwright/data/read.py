@@ -13,7 +13,7 @@ from boxwright.config import UserError, nearest, require
 from boxwright.console import make_console
 from boxwright.data import coco, voc, yolo
 from boxwright.data.folders import subfolders
-from boxwright.data.parsed import Raw, to_dataset
+from boxwright.data.parsed import ParsedDataset, to_dataset
 from boxwright.data.records import Dataset, Record
 from boxwright.data.split import split
 
@@ -59,7 +59,7 @@ def say(message: str) -> None:
     make_console(stderr=True).print(message, style="yellow")
 
 
-def read_raw(path: Path) -> Raw:
+def read_raw(path: Path) -> ParsedDataset:
     """Read a data set with all its faults.
 
     Raises:
@@ -74,7 +74,7 @@ def read_raw(path: Path) -> Raw:
     return raw
 
 
-def _read_file(path: Path) -> Raw | None:
+def _read_file(path: Path) -> ParsedDataset | None:
     if path.suffix.lower() == ".json":
         return coco.read(path, {"all": path})
     if path.suffix.lower() in (".yaml", ".yml"):
@@ -82,7 +82,7 @@ def _read_file(path: Path) -> Raw | None:
     return None
 
 
-def _read_folder(folder: Path) -> Raw | None:
+def _read_folder(folder: Path) -> ParsedDataset | None:
     """The data set directly inside a folder, None when there is none."""
     coco_files, voc_folders, yolo_file = coco.find(folder), voc.find(folder), yolo.find(folder)
     seen = [f"COCO ({', '.join(str(f.relative_to(folder)) for f in coco_files.values())})"] * bool(coco_files)
@@ -100,7 +100,7 @@ def _read_folder(folder: Path) -> Raw | None:
     return yolo.read(folder, yolo_file) if yolo_file else None
 
 
-def _read_nested(folder: Path) -> Raw | None:
+def _read_nested(folder: Path) -> ParsedDataset | None:
     """The data set one folder down, where downloads often have it."""
     inside = [sub for sub in subfolders(folder) if coco.find(sub) or voc.find(sub) or yolo.find(sub)]
     if len(inside) > 1:

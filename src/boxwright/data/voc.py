@@ -19,7 +19,7 @@ from pathlib import Path
 
 from boxwright.data.faults import Fault
 from boxwright.data.folders import by_split, files_in, in_order, split_name, subfolders
-from boxwright.data.parsed import Raw, RawImage, check_names, fill_sizes, in_threads, read_text
+from boxwright.data.parsed import ParsedDataset, ParsedImage, check_names, fill_sizes, in_threads, read_text
 from boxwright.data.records import Record
 from boxwright.images import IMAGE_SUFFIXES
 
@@ -81,9 +81,9 @@ def _is_class_list(file: Path) -> bool:
     )
 
 
-def read(root: Path, folders: dict[str, Folder]) -> Raw:
+def read(root: Path, folders: dict[str, Folder]) -> ParsedDataset:
     """Read the folders of a data set, by split."""
-    raw = Raw(root, "voc")
+    raw = ParsedDataset(root, "voc")
     parsed = {split: _parse_folder(raw, folder) for split, folder in folders.items()}
     raw.names = _class_names(raw, next(iter(folders.values())), parsed)
     positions = {name: i for i, name in enumerate(raw.names)}
@@ -107,7 +107,7 @@ class _Entry:
     root: ET.Element | None
 
 
-def _parse_folder(raw: Raw, folder: Folder) -> list[_Entry]:
+def _parse_folder(raw: ParsedDataset, folder: Folder) -> list[_Entry]:
     """The images of a split with their XML; broken files are noted and left out."""
     images = {file.stem: file for file in files_in(folder.images, IMAGE_SUFFIXES)}
     files = {file.stem: file for file in files_in(folder.annotations, [".xml"])}
@@ -132,7 +132,7 @@ def _parse_folder(raw: Raw, folder: Folder) -> list[_Entry]:
     return sorted(entries, key=lambda entry: entry.image) if folder.ids is None else entries
 
 
-def _note_missing(raw: Raw, entries: Sequence[_Entry]) -> None:
+def _note_missing(raw: ParsedDataset, entries: Sequence[_Entry]) -> None:
     for entry in entries:
         if not entry.image.is_file():
             raw.fault("missing-image", entry.file, f"{entry.image} does not exist")
@@ -140,7 +140,7 @@ def _note_missing(raw: Raw, entries: Sequence[_Entry]) -> None:
             raw.fault("missing-annotation", entry.file, f"does not exist, though {entry.image} does")
 
 
-def _listed(raw: Raw, ids: Path) -> list[str]:
+def _listed(raw: ParsedDataset, ids: Path) -> list[str]:
     """The ids of a list; one given twice is noted."""
     lines = [line.strip() for line in (read_text(ids, raw) or "").splitlines() if line.strip()]
     for stem, count in Counter(lines).items():
@@ -176,7 +176,7 @@ def _text(element: ET.Element, tag: str) -> str:
     return (element.findtext(tag) or "").strip()
 
 
-def _class_names(raw: Raw, folder: Folder, parsed: dict[str, list[_Entry]]) -> tuple[str, ...]:
+def _class_names(raw: ParsedDataset, folder: Folder, parsed: dict[str, list[_Entry]]) -> tuple[str, ...]:
     listed = next((f for f in (folder.annotations.parent / CLASS_LIST, raw.root / CLASS_LIST) if f.is_file()), None)
     if listed is not None:
         names = [line.strip() for line in (read_text(listed, raw) or "").split("\n") if line.strip()]
@@ -187,8 +187,8 @@ def _class_names(raw: Raw, folder: Folder, parsed: dict[str, list[_Entry]]) -> t
     return tuple(sorted(found - {""}))
 
 
-def _image(raw: Raw, entry: _Entry, number: int, positions: dict[str, int]) -> RawImage:
-    image = RawImage(entry.image, 0, 0, number, str(entry.file))
+def _image(raw: ParsedDataset, entry: _Entry, number: int, positions: dict[str, int]) -> ParsedImage:
+    image = ParsedImage(entry.image, 0, 0, number, str(entry.file))
     if entry.root is None:
         return image
     image.width, image.height = (_size(raw, entry, tag) for tag in ("width", "height"))
@@ -206,7 +206,7 @@ def _image(raw: Raw, entry: _Entry, number: int, positions: dict[str, int]) -> R
     return image
 
 
-def _size(raw: Raw, entry: _Entry, tag: str) -> int:
+def _size(raw: ParsedDataset, entry: _Entry, tag: str) -> int:
     text = _text(entry.root, f"size/{tag}") if entry.root is not None else ""
     if re.fullmatch(r"\d{0,7}(\.\d*)?", text):
         return int(float(text or 0))
@@ -224,7 +224,7 @@ def _box(element: ET.Element | None) -> tuple[float, float, float, float] | None
     return x1, y1, x2, y2
 
 
-def _note_unlisted(raw: Raw, folders: dict[str, Folder]) -> None:
+def _note_unlisted(raw: ParsedDataset, folders: dict[str, Folder]) -> None:
     """Note the images of a devkit that none of its lists names."""
     if all(folder.ids for folder in folders.values()):
         listed = {image.path for images in raw.splits.values() for image in images}

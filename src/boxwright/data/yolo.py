@@ -15,7 +15,7 @@ import yaml
 
 from boxwright.config import UserError
 from boxwright.data.folders import files_in, in_order, split_name
-from boxwright.data.parsed import Raw, RawImage, check_names, fill_sizes, in_threads, read_text
+from boxwright.data.parsed import ParsedDataset, ParsedImage, check_names, fill_sizes, in_threads, read_text
 from boxwright.data.records import Record
 from boxwright.images import IMAGE_SUFFIXES
 
@@ -39,9 +39,9 @@ def _names_classes(file: Path) -> bool:
     return bool(re.search(r"^names\s*:", text, re.MULTILINE) and re.search(r"^(train|val)\s*:", text, re.MULTILINE))
 
 
-def read(root: Path, file: Path) -> Raw:
+def read(root: Path, file: Path) -> ParsedDataset:
     """Read every split that the YAML file names."""
-    raw = Raw(root, "yolo")
+    raw = ParsedDataset(root, "yolo")
     settings = _load(raw, file)
     if settings is None:
         return raw
@@ -52,7 +52,7 @@ def read(root: Path, file: Path) -> Raw:
     return raw
 
 
-def _load(raw: Raw, file: Path) -> dict[str, Any] | None:
+def _load(raw: ParsedDataset, file: Path) -> dict[str, Any] | None:
     """The YAML file with every scalar as text, so that a class called `no` stays one."""
     text = read_text(file, raw)
     if text is None:
@@ -72,7 +72,7 @@ def _load(raw: Raw, file: Path) -> dict[str, Any] | None:
     return settings
 
 
-def _classes(raw: Raw, file: Path, settings: dict[str, Any]) -> dict[int, int]:
+def _classes(raw: ParsedDataset, file: Path, settings: dict[str, Any]) -> dict[int, int]:
     """Set the class names; class position by the index that label files use."""
     names = settings["names"]
     if isinstance(names, list):
@@ -89,7 +89,7 @@ def _classes(raw: Raw, file: Path, settings: dict[str, Any]) -> dict[int, int]:
     return {index: position for position, (index, _) in enumerate(rows)}
 
 
-def _split_images(raw: Raw, file: Path, settings: dict[str, Any]) -> dict[str, list[Path]]:
+def _split_images(raw: ParsedDataset, file: Path, settings: dict[str, Any]) -> dict[str, list[Path]]:
     """The image files of each split."""
     splits: dict[str, list[Path]] = {}
     for key, value in settings.items():
@@ -114,7 +114,9 @@ def _is_own_split(file: Path, settings: dict[str, Any], key: str) -> bool:
     return isinstance(value, str) and Path(value).name == key and (root / value).is_dir()
 
 
-def _entry_images(raw: Raw, file: Path, settings: dict[str, Any], key: str, entry: object) -> list[Path] | None:
+def _entry_images(
+    raw: ParsedDataset, file: Path, settings: dict[str, Any], key: str, entry: object
+) -> list[Path] | None:
     """The images of one folder or list of paths, None and a fault when it is not there."""
     root = file.parent / str(settings.get("path") or ".")
     text = str(entry).replace("\\", "/")
@@ -127,7 +129,7 @@ def _entry_images(raw: Raw, file: Path, settings: dict[str, Any], key: str, entr
     return sorted(p for p in place.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
 
 
-def _listed(raw: Raw, place: Path, root: Path) -> list[Path]:
+def _listed(raw: ParsedDataset, place: Path, root: Path) -> list[Path]:
     """The images that a text file lists, relative to the file or to the data set."""
     images = []
     for number, line in enumerate((read_text(place, raw) or "").split("\n"), 1):
@@ -154,9 +156,9 @@ def label_path(image: Path) -> Path:
     return image.with_suffix(".txt")
 
 
-def _images(raw: Raw, paths: Sequence[Path], positions: dict[int, int], keypoints: bool) -> list[RawImage]:
+def _images(raw: ParsedDataset, paths: Sequence[Path], positions: dict[int, int], keypoints: bool) -> list[ParsedImage]:
     files = [label_path(path) for path in paths]
-    images = [RawImage(p, 0, 0, i, str(f), ":{}") for i, (p, f) in enumerate(zip(paths, files, strict=True), 1)]
+    images = [ParsedImage(p, 0, 0, i, str(f), ":{}") for i, (p, f) in enumerate(zip(paths, files, strict=True), 1)]
     fill_sizes(raw, images)
     texts = in_threads(lambda file: file.read_bytes() if file.is_file() else None, files)
     for image, text in zip(images, texts, strict=True):
@@ -166,7 +168,7 @@ def _images(raw: Raw, paths: Sequence[Path], positions: dict[int, int], keypoint
     return images
 
 
-def _note_unlabelled(raw: Raw, images: Sequence[RawImage], texts: Sequence[bytes | None]) -> None:
+def _note_unlabelled(raw: ParsedDataset, images: Sequence[ParsedImage], texts: Sequence[bytes | None]) -> None:
     """Note label files without an image, and a split without a single label file."""
     if all(text is None for text in texts):
         raw.fault("missing-split", Path(images[0].source).parent, "holds no label file for any image of a split")
@@ -178,7 +180,7 @@ def _note_unlabelled(raw: Raw, images: Sequence[RawImage], texts: Sequence[bytes
                 raw.fault("orphan-annotation", file, "there is no image of this name")
 
 
-def _annotate(raw: Raw, image: RawImage, text: bytes, positions: dict[int, int], keypoints: bool) -> None:
+def _annotate(raw: ParsedDataset, image: ParsedImage, text: bytes, positions: dict[int, int], keypoints: bool) -> None:
     for number, line in enumerate(text.decode("utf-8-sig", errors="replace").split("\n"), 1):
         words = line.split()
         if not words:

@@ -54,7 +54,7 @@ def export(
     """
     from boxwright.deployment.onnx.onnx_file import save
     from boxwright.deployment.onnx.parity import compare
-    from boxwright.models.sequence.sequence_detector import Writer
+    from boxwright.models.sequence.sequence_detector import SequenceDetector
     from boxwright.runtime.onnx_detector import Detector as Exported
 
     console = make_console()
@@ -80,7 +80,9 @@ def export(
                 console.print(f"{wrong} Once more, with more layers in fp32:")
             save(model, temporary)
             console.print(f"{temporary.stat().st_size / 1e6:.1f} MB; comparing with the source on {pictures.said}")
-            exported = Exported(temporary, "cpu", seed=detector.seeds(1)[0] if isinstance(detector, Writer) else 0)
+            exported = Exported(
+                temporary, "cpu", seed=detector.seeds(1)[0] if isinstance(detector, SequenceDetector) else 0
+            )
             parity = compare(exported, detector, precision, pictures.records, pictures.names)
             if not parity.faults:
                 reports.append(parity)

@@ -19,7 +19,7 @@ from boxwright.models.deformable import Deformable
 from boxwright.models.detr import Detr
 from boxwright.models.pix2seq import Pix2Seq
 from boxwright.models.weights import load_detector
-from boxwright.runtime.inputs import Ready
+from boxwright.runtime.inputs import DecodedImage
 from boxwright.types import Detector
 
 
@@ -54,7 +54,7 @@ def explain(
     kind, _ = choose_device(device)
     detector = load_detector(weights, kind)
     photo = open_image(path)
-    batch = to_batch([Ready(photo, photo.size)], detector.image_size).to(kind)
+    batch = to_batch([DecodedImage(photo, photo.size)], detector.image_size).to(kind)
     file, title, note = Path(out) / f"{path.name}.html", f"How {path.name} was read", f"{weights} on {image}."
     how = "written, in place of an earlier page" if file.exists() else "written"
     if isinstance(detector, (Detr, Deformable)):

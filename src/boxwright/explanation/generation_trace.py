@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from boxwright.models.pix2seq import WORDS, Pix2Seq
-from boxwright.models.sequence.decoder import Decoder
-from boxwright.models.sequence.token_constraints import Grammar
+from boxwright.models.sequence.decoder import SequenceDecoder
+from boxwright.models.sequence.token_constraints import TokenConstraints
 from boxwright.models.sequence.vocabulary import NOISE, PAD, PROMPT
 from boxwright.types import Batch, Detections
 
@@ -132,7 +132,7 @@ def _sentence(
     )
 
 
-def _allowed(grammar: Grammar, tokens_N5: Tensor) -> Tensor:
+def _allowed(grammar: TokenConstraints, tokens_N5: Tensor) -> Tensor:
     """Which ids may stand at each place, (N, 5, V); the end is none of them."""
     ids_V = torch.arange(grammar.allowed_PV.shape[1], device=tokens_N5.device)
     allowed_N5V = grammar.allowed_PV.repeat(len(tokens_N5), 1, 1)
@@ -142,7 +142,7 @@ def _allowed(grammar: Grammar, tokens_N5: Tensor) -> Tensor:
     return allowed_N5V
 
 
-def read_again(decoder: Decoder, read_BL: Tensor, memory_BME: Tensor) -> tuple[Tensor, Tensor]:
+def read_again(decoder: SequenceDecoder, read_BL: Tensor, memory_BME: Tensor) -> tuple[Tensor, Tensor]:
     """Scores (B, L, V) of what follows each word; attention to the image (B, L, M), mean over layers and heads."""
     seen: list[Tensor] = []
     attentions = [layer.cross_attention for layer in decoder.layers]

@@ -7,10 +7,10 @@ from boxwright.extras import how_to_install
 from boxwright.files import exported_at
 from boxwright.models.hub import repository
 from boxwright.runtime.onnx_detector import Detector
-from boxwright.runtime.predictor_base import Finder
+from boxwright.runtime.predictor_base import BasePredictor
 
 
-def open_detector(path: Path | str, device: str = "auto") -> Finder:
+def open_detector(path: Path | str, device: str = "auto") -> BasePredictor:
     """The detector of an exported file, which needs no torch, or of a checkpoint.
 
     Args:

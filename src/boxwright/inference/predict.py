@@ -21,7 +21,7 @@ from boxwright.console import make_console
 from boxwright.files import write_whole
 from boxwright.images import open_image
 from boxwright.inference.open_detector import open_detector
-from boxwright.runtime.predictor_base import Found, check_batch_size, check_threshold
+from boxwright.runtime.predictor_base import ImageResult, check_batch_size, check_threshold
 from boxwright.runtime.sources import collect, short_names
 from boxwright.runtime.video import is_video
 from boxwright.visualization.boxes import draw
@@ -89,7 +89,7 @@ def predict(
     wanted = class_positions(split_classes(classes, finder.names), finder.names)
     summary = Summary(out)
 
-    def find(what: Any) -> Iterator[Found]:
+    def find(what: Any) -> Iterator[ImageResult]:
         return finder.find(what, batch_size, threshold, summary.skipped, wanted)
 
     named = _frames(find(source), console) if paths is None else _files(find(_shown(paths, console)), paths)
@@ -108,7 +108,7 @@ def _outside(paths: list[Path], out: Path, source: Path | str) -> list[Path]:
     return kept
 
 
-def _files(stream: Iterable[Found], paths: list[Path]) -> Iterator[tuple[str, Found]]:
+def _files(stream: Iterable[ImageResult], paths: list[Path]) -> Iterator[tuple[str, ImageResult]]:
     """Each image with its short name."""
     names = dict(zip(paths, short_names(paths), strict=True))
     for found in stream:
@@ -116,7 +116,7 @@ def _files(stream: Iterable[Found], paths: list[Path]) -> Iterator[tuple[str, Fo
         yield names[found.path], found
 
 
-def _frames(stream: Iterable[Found], console: Console) -> Iterator[tuple[str, Found]]:
+def _frames(stream: Iterable[ImageResult], console: Console) -> Iterator[tuple[str, ImageResult]]:
     """Each frame of a video, named after it and numbered from 0; a count shows that it goes on."""
     columns = (TextColumn("detecting"), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -132,7 +132,9 @@ def _shown(paths: list[Path], console: Console) -> Iterator[Path]:
         yield from progress.track(paths)
 
 
-def _draw(named: Iterable[tuple[str, Found]], folder: Path, threshold: float) -> Iterator[tuple[str, Found]]:
+def _draw(
+    named: Iterable[tuple[str, ImageResult]], folder: Path, threshold: float
+) -> Iterator[tuple[str, ImageResult]]:
     """Write each overlay as it passes, under the image's own name and subfolder."""
     for name, found in named:
         suffix = Path(name).suffix.lower()
@@ -148,14 +150,14 @@ def _saver(picture: Any, kind: str) -> Callable[[Path], None]:
     return lambda temporary: picture.save(temporary, format=kind, quality=90)
 
 
-def _counted(named: Iterable[tuple[str, Found]], summary: Summary) -> Iterator[tuple[str, Found]]:
+def _counted(named: Iterable[tuple[str, ImageResult]], summary: Summary) -> Iterator[tuple[str, ImageResult]]:
     for name, found in named:
         summary.images += 1
         summary.objects.update(found.detections.names[label] for label in found.detections.labels_N)
         yield name, found
 
 
-def _write(named: Iterable[tuple[str, Found]], out: Path, names: tuple[str, ...]) -> None:
+def _write(named: Iterable[tuple[str, ImageResult]], out: Path, names: tuple[str, ...]) -> None:
     """Drain the stream into both files; they get their names when all is well."""
 
     def fill(json_path: Path, csv_path: Path) -> None:
@@ -172,7 +174,11 @@ def _write(named: Iterable[tuple[str, Found]], out: Path, names: tuple[str, ...]
 
 
 def _fill_both(
-    named: Iterable[tuple[str, Found]], names: tuple[str, ...], json_file: TextIO, csv_file: TextIO, images: TextIO
+    named: Iterable[tuple[str, ImageResult]],
+    names: tuple[str, ...],
+    json_file: TextIO,
+    csv_file: TextIO,
+    images: TextIO,
 ) -> None:
     """A COCO data set whose annotations have scores, and a table; the JSON's images wait in a file of their own."""
     table = csv.writer(csv_file)

@@ -19,11 +19,11 @@ from boxwright.device import choose_device
 from boxwright.images import fit
 from boxwright.inference.prompts import check_objects, with_known
 from boxwright.inference.sequence_stream import watch
-from boxwright.models.sequence.sequence_detector import Writer
+from boxwright.models.sequence.sequence_detector import SequenceDetector
 from boxwright.models.weights import load_detector, load_together
-from boxwright.runtime.inputs import Ready
-from boxwright.runtime.predictor_base import Finder, check_batch_size, check_threshold, chunks
-from boxwright.runtime.sequence_types import Known, Word, Written, check_lists
+from boxwright.runtime.inputs import DecodedImage
+from boxwright.runtime.predictor_base import BasePredictor, check_batch_size, check_threshold, chunks
+from boxwright.runtime.sequence_types import GivenObjects, StreamObject, StreamToken, check_lists
 from boxwright.types import Batch, Detector
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
@@ -56,7 +56,7 @@ def load(
     return Predictor(load_detector(path, kind, base), kind)
 
 
-class Predictor(Finder):
+class Predictor(BasePredictor):
     """Finds objects in images.
 
     Args:
@@ -86,7 +86,7 @@ class Predictor(Finder):
         threshold: float = 0.5,
         batch_size: int = 8,
         classes: Class | Sequence[Class] | None = None,
-        given: Known | None = None,
+        given: GivenObjects | None = None,
         objects: int | None = None,
     ) -> Detections: ...
     @overload
@@ -96,7 +96,7 @@ class Predictor(Finder):
         threshold: float = 0.5,
         batch_size: int = 8,
         classes: Class | Sequence[Class] | None = None,
-        given: Sequence[Known] | None = None,
+        given: Sequence[GivenObjects] | None = None,
         objects: int | None = None,
     ) -> list[Detections]: ...
     def predict(
@@ -138,36 +138,38 @@ class Predictor(Finder):
             found += self._detect(ready, threshold, ask, None if given is None else [objects for _, objects in chunk])
         return found
 
-    def decode(self, picture: Any) -> Ready:
+    def decode(self, picture: Any) -> DecodedImage:
         """An image in any of the forms that `predict` takes, decoded."""
         return super().decode(_to_array(picture) if isinstance(picture, Tensor) else picture)
 
-    def detect(self, ready: Sequence[Ready], threshold: float, classes: Sequence[int] | None) -> list[Detections]:
+    def detect(
+        self, ready: Sequence[DecodedImage], threshold: float, classes: Sequence[int] | None
+    ) -> list[Detections]:
         """The objects in each of a batch of decoded images, of these classes (positions; None is all)."""
         return self._detect(ready, threshold, _Ask(classes))
 
     @property
     def writes(self) -> bool:
         """Whether it writes its objects one after the other, and can be watched (`write`)."""
-        return isinstance(self.detector, Writer)
+        return isinstance(self.detector, SequenceDetector)
 
     def write(
-        self, picture: Any, given: Known = (), classes: Class | Sequence[Class] | None = None
-    ) -> Iterator[Word | Written]:
-        """As of `Finder`."""
-        if not isinstance(self.detector, Writer):
+        self, picture: Any, given: GivenObjects = (), classes: Class | Sequence[Class] | None = None
+    ) -> Iterator[StreamToken | StreamObject]:
+        """As of `BasePredictor`."""
+        if not isinstance(self.detector, SequenceDetector):
             kind = type(self.detector).__name__.lower()
             raise UserError(
                 f"a {kind} finds all objects at once; only one that writes (pix2seq, patchseq) can be watched."
             )
         wanted = class_positions(classes, self.names)
-        ready = picture if isinstance(picture, Ready) else self.decode(picture)
+        ready = picture if isinstance(picture, DecodedImage) else self.decode(picture)
         batch = with_known(to_batch([ready], self.image_size), [given], self.names).to(self.device)
         return watch(self.detector, batch, given, wanted)
 
     @torch.inference_mode()
     def _detect(
-        self, ready: Sequence[Ready], threshold: float, ask: _Ask, known: Sequence[Known] | None = None
+        self, ready: Sequence[DecodedImage], threshold: float, ask: _Ask, known: Sequence[GivenObjects] | None = None
     ) -> list[Detections]:
         batch = to_batch(ready, self.detector.image_size)
         batch = (batch if known is None else with_known(batch, known, self.names)).to(self.device)
@@ -200,7 +202,7 @@ def _to_uint8(image_CHW: Tensor) -> Tensor:
     return (image_CHW.float() * 255).round().to(torch.uint8)
 
 
-def to_batch(ready: Sequence[Ready], side: int) -> Batch:
+def to_batch(ready: Sequence[DecodedImage], side: int) -> Batch:
     """Images without annotation as the batch that detectors take."""
     fitted = [fit(one.image, side) for one in ready]
     n = len(ready)

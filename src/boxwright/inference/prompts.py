@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from boxwright.config import require
-from boxwright.runtime.sequence_types import Known, check_known
+from boxwright.runtime.sequence_types import GivenObjects, check_known
 from boxwright.types import Batch
 
 
@@ -18,7 +18,7 @@ def check_objects(objects: Any) -> None:
     require(whole, f"objects is how many to say, a whole number, not {objects!r}.")
 
 
-def with_known(batch: Batch, known: Sequence[Known], names: Sequence[str]) -> Batch:
+def with_known(batch: Batch, known: Sequence[GivenObjects], names: Sequence[str]) -> Batch:
     """The batch with known objects, in the order given.
 
     Raises:

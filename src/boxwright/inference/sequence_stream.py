@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from boxwright.models.sequence.generate import write_on
-from boxwright.models.sequence.generation import Draft, Generated
-from boxwright.models.sequence.sequence_detector import Writer
+from boxwright.models.sequence.generation import Generated, Generation
+from boxwright.models.sequence.sequence_detector import SequenceDetector
 from boxwright.models.sequence.vocabulary import NOISE
-from boxwright.runtime.sequence_types import Known, Word, Written, check_known
+from boxwright.runtime.sequence_types import GivenObjects, StreamObject, StreamToken, check_known
 from boxwright.types import Batch, Predictions
 
 SIDES = ("x1", "y1", "x2", "y2")
@@ -21,8 +21,8 @@ SIDES = ("x1", "y1", "x2", "y2")
 
 @torch.inference_mode()
 def watch(
-    detector: Writer, batch: Batch, known: Known, classes: Sequence[int] | None = None
-) -> Iterator[Word | Written]:
+    detector: SequenceDetector, batch: Batch, known: GivenObjects, classes: Sequence[int] | None = None
+) -> Iterator[StreamToken | StreamObject]:
     """Write the sentence of one image; the words of an object are told once all of them stand.
 
     With beams, which may still change what stands, everything is told at the end.
@@ -39,12 +39,12 @@ def watch(
     height, width = batch.originals_B2[0].tolist()
     for number, (label, box) in enumerate(check_known(known, (width, height), detector.names)):
         yield from reader.words(draft.generated(), number, given=True)
-        yield Written(number, box, label, detector.names[label], 1.0, given=True)
+        yield StreamObject(number, box, label, detector.names[label], 1.0, given=True)
     for number in _settled(draft):
         yield from reader.object(draft, number)
 
 
-def _settled(draft: Draft) -> Iterator[int]:
+def _settled(draft: Generation) -> Iterator[int]:
     """The objects that won't change any more, as they come."""
     return write_on(draft) if draft.sampling.beams == 1 else iter(list(write_on(draft)))
 
@@ -56,13 +56,13 @@ class _Reader:
         as of `watch`; `raw` is what the decoder looks at.
     """
 
-    def __init__(self, detector: Writer, raw: Any, batch: Batch, classes: Sequence[int] | None):
+    def __init__(self, detector: SequenceDetector, raw: Any, batch: Batch, classes: Sequence[int] | None):
         self.detector, self.raw, self.batch, self.classes = detector, raw, batch, classes
         self.slots, self.vocabulary = detector.slots, detector.words(raw)
         tokens_K = self.vocabulary.class_tokens(torch.arange(len(detector.names))).tolist()
         self.names = dict(zip(tokens_K, detector.names, strict=True)) | {NOISE: "noise"}
 
-    def object(self, draft: Draft, number: int) -> Iterator[Word | Written]:
+    def object(self, draft: Generation, number: int) -> Iterator[StreamToken | StreamObject]:
         """Its words, and itself unless the sentence ends in it."""
         said = draft.generated()
         words = list(self.words(said, number, end=draft.grammar.end if draft.sampling.may_end else None))
@@ -70,7 +70,7 @@ class _Reader:
         if words[-1].slot != "end":
             yield self.written(said, number)
 
-    def words(self, said: Generated, number: int, given: bool = False, end: int | None = None) -> Iterator[Word]:
+    def words(self, said: Generated, number: int, given: bool = False, end: int | None = None) -> Iterator[StreamToken]:
         """Of an object, up to the word that ends the sentence, if there may be one."""
         part = self._part(said, number)
         tokens_W = part.tokens_BL[0]
@@ -78,7 +78,7 @@ class _Reader:
         for place, (token, log_prob) in enumerate(zip(tokens_W.tolist(), part.log_probs_BL[0].tolist(), strict=True)):
             probability = min(1.0, math.exp(log_prob))
             if token == end:
-                yield Word(number, "end", "end", probability)
+                yield StreamToken(number, "end", "end", probability)
                 return
             slot = self.slots[place]
             sides = rough if slot in self.slots[place + 1 :] else exact
@@ -87,15 +87,15 @@ class _Reader:
                 if slot == "class"
                 else " ".join(sides[side] for side in slot.split())
             )
-            yield Word(number, slot, text, probability, given)
+            yield StreamToken(number, slot, text, probability, given)
 
-    def written(self, said: Generated, number: int) -> Written:
+    def written(self, said: Generated, number: int) -> StreamObject:
         """An object of which all words stand."""
         read = self.detector.read(self._part(said, number), self.raw, self.classes)
         found = read.to_detections(self.batch, self.detector.names, threshold=-1)[0]
         label = int(found.labels_N[0])
         x1, y1, x2, y2 = found.boxes_N4[0].tolist()
-        return Written(number, (x1, y1, x2, y2), label, found.names[label], float(found.scores_N[0]))
+        return StreamObject(number, (x1, y1, x2, y2), label, found.names[label], float(found.scores_N[0]))
 
     def _part(self, said: Generated, number: int) -> Generated:
         """One object as a sentence of its own."""

@@ -34,19 +34,19 @@ from boxwright.boxes import cxcywh_to_xyxy
 from boxwright.config import require
 from boxwright.models.backbones.backbone import Backbone
 from boxwright.models.layers.deformable_transformer import (
-    Cells,
-    Decoder,
-    Encoder,
+    DeformableDecoder,
+    DeformableEncoder,
     Maps,
+    MultiScaleCells,
     Queries,
     box_codes,
     inverse_sigmoid,
 )
-from boxwright.models.layers.duplicate_relation import Rivalry
+from boxwright.models.layers.duplicate_relation import DuplicateBias
 from boxwright.models.layers.heads import begin_glorot, box_head, rows_of
 from boxwright.models.layers.padding import cut, extent, seen_cells
 from boxwright.models.losses.denoising import denoising_loss, shake
-from boxwright.models.losses.set_criterion import Said, Truth, by_layer, focal_set_loss, truth_of
+from boxwright.models.losses.set_criterion import LayerPredictions, Targets, by_layer, focal_set_loss, truth_of
 from boxwright.models.losses.task_aligned import candidates, one_to_many, rows, taught
 from boxwright.types import Batch, Detector, Predictions
 
@@ -137,10 +137,10 @@ class Proposals(NamedTuple):
     usable_BT: Tensor
 
 
-class Raw(NamedTuple):
+class DeformableOutputs(NamedTuple):
     """The encoded cells, what they propose, and the part of the canvas that is image, as (w, h, w, h) in [0, 1]."""
 
-    cells: Cells
+    cells: MultiScaleCells
     proposals: Proposals | None
     extent_B4: Tensor
 
@@ -172,9 +172,11 @@ class Deformable(Detector):
         classes, levels = c.class_rows or len(names), len(c.strides) + c.extra_levels
         self.backbone = Backbone(c.backbone, c.strides, pretrained, c.dilated)
         self.maps = Maps(self.backbone.channels, c.extra_levels, c.dim, c.fused)
-        self.encoder = Encoder(c.dim, c.hidden, c.heads, levels, c.encoder_points, c.encoder_layers, c.dropout)
+        self.encoder = DeformableEncoder(
+            c.dim, c.hidden, c.heads, levels, c.encoder_points, c.encoder_layers, c.dropout
+        )
         hidden, among = c.decoder_hidden or c.hidden, c.decoder_heads or c.heads
-        self.decoder = Decoder(c.dim, hidden, among, levels, c.decoder_points, c.decoder_layers, c.dropout)
+        self.decoder = DeformableDecoder(c.dim, hidden, among, levels, c.decoder_points, c.decoder_layers, c.dropout)
         heads = (c.decoder_layers if c.refine else 1) + (c.begin != "table")  # the last one of the proposals
         self.classify = nn.ModuleList(nn.Linear(c.dim, classes) for _ in range(heads))
         self.locate = nn.ModuleList(box_head(c.dim) for _ in range(heads))
@@ -191,7 +193,7 @@ class Deformable(Detector):
             self.place = nn.Sequential(nn.Linear(2 * c.dim, c.dim), nn.ReLU(), nn.Linear(c.dim, c.dim))
         if c.noisy:
             self.label_embedding = nn.Parameter(torch.randn(classes, c.dim))
-        self.rivalry = Rivalry(among, c.decoder_layers) if c.rivals else None
+        self.rivalry = DuplicateBias(among, c.decoder_layers) if c.rivals else None
         self._begin()
 
     def _begin(self) -> None:
@@ -215,15 +217,15 @@ class Deformable(Detector):
         """The timm network's."""
         return self.backbone.known_parameters()
 
-    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None) -> Raw:
+    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None) -> DeformableOutputs:
         """The encoded cells and what they propose. A batch is padded only as far as its largest image."""
         filled_BCHW, mask_BHW = cut(images_BCHW, sizes_B2, self.backbone.mean)
         maps = self.maps(self.backbone(filled_BCHW))
         cells = self.encoder(maps, [seen_cells(mask_BHW, x_BEHW) for x_BEHW in maps])
         proposals = None if self.config.begin == "table" else self._propose(cells)
-        return Raw(cells, proposals, extent(images_BCHW, sizes_B2))
+        return DeformableOutputs(cells, proposals, extent(images_BCHW, sizes_B2))
 
-    def _propose(self, cells: Cells) -> Proposals:
+    def _propose(self, cells: MultiScaleCells) -> Proposals:
         """Each cell's box is a correction of a square around it; those of cells at the edge are not used."""
         places_BT2, level_T = cells.places_BT2, cells.level_T
         sides_BT2 = (SIDE * 2.0**level_T)[:, None].expand_as(places_BT2)
@@ -235,7 +237,7 @@ class Deformable(Detector):
         boxes_BT4 = self.locate[-1](states_BTE).float() + from_BT4
         return Proposals(self.classify[-1](states_BTE).float(), boxes_BT4, states_BTE, usable_BT)
 
-    def queries(self, raw: Raw) -> Queries:
+    def queries(self, raw: DeformableOutputs) -> Queries:
         """Where the decoder begins: as many queries as the configuration says, or as there are cells."""
         c, images = self.config, raw.cells.x_BTE.shape[0]
         if raw.proposals is None:
@@ -262,7 +264,7 @@ class Deformable(Detector):
             score_BT = proposals.logits_BTR.amax(-1).masked_fill(~proposals.usable_BT, -torch.inf)
         return score_BT.topk(min(self.config.queries, score_BT.shape[1])).indices
 
-    def say(self, cells: Cells, queries: Queries) -> Said:
+    def say(self, cells: MultiScaleCells, queries: Queries) -> LayerPredictions:
         """What each layer of the decoder says."""
         c, apart_BQQ, scores_BQR = self.config, queries.apart_BQQ, queries.logits_BQR
         boxes_BQX = taught_BQX = queries.boxes_BQX
@@ -289,9 +291,9 @@ class Deformable(Detector):
                 taught_BQX = _move(boxes_BQX, moved_BQ4)
                 boxes_BQX = taught_BQX.detach()
                 taught_BQX = taught_BQX if c.forward_twice else boxes_BQX
-        return Said(torch.stack(logits), torch.stack(boxes))
+        return LayerPredictions(torch.stack(logits), torch.stack(boxes))
 
-    def loss(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, raw: DeformableOutputs, batch: Batch) -> dict[str, Tensor]:
         """`class`, `l1` and `giou` of each layer of the decoder, counted from 1; the same of the proposals (`..._0`)
         and of the shaken boxes (`noisy_...`).
         """
@@ -311,7 +313,7 @@ class Deformable(Detector):
         terms, _ = focal_set_loss(said, truth, self.config.aware)
         return losses | by_layer(terms)
 
-    def _proposal_loss(self, raw: Raw, truth: Truth) -> dict[str, Tensor]:
+    def _proposal_loss(self, raw: DeformableOutputs, truth: Targets) -> dict[str, Tensor]:
         """Of what the encoder's cells propose; the published form only tells objects from background, by row 0."""
         proposals, cells = raw.proposals, raw.cells
         assert proposals is not None
@@ -324,11 +326,13 @@ class Deformable(Detector):
             return taught(proposals.logits_BTR, corners_BT4, truth_BN4, truth.rows_BN, quality_BNT)
         if self.config.begin == "proposals":
             truth = truth._replace(rows_BN=torch.zeros_like(truth.rows_BN))
-        terms, _ = focal_set_loss(Said(proposals.logits_BTR[None], boxes_BT4[None]), truth, self.config.aware)
+        terms, _ = focal_set_loss(
+            LayerPredictions(proposals.logits_BTR[None], boxes_BT4[None]), truth, self.config.aware
+        )
         return {name: value[0] for name, value in terms.items()}
 
     @torch.no_grad()
-    def decode(self, raw: Raw) -> Predictions:
+    def decode(self, raw: DeformableOutputs) -> Predictions:
         """The queries and classes with the highest scores, as many as there are queries; nothing is suppressed."""
         said = self.say(raw.cells, self.queries(raw))
         scores_BQK = said.logits_LBQR[-1].sigmoid()[..., self.rows_K]

@@ -70,7 +70,7 @@ SIZES = {
 }
 
 
-class Raw(NamedTuple):
+class DenseOutputs(NamedTuple):
     """Outputs of all Q cells, and of the R best of them. Boxes and centres are in [0, 1] of the canvas."""
 
     many_BQK: Tensor
@@ -94,22 +94,22 @@ class Dense(Detector):
         super().__init__()
         self.config, self.names, self.image_size = config, tuple(names), config.image_size
         self.backbone = Backbone(config.backbone, config.strides, pretrained, convolved=config.convolved)
-        self.pyramid = Pyramid(self.backbone.channels, config.channels)
-        self.head = Head(config.channels, config.depth, len(config.strides), len(names))
-        self.rivals = Rivals(config.channels, len(names))
+        self.pyramid = FeaturePyramid(self.backbone.channels, config.channels)
+        self.head = DenseHead(config.channels, config.depth, len(config.strides), len(names))
+        self.rivals = DuplicateRelation(config.channels, len(names))
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """The timm network's."""
         return self.backbone.known_parameters()
 
-    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None) -> Raw:
+    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None) -> DenseOutputs:
         """Scores and boxes of every cell; H and W may be any size, padding is filled with the mean colour."""
         mask_B1HW = image_mask(images_BCHW, sizes_B2)[:, None]
         filled = torch.where(mask_B1HW, pixels(images_BCHW), self.backbone.mean)
         maps = self.pyramid(self.backbone(filled.contiguous(memory_format=torch.channels_last)))
         return self._vote(maps, images_BCHW.shape[-2:])
 
-    def _vote(self, maps: list[Tensor], size: torch.Size) -> Raw:
+    def _vote(self, maps: list[Tensor], size: torch.Size) -> DenseOutputs:
         """What the cells of all levels say, in canvas coordinates."""
         many, distances, features = zip(*(self.head(x, level) for level, x in enumerate(maps)), strict=True)
         centres_Q2, reach_Q2 = self._cells(maps, size)
@@ -118,7 +118,7 @@ class Dense(Detector):
         many_BQK = torch.cat(many, 1).float()
         cells_BR = many_BQK.amax(-1).topk(min(self.config.rivals, len(centres_Q2))).indices
         chosen = (rows(x, cells_BR) for x in (torch.cat(features, 1), many_BQK, boxes_BQ4))
-        return Raw(many_BQK, boxes_BQ4, centres_Q2, reach_Q2, self.rivals(*chosen).float(), cells_BR)
+        return DenseOutputs(many_BQK, boxes_BQ4, centres_Q2, reach_Q2, self.rivals(*chosen).float(), cells_BR)
 
     def _cells(self, maps: list[Tensor], size: torch.Size) -> tuple[Tensor, Tensor]:
         """Centres and strides of all cells, as fractions of the canvas, (Q, 2) each, x first."""
@@ -131,7 +131,7 @@ class Dense(Detector):
             strides.append((stride / canvas).expand_as(grid))
         return torch.cat(centres), torch.cat(strides)
 
-    def loss(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, raw: DenseOutputs, batch: Batch) -> dict[str, Tensor]:
         """`one` and `many`: quality focal losses of the two scores; `l1` and `giou`: of the boxes, in both roles."""
         truth_BN4, labels_BN = batch.boxes_BN4, batch.labels_BN
         pairs_BNQ = candidates(raw.centres_Q2, raw.reach_Q2, truth_BN4, batch.valid_BN)
@@ -143,7 +143,7 @@ class Dense(Detector):
         return {"one": one["class"], "many": many["class"]} | boxes
 
     @torch.no_grad()
-    def decode(self, raw: Raw) -> Predictions:
+    def decode(self, raw: DenseOutputs) -> Predictions:
         """The rivals and classes with the highest scores; there is nothing to suppress."""
         scores_BRK = raw.one_BRK.sigmoid()
         kept, classes = min(DETECTIONS, scores_BRK[0].numel()), scores_BRK.shape[-1]
@@ -152,7 +152,7 @@ class Dense(Detector):
         return Predictions(rows(raw.boxes_BQ4, cells_BD).clamp(0, 1), scores_BD, index_BD % classes)
 
 
-class Pyramid(nn.Module):
+class FeaturePyramid(nn.Module):
     """A feature pyramid (Lin et al. 2017): coarse levels are added to finer ones, top down."""
 
     def __init__(self, channels: list[int], width: int):
@@ -168,7 +168,7 @@ class Pyramid(nn.Module):
         return [smooth(x) for smooth, x in zip(self.smooth, maps, strict=True)]
 
 
-class Head(nn.Module):
+class DenseHead(nn.Module):
     """Two towers that all levels share; each has a scale of distances of its own (FCOS, Tian et al. 2019)."""
 
     def __init__(self, width: int, depth: int, levels: int, classes: int):
@@ -188,13 +188,13 @@ class Head(nn.Module):
         return many, sides, features
 
 
-class Rivals(nn.Module):
+class DuplicateRelation(nn.Module):
     """The best cells look at each other, and each lowers its scores if another says the same object better."""
 
     def __init__(self, width: int, classes: int, heads: int = 8, layers: int = 2):
         super().__init__()
         self.enter = nn.Linear(width + classes + 5, width)
-        self.layers = nn.ModuleList(RivalLayer(width, heads) for _ in range(layers))
+        self.layers = nn.ModuleList(DuplicateRelationLayer(width, heads) for _ in range(layers))
         self.leave = nn.Linear(width, classes)
         self.strength = nn.Parameter(torch.tensor(STRENGTH))  # begins as Soft-NMS (Bodla et al. 2017), then learns
         nn.init.zeros_(self.leave.weight)
@@ -211,7 +211,7 @@ class Rivals(nn.Module):
         return many_BRK - self.strength * threat_BR1.square() + self.leave(x_BRC)
 
 
-class RivalLayer(nn.Module):
+class DuplicateRelationLayer(nn.Module):
     """Pre-norm attention with a bias from the relation of each pair, then a two-layer perceptron."""
 
     def __init__(self, width: int, heads: int):
@@ -237,7 +237,7 @@ def _block(width: int) -> nn.Sequential:
 
 
 @torch.no_grad()
-def one_to_one(raw: Raw, batch: Batch, pairs_BNQ: Tensor) -> Tensor:
+def one_to_one(raw: DenseOutputs, batch: Batch, pairs_BNQ: Tensor) -> Tensor:
     """Quality (IoU) of the rival of least cost for each object: 2 focal + 5 L1 + 2 (1 - GIoU); (B, N, R), else 0."""
     pairs_BNR = pairs_BNQ.gather(2, raw.cells_BR[:, None].expand(-1, pairs_BNQ.shape[1], -1))
     score_BNR = score_of_label(raw.one_BRK, batch.labels_BN)

@@ -25,8 +25,16 @@ from boxwright.models.layers.attention import Attention
 from boxwright.models.layers.dropout import Dropout
 from boxwright.models.layers.heads import begin_glorot, box_head, rows_of
 from boxwright.models.layers.padding import cut, extent, seen_cells
-from boxwright.models.layers.post_norm import EncoderBlock, mlp, sine_2d
-from boxwright.models.losses.set_criterion import Said, Truth, assign, box_losses, by_layer, give, truth_of
+from boxwright.models.layers.post_norm import PostNormEncoderBlock, mlp, sine_2d
+from boxwright.models.losses.set_criterion import (
+    LayerPredictions,
+    Targets,
+    assign,
+    box_losses,
+    by_layer,
+    give,
+    truth_of,
+)
 from boxwright.types import Batch, Detector, Predictions
 
 NOTHING_WEIGHT = 0.1  # of queries without an object, in the loss of the class
@@ -85,7 +93,7 @@ SIZES = {
 }
 
 
-class Cells(NamedTuple):
+class EncodedCells(NamedTuple):
     """What the queries look at: encoded cells, where they are, and which of them are image."""
 
     x_BME: Tensor
@@ -94,10 +102,10 @@ class Cells(NamedTuple):
     grid: tuple[int, int]  # rows and columns
 
 
-class Raw(NamedTuple):
+class DetrOutputs(NamedTuple):
     """What all layers say, and the part of the canvas that is image, as (width, height, width, height) in [0, 1]."""
 
-    said: Said
+    said: LayerPredictions
     extent_B4: Tensor
 
 
@@ -122,8 +130,8 @@ class Detr(Detector):
         self.register_buffer("rows_K", rows_of(c.class_ids, c.class_rows, self.names), persistent=False)
         self.backbone = Backbone(c.backbone, [c.stride], pretrained, c.dilated)
         self.projection = nn.Conv2d(self.backbone.channels[-1], c.dim, 1)
-        self.encoder = Encoder(c)
-        self.decoder = Decoder(c)
+        self.encoder = DetrEncoder(c)
+        self.decoder = DetrDecoder(c)
         self.classify = nn.Linear(c.dim, (c.class_rows or len(names)) + 1)  # the last row: nothing
         self.locate = box_head(c.dim)
 
@@ -131,27 +139,27 @@ class Detr(Detector):
         """The timm network's."""
         return self.backbone.known_parameters()
 
-    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None) -> Raw:
+    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None) -> DetrOutputs:
         """What all layers say. A batch is padded only as far as its largest image, as the originals do it."""
         cells = self.encode(images_BCHW, sizes_B2)
         states_LBQE = torch.stack(self.decoder(cells))
-        said = Said(self.classify(states_LBQE).float(), self.locate(states_LBQE).float().sigmoid())
-        return Raw(said, extent(images_BCHW, sizes_B2))
+        said = LayerPredictions(self.classify(states_LBQE).float(), self.locate(states_LBQE).float().sigmoid())
+        return DetrOutputs(said, extent(images_BCHW, sizes_B2))
 
-    def encode(self, images_BCHW: Tensor, sizes_B2: Tensor) -> Cells:
+    def encode(self, images_BCHW: Tensor, sizes_B2: Tensor) -> EncodedCells:
         """What the queries look at."""
         filled_BCHW, mask_BHW = cut(images_BCHW, sizes_B2, self.backbone.mean)
         features_BCHW = self.projection(self.backbone(filled_BCHW)[-1])
         return self.encoder(features_BCHW, seen_cells(mask_BHW, features_BCHW))
 
-    def loss(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, raw: DetrOutputs, batch: Batch) -> dict[str, Tensor]:
         """`class`, `l1` and `giou` of each layer, counted from 1."""
         truth = truth_of(batch, raw.extent_B4, self.rows_K)
         terms, _ = set_loss(raw.said, truth)
         return by_layer(terms)
 
     @torch.no_grad()
-    def decode(self, raw: Raw) -> Predictions:
+    def decode(self, raw: DetrOutputs) -> Predictions:
         """The likeliest class of each query of the last layer."""
         scores_BQK = raw.said.logits_LBQR[-1].softmax(-1)[..., self.rows_K]
         scores_BQ, labels_BQ = scores_BQK.max(-1)
@@ -159,7 +167,7 @@ class Detr(Detector):
         return Predictions(boxes_BQ4, scores_BQ, labels_BQ).best_first()
 
 
-def set_loss(said: Said, truth: Truth) -> tuple[dict[str, Tensor], Tensor]:
+def set_loss(said: LayerPredictions, truth: Targets) -> tuple[dict[str, Tensor], Tensor]:
     """`class`, `l1` and `giou` of each layer, (L,), weighted 1, 5 and 2; and the assignment (L, B, N).
 
     The cross-entropy of the classes is a weighted mean, in which queries without an object count a tenth.
@@ -174,18 +182,18 @@ def set_loss(said: Said, truth: Truth) -> tuple[dict[str, Tensor], Tensor]:
     return {"class": classes_L, **box_losses(said, truth, matched_LBN)}, matched_LBN
 
 
-class Encoder(nn.Module):
+class DetrEncoder(nn.Module):
     """All cells of the map look at each other; where they are is said anew to each layer."""
 
     def __init__(self, c: DetrConfig):
         super().__init__()
         self.layers = nn.ModuleList(
-            EncoderBlock(c.dim, c.hidden, c.heads, c.dropout, c.pre_norm) for _ in range(c.encoder_layers)
+            PostNormEncoderBlock(c.dim, c.hidden, c.heads, c.dropout, c.pre_norm) for _ in range(c.encoder_layers)
         )
         self.norm = nn.LayerNorm(c.dim) if c.pre_norm else nn.Identity()
         begin_glorot(self)
 
-    def forward(self, features_BEHW: Tensor, seen_BHW: Tensor) -> Cells:
+    def forward(self, features_BEHW: Tensor, seen_BHW: Tensor) -> EncodedCells:
         """The encoded cells, row by row."""
         places_BME = sine_2d(seen_BHW, features_BEHW.shape[1], normalised=True).to(features_BEHW.dtype)
         seen_B11M = seen_BHW.flatten(1)[:, None, None]
@@ -193,20 +201,20 @@ class Encoder(nn.Module):
         for layer in self.layers:
             x_BME = layer(x_BME, places_BME, seen_B11M)
         height, width = features_BEHW.shape[-2:]
-        return Cells(self.norm(x_BME), places_BME, seen_B11M, (height, width))
+        return EncodedCells(self.norm(x_BME), places_BME, seen_B11M, (height, width))
 
 
-class Decoder(nn.Module):
+class DetrDecoder(nn.Module):
     """Layers that turn empty queries into objects; the same norm stands behind each layer's answer."""
 
     def __init__(self, c: DetrConfig):
         super().__init__()
         self.query_embedding = nn.Parameter(torch.randn(c.queries, c.dim))
-        self.layers = nn.ModuleList(DecoderBlock(c) for _ in range(c.decoder_layers))
+        self.layers = nn.ModuleList(DetrDecoderBlock(c) for _ in range(c.decoder_layers))
         self.norm, self.norm_twice = nn.LayerNorm(c.dim), c.norm_twice
         begin_glorot(self)
 
-    def forward(self, cells: Cells) -> list[Tensor]:
+    def forward(self, cells: EncodedCells) -> list[Tensor]:
         """What each layer makes of the queries, normed, (B, Q, E) each."""
         queries_BQE = self.query_embedding.expand(cells.x_BME.shape[0], -1, -1)
         x_BQE = torch.zeros_like(queries_BQE)
@@ -219,7 +227,7 @@ class Decoder(nn.Module):
         return [*states[:-1], self.norm(states[-1])] if self.norm_twice else states
 
 
-class DecoderBlock(nn.Module):
+class DetrDecoderBlock(nn.Module):
     """The queries look at each other, then at the cells, then an MLP."""
 
     def __init__(self, c: DetrConfig):
@@ -230,7 +238,7 @@ class DecoderBlock(nn.Module):
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(c.dim) for _ in range(3))
         self.dropout = Dropout(c.dropout)
 
-    def forward(self, x_BQE: Tensor, queries_BQE: Tensor, cells: Cells) -> Tensor:
+    def forward(self, x_BQE: Tensor, queries_BQE: Tensor, cells: EncodedCells) -> Tensor:
         """The next layer's view of the queries, which are told apart by `queries_BQE` alone."""
         if self.pre_norm:
             x_BQE = x_BQE + self.dropout(self._consult(self.norm1(x_BQE), queries_BQE))
@@ -244,6 +252,6 @@ class DecoderBlock(nn.Module):
         placed_BQE = x_BQE + queries_BQE
         return self.self_attention(placed_BQE, self.self_attention.keys_values(placed_BQE, x_BQE))
 
-    def _look(self, x_BQE: Tensor, queries_BQE: Tensor, cells: Cells) -> Tensor:
+    def _look(self, x_BQE: Tensor, queries_BQE: Tensor, cells: EncodedCells) -> Tensor:
         seen = self.cross_attention.keys_values(cells.x_BME + cells.places_BME, cells.x_BME)
         return self.cross_attention(x_BQE + queries_BQE, seen, mask=cells.seen_B11M)

@@ -24,18 +24,18 @@ from torch import Tensor, nn
 
 from boxwright.models.backbones.backbone import Backbone
 from boxwright.models.layers.attention import DecoderBlock, norm
-from boxwright.models.layers.kv_cache import Cache, KeysValues
+from boxwright.models.layers.kv_cache import KeysValues, KVCache
 from boxwright.models.layers.position_encoding import resize_2d
-from boxwright.models.pix2seq import Encoder, Pix2SeqConfig
+from boxwright.models.pix2seq import Pix2SeqConfig, Pix2SeqEncoder
 from boxwright.models.sequence.decoder import positions, table
 from boxwright.models.sequence.generation import Generated
 from boxwright.models.sequence.likelihood import log_probs, score
 from boxwright.models.sequence.patch_vocabulary import PatchVocabulary
 from boxwright.models.sequence.pointer import FIRST, SECOND, History, Pointer
 from boxwright.models.sequence.sampling import Sampling
-from boxwright.models.sequence.sequence_detector import Writer
-from boxwright.models.sequence.targets import Sentences, line, ordered, sentences, spell
-from boxwright.models.sequence.token_constraints import Grammar
+from boxwright.models.sequence.sequence_detector import SequenceDetector
+from boxwright.models.sequence.targets import SequenceTargets, line, ordered, sentences, spell
+from boxwright.models.sequence.token_constraints import TokenConstraints
 from boxwright.models.sequence.vocabulary import FIRST_CLASS, PAD, PROMPT
 from boxwright.types import Batch, Predictions, image_mask, pixels
 
@@ -103,14 +103,14 @@ SIZES = {
 PUBLISHED = {"positions": False, "pointing": False, "fine": 0}
 
 
-class Seen(NamedTuple):
+class PatchSeqOutputs(NamedTuple):
     """What the decoder looks at: the patches (B, rows * columns, dim), and the words for them."""
 
     patches_BPE: Tensor
     vocabulary: PatchVocabulary
 
 
-class PatchSeq(Writer):
+class PatchSeq(SequenceDetector):
     """The detector that writes patches.
 
     Args:
@@ -128,7 +128,7 @@ class PatchSeq(Writer):
             encoder_dim=config.dim, encoder_hidden=config.hidden, encoder_heads=config.heads,
             dropout=config.dropout, drop_path=config.drop_path,
         )  # fmt: skip
-        self.encoder = Encoder(self.backbone.channels[0], shape)
+        self.encoder = Pix2SeqEncoder(self.backbone.channels[0], shape)
         self.decoder = PatchDecoder(config, self.vocabulary(config.image_size, config.image_size))
 
     def vocabulary(self, height: int, width: int) -> PatchVocabulary:
@@ -139,14 +139,14 @@ class PatchSeq(Writer):
         """The timm network's."""
         return self.backbone.known_parameters()
 
-    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None) -> Seen:
+    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None) -> PatchSeqOutputs:
         """The encoded patches; H and W may be any size, padding is filled with the mean colour."""
         mask_B1HW = image_mask(images_BCHW, sizes_B2)[:, None]
         filled_BCHW = torch.where(mask_B1HW, pixels(images_BCHW), self.backbone.mean)
         features_BCHW = self.backbone(filled_BCHW.contiguous(memory_format=torch.channels_last))[0]
-        return Seen(self.encoder(features_BCHW), self.vocabulary(*images_BCHW.shape[-2:]))
+        return PatchSeqOutputs(self.encoder(features_BCHW), self.vocabulary(*images_BCHW.shape[-2:]))
 
-    def loss(self, raw: Seen, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, raw: PatchSeqOutputs, batch: Batch) -> dict[str, Tensor]:
         """`tokens`: cross-entropy of the next word, its mean over words by their weights."""
         c = self.config
         length = raw.vocabulary.words * c.max_objects + 1
@@ -154,7 +154,7 @@ class PatchSeq(Writer):
         said = teach(batch, raw.vocabulary, c.max_objects, length, shuffle=c.shuffle)
         return {"tokens": (self._surprise(raw, said) * said.weights_BL).sum() / (said.weights_BL.sum() + 1e-9)}
 
-    def likelihood(self, raw: Seen, batch: Batch) -> tuple[Tensor, Tensor]:
+    def likelihood(self, raw: PatchSeqOutputs, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log-likelihood of the true sentence of each image, in the data set's order, and its words, each (B,)."""
         c = self.config
         if c.noise:
@@ -164,7 +164,7 @@ class PatchSeq(Writer):
             said = class_first(batch, raw.vocabulary, c.max_objects, length, shuffle=False)
         return -(self._surprise(raw, said) * said.weights_BL).sum(1), said.weights_BL.sum(1)
 
-    def _surprise(self, raw: Seen, said: Sentences) -> Tensor:
+    def _surprise(self, raw: PatchSeqOutputs, said: SequenceTargets) -> Tensor:
         """Minus the log-probability of each word, (B, L)."""
         return -log_probs(self.decoder, raw, said.inputs_BL, said.targets_BL)
 
@@ -174,21 +174,21 @@ class PatchSeq(Writer):
         corners = [corner for corner in ("x1 y1", "x2 y2") for _ in range(2 if self.config.fine else 1)]
         return (*corners, "class") if self.config.noise else ("class", *corners)
 
-    def words(self, raw: Seen | None = None) -> PatchVocabulary:
+    def words(self, raw: PatchSeqOutputs | None = None) -> PatchVocabulary:
         """A word for each patch."""
         return self.vocabulary(self.image_size, self.image_size) if raw is None else raw.vocabulary
 
     def grammar(
         self, words: PatchVocabulary, classes: Sequence[int] | None = None, device: torch.device | str = "cpu"
-    ) -> Grammar:
-        """As of `Writer`."""
+    ) -> TokenConstraints:
+        """As of `SequenceDetector`."""
         return words.grammar(self.config.noise, classes, device)
 
-    def memory(self, raw: Seen) -> Tensor:
+    def memory(self, raw: PatchSeqOutputs) -> Tensor:
         """The patches."""
         return raw.patches_BPE
 
-    def roughly(self, tokens_W: Tensor, raw: Seen) -> Tensor:
+    def roughly(self, tokens_W: Tensor, raw: PatchSeqOutputs) -> Tensor:
         """Corners in the middle of their patches."""
         fine, first = self.config.fine, raw.vocabulary.first_coordinate
         if not fine:
@@ -200,7 +200,7 @@ class PatchSeq(Writer):
 
     @torch.no_grad()
     def read(
-        self, said: Generated, raw: Seen | None = None, classes: Sequence[int] | Tensor | None = None
+        self, said: Generated, raw: PatchSeqOutputs | None = None, classes: Sequence[int] | Tensor | None = None
     ) -> Predictions:
         """Boxes and classes in the order in which they were written; of these classes only, where some are named.
 
@@ -222,7 +222,7 @@ class PatchSeq(Writer):
         ordered_BN4 = torch.cat([torch.minimum(first_BN2, second_BN2), torch.maximum(first_BN2, second_BN2)], -1)
         return Predictions(ordered_BN4, scores_BN, labels_BN)
 
-    def given_words(self, raw: Seen, given: Batch) -> Tensor:
+    def given_words(self, raw: PatchSeqOutputs, given: Batch) -> Tensor:
         """The words of the objects of a batch, one object after the other, -1 behind the last of each image."""
         words_BNW = _objects(given.boxes_BN4, given.labels_BN, raw.vocabulary, self.config.noise)
         return words_BNW.where(given.valid_BN[..., None], -1).flatten(1).to(raw.patches_BPE.device)
@@ -230,7 +230,7 @@ class PatchSeq(Writer):
 
 def class_first(
     batch: Batch, vocabulary: PatchVocabulary, max_objects: int, length: int, shuffle: bool = True
-) -> Sentences:
+) -> SequenceTargets:
     """Sentences as published: each object's class, then its corners; the end counts as a word, and nothing behind it.
 
     Args:
@@ -246,7 +246,7 @@ def class_first(
     ends_B1 = real_BM.sum(1, keepdim=True) * vocabulary.words
     counted_BL = torch.arange(length, device=truth_BL.device) <= ends_B1
     prompt_B1 = torch.full_like(truth_BL[:, :1], PROMPT)
-    return Sentences(torch.cat([prompt_B1, truth_BL[:, :-1]], 1), truth_BL, counted_BL.float())
+    return SequenceTargets(torch.cat([prompt_B1, truth_BL[:, :-1]], 1), truth_BL, counted_BL.float())
 
 
 def _objects(boxes_BM4: Tensor, labels_BM: Tensor, vocabulary: PatchVocabulary, class_last: bool) -> Tensor:
@@ -255,7 +255,7 @@ def _objects(boxes_BM4: Tensor, labels_BM: Tensor, vocabulary: PatchVocabulary, 
     return torch.cat([corners_BMC, classes_BM1] if class_last else [classes_BM1, corners_BMC], -1)
 
 
-class PatchWords(NamedTuple):
+class PatchTokens(NamedTuple):
     """The patches of each image as words: how they are read, and what they are compared with; (B or 1, P, E) each."""
 
     read_BPE: Tensor
@@ -264,10 +264,10 @@ class PatchWords(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PatchCache(Cache):
+class PatchCache(KVCache):
     """What a decoder of patches has read and written, its words for patches, and what it has said of them."""
 
-    words: PatchWords = field(kw_only=True)
+    words: PatchTokens = field(kw_only=True)
     history: History = field(kw_only=True)
 
     def reorder(self, rows_B: Tensor) -> None:
@@ -301,7 +301,7 @@ class PatchDecoder(nn.Module):
         if not c.pointing:
             self.patch_embedding = nn.Parameter(table(vocabulary.size - self.fixed, c.dim))
 
-    def forward(self, tokens_BL: Tensor, seen: Seen) -> Tensor:
+    def forward(self, tokens_BL: Tensor, seen: PatchSeqOutputs) -> Tensor:
         """Scores (B, L, V) of what follows each token of given sentences."""
         words, positions_L = self._words(seen), torch.arange(tokens_BL.shape[1], device=tokens_BL.device)
         x_BLE = self._embed(tokens_BL, positions_L, words)
@@ -310,14 +310,14 @@ class PatchDecoder(nn.Module):
         nothing = History.none(len(tokens_BL), words.said_BPE.shape[1], tokens_BL.device)
         return self._score(x_BLE, words, self._history(nothing, tokens_BL, positions_L))
 
-    def start(self, seen: Seen, length: int, each: int = 1) -> Cache:
+    def start(self, seen: PatchSeqOutputs, length: int, each: int = 1) -> KVCache:
         """An empty cache for `each` sentences an image, of at most this length."""
-        cache = Cache.empty(self._image(seen), length, each)
+        cache = KVCache.empty(self._image(seen), length, each)
         words = self._words(seen)
         history = History.none(cache.rows, words.said_BPE.shape[1], seen.patches_BPE.device)
         return PatchCache(cache.sentence, cache.image, words=words, history=history)
 
-    def step(self, tokens_BL: Tensor, positions_L: Tensor, cache: Cache) -> Tensor:
+    def step(self, tokens_BL: Tensor, positions_L: Tensor, cache: KVCache) -> Tensor:
         """Scores (B, V) of what follows the last of these tokens, which are added to the cache in place."""
         assert isinstance(cache, PatchCache)
         x_BLE = self._embed(tokens_BL, positions_L, cache.words)
@@ -335,18 +335,18 @@ class PatchDecoder(nn.Module):
         corner_L = torch.where(slot_L == self.corners[0], FIRST, SECOND)
         return before.then((tokens_BL - self.fixed).clamp(min=-1), corner_L)
 
-    def _image(self, seen: Seen) -> Iterator[KeysValues]:
+    def _image(self, seen: PatchSeqOutputs) -> Iterator[KeysValues]:
         """The image's keys and values for each layer."""
         return (layer.cross_attention.keys_values(seen.patches_BPE) for layer in self.layers)  # type: ignore[union-attr,operator]
 
-    def _words(self, seen: Seen) -> PatchWords:
+    def _words(self, seen: PatchSeqOutputs) -> PatchTokens:
         grid = seen.vocabulary.grid
         if self.pointer is not None:
-            return PatchWords(self.pointer.read(seen.patches_BPE), self.pointer.answer(seen.patches_BPE), grid)
+            return PatchTokens(self.pointer.read(seen.patches_BPE), self.pointer.answer(seen.patches_BPE), grid)
         table_1PE = resize_2d(self.patch_embedding, self.grid, grid)[None]
-        return PatchWords(table_1PE, table_1PE, grid)
+        return PatchTokens(table_1PE, table_1PE, grid)
 
-    def _embed(self, tokens_BL: Tensor, positions_L: Tensor, words: PatchWords) -> Tensor:
+    def _embed(self, tokens_BL: Tensor, positions_L: Tensor, words: PatchTokens) -> Tensor:
         """(B, L, E): from the table, or of the patch; several consecutive rows may belong to one image."""
         images = words.read_BPE.shape[0]
         patch_IR = (tokens_BL - self.fixed).clamp(min=0).view(images, -1)
@@ -355,7 +355,7 @@ class PatchDecoder(nn.Module):
         x_BLE = torch.where((tokens_BL < self.fixed)[..., None], fixed_BLE, patches_IRE.view_as(fixed_BLE))
         return x_BLE if self.position_embedding is None else x_BLE + self.position_embedding[positions_L]
 
-    def _score(self, x_BLE: Tensor, words: PatchWords, history: History) -> Tensor:
+    def _score(self, x_BLE: Tensor, words: PatchTokens, history: History) -> Tensor:
         """(B, L, V): the words of the table, then the patches of each row's own image."""
         x_BLE = self.norm(x_BLE)
         fixed_BLV = F.linear(x_BLE, self.token_embedding, self.output_bias)

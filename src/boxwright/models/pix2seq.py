@@ -25,13 +25,13 @@ from boxwright.models.backbones.backbone import Backbone
 from boxwright.models.backbones.pix2seq_stems import PATCHES, make_stem
 from boxwright.models.layers.attention import EncoderBlock, Mlp, dense, norm
 from boxwright.models.layers.position_encoding import resize_2d, sincos_2d
-from boxwright.models.sequence.decoder import Decoder, table
+from boxwright.models.sequence.decoder import SequenceDecoder, table
 from boxwright.models.sequence.generation import Generated
 from boxwright.models.sequence.likelihood import Scores, log_probs, score
 from boxwright.models.sequence.sampling import Sampling
-from boxwright.models.sequence.sequence_detector import Writer
+from boxwright.models.sequence.sequence_detector import SequenceDetector
 from boxwright.models.sequence.targets import sentences, spell
-from boxwright.models.sequence.token_constraints import Grammar
+from boxwright.models.sequence.token_constraints import TokenConstraints
 from boxwright.models.sequence.vocabulary import Vocabulary
 from boxwright.types import Batch, Predictions, image_mask, pixels
 
@@ -152,7 +152,7 @@ SIZES = {
 }  # fmt: skip
 
 
-class Pix2Seq(Writer):
+class Pix2Seq(SequenceDetector):
     """The detector that writes.
 
     Args:
@@ -178,9 +178,9 @@ class Pix2Seq(Writer):
         c = config
         stem = make_stem(c.backbone, c.stride, c.encoder_dim)
         self.backbone = Backbone(c.backbone, [c.stride], pretrained) if stem is None else stem
-        self.encoder = Encoder(self.backbone.channels[0], c)
+        self.encoder = Pix2SeqEncoder(self.backbone.channels[0], c)
         self.bridge = Bridge(c)
-        self.decoder = Decoder(
+        self.decoder = SequenceDecoder(
             c.vocabulary, c.length, WORDS, c.decoder_layers, c.decoder_dim, c.decoder_hidden, c.decoder_heads,
             c.dropout, c.drop_path, c.decoder_positions == "learned", c.shared_embedding, c.output_bias,
         )  # fmt: skip
@@ -240,8 +240,8 @@ class Pix2Seq(Writer):
 
     def grammar(
         self, words: Vocabulary, classes: Sequence[int] | None = None, device: torch.device | str = "cpu"
-    ) -> Grammar:
-        """As of `Writer`."""
+    ) -> TokenConstraints:
+        """As of `SequenceDetector`."""
         return words.grammar(len(self.names), classes, not self.config.grammar, device)
 
     def memory(self, raw: Tensor) -> Tensor:
@@ -284,7 +284,7 @@ class Pix2Seq(Writer):
         return words_BN5.where(given.valid_BN[..., None], -1).flatten(1).to(raw.device)
 
 
-class Encoder(nn.Module):
+class Pix2SeqEncoder(nn.Module):
     """Features to cells that know of each other."""
 
     def __init__(self, channels: int, c: Pix2SeqConfig):

@@ -31,12 +31,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from boxwright.config import require
-from boxwright.models.layers.kv_cache import Cache, KeysValues
-from boxwright.models.layers.post_norm import RESNET_CHANNELS, DecoderBlock, EncoderBlock, frozen_resnet, sine_2d
+from boxwright.models.layers.kv_cache import KeysValues, KVCache
+from boxwright.models.layers.post_norm import (
+    RESNET_CHANNELS,
+    PostNormDecoderBlock,
+    PostNormEncoderBlock,
+    frozen_resnet,
+    sine_2d,
+)
 from boxwright.models.sequence.generate import Generated, generate
 from boxwright.models.sequence.likelihood import sentence_log_probs
 from boxwright.models.sequence.targets import ordered
-from boxwright.models.sequence.token_constraints import Grammar
+from boxwright.models.sequence.token_constraints import TokenConstraints
 from boxwright.types import Batch, Detector, Predictions, image_mask, pixels
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet; padding is zero behind them
@@ -108,7 +114,7 @@ class ReplicationConfig:
         return self.vocabulary - (5 if self.placed else 1)
 
 
-class Memory(NamedTuple):
+class EncoderMemory(NamedTuple):
     """What the decoder looks at: encoded cells with their positions, the cells alone, and which may be looked at."""
 
     keys_BME: Tensor
@@ -116,10 +122,10 @@ class Memory(NamedTuple):
     seen_BM: Tensor
 
 
-class Raw(NamedTuple):
+class ReplicationOutputs(NamedTuple):
     """What the decoder looks at, the sizes of the images, and height and width of the canvas."""
 
-    memory: Memory
+    memory: EncoderMemory
     sizes_B2: Tensor
     canvas: tuple[int, int]
 
@@ -154,14 +160,16 @@ class Replication(Detector):
         self.projection = nn.Sequential(nn.Conv2d(RESNET_CHANNELS, c.dim, 1))
         if not c.placed:
             self.projection.append(nn.GroupNorm(32, c.dim))
-        self.encoder = nn.ModuleList(EncoderBlock(c.dim, c.hidden, c.heads, c.dropout) for _ in range(c.encoder_layers))
-        self.decoder = Decoder(c)
+        self.encoder = nn.ModuleList(
+            PostNormEncoderBlock(c.dim, c.hidden, c.heads, c.dropout) for _ in range(c.encoder_layers)
+        )
+        self.decoder = ReplicationDecoder(c)
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """The ResNet's."""
         return list(self.backbone.parameters())
 
-    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None) -> Raw:
+    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None) -> ReplicationOutputs:
         """What the decoder looks at. A batch is padded only as far as its largest image, as the originals do it."""
         cut_BCHW = images_BCHW
         if not torch.compiler.is_exporting():  # a graph gets images of one size, without padding
@@ -171,13 +179,15 @@ class Replication(Detector):
         normed_BCHW = (pixels(cut_BCHW) - self.mean) / self.std * mask_BHW[:, None]
         features_BCHW = self.features(normed_BCHW)
         seen_BHW = F.interpolate(mask_BHW[:, None].float(), size=features_BCHW.shape[-2:])[:, 0].bool()
-        return Raw(self.encode(features_BCHW, seen_BHW), sizes_B2, (images_BCHW.shape[-2], images_BCHW.shape[-1]))
+        return ReplicationOutputs(
+            self.encode(features_BCHW, seen_BHW), sizes_B2, (images_BCHW.shape[-2], images_BCHW.shape[-1])
+        )
 
     def features(self, normed_BCHW: Tensor) -> Tensor:
         """From normalised pixels to the encoder's input, (B, dim, H / 32, W / 32)."""
         return self.projection(self.backbone(normed_BCHW.contiguous(memory_format=torch.channels_last)))
 
-    def encode(self, features_BCHW: Tensor, seen_BHW: Tensor) -> Memory:
+    def encode(self, features_BCHW: Tensor, seen_BHW: Tensor) -> EncoderMemory:
         """From the projected map, and where it is image, to what the decoder looks at."""
         c = self.config
         numbered_BHW = seen_BHW | (c.variant == "pretrained")
@@ -187,9 +197,9 @@ class Replication(Detector):
         x_BME = features_BCHW.flatten(2).transpose(1, 2)
         for block in self.encoder:
             x_BME = block(x_BME, added_BME, seen_BM[:, None, None])
-        return Memory(x_BME + positions_BME, x_BME, seen_BM)
+        return EncoderMemory(x_BME + positions_BME, x_BME, seen_BM)
 
-    def loss(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, raw: ReplicationOutputs, batch: Batch) -> dict[str, Tensor]:
         """`tokens`: cross-entropy of the next word, after the last layer; of `unofficial`, after every layer."""
         boxes_BM4, labels_BM, real_BM = ordered(
             batch.boxes_BN4, batch.labels_BN, batch.valid_BN, self.config.max_objects
@@ -204,7 +214,7 @@ class Replication(Detector):
         judged = states if self.config.variant == "unofficial" else states[-1:]
         return {"tokens": self.cross_entropy(torch.stack([self.decoder.head(x_BLE) for x_BLE in judged]), said_BL)}
 
-    def likelihood(self, raw: Raw, batch: Batch) -> tuple[Tensor, Tensor]:
+    def likelihood(self, raw: ReplicationOutputs, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log-likelihood of the true sentence of each image, and how many words it has, each (B,).
 
         Objects stand in the order in which the data set has them; classes are read as they are, and what is behind the
@@ -216,7 +226,7 @@ class Replication(Detector):
         each_BL = sentence_log_probs(said_BL, self.decoder, raw.memory, self.config.start)
         return (each_BL * real_BL).sum(1), real_BL.sum(1)
 
-    def words(self, boxes_BM4: Tensor, labels_BM: Tensor, raw: Raw) -> Tensor:
+    def words(self, boxes_BM4: Tensor, labels_BM: Tensor, raw: ReplicationOutputs) -> Tensor:
         """Objects as words, (B, M, 5), of boxes xyxy in [0, 1] of the canvas; coordinates are always rounded down."""
         c = self.config
         if c.placed:
@@ -251,15 +261,15 @@ class Replication(Detector):
         counted = targets != IGNORED
         return each.sum() / (weights_V[targets[counted]].sum() if c.placed else counted.sum())
 
-    def decode(self, raw: Raw) -> Predictions:
+    def decode(self, raw: ReplicationOutputs) -> Predictions:
         """Write, and read boxes and classes off the sentence, best first."""
         return self.read(self.write(raw), raw).best_first()
 
-    def write(self, raw: Raw) -> Generated:
+    def write(self, raw: ReplicationOutputs) -> Generated:
         """The most probable words one after the other."""
         return generate(self.decoder, raw.memory, self.grammar(), self.config.max_objects)
 
-    def grammar(self) -> Grammar:
+    def grammar(self) -> TokenConstraints:
         """Which words each place of a sentence may hold, by the rule of the original."""
         c, device = self.config, self.class_words.device
         place_L = torch.arange(WORDS * c.max_objects, device=device)
@@ -267,10 +277,12 @@ class Replication(Detector):
         in_box_L = boxes.get(c.variant, torch.zeros_like(place_L, dtype=torch.bool))
         words = {"stable": c.vocabulary - 6, "unofficial": c.vocabulary}.get(c.variant, c.end)
         limit_L = torch.where(in_box_L, c.coordinates, words)
-        return Grammar(c.start, c.end, torch.arange(c.vocabulary, device=device) < limit_L[:, None], self.class_words)
+        return TokenConstraints(
+            c.start, c.end, torch.arange(c.vocabulary, device=device) < limit_L[:, None], self.class_words
+        )
 
     @torch.no_grad()
-    def read(self, said: Generated, raw: Raw) -> Predictions:
+    def read(self, said: Generated, raw: ReplicationOutputs) -> Predictions:
         """Boxes and classes in the order in which they were written.
 
         A coordinate is the most probable one at its place, a class the most probable of the names at its place,
@@ -285,13 +297,13 @@ class Replication(Detector):
             coordinates_BN4 = scores_BN5V[:, :, :-1, : self.config.coordinates].argmax(-1)
         return self.found(coordinates_BN4, said, raw)
 
-    def found(self, coordinates_BN4: Tensor, said: Generated, raw: Raw) -> Predictions:
+    def found(self, coordinates_BN4: Tensor, said: Generated, raw: ReplicationOutputs) -> Predictions:
         """Boxes of these coordinates, with the classes and scores of sentences."""
         best_BN, labels_BN = said.class_log_probs_BNK.max(-1)
         ended_BN = (said.tokens_BL == self.config.end).cumsum(1).unflatten(1, (-1, WORDS)).any(-1)
         return Predictions(self.boxes(coordinates_BN4, raw), best_BN.exp().masked_fill(ended_BN, 0), labels_BN)
 
-    def boxes(self, coordinates_BN4: Tensor, raw: Raw) -> Tensor:
+    def boxes(self, coordinates_BN4: Tensor, raw: ReplicationOutputs) -> Tensor:
         """Boxes xyxy in [0, 1] of the canvas; a reversed box becomes an empty one."""
         said_BN4 = coordinates_BN4 / (self.config.coordinates - 1)
         if self.config.placed:
@@ -301,7 +313,7 @@ class Replication(Detector):
         return torch.cat([said_BN4[..., :2], torch.maximum(said_BN4[..., :2], said_BN4[..., 2:])], -1)
 
 
-def image_part(raw: Raw) -> Tensor:
+def image_part(raw: ReplicationOutputs) -> Tensor:
     """Width, height, width, height of the images as fractions of the canvas, (B, 1, 4)."""
     canvas_2 = torch.tensor(raw.canvas, device=raw.sizes_B2.device)
     return (raw.sizes_B2 / canvas_2).flip(-1).repeat(1, 2)[:, None]
@@ -330,8 +342,8 @@ def most_classes(c: ReplicationConfig) -> int:
     return (c.vocabulary - 6 if c.placed else c.end) - c.first_class
 
 
-class Decoder(nn.Module):
-    """A decoder as the engine knows it (`boxwright.models.sequence.generate.Writing`), of post-norm blocks.
+class ReplicationDecoder(nn.Module):
+    """A decoder as the engine knows it (`boxwright.models.sequence.generate.StepDecoder`), of post-norm blocks.
 
     Its table of words has one row more than there are words where sentences begin with a vector of their own.
     """
@@ -343,16 +355,18 @@ class Decoder(nn.Module):
         if c.placed:
             self.position_embedding = nn.Parameter(torch.randn(c.length, c.dim))
             self.input_norm = nn.LayerNorm(c.dim)
-        self.layers = nn.ModuleList(DecoderBlock(c.dim, c.hidden, c.heads, c.dropout) for _ in range(c.decoder_layers))
+        self.layers = nn.ModuleList(
+            PostNormDecoderBlock(c.dim, c.hidden, c.heads, c.dropout) for _ in range(c.decoder_layers)
+        )
         self.norm = nn.LayerNorm(c.dim)
         hidden = [layer for _ in range(2 * c.placed) for layer in (nn.Linear(c.dim, c.dim), nn.ReLU())]
         self.head = nn.Sequential(*hidden, nn.Linear(c.dim, c.vocabulary))
 
-    def forward(self, tokens_BL: Tensor, memory: Memory) -> Tensor:
+    def forward(self, tokens_BL: Tensor, memory: EncoderMemory) -> Tensor:
         """Scores (B, L, V) of what follows each word of given sentences."""
         return self.head(self.states(tokens_BL, memory)[-1]).float()
 
-    def states(self, tokens_BL: Tensor, memory: Memory) -> list[Tensor]:
+    def states(self, tokens_BL: Tensor, memory: EncoderMemory) -> list[Tensor]:
         """What each layer makes of given sentences, normed, (B, L, dim) each; `head` scores any of them."""
         x_BLE, places_LE = self._embed(tokens_BL, torch.arange(tokens_BL.shape[1], device=tokens_BL.device))
         states = []
@@ -361,11 +375,11 @@ class Decoder(nn.Module):
             states.append(self.norm(x_BLE))
         return states
 
-    def start(self, memory: Memory, length: int, each: int = 1) -> Cache:
+    def start(self, memory: EncoderMemory, length: int, each: int = 1) -> KVCache:
         """An empty cache for `each` sentences an image, of at most this length."""
-        return Cache.empty(self._image(memory), length, each, memory.seen_BM[:, None, None])
+        return KVCache.empty(self._image(memory), length, each, memory.seen_BM[:, None, None])
 
-    def step(self, tokens_BL: Tensor, positions_L: Tensor, cache: Cache) -> Tensor:
+    def step(self, tokens_BL: Tensor, positions_L: Tensor, cache: KVCache) -> Tensor:
         """Scores (B, V) of what follows the last of these words, which stand at these positions of their sentences."""
         x_BLE, places_LE = self._embed(tokens_BL, positions_L)
         place = cache.place(positions_L)
@@ -373,7 +387,7 @@ class Decoder(nn.Module):
             x_BLE = layer(x_BLE, places_LE, image, cache.seen_B11M, sentence, place)
         return self.head(self.norm(x_BLE[:, -1])).float()
 
-    def _image(self, memory: Memory) -> list[KeysValues]:
+    def _image(self, memory: EncoderMemory) -> list[KeysValues]:
         """The image's keys and values for each layer."""
         return [layer.cross_attention.keys_values(memory.keys_BME, memory.values_BME) for layer in self.layers]  # type: ignore[union-attr,operator]
 

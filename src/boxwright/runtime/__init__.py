@@ -7,7 +7,17 @@ from boxwright.classes import Class
 from boxwright.config import UserError
 from boxwright.detections import Detections
 from boxwright.runtime.onnx_detector import Detector
-from boxwright.runtime.predictor_base import Finder, Found
-from boxwright.runtime.sequence_types import Known, Word, Written
+from boxwright.runtime.predictor_base import BasePredictor, ImageResult
+from boxwright.runtime.sequence_types import GivenObjects, StreamObject, StreamToken
 
-__all__ = ["Class", "Detections", "Detector", "Finder", "Found", "Known", "UserError", "Word", "Written"]
+__all__ = [
+    "BasePredictor",
+    "Class",
+    "Detections",
+    "Detector",
+    "GivenObjects",
+    "ImageResult",
+    "StreamObject",
+    "StreamToken",
+    "UserError",
+]

@@ -16,14 +16,14 @@ _GAP = 3  # as `boxwright.images.fit`: box averages down to this many times the 
 
 
 @dataclass
-class Ready:
+class DecodedImage:
     """A decoded image and its size (width, height) before any reduction."""
 
     image: Image.Image
     size: tuple[int, int]
 
 
-def decode(picture: Any, side: int, takes: str = TAKES) -> Ready:
+def decode(picture: Any, side: int, takes: str = TAKES) -> DecodedImage:
     """Any image in mode RGB; a large one reduced, to no less than three times the canvas (a JPEG to twice).
 
     Args:
@@ -39,10 +39,10 @@ def decode(picture: Any, side: int, takes: str = TAKES) -> Ready:
         require(not path.is_dir(), f"{path} is a folder; `stream` goes through all images in it.")
         size = image_size(path)
         with in_turn(*size):
-            return Ready(reduced(open_image(path, side), side), size)
+            return DecodedImage(reduced(open_image(path, side), side), size)
     image = to_rgb(picture) if isinstance(picture, Image.Image) else _from_array(picture, takes)
     require(min(image.size), f"an image must have pixels, not {image.width} x {image.height}.")
-    return Ready(reduced(image, side), image.size)
+    return DecodedImage(reduced(image, side), image.size)
 
 
 def reduced(image: Image.Image, side: int) -> Image.Image:

@@ -14,10 +14,10 @@ from boxwright.classes import Class, class_positions
 from boxwright.config import UserError, require
 from boxwright.detections import Detections
 from boxwright.extras import how_to_install
-from boxwright.runtime.inputs import Picture, Ready
-from boxwright.runtime.predictor_base import Finder, check_batch_size, check_threshold, chunks
-from boxwright.runtime.sequence_reader import Language, Sentence, given_arrays, told, wanted_array
-from boxwright.runtime.sequence_types import Known, Word, Written, check_known, check_lists
+from boxwright.runtime.inputs import DecodedImage, Picture
+from boxwright.runtime.predictor_base import BasePredictor, check_batch_size, check_threshold, chunks
+from boxwright.runtime.sequence_reader import Sentence, TokenReader, given_arrays, told, wanted_array
+from boxwright.runtime.sequence_types import GivenObjects, StreamObject, StreamToken, check_known, check_lists
 
 FORMAT = 1  # of the files this reads; `boxwright export` writes it into them
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -43,10 +43,10 @@ class Facts:
     model: str
     precision: str
     card: dict[str, Any]
-    language: Language | None = None
+    language: TokenReader | None = None
 
 
-class Detector(Finder):
+class Detector(BasePredictor):
     """Finds objects in images with a file that `boxwright export` wrote.
 
     Args:
@@ -85,7 +85,7 @@ class Detector(Finder):
         threshold: float = 0.5,
         batch_size: int = 8,
         classes: Class | Sequence[Class] | None = None,
-        given: Known | None = None,
+        given: GivenObjects | None = None,
     ) -> Detections: ...
     @overload
     def predict(
@@ -94,7 +94,7 @@ class Detector(Finder):
         threshold: float = 0.5,
         batch_size: int = 8,
         classes: Class | Sequence[Class] | None = None,
-        given: Sequence[Known] | None = None,
+        given: Sequence[GivenObjects] | None = None,
     ) -> list[Detections]: ...
     def predict(
         self,
@@ -130,16 +130,18 @@ class Detector(Finder):
             found += self._detect(ready, threshold, wanted, None if given is None else [own for _, own in chunk])
         return found
 
-    def detect(self, ready: Sequence[Ready], threshold: float, classes: Sequence[int] | None) -> list[Detections]:
+    def detect(
+        self, ready: Sequence[DecodedImage], threshold: float, classes: Sequence[int] | None
+    ) -> list[Detections]:
         """The objects in each of a batch of decoded images, those of one size together."""
         return self._detect(ready, threshold, classes)
 
     def _detect(
         self,
-        ready: Sequence[Ready],
+        ready: Sequence[DecodedImage],
         threshold: float,
         classes: Sequence[int] | None,
-        given: Sequence[Known] | None = None,
+        given: Sequence[GivenObjects] | None = None,
     ) -> list[Detections]:
         found: dict[int, Detections] = {}
         for group in _of_one_size(ready):
@@ -156,10 +158,10 @@ class Detector(Finder):
 
     def _ask(
         self,
-        ready: Sequence[Ready],
+        ready: Sequence[DecodedImage],
         outputs: list[str],
         classes: Sequence[int] | None,
-        given: Sequence[Known] | None,
+        given: Sequence[GivenObjects] | None,
     ) -> list[np.ndarray]:
         """What the file says of images of one size; a file that writes is told what is wanted, and what is known."""
         images_BHW3 = np.stack([np.asarray(one.image) for one in ready])
@@ -183,14 +185,14 @@ class Detector(Finder):
         return self.facts.language is not None
 
     def write(
-        self, picture: Any, given: Known = (), classes: Class | Sequence[Class] | None = None
-    ) -> Iterator[Word | Written]:
-        """As of `Finder`, but that the whole sentence is computed before the first word is told."""
+        self, picture: Any, given: GivenObjects = (), classes: Class | Sequence[Class] | None = None
+    ) -> Iterator[StreamToken | StreamObject]:
+        """As of `BasePredictor`, but that the whole sentence is computed before the first word is told."""
         language = self.facts.language
         if language is None:
             return super().write(picture, given, classes)
         wanted = class_positions(classes, self.names)
-        ready = picture if isinstance(picture, Ready) else self.decode(picture)
+        ready = picture if isinstance(picture, DecodedImage) else self.decode(picture)
         *found, order_BN, words_BNS, log_probs_BNS = self._ask([ready], _SENTENCE, wanted, [given])
         self._check_labels(found[2][found[1] > 0])
         boxes_N4, scores_N, labels_N = (part[0] for part in found)
@@ -226,7 +228,7 @@ class Detector(Finder):
             raise UserError(f"{self.path} can't be computed on images of {shape}: {_first_line(error)}") from error
 
 
-def _of_one_size(ready: Sequence[Ready]) -> Iterator[list[int]]:
+def _of_one_size(ready: Sequence[DecodedImage]) -> Iterator[list[int]]:
     """Positions of the images, those of the same size together: a file takes images of one size at once."""
     groups: dict[tuple[int, int], list[int]] = {}
     for i, one in enumerate(ready):
@@ -234,7 +236,7 @@ def _of_one_size(ready: Sequence[Ready]) -> Iterator[list[int]]:
     yield from groups.values()
 
 
-def _in_file(boxes_N4: np.ndarray, ready: Ready) -> np.ndarray:
+def _in_file(boxes_N4: np.ndarray, ready: DecodedImage) -> np.ndarray:
     """Boxes in pixels of the file, of which the image may be a reduced one."""
     if ready.size == ready.image.size:
         return boxes_N4
@@ -281,7 +283,7 @@ def _facts(session: Any, path: Path) -> Facts:
     wrong = _changed(path, "what it says of itself is not right")
     try:
         names, card = json.loads(said["names"]), json.loads(said["card"])
-        language = Language.from_json(said["sentence"]) if "sentence" in said else None
+        language = TokenReader.from_json(said["sentence"]) if "sentence" in said else None
         facts = Facts(tuple(names), int(said["image_size"]), said["model"], said["precision"], card, language)
     except (AttributeError, KeyError, TypeError, ValueError):
         raise wrong from None

@@ -16,8 +16,8 @@ from PIL import Image
 from boxwright.classes import Class, class_positions
 from boxwright.config import UserError, require
 from boxwright.detections import Detections
-from boxwright.runtime.inputs import TAKES, Ready, decode
-from boxwright.runtime.sequence_types import Known, Word, Written
+from boxwright.runtime.inputs import TAKES, DecodedImage, decode
+from boxwright.runtime.sequence_types import GivenObjects, StreamObject, StreamToken
 from boxwright.runtime.sources import collect
 from boxwright.runtime.video import frames, is_video
 from boxwright.threads import map_ahead
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 @dataclass
-class Found:
+class ImageResult:
     """One image of a stream.
 
     Attributes:
@@ -51,7 +51,7 @@ class Found:
         return self.number if self.path is None or self.seconds is not None else self.path
 
 
-class Finder:
+class BasePredictor:
     """Finds objects in images. Who computes says which classes there are, for which canvas, and what is in a batch."""
 
     takes = TAKES
@@ -66,11 +66,13 @@ class Finder:
         """Side of the square canvas that images are fitted into, in pixels."""
         raise NotImplementedError
 
-    def detect(self, ready: Sequence[Ready], threshold: float, classes: Sequence[int] | None) -> list[Detections]:
+    def detect(
+        self, ready: Sequence[DecodedImage], threshold: float, classes: Sequence[int] | None
+    ) -> list[Detections]:
         """The objects in each of a batch of decoded images, of these classes (positions; None is all)."""
         raise NotImplementedError
 
-    def decode(self, picture: Any) -> Ready:
+    def decode(self, picture: Any) -> DecodedImage:
         """An image in any of the forms that `predict` takes, decoded."""
         return decode(picture, self.image_size, self.takes)
 
@@ -80,8 +82,8 @@ class Finder:
         return False
 
     def write(
-        self, picture: Any, given: Known = (), classes: Class | Sequence[Class] | None = None
-    ) -> Iterator[Word | Written]:
+        self, picture: Any, given: GivenObjects = (), classes: Class | Sequence[Class] | None = None
+    ) -> Iterator[StreamToken | StreamObject]:
         """Watch the sentence of an image being written: the words of each object, then the object; given ones first.
 
         Nothing is computed beyond what is asked for: who stops asking stops the writer.
@@ -135,7 +137,7 @@ class Finder:
         threshold: float = 0.5,
         skipped: list[UserError] | None = None,
         classes: Class | Sequence[Class] | None = None,
-    ) -> Iterator[Found]:
+    ) -> Iterator[ImageResult]:
         """`stream`, with the images."""
         check_threshold(threshold)
         check_batch_size(batch_size)
@@ -147,7 +149,7 @@ class Finder:
             for (item, ready), detections in zip(chunk, found, strict=True):
                 whole = item.seconds is not None and ready.image.size != ready.size
                 image = Image.fromarray(item.picture) if whole else ready.image
-                yield Found(item.path, image, ready.size, detections, item.number, item.seconds)
+                yield ImageResult(item.path, image, ready.size, detections, item.number, item.seconds)
 
 
 def check_threshold(threshold: float) -> None:
@@ -198,7 +200,7 @@ def _items(source: Any) -> Iterator[_Item]:
         yield _Item(picture, Path(picture) if isinstance(picture, str | Path) else None, number)
 
 
-def _decoded(item: _Item, decode: Callable[[Any], Ready]) -> tuple[_Item, Ready | UserError]:
+def _decoded(item: _Item, decode: Callable[[Any], DecodedImage]) -> tuple[_Item, DecodedImage | UserError]:
     if isinstance(item.picture, UserError):
         return item, item.picture
     try:
@@ -208,8 +210,8 @@ def _decoded(item: _Item, decode: Callable[[Any], Ready]) -> tuple[_Item, Ready 
 
 
 def _readable(
-    decoded: Iterable[tuple[_Item, Ready | UserError]], skipped: list[UserError] | None
-) -> Iterator[tuple[_Item, Ready]]:
+    decoded: Iterable[tuple[_Item, DecodedImage | UserError]], skipped: list[UserError] | None
+) -> Iterator[tuple[_Item, DecodedImage]]:
     for item, ready in decoded:
         if not isinstance(ready, UserError):
             yield item, ready

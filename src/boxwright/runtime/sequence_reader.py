@@ -11,17 +11,17 @@ from typing import NamedTuple
 import numpy as np
 
 from boxwright.config import require
-from boxwright.runtime.sequence_types import Box, Word, Written
+from boxwright.runtime.sequence_types import Box, StreamObject, StreamToken
 
 SIDES = ("x1", "y1", "x2", "y2")
 
 
 @dataclass(frozen=True)
-class Language:
+class TokenReader:
     """How to read the words of a file.
 
     Attributes:
-        slots: what each word of an object says, as in `Word.slot`.
+        slots: what each word of an object says, as in `StreamToken.slot`.
         classes: the name of each class's id, and of that for noise.
         end: the id that ends a sentence; None if none does.
         objects: in a sentence, given ones included.
@@ -33,7 +33,7 @@ class Language:
     objects: int
 
     @classmethod
-    def from_json(cls, text: str) -> Language:
+    def from_json(cls, text: str) -> TokenReader:
         """What `boxwright export` wrote into the file.
 
         Raises:
@@ -83,8 +83,8 @@ def wanted_array(classes: Sequence[int] | None, names: Sequence[str]) -> dict[st
 
 
 def told(
-    said: Sentence, language: Language, known: Sequence[tuple[int, Box]], names: Sequence[str]
-) -> Iterator[Word | Written]:
+    said: Sentence, language: TokenReader, known: Sequence[tuple[int, Box]], names: Sequence[str]
+) -> Iterator[StreamToken | StreamObject]:
     """The words of each object, then the object, up to the end of the sentence.
 
     Args:
@@ -101,18 +101,18 @@ def told(
         yield from words
         if words[-1].slot == "end":
             return
-        yield Written(number, box, label, names[label], 1.0 if given else float(said.scores_N[place]), given)
+        yield StreamObject(number, box, label, names[label], 1.0 if given else float(said.scores_N[place]), given)
 
 
-def _words(said: Sentence, language: Language, number: int, box: Box, given: bool) -> Iterator[Word]:
+def _words(said: Sentence, language: TokenReader, number: int, box: Box, given: bool) -> Iterator[StreamToken]:
     """Of an object, up to the word that ends the sentence."""
     sides = dict(zip(SIDES, (str(round(side)) for side in box), strict=True))
     spoken = zip(said.words_NS[number].tolist(), said.log_probs_NS[number].tolist(), language.slots, strict=True)
     for token, log_prob, slot in spoken:
         probability = min(1.0, math.exp(log_prob))
         if token == language.end:
-            yield Word(number, "end", "end", probability)
+            yield StreamToken(number, "end", "end", probability)
             return
         is_class = slot == "class"
         text = language.classes.get(token, f"#{token}") if is_class else " ".join(sides[side] for side in slot.split())
-        yield Word(number, slot, text, probability, given)
+        yield StreamToken(number, slot, text, probability, given)

@@ -9,12 +9,12 @@ from typing import Any, TypeAlias
 from boxwright.classes import Class, position
 from boxwright.config import UserError, require
 
-Known: TypeAlias = Sequence[tuple[Class, Sequence[float]]]  # of an image: class and box, xyxy in its pixels
+GivenObjects: TypeAlias = Sequence[tuple[Class, Sequence[float]]]  # of an image: class and box, xyxy in its pixels
 Box: TypeAlias = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
-class Word:
+class StreamToken:
     """One word of an object.
 
     Attributes:
@@ -35,7 +35,7 @@ class Word:
 
 
 @dataclass(frozen=True)
-class Written:
+class StreamObject:
     """An object of which all words stand.
 
     Attributes:
@@ -59,7 +59,7 @@ def check_known(objects: Any, size: tuple[int, int], names: Sequence[str]) -> li
     """The positions of the classes of known objects, and their boxes.
 
     Args:
-        objects: of one image, as `Known`.
+        objects: of one image, as `GivenObjects`.
         size: width and height of the image.
         names: the classes that the detector knows.
 
@@ -74,7 +74,7 @@ def check_known(objects: Any, size: tuple[int, int], names: Sequence[str]) -> li
     return [(position(name, names), _box(box, *size)) for name, box in objects]
 
 
-def check_lists(given: Any, images: int) -> Sequence[Known]:
+def check_lists(given: Any, images: int) -> Sequence[GivenObjects]:
     """The known objects of each of several images; none of any where None is given.
 
     Raises:

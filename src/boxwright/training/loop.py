@@ -31,14 +31,14 @@ from boxwright.models.weights import save_detector
 from boxwright.training.checkpoint import Progress, load_state, save_state
 from boxwright.training.optim import make_optimizer, moving_average, rate_factor, set_rate
 from boxwright.training.teacher import Teacher
-from boxwright.training.watch import Watch
+from boxwright.training.watch import RunLogger
 from boxwright.types import Batch, Detections, Detector
 
 SAVE_SECONDS = 600  # a state is written at least this often, besides each epoch's end
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunConfig:
     """A run, decided to the last setting.
 
     Attributes:
@@ -95,7 +95,7 @@ class Loop:
         self,
         fabric: Fabric,
         detector: Detector,
-        plan: Plan,
+        plan: RunConfig,
         train: Cache,
         val: tuple[Cache, Sequence[Record]],
         resume: bool,
@@ -128,7 +128,7 @@ class Loop:
             UserError: if the loss stops being finite, or a checkpoint can't be written.
             KeyboardInterrupt: after Ctrl-C or a polite kill, once the state is saved.
         """
-        watch = Watch(self.plan.folder, self.total, self.progress.step, self.fabric.is_global_zero)
+        watch = RunLogger(self.plan.folder, self.total, self.progress.step, self.fabric.is_global_zero)
         with watch, _Interrupt() as interrupt:
             while self.progress.step < self.total and not self._stale():
                 self._epoch(watch, interrupt)
@@ -142,7 +142,7 @@ class Loop:
         begun, taken, ends = time.perf_counter(), [], []
         batches = self._batches(0, 0)
         self.model.train()
-        with Watch(self.plan.folder, self.total, 0, active=True) as watch:
+        with RunLogger(self.plan.folder, self.total, 0, active=True) as watch:
             for step in range(1, min(most, self.epoch_steps) + 1):
                 started = time.perf_counter()
                 losses = self._step(batches)
@@ -156,7 +156,7 @@ class Loop:
                 ends.append(time.perf_counter() - started)
         return statistics.median(taken[2:] or taken), ends[-1]
 
-    def _epoch(self, watch: Watch, interrupt: "_Interrupt") -> None:
+    def _epoch(self, watch: RunLogger, interrupt: "_Interrupt") -> None:
         epoch, first = divmod(self.progress.step, self.epoch_steps)
         self.model.train()
         batches = self._batches(epoch, first * self.accumulate)
@@ -221,7 +221,7 @@ class Loop:
                 "Try a lower --optim.lr, --optim.clip 1 or --precision 32-true; --resume goes on from the last state."
             )
 
-    def _finish_epoch(self, epoch: int, watch: Watch) -> None:
+    def _finish_epoch(self, epoch: int, watch: RunLogger) -> None:
         """Validate what will be shipped, keep the last and the best, then the state."""
         shipped: Detector = self.average.module if self.average is not None else self.detector  # type: ignore[assignment]
         self.model.eval()

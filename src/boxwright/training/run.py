@@ -29,7 +29,7 @@ from boxwright.models.weights import find_weights, is_adapter, load_detector
 from boxwright.training import recipes
 from boxwright.training.checkpoint import FILE as STATE
 from boxwright.training.fabric import Precision, make_fabric
-from boxwright.training.loop import Loop, Plan
+from boxwright.training.loop import Loop, RunConfig
 from boxwright.training.optim import check as check_optim
 from boxwright.training.teacher import Teacher
 from boxwright.types import Detector
@@ -153,7 +153,7 @@ def train(
     if origin := getattr(detector.backbone, "origin", ""):
         card["began from"] = origin
     digest, taught_by = _digest(decided, names, records), decided.get("teacher", "")
-    plan = Plan(out, epochs, batch_size, augment, optim, seed, card, digest, taught_by)
+    plan = RunConfig(out, epochs, batch_size, augment, optim, seed, card, digest, taught_by)
     loop = Loop(fabric, detector, plan, train_cache, (val_cache, val_records), resume, lessons)
     if fabric.is_global_zero:
         text = yaml.safe_dump(config, sort_keys=False)

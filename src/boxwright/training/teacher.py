@@ -32,7 +32,7 @@ SURE = 0.5  # the score over which the teacher is believed in what nobody annota
 APART = 0.5  # the overlap under which it is another object than those annotated
 ATTENTION, SOFT, SOFT_GIOU = 5.0, 4.0, 6.0  # weights
 Level = tuple[int, int, int]  # places of the student's and the teacher's map of a stride, and that stride
-Said = tuple[Tensor, Sequence[Tensor]]
+CellOutputs = tuple[Tensor, Sequence[Tensor]]
 
 
 class Teacher(nn.Module):
@@ -178,7 +178,7 @@ def cell_losses(own_BQX: Tensor, other_BQX: Tensor) -> dict[str, Tensor]:
     }
 
 
-def cells_at(levels: Sequence[Level], own: Said, other: Said, zoom: float) -> tuple[Tensor, Tensor]:
+def cells_at(levels: Sequence[Level], own: CellOutputs, other: CellOutputs, zoom: float) -> tuple[Tensor, Tensor]:
     """The student's cells on the maps of shared strides, and for each the teacher's nearest one of the same stride; 0
     beyond the teacher's canvas.
 

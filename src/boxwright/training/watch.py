@@ -21,7 +21,7 @@ TAIL = ("val_ap", "val_ap50")  # further columns of the validation as they come
 LIKELIHOOD = "val_log_likelihood"
 
 
-class Watch:
+class RunLogger:
     """Follows a run; on all processes but the first it says and writes nothing.
 
     metrics.csv has a row a step: step, epoch, lr, loss, one ``loss_<name>`` a term. On the last step of each epoch
@@ -57,7 +57,7 @@ class Watch:
         self.task = self.bar.add_task("training", total=total, completed=done, said="")
         self.ap = _said(self.rows[-1] if self.rows else {})
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "RunLogger":
         with ExitStack() as stack:
             stack.enter_context(_quiet_writer())
             if self.active:

@@ -3,7 +3,7 @@ import torch
 from test_decoding import BOXES, Babbler, clear_decoder
 
 from boxwright.config import UserError
-from boxwright.models.sequence.beam_search import Beams
+from boxwright.models.sequence.beam_search import BeamSearch
 from boxwright.models.sequence.generate import generate
 from boxwright.models.sequence.sampling import Sampling
 from boxwright.models.sequence.vocabulary import Vocabulary
@@ -30,7 +30,7 @@ def means(said):
 def test_a_beam_of_one_is_greedy(decoder, memory, end_bias):
     greedy = generate(decoder, memory, BOXES, 6, Sampling(end_bias=end_bias))
     with torch.no_grad():
-        beams = Beams(decoder, memory, BOXES, 6, Sampling(end_bias=end_bias))
+        beams = BeamSearch(decoder, memory, BOXES, 6, Sampling(end_bias=end_bias))
         for number in range(6):
             beams.write_object(number)
     assert all(torch.equal(one, other) for one, other in zip(beams.generated(), greedy, strict=True))

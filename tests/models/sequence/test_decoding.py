@@ -5,15 +5,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from boxwright.models.layers.kv_cache import Cache, KeysValues
-from boxwright.models.sequence.decoder import Decoder
+from boxwright.models.layers.kv_cache import KeysValues, KVCache
+from boxwright.models.sequence.decoder import SequenceDecoder
 from boxwright.models.sequence.generate import generate
-from boxwright.models.sequence.generation import Draft
+from boxwright.models.sequence.generation import Generation
 from boxwright.models.sequence.sampling import Sampling
-from boxwright.models.sequence.token_constraints import Grammar
+from boxwright.models.sequence.token_constraints import TokenConstraints
 from boxwright.models.sequence.vocabulary import Vocabulary
 
-FREE = Grammar(10, 0, torch.ones(5, 60, dtype=torch.bool), torch.tensor([3, 4, 5]))
+FREE = TokenConstraints(10, 0, torch.ones(5, 60, dtype=torch.bool), torch.tensor([3, 4, 5]))
 BOXES = Vocabulary(12, 104, 120).grammar(3)  # 12 coordinates, 3 classes and noise
 
 
@@ -28,8 +28,10 @@ def memory():
     return torch.randn(3, 11, 24, generator=torch.Generator().manual_seed(1))
 
 
-def clear_decoder(tokens: int, length: int = 40) -> Decoder:
-    decoder = Decoder(tokens, length, slots=5, layers=2, dim=24, hidden=48, heads=3, dropout=0.1, drop_path=0.1).eval()
+def clear_decoder(tokens: int, length: int = 40) -> SequenceDecoder:
+    decoder = SequenceDecoder(
+        tokens, length, slots=5, layers=2, dim=24, hidden=48, heads=3, dropout=0.1, drop_path=0.1
+    ).eval()
     for table in (decoder.token_embedding, decoder.position_embedding):
         torch.nn.init.normal_(table, std=0.5)  # so that the choices are clear
     return decoder
@@ -42,7 +44,7 @@ class Babbler:
         self.tokens, self.seed, self.scale = tokens, seed, scale
 
     def start(self, memory, length, each=1, /):
-        return Cache.empty([KeysValues(torch.zeros(memory, 1, 1, 1), torch.zeros(memory, 1, 1, 1))], length, each)
+        return KVCache.empty([KeysValues(torch.zeros(memory, 1, 1, 1), torch.zeros(memory, 1, 1, 1))], length, each)
 
     def step(self, tokens_BL, positions_L, cache, /):
         generator = torch.Generator().manual_seed(self.seed * 1000 + int(positions_L[-1]))
@@ -122,7 +124,7 @@ def test_a_step_compiles_whole(decoder, memory):
 def test_an_object_compiles_whole(memory, sampling):
     decoder = clear_decoder(120)
     with torch.no_grad():
-        drafts = [Draft(decoder, memory, BOXES, 3, sampling) for _ in range(2)]
+        drafts = [Generation(decoder, memory, BOXES, 3, sampling) for _ in range(2)]
         compiled = torch.compile(drafts[1].write_object, fullgraph=True, backend="aot_eager")
         for number in range(2):
             drafts[0].write_object(number)

@@ -15,7 +15,7 @@ from boxwright.deployment.onnx.sequence_modules import language
 from boxwright.deployment.onnx.to_onnx import CANVAS, OPSET, OUTPUTS, Core, converted, example, pads
 from boxwright.models import registry
 from boxwright.models.replication import Replication
-from boxwright.models.sequence.sequence_detector import Writer
+from boxwright.models.sequence.sequence_detector import SequenceDetector
 from boxwright.models.sequence.vocabulary import NOISE
 from boxwright.runtime.onnx_detector import FORMAT
 from boxwright.types import Detector
@@ -58,12 +58,12 @@ def describe(model: onnx.ModelProto, detector: Detector, precision: str) -> None
         "card": json.dumps(vars(detector).get("card", {})),
         "opset": str(OPSET),
     }
-    if isinstance(detector, Writer):
+    if isinstance(detector, SequenceDetector):
         facts["sentence"] = json.dumps(_sentence(detector))
     onnx.helper.set_model_props(model, facts)
 
 
-def _sentence(detector: Writer) -> dict[str, Any]:
+def _sentence(detector: SequenceDetector) -> dict[str, Any]:
     """How to read its words, for `boxwright.runtime.sequence_reader.Language`."""
     spoken, words = language(detector), detector.words()
     tokens_K = words.class_tokens(torch.arange(len(detector.names))).tolist()
@@ -91,7 +91,7 @@ def _name_axes(model: onnx.ModelProto) -> None:
 
 def _rest(detector: Detector) -> onnx.ModelProto:
     """All that follows the letterbox."""
-    if isinstance(detector, Writer | Replication):
+    if isinstance(detector, SequenceDetector | Replication):
         return writer_graph(detector)
     rows = Dim.DYNAMIC
     canvas = {0: rows} if pads(detector) else {0: rows, 2: rows, 3: rows}

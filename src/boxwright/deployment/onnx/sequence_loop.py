@@ -14,25 +14,25 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 from torch.export import Dim
 
-from boxwright.deployment.onnx.sequence_modules import Begin, End, OneObject
+from boxwright.deployment.onnx.sequence_modules import ObjectStep, SequenceEnd, SequenceStart
 from boxwright.deployment.onnx.to_onnx import CANVAS, OUTPUTS, converted, example, pads
 from boxwright.models.replication import Replication
-from boxwright.models.sequence.sequence_detector import Writer
+from boxwright.models.sequence.sequence_detector import SequenceDetector
 
 INSIDE = "object."  # before all names in the loop
 KNOWN = ("known_boxes", "known_labels")  # given objects, for every image
 WANTED = "wanted_classes"
-SENTENCE = ("order", "words", "word_log_probs")  # see `boxwright.deployment.onnx.sequence_modules.End`
+SENTENCE = ("order", "words", "word_log_probs")  # see `boxwright.deployment.onnx.sequence_modules.SequenceEnd`
 
 
-def writer_graph(detector: Writer | Replication) -> onnx.ModelProto:
+def writer_graph(detector: SequenceDetector | Replication) -> onnx.ModelProto:
     """All that follows the letterbox.
 
     Where words are drawn, `seed` int64 (B,) is an input more. Where it can be asked, so are `given_boxes` float32
     (B, G, 4), `given_labels` int64 (B, G) and `wanted_classes` bool (K,), which may be left out, and `SENTENCE` are
     outputs more.
     """
-    begin, one = Begin(detector).eval(), OneObject(detector).eval()
+    begin, one = SequenceStart(detector).eval(), ObjectStep(detector).eval()
     inputs = _inputs(detector, one)
     made = begin(*inputs)
     seen_end = len(made) - one.asked
@@ -48,7 +48,7 @@ def _names(kind: str, count: int) -> list[str]:
     return [f"{kind}_{n}" for n in range(count)]
 
 
-def _inputs(detector: Writer | Replication, one: OneObject) -> tuple[Tensor, ...]:
+def _inputs(detector: SequenceDetector | Replication, one: ObjectStep) -> tuple[Tensor, ...]:
     """An example of what comes before the first object."""
     canvas_BCHW, size_2, original_2 = example(detector)
     if not one.asked:
@@ -58,7 +58,7 @@ def _inputs(detector: Writer | Replication, one: OneObject) -> tuple[Tensor, ...
 
 
 def _begin(
-    detector: Writer | Replication, begin: Begin, inputs: tuple[Tensor, ...], state: int, seen: int
+    detector: SequenceDetector | Replication, begin: SequenceStart, inputs: tuple[Tensor, ...], state: int, seen: int
 ) -> onnx.ModelProto:
     rows, asked = Dim.DYNAMIC, len(inputs) > 2
     canvas = {0: rows} if pads(detector) else {0: rows, 2: rows, 3: rows}
@@ -96,7 +96,7 @@ def _let_leave_out(graph: onnx.GraphProto) -> None:
 
 
 def _object(
-    one: OneObject, state: tuple[Tensor, ...], seen: tuple[Tensor, ...], given: tuple[Tensor, ...], grows: bool
+    one: ObjectStep, state: tuple[Tensor, ...], seen: tuple[Tensor, ...], given: tuple[Tensor, ...], grows: bool
 ) -> onnx.ModelProto:
     """The body of the loop; what is not carried is not among its inputs."""
     slots, kept = one.language.grammar.slots, one.carried - 2 * one.layers
@@ -130,11 +130,11 @@ def _dynamic(part: Tensor, grows: bool) -> dict[int, Any]:
     return rows | ({3 if part.dtype == torch.bool else 2: Dim.DYNAMIC} if grows else {})
 
 
-def _words(one: OneObject) -> list[str]:
+def _words(one: ObjectStep) -> list[str]:
     return ["tokens", "log_probs", "classes", *(["coordinates"] if one.coordinates else [])]
 
 
-def _end(detector: Writer | Replication, one: OneObject) -> onnx.ModelProto:
+def _end(detector: SequenceDetector | Replication, one: ObjectStep) -> onnx.ModelProto:
     grammar, rows = one.language.grammar, Dim.DYNAMIC
     slots, classes = grammar.slots, len(grammar.class_tokens_K)
     words = [torch.zeros(3, 2, slots, dtype=torch.int64), torch.zeros(3, 2, slots), torch.zeros(3, 2, classes)]
@@ -145,19 +145,19 @@ def _end(detector: Writer | Replication, one: OneObject) -> onnx.ModelProto:
         words.append(torch.ones(classes, dtype=torch.bool))
         shapes.append(None)
     inputs = (*example(detector)[1:], *words)
-    return converted(End(detector).eval(), inputs, tuple(shapes), [*CANVAS[1:], *_read(one)], _outputs(one))
+    return converted(SequenceEnd(detector).eval(), inputs, tuple(shapes), [*CANVAS[1:], *_read(one)], _outputs(one))
 
 
-def _read(one: OneObject) -> list[str]:
+def _read(one: ObjectStep) -> list[str]:
     """What the end looks at besides the canvas."""
     return [*_words(one), *([WANTED] if one.asked else [])]
 
 
-def _outputs(one: OneObject) -> list[str]:
+def _outputs(one: ObjectStep) -> list[str]:
     return [*OUTPUTS, *(SENTENCE if one.asked else [])]
 
 
-def _join(main: onnx.ModelProto, body: onnx.ModelProto, end: onnx.ModelProto, one: OneObject) -> None:
+def _join(main: onnx.ModelProto, body: onnx.ModelProto, end: onnx.ModelProto, one: ObjectStep) -> None:
     """Lay the loop behind the beginning, and the end behind it."""
     state, graph = _names("state", one.carried), main.graph
     most = helper.make_tensor("objects", TensorProto.INT64, [], [one.language.objects])

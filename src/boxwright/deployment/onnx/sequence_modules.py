@@ -17,21 +17,21 @@ from torch import Tensor, nn
 
 from boxwright.config import require
 from boxwright.deployment.onnx.to_onnx import in_pixels, prepared
-from boxwright.models.layers.kv_cache import Cache, KeysValues
-from boxwright.models.patchseq import PatchCache, PatchSeq, PatchWords
-from boxwright.models.replication import Raw, Replication
+from boxwright.models.layers.kv_cache import KeysValues, KVCache
+from boxwright.models.patchseq import PatchCache, PatchSeq, PatchTokens
+from boxwright.models.replication import Replication, ReplicationOutputs
 from boxwright.models.sequence.generate import GREEDY
-from boxwright.models.sequence.generation import Draft, Generated
-from boxwright.models.sequence.no_repeat import Repeats
+from boxwright.models.sequence.generation import Generated, Generation
+from boxwright.models.sequence.no_repeat import NoRepeat
 from boxwright.models.sequence.pointer import History
 from boxwright.models.sequence.sampling import Sampling, uniform
-from boxwright.models.sequence.sequence_detector import Writer
-from boxwright.models.sequence.token_constraints import Grammar
+from boxwright.models.sequence.sequence_detector import SequenceDetector
+from boxwright.models.sequence.token_constraints import TokenConstraints
 from boxwright.types import Predictions
 
 
 @dataclass(frozen=True)
-class Language:
+class GenerationSettings:
     """What a detector writes in, and how it chooses its words.
 
     Attributes:
@@ -41,20 +41,20 @@ class Language:
         class_PV: where a word stands that names a class, and only if the class is wanted.
     """
 
-    grammar: Grammar
+    grammar: TokenConstraints
     objects: int
     sampling: Sampling
     class_PV: Tensor | None = None
 
 
-def language(detector: Writer | Replication) -> Language:
+def language(detector: SequenceDetector | Replication) -> GenerationSettings:
     """As the detector's own `write` has it.
 
     Raises:
         UserError: for settings that are not in the graph.
     """
     if isinstance(detector, Replication):
-        return Language(detector.grammar(), detector.config.max_objects, GREEDY)
+        return GenerationSettings(detector.grammar(), detector.config.max_objects, GREEDY)
     sampling = detector.config.sampling
     sampling.check()
     only = "one file holds greedy writing and sampling"
@@ -62,10 +62,10 @@ def language(detector: Writer | Replication) -> Language:
     require(sampling.repeats, f"{only}, and lets objects be repeated; set repeats=True.")
     grammar, classless = (detector.grammar(detector.words(), classes) for classes in (None, []))
     class_PV = grammar.allowed_PV & ~classless.allowed_PV
-    return Language(grammar, detector.config.max_objects, sampling, class_PV)
+    return GenerationSettings(grammar, detector.config.max_objects, sampling, class_PV)
 
 
-class Given(NamedTuple):
+class GivenBatch(NamedTuple):
     """Given objects as a batch has them."""
 
     boxes_BN4: Tensor
@@ -73,7 +73,7 @@ class Given(NamedTuple):
     valid_BN: Tensor
 
 
-class Growing:
+class GrowingKeysValues:
     """Keys and values that are what has been written, and nothing else."""
 
     def __init__(self, keys_BHLE: Tensor, values_BHLE: Tensor):
@@ -89,14 +89,14 @@ class Growing:
         return
 
 
-class Begin(nn.Module):
+class SequenceStart(nn.Module):
     """From the canvas to what the first object needs.
 
     Args:
         detector: in evaluation mode.
     """
 
-    def __init__(self, detector: Writer | Replication):
+    def __init__(self, detector: SequenceDetector | Replication):
         super().__init__()
         self.detector = prepared(detector)
 
@@ -123,11 +123,11 @@ class Begin(nn.Module):
         if original_2 is None or boxes_BG4 is None or labels_BG is None:
             return (*state, *seen(cache))
         scale_2 = (size_2 / original_2 / torch.tensor(canvas_BCHW.shape[-2:])).flip(0)
-        given = Given(boxes_BG4 * scale_2.repeat(2), labels_BG.clamp(min=0), labels_BG >= 0)
+        given = GivenBatch(boxes_BG4 * scale_2.repeat(2), labels_BG.clamp(min=0), labels_BG >= 0)
         return (*state, *seen(cache), detector.given_words(raw, given))
 
 
-def seen(cache: Cache) -> list[Tensor]:
+def seen(cache: KVCache) -> list[Tensor]:
     """What stays the same from object to object."""
     words = list(cache.words[:2]) if isinstance(cache, PatchCache) else []
     mask = [] if cache.seen_B11M is None else [cache.seen_B11M]
@@ -142,18 +142,18 @@ def _pairs(tensors: list[Tensor], kind: Any) -> list[Any]:
     return [kind(*tensors[n : n + 2]) for n in range(0, len(tensors), 2)]
 
 
-class OneObject(nn.Module):
+class ObjectStep(nn.Module):
     """The next object of every sentence.
 
     Args:
         detector: in evaluation mode.
     """
 
-    def __init__(self, detector: Writer | Replication):
+    def __init__(self, detector: SequenceDetector | Replication):
         super().__init__()
         self.decoder, self.language = detector.decoder, language(detector)
         self.layers, self.points = len(detector.decoder.layers), isinstance(detector, PatchSeq)
-        self.masked, self.asked = isinstance(detector, Replication), isinstance(detector, Writer)
+        self.masked, self.asked = isinstance(detector, Replication), isinstance(detector, SequenceDetector)
         self.grid = detector.words().grid if isinstance(detector, PatchSeq) else (0, 0)
         self.coordinates = detector.config.coordinates if isinstance(detector, Replication) else None
 
@@ -168,7 +168,7 @@ class OneObject(nn.Module):
 
         Args:
             number: of the object, from 0.
-            tensors: what `Begin` gives; behind it which classes are wanted (K,), if it can be asked, and the seeds
+            tensors: what `SequenceStart` gives; behind it which classes are wanted (K,), if it can be asked, and the seeds
                 (B,), if any are needed.
         """
         (last_B1, ended_B1, *state), rest = tensors[: self.carried], list(tensors[self.carried :])
@@ -177,7 +177,7 @@ class OneObject(nn.Module):
         given_BP = rest.pop() if self.asked else None
         history = History(*(part.clone() for part in state[:2])) if self.points else None
         cache = self._cache(state[2 * self.points :], rest, history)
-        draft = ObjectDraft(
+        draft = ObjectGeneration(
             self.decoder, self.language, cache, number, seed_B, last_B1, ended_B1, given_BP, wanted_K
         )  # fmt: skip
         draft.write_object(0)
@@ -188,22 +188,22 @@ class OneObject(nn.Module):
         words = (said.tokens_BL, said.log_probs_BL, said.class_log_probs_BNK[:, 0])
         return (goes_on, *next_state, *words, *self._coordinates(draft))
 
-    def _cache(self, sentence: list[Tensor], rest: list[Tensor], history: History | None) -> Cache:
+    def _cache(self, sentence: list[Tensor], rest: list[Tensor], history: History | None) -> KVCache:
         image, more = _pairs(rest[: 2 * self.layers], KeysValues), rest[2 * self.layers :]
         mask = more[0] if self.masked else None
-        cache = Cache(_pairs(sentence, Growing), image, mask)
+        cache = KVCache(_pairs(sentence, GrowingKeysValues), image, mask)
         if history is None:
             return cache
-        words = PatchWords(more[0], more[1], self.grid)
+        words = PatchTokens(more[0], more[1], self.grid)
         return PatchCache(cache.sentence, cache.image, mask, words=words, history=history)
 
-    def _coordinates(self, draft: "ObjectDraft") -> list[Tensor]:
+    def _coordinates(self, draft: "ObjectGeneration") -> list[Tensor]:
         if self.coordinates is None:
             return []
         return [torch.stack([scores[:, : self.coordinates].argmax(-1) for scores in draft.seen_scores[:-1]], 1)]
 
 
-class ObjectDraft(Draft):
+class ObjectGeneration(Generation):
     """A draft of one object, behind those that the cache knows.
 
     Args:
@@ -219,8 +219,8 @@ class ObjectDraft(Draft):
     def __init__(
         self,
         decoder: Any,
-        language: Language,
-        cache: Cache,
+        language: GenerationSettings,
+        cache: KVCache,
         number: Tensor,
         seed_B: Tensor | None,
         last_B1: Tensor,
@@ -244,7 +244,7 @@ class ObjectDraft(Draft):
         self.log_probs_BL = torch.zeros(rows, slots + 1)
         self.class_log_probs_BNK = torch.full((rows, 1, len(grammar.class_tokens_K)), -torch.inf)
         self.forced_BL = None if given_BP is None else _at(given_BP, places_S)
-        self.repeats: Repeats | None = None
+        self.repeats: NoRepeat | None = None
         self.unwanted_PV: Tensor | None = None
         if wanted_K is not None and language.class_PV is not None:
             unwanted_V = torch.zeros_like(self.ids_V, dtype=torch.bool).index_put((grammar.class_tokens_K,), ~wanted_K)
@@ -259,7 +259,7 @@ class ObjectDraft(Draft):
         scores_BV = super()._grammatical(scores_BV, place, slot)
         return scores_BV if self.unwanted_PV is None else scores_BV.masked_fill(self.unwanted_PV[slot], -torch.inf)
 
-    def step(self, tokens_BL: Tensor, positions_L: Tensor, cache: Cache) -> Tensor:
+    def step(self, tokens_BL: Tensor, positions_L: Tensor, cache: KVCache) -> Tensor:
         """The decoder's, which counts from the beginning of the sentence; its scores are kept."""
         self.seen_scores.append(self.full.step(tokens_BL, positions_L + self.first_1, cache))
         return self.seen_scores[-1]
@@ -271,14 +271,14 @@ def _at(given_BP: Tensor, places_S: Tensor) -> Tensor:
     return given_BP.index_select(1, places_S.clamp(max=last)).masked_fill(places_S > last, -1)
 
 
-class End(nn.Module):
+class SequenceEnd(nn.Module):
     """From the words to boxes.
 
     Args:
         detector: in evaluation mode.
     """
 
-    def __init__(self, detector: Writer | Replication):
+    def __init__(self, detector: SequenceDetector | Replication):
         super().__init__()
         self.detector = prepared(detector)
 
@@ -291,22 +291,22 @@ class End(nn.Module):
 
         Args:
             size_2, original_2: as of `boxwright.deployment.onnx.to_onnx.Core`.
-            tokens_NBS, log_probs_NBS, class_NBK: what `OneObject` gives, one object after the other.
+            tokens_NBS, log_probs_NBS, class_NBK: what `ObjectStep` gives, one object after the other.
             more: of replications, the coordinates that it gives besides; of others, which classes are wanted, (K,).
         """
         tokens_BL, log_probs_BL = (part.transpose(0, 1).flatten(1) for part in (tokens_NBS, log_probs_NBS))
         said = Generated(tokens_BL, log_probs_BL, class_NBK.transpose(0, 1))
         found = self._read(said, size_2, more)
         boxes = in_pixels(found.best_first(), torch.tensor([self.detector.image_size] * 2), size_2, original_2)
-        if not isinstance(self.detector, Writer):
+        if not isinstance(self.detector, SequenceDetector):
             return boxes
         order_BN = found.scores_BD.sort(dim=1, descending=True, stable=True).indices  # as `best_first`
         return (*boxes, order_BN, tokens_NBS.transpose(0, 1), log_probs_NBS.transpose(0, 1))
 
     def _read(self, said: Generated, size_2: Tensor, more: Tensor) -> Predictions:
         side = self.detector.image_size
-        if isinstance(self.detector, Writer):
+        if isinstance(self.detector, SequenceDetector):
             return self.detector.read(said, None, more)
         assert isinstance(self.detector, Replication)
-        raw = Raw(None, size_2.expand(said.tokens_BL.shape[0], -1), (side, side))  # type: ignore[arg-type]
+        raw = ReplicationOutputs(None, size_2.expand(said.tokens_BL.shape[0], -1), (side, side))  # type: ignore[arg-type]
         return self.detector.found(more.transpose(0, 1), said, raw)

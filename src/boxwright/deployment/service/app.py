@@ -30,7 +30,7 @@ from boxwright.deployment.service.middleware import Guard, NoRoomError, Room, no
 from boxwright.deployment.service.schemas import Answer, Model, as_coco
 from boxwright.deployment.service.sequence_stream import DESCRIPTION, Lines, Watched, read_given
 from boxwright.deployment.service.uploads import decode, from_base64
-from boxwright.runtime.predictor_base import Finder
+from boxwright.runtime.predictor_base import BasePredictor
 
 PAGE = Path(__file__).parent / "page"
 _PAGE_FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js", "/write.js": "write.js"}
@@ -67,7 +67,7 @@ class Service:
         limits: what is taken in.
     """
 
-    def __init__(self, detector: Finder, limits: Limits):
+    def __init__(self, detector: BasePredictor, limits: Limits):
         limits.check()
         self.detector, self.limits, self.metrics = detector, limits, Metrics()
         self.room = Room(limits.queue, self.metrics)
@@ -137,7 +137,7 @@ async def _all(coming: Any) -> list[Any]:
     return done
 
 
-def make_app(detector: Finder, limits: Limits = Limits(), key: str | None = None) -> FastAPI:  # noqa: B008
+def make_app(detector: BasePredictor, limits: Limits = Limits(), key: str | None = None) -> FastAPI:  # noqa: B008
     """The service as an ASGI application.
 
     Args:

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from threading import Thread
 
 from boxwright.detections import Detections
-from boxwright.runtime.inputs import Ready
-from boxwright.runtime.predictor_base import Finder
-from boxwright.runtime.sequence_types import Word, Written
+from boxwright.runtime.inputs import DecodedImage
+from boxwright.runtime.predictor_base import BasePredictor
+from boxwright.runtime.sequence_types import StreamObject, StreamToken
 
 BATCH_SIZE = 8
 PATIENCE = 0.003  # seconds that the first of a batch waits for others
@@ -27,12 +27,12 @@ PATIENCE = 0.003  # seconds that the first of a batch waits for others
 class Job:
     """One image, and where its answer goes."""
 
-    ready: Ready
+    ready: DecodedImage
     classes: tuple[int, ...] | None
     found: Future[Detections] = field(default_factory=Future)
 
 
-Object = list[Word | Written]  # its words, and itself
+Object = list[StreamToken | StreamObject]  # its words, and itself
 Told = Object | Exception | None  # the next object; why nothing more comes; the end
 
 
@@ -41,16 +41,16 @@ class Sentence:
     """A sentence to be written object by object, one sentence after the other.
 
     Attributes:
-        begin: of `Finder.write`.
+        begin: of `BasePredictor.write`.
         tell: is called by the detector's thread.
         stopped: set it when nobody listens any more.
     """
 
-    begin: Callable[[], Iterator[Word | Written]]
+    begin: Callable[[], Iterator[StreamToken | StreamObject]]
     tell: Callable[[Told], None]
     stopped: bool = False
     seconds: float = 0.0
-    _coming: Iterator[Word | Written] | None = None
+    _coming: Iterator[StreamToken | StreamObject] | None = None
 
     def write_object(self) -> bool:
         """Tell the next object; whether there may be more."""
@@ -72,7 +72,7 @@ class Sentence:
         told: Object = []
         for one in self._coming:
             told.append(one)
-            if isinstance(one, Written):
+            if isinstance(one, StreamObject):
                 break
         return told
 
@@ -89,7 +89,7 @@ class Batcher:
 
     def __init__(
         self,
-        detector: Finder,
+        detector: BasePredictor,
         size: int = BATCH_SIZE,
         patience: float = PATIENCE,
         told: Callable[[int, float], None] = lambda images, seconds: None,
@@ -107,7 +107,7 @@ class Batcher:
         """Whether there is somebody to compute."""
         return self._thread.is_alive()
 
-    def submit(self, ready: Ready, classes: Sequence[int] | None) -> Future[Detections]:
+    def submit(self, ready: DecodedImage, classes: Sequence[int] | None) -> Future[Detections]:
         """All objects of these classes that the detector says are in the image, whatever their scores."""
         job = Job(ready, None if classes is None else tuple(sorted(set(classes))))
         self._waiting.put(job)

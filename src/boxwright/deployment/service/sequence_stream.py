@@ -16,8 +16,8 @@ from boxwright.classes import position
 from boxwright.config import UserError, require
 from boxwright.deployment.service.batching import Object, Sentence, Told
 from boxwright.deployment.service.errors import Refused, in_words
-from boxwright.runtime.predictor_base import Finder
-from boxwright.runtime.sequence_types import Box, Known, Word, Written, is_inside
+from boxwright.runtime.predictor_base import BasePredictor
+from boxwright.runtime.sequence_types import Box, GivenObjects, StreamObject, StreamToken, is_inside
 
 _ROUNDED = 0.01  # pixels: what a COCO file loses by rounding may reach out of the image
 
@@ -64,7 +64,7 @@ _SCHEMA = {"oneOf": [kind.model_json_schema() for kind in (WordLine, ObjectLine,
 DESCRIPTION = {200: {"description": "JSON, line by line.", "content": {"application/x-ndjson": {"schema": _SCHEMA}}}}
 
 
-def read_given(text: str, size: tuple[int, int], detector: Finder) -> Known:
+def read_given(text: str, size: tuple[int, int], detector: BasePredictor) -> GivenObjects:
     """Known objects from JSON.
 
     Args:
@@ -102,9 +102,9 @@ def _corners(bbox: tuple[float, ...], size: tuple[int, int]) -> Box:
     return x1, y1, x2, y2
 
 
-def line(told: Word | Written) -> bytes:
+def line(told: StreamToken | StreamObject) -> bytes:
     """A word or an object as a line."""
-    if isinstance(told, Word):
+    if isinstance(told, StreamToken):
         return _line(
             object=told.object, slot=told.slot, text=told.text, probability=round(told.probability, 5), given=told.given
         )
@@ -123,10 +123,10 @@ class Watched:
     """A sentence of the detector's thread, as the event loop sees it.
 
     Args:
-        begin: of `Finder.write`.
+        begin: of `BasePredictor.write`.
     """
 
-    def __init__(self, begin: Callable[[], Iterator[Word | Written]]):
+    def __init__(self, begin: Callable[[], Iterator[StreamToken | StreamObject]]):
         self._told: asyncio.Queue[Told] = asyncio.Queue()
         self._first: list[Object | None] = []
         loop = asyncio.get_running_loop()

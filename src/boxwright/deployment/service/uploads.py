@@ -7,13 +7,13 @@ import io
 
 from boxwright.deployment.service.errors import Refused
 from boxwright.images import displayed_size, open_lazily, reason, upright
-from boxwright.runtime.inputs import Ready, reduced
+from boxwright.runtime.inputs import DecodedImage, reduced
 
 # Of the formats that Pillow reads, those without programs to start or other files to open.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 
 
-def decode(data: bytes, name: str, side: int, most_pixels: int) -> Ready:
+def decode(data: bytes, name: str, side: int, most_pixels: int) -> DecodedImage:
     """An uploaded image in mode RGB, upright; a large one reduced, to no less than three times the canvas.
 
     Args:
@@ -31,7 +31,7 @@ def decode(data: bytes, name: str, side: int, most_pixels: int) -> Ready:
                 said = f"{image.width} x {image.height} pixels, and {most_pixels:,} are the limit"
                 raise Refused(413, f"{name} has {said}; send a smaller one.")
             size = displayed_size(image)
-            return Ready(reduced(upright(image, side), side), size)
+            return DecodedImage(reduced(upright(image, side), side), size)
     except Refused:
         raise
     except Exception as error:  # see `boxwright.images.open_image`

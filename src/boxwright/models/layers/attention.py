@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from boxwright.models.layers.kv_cache import KeysValues, Place
+from boxwright.models.layers.kv_cache import KeysValues, StepPositions
 
 
 class Attention(nn.Module):
@@ -101,7 +101,7 @@ class DecoderBlock(nn.Module):
         self.mlp = Mlp(dim, hidden, dropout, drop_path)
 
     def forward(
-        self, x_BLE: Tensor, image: KeysValues, cache: KeysValues | None = None, place: Place | None = None
+        self, x_BLE: Tensor, image: KeysValues, cache: KeysValues | None = None, place: StepPositions | None = None
     ) -> Tensor:
         """The next layer's view of the words.
 

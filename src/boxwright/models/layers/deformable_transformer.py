@@ -15,7 +15,7 @@ from boxwright.models.layers.dropout import Dropout
 from boxwright.models.layers.post_norm import mlp, sine_1d, sine_2d
 
 
-class Cells(NamedTuple):
+class MultiScaleCells(NamedTuple):
     """The cells of all maps, one map behind the other, row by row, finest map first.
 
     Attributes:
@@ -90,7 +90,7 @@ def _smooth(dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1, bias=False), nn.GroupNorm(dim // 8, dim), nn.ReLU())
 
 
-class Encoder(nn.Module):
+class DeformableEncoder(nn.Module):
     """Each cell looks at a few points of all maps, around itself."""
 
     def __init__(self, dim: int, hidden: int, heads: int, levels: int, points: int, layers: int, dropout: float):
@@ -98,7 +98,7 @@ class Encoder(nn.Module):
         self.level_embedding = nn.Parameter(torch.randn(levels, dim))
         self.layers = nn.ModuleList(EncoderLayer(dim, hidden, heads, levels, points, dropout) for _ in range(layers))
 
-    def forward(self, maps: Sequence[Tensor], seen: Sequence[Tensor]) -> Cells:
+    def forward(self, maps: Sequence[Tensor], seen: Sequence[Tensor]) -> MultiScaleCells:
         """The encoded cells of maps (B, E, H, W), and which of them are image, (B, H, W) bool."""
         dim = maps[0].shape[1]
         codes = [sine_2d(seen_BHW, dim, True, shift=0.5) for seen_BHW in seen]
@@ -120,7 +120,7 @@ class EncoderLayer(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.dropout = Dropout(dropout)
 
-    def forward(self, cells: Cells, codes_BTE: Tensor, places_BTV2: Tensor) -> Tensor:
+    def forward(self, cells: MultiScaleCells, codes_BTE: Tensor, places_BTV2: Tensor) -> Tensor:
         """The next layer's view of the cells, (B, T, E)."""
         x_BTE = cells.x_BTE
         found_BTE = self.attention(x_BTE + codes_BTE, places_BTV2, x_BTE, cells.hidden_BT, cells.shapes)
@@ -128,7 +128,7 @@ class EncoderLayer(nn.Module):
         return self.norm2(x_BTE + self.dropout(self.mlp(x_BTE)))
 
 
-class Decoder(nn.Module):
+class DeformableDecoder(nn.Module):
     """The layers that the queries go through; what each of them says is `Deformable.say`."""
 
     def __init__(self, dim: int, hidden: int, heads: int, levels: int, points: int, layers: int, dropout: float):
@@ -147,7 +147,7 @@ class DecoderLayer(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(
-        self, x_BQE: Tensor, places_BQE: Tensor, boxes_BQX: Tensor, cells: Cells, mask: Tensor | None
+        self, x_BQE: Tensor, places_BQE: Tensor, boxes_BQX: Tensor, cells: MultiScaleCells, mask: Tensor | None
     ) -> Tensor:
         """The next layer's view of the queries, (B, Q, E); see `Queries`. `mask` is False where a query must not look
         at another, or a bias of how much it does, (B, 1 or heads, Q, Q).
@@ -162,7 +162,7 @@ class DecoderLayer(nn.Module):
         return self.norm3(x_BQE + self.dropout(self.mlp(x_BQE)))
 
 
-def lay_out(maps: Sequence[Tensor], seen: Sequence[Tensor]) -> Cells:
+def lay_out(maps: Sequence[Tensor], seen: Sequence[Tensor]) -> MultiScaleCells:
     """The cells of maps (B, E, H, W) side by side, and where they are; `seen` is False on padding."""
     x_BTE = torch.cat([map_BEHW.flatten(2).transpose(1, 2) for map_BEHW in maps], 1)
     hidden_BT = ~torch.cat([seen_BHW.flatten(1) for seen_BHW in seen], 1)
@@ -176,7 +176,7 @@ def lay_out(maps: Sequence[Tensor], seen: Sequence[Tensor]) -> Cells:
         reach.append((1 / count_B2)[:, None].expand_as(places[-1]))
         parts.append(count_B2 / torch.tensor([width, height], device=x_BTE.device))
         levels.append(torch.full((height * width,), level, device=x_BTE.device))
-    return Cells(
+    return MultiScaleCells(
         x_BTE, hidden_BT, shapes, torch.stack(parts, 1), torch.cat(places, 1), torch.cat(reach, 1), torch.cat(levels)
     )
 

@@ -28,7 +28,7 @@ def relation(logits_BRK: Tensor, boxes_BR4: Tensor) -> Tensor:
     return torch.stack([overlap_BRR, better_BRR, same_BRR, overlap_BRR * better_BRR * same_BRR], -1)
 
 
-class Rivalry(nn.Module):
+class DuplicateBias(nn.Module):
     """What each layer of a decoder is told of how its queries relate.
 
     Args:

@@ -31,7 +31,7 @@ class KeysValues(NamedTuple):
         self.values_BHLE.index_copy_(2, positions_L, new.values_BHLE)
 
     def hidden(self, positions_L: Tensor) -> Tensor | None:
-        """`Place.hidden_LR` of tokens that stand at these positions, which see themselves and all before them."""
+        """`StepPositions.hidden_LR` of tokens that stand at these positions, which see themselves and all before them."""
         later_LR = torch.arange(self.keys_BHLE.shape[2], device=self.keys_BHLE.device) > positions_L[:, None]
         nothing_LR = torch.zeros_like(later_LR, dtype=self.keys_BHLE.dtype)
         return nothing_LR.masked_fill(later_LR, -torch.inf)
@@ -41,7 +41,7 @@ class KeysValues(NamedTuple):
         return KeysValues(self.keys_BHLE[:, :, :length], self.values_BHLE[:, :, :length])
 
 
-class Place(NamedTuple):
+class StepPositions(NamedTuple):
     """Where in their sentence the tokens of a step stand, and what they see of it.
 
     Attributes:
@@ -55,7 +55,7 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Cache:
+class KVCache:
     """What a decoder has read and written.
 
     Attributes:
@@ -70,7 +70,7 @@ class Cache:
     seen_B11M: Tensor | None = None
 
     @classmethod
-    def empty(cls, image: Iterable[KeysValues], length: int, each: int = 1, seen_B11M: Tensor | None = None) -> Cache:
+    def empty(cls, image: Iterable[KeysValues], length: int, each: int = 1, seen_B11M: Tensor | None = None) -> KVCache:
         """Room for `each` sentences an image, of at most this length; `image` is taken layer by layer."""
         packed = [KeysValues(*(tensor.contiguous() for tensor in kv)) for kv in image]  # a step reads all of them
         return cls([kv.room(each * kv.keys_BHLE.shape[0], length) for kv in packed], packed, seen_B11M)
@@ -80,7 +80,7 @@ class Cache:
         """Sentences being written."""
         return self.sentence[0].keys_BHLE.shape[0]
 
-    def first(self, length: int) -> Cache:
+    def first(self, length: int) -> KVCache:
         """The same cache, where only the first places are looked at and can be written."""
         return replace(self, sentence=[kv.first(length) for kv in self.sentence])
 
@@ -89,6 +89,6 @@ class Cache:
         for tensor in (t for kv in self.sentence for t in kv):
             tensor.copy_(tensor.index_select(0, rows_B))
 
-    def place(self, positions_L: Tensor) -> Place:
+    def place(self, positions_L: Tensor) -> StepPositions:
         """Tokens see themselves and all before them."""
-        return Place(positions_L, self.sentence[0].hidden(positions_L))
+        return StepPositions(positions_L, self.sentence[0].hidden(positions_L))

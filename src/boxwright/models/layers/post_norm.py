@@ -16,7 +16,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from boxwright.config import require
 from boxwright.models.layers.attention import Attention
 from boxwright.models.layers.dropout import Dropout
-from boxwright.models.layers.kv_cache import KeysValues, Place
+from boxwright.models.layers.kv_cache import KeysValues, StepPositions
 
 RESNET_CHANNELS = 2048  # of the last map, at stride 32
 
@@ -55,7 +55,7 @@ def sine_1d(angles: Tensor, dim: int) -> Tensor:
     return torch.stack([slowed.sin(), slowed.cos()], -1).flatten(-2)
 
 
-class EncoderBlock(nn.Module):
+class PostNormEncoderBlock(nn.Module):
     """Self-attention over all cells of the image, then an MLP; with `pre_norm`, each looks at normed cells instead."""
 
     def __init__(self, dim: int, hidden: int, heads: int, dropout: float, pre_norm: bool = False):
@@ -78,7 +78,7 @@ class EncoderBlock(nn.Module):
         return self.attention(placed_BME, self.attention.keys_values(placed_BME, x_BME), mask=seen_B11M)
 
 
-class DecoderBlock(nn.Module):
+class PostNormDecoderBlock(nn.Module):
     """Self-attention over what is written so far, attention to the image, then an MLP."""
 
     def __init__(self, dim: int, hidden: int, heads: int, dropout: float):
@@ -95,9 +95,9 @@ class DecoderBlock(nn.Module):
         image: KeysValues,
         seen_B11M: Tensor,
         cache: KeysValues | None = None,
-        place: Place | None = None,
+        place: StepPositions | None = None,
     ) -> Tensor:
-        """The next layer's view of the words, as `boxwright.models.layers.attention.DecoderBlock` has it.
+        """The next layer's view of the words, as `boxwright.models.layers.attention.PostNormDecoderBlock` has it.
 
         Args:
             x_BLE: words, either the whole sentence or those at `place`.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from boxwright.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from boxwright.models.layers.deformable_transformer import Queries
-from boxwright.models.losses.set_criterion import Said, Truth, box_losses, class_loss
+from boxwright.models.losses.set_criterion import LayerPredictions, Targets, box_losses, class_loss
 
 SHAKEN = 100  # queries aimed at: as many groups as they give room for
 SHIFT = 0.4  # most that a corner moves, in half sizes, if it shall find its object; if not, once to twice that
@@ -20,7 +20,7 @@ RELABELLED = 0.25  # share of the queries that begin with a random class
 
 
 @dataclass(frozen=True)
-class Shaken:
+class DenoisingQueries:
     """Shaken boxes as queries: G groups, each of all N objects that shall be found, then all N that shall not.
 
     Attributes:
@@ -68,13 +68,13 @@ class Shaken:
         itself_QQ = torch.eye(shaken + matched, dtype=torch.bool, device=self.real_BD.device)
         return (within_QQ & seen_BQ[:, None]) | itself_QQ
 
-    def split(self, said: Said) -> tuple[Said, Said]:
+    def split(self, said: LayerPredictions) -> tuple[LayerPredictions, LayerPredictions]:
         """What these say, and what the others say."""
         (one, other), (here, there) = (x.split([self.count, x.shape[2] - self.count], 2) for x in said)
-        return Said(one, here), Said(other, there)
+        return LayerPredictions(one, here), LayerPredictions(other, there)
 
 
-def shake(truth: Truth, label_embedding: Tensor) -> Shaken:
+def shake(truth: Targets, label_embedding: Tensor) -> DenoisingQueries:
     """As many groups as `SHAKEN` has room for, at least one.
 
     Args:
@@ -95,21 +95,21 @@ def shake(truth: Truth, label_embedding: Tensor) -> Shaken:
     other_BD = torch.randint_like(rows_BD, len(label_embedding))
     rows_BD = torch.where(torch.rand_like(shaken_BD4[..., 0]) < RELABELLED, other_BD, rows_BD)
     contents_BDE = label_embedding[rows_BD] * real_BD[..., None]
-    return Shaken(contents_BDE, rows_BD, shaken_BD4, real_BD, groups)
+    return DenoisingQueries(contents_BDE, rows_BD, shaken_BD4, real_BD, groups)
 
 
-def denoising_loss(said: Said, shaken: Shaken, truth: Truth, aware: bool) -> dict[str, Tensor]:
+def denoising_loss(said: LayerPredictions, shaken: DenoisingQueries, truth: Targets, aware: bool) -> dict[str, Tensor]:
     """`class`, `l1` and `giou` of each layer, (L,): of each group, the first half has its object, the others none."""
     layers, images = said.logits_LBQR.shape[:2]
     objects, groups = truth.valid_BN.shape[1], shaken.groups
     first_G = torch.arange(groups, device=truth.valid_BN.device) * 2 * objects
     query_M = (first_G[:, None] + torch.arange(objects, device=first_G.device)).flatten()
-    again = Truth(
+    again = Targets(
         truth.boxes_BN4.repeat(1, groups, 1), truth.rows_BN.repeat(1, groups), truth.valid_BN.repeat(1, groups),
         truth.count * groups,
     )  # fmt: skip
     matched_LBM = torch.where(again.valid_BN, query_M, -1).expand(layers, images, -1)
     silent = said.logits_LBQR.masked_fill(~shaken.real_BD[..., None], -30.0)  # padding: no loss, no gradient
-    said = Said(silent, said.boxes_LBQ4)
+    said = LayerPredictions(silent, said.boxes_LBQ4)
     classes_L = 2 * class_loss(said, again, matched_LBM, aware)
     return {"class": classes_L, **box_losses(said, again, matched_LBM)}

@@ -23,7 +23,7 @@ LEAST = 0.01  # overlap that is asked of a score: what is far off must learn, to
 AT_ONCE = 2**23  # costs: more are computed in parts, so that crowds don't take all memory
 
 
-class Said(NamedTuple):
+class LayerPredictions(NamedTuple):
     """What each of the layers says with each of its queries: scores before softmax or sigmoid, one a row of the head,
     and boxes, centre and size in [0, 1] of the image."""
 
@@ -31,8 +31,8 @@ class Said(NamedTuple):
     boxes_LBQ4: Tensor
 
 
-class Truth(NamedTuple):
-    """The objects of a batch: boxes as in `Said`, the row of each class, False on padding rows, and their number."""
+class Targets(NamedTuple):
+    """The objects of a batch: boxes as in `LayerPredictions`, the row of each class, False on padding rows, and their number."""
 
     boxes_BN4: Tensor
     rows_BN: Tensor
@@ -40,7 +40,7 @@ class Truth(NamedTuple):
     count: Tensor
 
 
-def truth_of(batch: Batch, extent_B4: Tensor, row_of_class_K: Tensor) -> Truth:
+def truth_of(batch: Batch, extent_B4: Tensor, row_of_class_K: Tensor) -> Targets:
     """What is true of a batch, whose boxes are in [0, 1] of the canvas; at least one row an image, be it padding.
 
     Args:
@@ -52,13 +52,13 @@ def truth_of(batch: Batch, extent_B4: Tensor, row_of_class_K: Tensor) -> Truth:
     boxes_BN4 = F.pad(xyxy_to_cxcywh(batch.boxes_BN4 / extent_B4[:, None]), (0, 0, 0, lacking))
     rows_BN = F.pad(row_of_class_K[batch.labels_BN], (0, lacking))
     valid_BN = F.pad(batch.valid_BN, (0, lacking))
-    return Truth(boxes_BN4, rows_BN, valid_BN, across_devices(valid_BN.sum().float()))
+    return Targets(boxes_BN4, rows_BN, valid_BN, across_devices(valid_BN.sum().float()))
 
 
 @torch.no_grad()
 def assign(
-    said: Said,
-    truth: Truth,
+    said: LayerPredictions,
+    truth: Targets,
     scores_LBQR: Tensor,
     price: Callable[[Tensor], Tensor],
     l1: float = 5.0,
@@ -102,7 +102,7 @@ def _by_number(boxes_LBQ4: Tensor) -> Tensor:
     return boxes_LBQ4.movedim(-1, 0).contiguous().movedim(0, -1)
 
 
-def box_losses(said: Said, truth: Truth, matched_LBN: Tensor) -> dict[str, Tensor]:
+def box_losses(said: LayerPredictions, truth: Targets, matched_LBN: Tensor) -> dict[str, Tensor]:
     """`l1` (weight 5) and `giou` (weight 2) of each layer, (L,): sums over all pairs by the number of objects."""
     boxes_LBN4 = pick(said.boxes_LBQ4, matched_LBN)
     real_LBN = matched_LBN >= 0
@@ -114,7 +114,7 @@ def box_losses(said: Said, truth: Truth, matched_LBN: Tensor) -> dict[str, Tenso
     }
 
 
-def focal_set_loss(said: Said, truth: Truth, aware: bool) -> tuple[dict[str, Tensor], Tensor]:
+def focal_set_loss(said: LayerPredictions, truth: Targets, aware: bool) -> tuple[dict[str, Tensor], Tensor]:
     """`class`, `l1` and `giou` of each layer, (L,), weighted 2, 5 and 2; and the assignment (L, B, N).
 
     The class is judged by the focal loss, or, if `aware`, by one that wants the overlap of the box as the score; sums
@@ -127,7 +127,7 @@ def focal_set_loss(said: Said, truth: Truth, aware: bool) -> tuple[dict[str, Ten
     }, matched_LBN
 
 
-def class_loss(said: Said, truth: Truth, matched_LBN: Tensor, aware: bool) -> Tensor:
+def class_loss(said: LayerPredictions, truth: Targets, matched_LBN: Tensor, aware: bool) -> Tensor:
     """(L,): of given pairs."""
     queries, rows = said.logits_LBQR.shape[2:]
     row_LBQ1 = give(truth.rows_BN, matched_LBN, queries, rows)[..., None]  # one row more, for nothing
@@ -142,7 +142,7 @@ def class_loss(said: Said, truth: Truth, matched_LBN: Tensor, aware: bool) -> Te
 
 
 @torch.no_grad()
-def _overlap(said: Said, truth: Truth, matched_LBN: Tensor) -> Tensor:
+def _overlap(said: LayerPredictions, truth: Targets, matched_LBN: Tensor) -> Tensor:
     """(L, B, Q): overlap of each query's box with its object."""
     corners_LBN4 = cxcywh_to_xyxy(pick(said.boxes_LBQ4, matched_LBN))
     overlap_LBN = iou(corners_LBN4, cxcywh_to_xyxy(truth.boxes_BN4)).clamp(min=LEAST)

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boxwright.models.sequence.generation import Draft, Generated, Writing
+from boxwright.models.sequence.generation import Generated, Generation, StepDecoder
 from boxwright.models.sequence.sampling import Sampling
-from boxwright.models.sequence.token_constraints import Grammar
+from boxwright.models.sequence.token_constraints import TokenConstraints
 
 
-class Beams(Draft):
+class BeamSearch(Generation):
     """Sentences that compete; B images have B x W x W rows, W of them alive after each object.
 
     Args:
@@ -25,9 +25,9 @@ class Beams(Draft):
 
     def __init__(
         self,
-        decoder: Writing,
+        decoder: StepDecoder,
         memory: Any,
-        grammar: Grammar,
+        grammar: TokenConstraints,
         objects: int,
         sampling: Sampling,
         given_BL: Tensor | None = None,

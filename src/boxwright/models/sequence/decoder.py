@@ -1,7 +1,7 @@
 """The autoregressive decoder: after each token it scores all tokens of the vocabulary for the next place.
 
-Training reads whole given sentences at once (`Decoder.forward`); generation makes one token after the other
-(`Decoder.step`), and keeps the keys and values of every layer, so that nothing is ever computed twice. Both give the
+Training reads whole given sentences at once (`SequenceDecoder.forward`); generation makes one token after the other
+(`SequenceDecoder.step`), and keeps the keys and values of every layer, so that nothing is ever computed twice. Both give the
 same scores.
 """
 
@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from boxwright.models.layers.attention import DecoderBlock, norm
-from boxwright.models.layers.kv_cache import Cache, KeysValues
+from boxwright.models.layers.kv_cache import KeysValues, KVCache
 from boxwright.models.layers.position_encoding import sincos, spread
 
 
-class Decoder(nn.Module):
+class SequenceDecoder(nn.Module):
     """A transformer decoder; by default with learned positions and one table for reading and scoring tokens.
 
     Args:
@@ -68,11 +68,11 @@ class Decoder(nn.Module):
             x_BLE = layer(x_BLE, image)
         return self._scores(x_BLE)
 
-    def start(self, memory_BME: Tensor, length: int, each: int = 1) -> Cache:
+    def start(self, memory_BME: Tensor, length: int, each: int = 1) -> KVCache:
         """An empty cache for `each` sentences an image, of at most this length."""
-        return Cache.empty(self._image(memory_BME), length, each)
+        return KVCache.empty(self._image(memory_BME), length, each)
 
-    def step(self, tokens_BL: Tensor, positions_L: Tensor, cache: Cache) -> Tensor:
+    def step(self, tokens_BL: Tensor, positions_L: Tensor, cache: KVCache) -> Tensor:
         """Scores (B, V) of what follows the last of these tokens, which stand at these positions of their sentences.
 
         They are added to the cache, in place. Nothing here depends on the positions but values.

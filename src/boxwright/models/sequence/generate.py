@@ -1,7 +1,7 @@
 """The one engine that generates sentences, for every detector that writes them.
 
-It knows a decoder only by its two methods (`boxwright.models.sequence.generation.Writing`), its language by a
-`Grammar`, and how to choose by a `Sampling`.
+It knows a decoder only by its two methods (`boxwright.models.sequence.generation.StepDecoder`), its language by a
+`TokenConstraints`, and how to choose by a `Sampling`.
 """
 
 from collections.abc import Iterator
@@ -10,29 +10,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boxwright.models.sequence.beam_search import Beams
-from boxwright.models.sequence.generation import Draft, Generated, Writing
+from boxwright.models.sequence.beam_search import BeamSearch
+from boxwright.models.sequence.generation import Generated, Generation, StepDecoder
 from boxwright.models.sequence.sampling import Sampling
-from boxwright.models.sequence.token_constraints import Grammar
+from boxwright.models.sequence.token_constraints import TokenConstraints
 
 GREEDY = Sampling()
 
 
 def begin(
-    decoder: Writing,
+    decoder: StepDecoder,
     memory: Any,
-    grammar: Grammar,
+    grammar: TokenConstraints,
     objects: int,
     sampling: Sampling = GREEDY,
     given_BL: Tensor | None = None,
-) -> Draft:
+) -> Generation:
     """Sentences of which only the given objects stand; for the arguments see `generate`."""
     sampling.check()
-    kind = Draft if sampling.beams == 1 else Beams
+    kind = Generation if sampling.beams == 1 else BeamSearch
     return kind(decoder, memory, grammar, objects, sampling, given_BL)
 
 
-def write_on(draft: Draft) -> Iterator[int]:
+def write_on(draft: Generation) -> Iterator[int]:
     """Write the sentences, and say after each object which it was. With beams, it may still become another one."""
     for number in range(draft.done, draft.length // draft.grammar.slots):
         if draft.sampling.may_end and bool(draft.ended_B1.all()):
@@ -41,7 +41,7 @@ def write_on(draft: Draft) -> Iterator[int]:
         yield number
 
 
-def finish(draft: Draft) -> Generated:
+def finish(draft: Generation) -> Generated:
     """The whole sentences."""
     for _ in write_on(draft):
         pass
@@ -50,9 +50,9 @@ def finish(draft: Draft) -> Generated:
 
 @torch.no_grad()
 def generate(
-    decoder: Writing,
+    decoder: StepDecoder,
     memory: Any,
-    grammar: Grammar,
+    grammar: TokenConstraints,
     objects: int,
     sampling: Sampling = GREEDY,
     given_BL: Tensor | None = None,

@@ -9,25 +9,25 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from boxwright.models.layers.kv_cache import Cache
-from boxwright.models.sequence.no_repeat import Repeats
+from boxwright.models.layers.kv_cache import KVCache
+from boxwright.models.sequence.no_repeat import NoRepeat
 from boxwright.models.sequence.sampling import Sampling, choose, draws
-from boxwright.models.sequence.token_constraints import Grammar
+from boxwright.models.sequence.token_constraints import TokenConstraints
 
 BUCKET = 16  # objects: attention looks at the places of whole buckets
 
 
-class Writing(Protocol):
+class StepDecoder(Protocol):
     """What a decoder must be able to do."""
 
-    def start(self, memory: Any, length: int, each: int = 1, /) -> Cache:
+    def start(self, memory: Any, length: int, each: int = 1, /) -> KVCache:
         """An empty cache for `each` sentences an image, of at most `length` tokens.
 
         `memory` is what the detector's own encoder gives.
         """
         ...
 
-    def step(self, tokens_BL: Tensor, positions_L: Tensor, cache: Cache, /) -> Tensor:
+    def step(self, tokens_BL: Tensor, positions_L: Tensor, cache: KVCache, /) -> Tensor:
         """Scores (B, V), float32, of what follows the last of the tokens, which are added to the cache in place.
 
         Args:
@@ -54,7 +54,7 @@ class Generated(NamedTuple):
     class_log_probs_BNK: Tensor
 
 
-class Draft:
+class Generation:
     """Sentences being written.
 
     Args:
@@ -70,9 +70,9 @@ class Draft:
 
     def __init__(
         self,
-        decoder: Writing,
+        decoder: StepDecoder,
         memory: Any,
-        grammar: Grammar,
+        grammar: TokenConstraints,
         objects: int,
         sampling: Sampling,
         given_BL: Tensor | None = None,
@@ -127,14 +127,14 @@ class Draft:
             self.forced_BL = torch.full_like(self.tokens_BL[:, 1:], -1)
             self.forced_BL[:, : given_BL.shape[1]] = given_BL
 
-    def _watch_repeats(self, given_BL: Tensor | None, objects: int) -> Repeats:
+    def _watch_repeats(self, given_BL: Tensor | None, objects: int) -> NoRepeat:
         slots = self.grammar.slots
         given_BGS = None if given_BL is None else given_BL.to(self.ids_V.device).unflatten(1, (-1, slots))
-        repeats = Repeats(self.grammar, self.tokens_BL[:, 1:].unflatten(1, (-1, slots)), given_BGS)
+        repeats = NoRepeat(self.grammar, self.tokens_BL[:, 1:].unflatten(1, (-1, slots)), given_BGS)
         assert objects <= repeats.objects, f"there are no {objects} different objects"
         return repeats
 
-    def _write(self, cache: Cache, place: int, slot: int) -> None:
+    def _write(self, cache: KVCache, place: int, slot: int) -> None:
         """The next token; of its place in the sentence only that in the grammar's period is looked at."""
         scores_BV = self.decoder.step(self.tokens_BL.index_select(1, self.position_1), self.position_1, cache)
         total_B1 = scores_BV.logsumexp(-1, keepdim=True)

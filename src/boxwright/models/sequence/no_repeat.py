@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from boxwright.models.sequence.token_constraints import Grammar
+from boxwright.models.sequence.token_constraints import TokenConstraints
 
 
-class Repeats:
+class NoRepeat:
     """Watches over sentences that are being written.
 
     A word is forbidden where every object that could begin with it, and with the words before it, has been written.
@@ -21,7 +21,7 @@ class Repeats:
         objects: how many different objects there are.
     """
 
-    def __init__(self, grammar: Grammar, tokens_BNS: Tensor, given_BGS: Tensor | None = None):
+    def __init__(self, grammar: TokenConstraints, tokens_BNS: Tensor, given_BGS: Tensor | None = None):
         assert len(grammar.allowed_PV) == grammar.slots, "repeats need one grammar for all objects"
         assert grammar.ranks_RV is None, "repeats count words by their ids"
         self.slots, self.tokens_BNS = grammar.slots, tokens_BNS

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from boxwright.models.sequence.token_constraints import Grammar
+from boxwright.models.sequence.token_constraints import TokenConstraints
 from boxwright.models.sequence.vocabulary import FIRST_CLASS, NOISE, PAD, PROMPT
 
 ROUNDING = 1e-4  # of a patch: a corner so near to a line lies on it
@@ -105,7 +105,9 @@ class PatchVocabulary:
             cells_B22 = cells_B22 + cells_B22.new_tensor([[0], [1]])
         return (cells_B22 * self._unit(cells_B22)).clamp(0, 1).flatten(-2)
 
-    def grammar(self, noise: bool, only: Sequence[int] | None = None, device: torch.device | str = "cpu") -> Grammar:
+    def grammar(
+        self, noise: bool, only: Sequence[int] | None = None, device: torch.device | str = "cpu"
+    ) -> TokenConstraints:
         """Corners hold patches and offsets, the second neither above nor left of the first.
 
         Args:
@@ -129,7 +131,9 @@ class PatchVocabulary:
         places_V = (ids_V - self.first_patch).clamp(min=0)
         ranks_RV = torch.stack([places_V // self.grid[1], places_V % self.grid[1]])
         class_slot = self.words - 1 if noise else 0
-        return Grammar(PROMPT, PAD, allowed_SV, class_tokens_K, self.words, class_slot, tuple(at_least), ranks_RV)
+        return TokenConstraints(
+            PROMPT, PAD, allowed_SV, class_tokens_K, self.words, class_slot, tuple(at_least), ranks_RV
+        )
 
     def _unit(self, like: Tensor) -> Tensor:
         """Width and height of a patch, as fractions of the canvas."""

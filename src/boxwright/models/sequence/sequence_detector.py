@@ -8,19 +8,19 @@ from torch import Tensor
 
 from boxwright.config import require
 from boxwright.models.sequence.generate import begin, finish
-from boxwright.models.sequence.generation import Draft, Generated
-from boxwright.models.sequence.token_constraints import Grammar
+from boxwright.models.sequence.generation import Generated, Generation
+from boxwright.models.sequence.token_constraints import TokenConstraints
 from boxwright.types import Batch, Detector, Predictions
 
 
-class Writer(Detector):
+class SequenceDetector(Detector):
     """A detector that writes the objects of an image one after the other.
 
     Its words, and how they are read, are its own.
 
     Attributes:
         config: has `max_objects`, `sampling` and `seed`.
-        decoder: a `boxwright.models.sequence.generation.Writing`.
+        decoder: a `boxwright.models.sequence.generation.StepDecoder`.
         more_room: how to make room for more objects (of them, `{}`), said after what is wrong; empty if that cannot be.
     """
 
@@ -45,7 +45,9 @@ class Writer(Detector):
         """The vocabulary for images of the size of `raw`; by default for those of the detector's own canvas."""
         raise NotImplementedError
 
-    def grammar(self, words: Any, classes: Sequence[int] | None = None, device: torch.device | str = "cpu") -> Grammar:
+    def grammar(
+        self, words: Any, classes: Sequence[int] | None = None, device: torch.device | str = "cpu"
+    ) -> TokenConstraints:
         """Which of these words each place of a sentence may hold, if only some classes are to be said."""
         raise NotImplementedError
 
@@ -91,7 +93,7 @@ class Writer(Detector):
     @torch.no_grad()
     def draft(
         self, raw: Any, objects: int | None = None, given: Batch | None = None, classes: Sequence[int] | None = None
-    ) -> Draft:
+    ) -> Generation:
         """Sentences of which only the given objects stand, to be written as the settings have it.
 
         Args:

@@ -25,7 +25,7 @@ JITTER = 0.05  # standard deviation of a repeated box's sides, relative to its s
 RANDOM_SIDE = 0.5  # standard deviation of a random box's height and width, relative to the image
 
 
-class Sentences(NamedTuple):
+class SequenceTargets(NamedTuple):
     """Ids that are read, ids that should be said, and how much each counts."""
 
     inputs_BL: Tensor
@@ -41,7 +41,7 @@ def sentences(
     each: int = 1,
     noise: bool = True,
     shuffle: bool = True,
-) -> Sentences:
+) -> SequenceTargets:
     """Sentences of a batch, `each` different ones an image (rows of one image follow each other).
 
     Args:
@@ -64,7 +64,7 @@ def sentences(
     return compose(boxes_BM4, classes_BM, corrupted(classes_BM, vocabulary), vocabulary, length)
 
 
-def spell(batch: Batch, vocabulary: Language, max_objects: int, ends: bool) -> Sentences:
+def spell(batch: Batch, vocabulary: Language, max_objects: int, ends: bool) -> SequenceTargets:
     """The true sentences in the order of the data set, nothing drawn: weight 1 for each word of an object, else 0.
 
     Args:
@@ -81,7 +81,9 @@ def spell(batch: Batch, vocabulary: Language, max_objects: int, ends: bool) -> S
     return said._replace(weights_BL=(torch.arange(length, device=words_B1.device) < words_B1).float())
 
 
-def compose(boxes_BM4: Tensor, classes_BM: Tensor, seen_BM: Tensor, vocabulary: Language, length: int) -> Sentences:
+def compose(
+    boxes_BM4: Tensor, classes_BM: Tensor, seen_BM: Tensor, vocabulary: Language, length: int
+) -> SequenceTargets:
     """The sentences of objects in their order.
 
     Args:
@@ -99,7 +101,7 @@ def compose(boxes_BM4: Tensor, classes_BM: Tensor, seen_BM: Tensor, vocabulary: 
     counts_BMW = torch.ones_like(said_BMW, dtype=torch.float)
     counts_BMW[..., :-1] = (classes_BM != NOISE)[..., None]
     weights_BL = line(counts_BMW, length).masked_fill(truth_BL == PAD, PAD_WEIGHT)
-    return Sentences(torch.cat([prompt_B1, read_BL[:, :-1]], 1), truth_BL, weights_BL)
+    return SequenceTargets(torch.cat([prompt_B1, read_BL[:, :-1]], 1), truth_BL, weights_BL)
 
 
 def corrupted(classes_BM: Tensor, vocabulary: Language) -> Tensor:

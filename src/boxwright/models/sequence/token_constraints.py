@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Grammar:
+class TokenConstraints:
     """A writer's language, as the engine that generates sentences must know it.
 
     A sentence is `start`, then objects of `slots` tokens each, then perhaps `end`, which also fills what is left.

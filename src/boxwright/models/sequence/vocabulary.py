@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from boxwright.models.sequence.token_constraints import Grammar
+from boxwright.models.sequence.token_constraints import TokenConstraints
 
 PAD, PROMPT, NOISE, FIRST_CLASS = 0, 10, 30, 100
 
@@ -76,7 +76,7 @@ class Vocabulary:
 
     def grammar(
         self, classes: int, only: Sequence[int] | None = None, free: bool = False, device: torch.device | str = "cpu"
-    ) -> Grammar:
+    ) -> TokenConstraints:
         """Coordinates in the first four slots of an object, y2 >= y1 and x2 >= x1; a class or noise in the last.
 
         Args:
@@ -92,4 +92,4 @@ class Vocabulary:
         named_V[class_tokens_K if only is None else class_tokens_K[list(only)]] = True
         allowed_SV = torch.stack([coordinate_V] * 4 + [named_V]) | free
         at_least = () if free else (None, None, 0, 1, None)
-        return Grammar(PROMPT, PAD, allowed_SV, class_tokens_K, at_least=at_least)
+        return TokenConstraints(PROMPT, PAD, allowed_SV, class_tokens_K, at_least=at_least)

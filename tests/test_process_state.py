@@ -4,9 +4,9 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+
 from helpers.frozen import FILES, unpack
 
 pytestmark = pytest.mark.slow
@@ -38,13 +38,13 @@ def changed_by(run):
     return [name for name in before if before[name] != after[name]]
 
 def import_everything():
-    import boxwright, boxwright.__main__, boxwright.deployment.quantise, boxwright.deployment.serve
+    import boxwright, boxwright.__main__, boxwright.deployment.onnx.quantise, boxwright.deployment.serve
     for name in boxwright.__all__:
         getattr(boxwright, name)
 
 def quantise():
     import numpy, onnx
-    from boxwright.deployment.quantise import to_int8
+    from boxwright.deployment.onnx.quantise import to_int8
     to_int8(onnx.load("dense.onnx"), [numpy.zeros((64, 64, 3), "uint8")])
 
 def train():

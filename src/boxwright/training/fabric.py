@@ -1,21 +1,27 @@
-"""Lightning Fabric on one device, its precision, and the memory layout of the network."""
+"""Lightning Fabric: on which devices and in which precision a run computes."""
 
 import ctypes
 import os
 import platform
+import sys
+import warnings
 from typing import Literal
 
 import torch
-from lightning_fabric import Fabric
 
 from boxwright.config import require
 from boxwright.device import choose_device
+
+_formatwarning = warnings.formatwarning
+from lightning_fabric import Fabric  # noqa: E402
+
+warnings.formatwarning = _formatwarning  # lightning_fabric replaces it for the whole process
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 
 
 def keep_memory() -> None:
-    """Let glibc keep freed memory for the next step, instead of giving it back and faulting it in anew, page by page.
+    """Let glibc keep freed memory for the next step instead of returning it, which costs page faults; it stays set.
 
     Worth a fifth more images per second on a CPU (`benchmarks/training_step.py`); elsewhere nothing happens.
     """
@@ -40,5 +46,7 @@ def make_fabric(device: str, precision: str, devices: int, nodes: int) -> tuple[
     devices = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
     strategy = "ddp" if devices * nodes > 1 else "auto"
     fabric = Fabric(accelerator=kind, devices=devices, num_nodes=nodes, precision=precision, strategy=strategy)  # type: ignore[arg-type]
+    excepthook = sys.excepthook
     fabric.launch()
+    sys.excepthook = excepthook  # torch.distributed replaces it, to name the rank in tracebacks
     return fabric, f"{kind} x {devices * nodes} ({why})"

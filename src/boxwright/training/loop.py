@@ -15,7 +15,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from boxwright.config import Augment, Optim, UserError, require
@@ -29,6 +28,7 @@ from boxwright.files import write_whole
 from boxwright.models.tensors import save_tensors
 from boxwright.models.weights import save_detector
 from boxwright.training.checkpoint import Progress, load_state, save_state
+from boxwright.training.fabric import Fabric
 from boxwright.training.optim import make_optimizer, moving_average, rate_factor, set_rate
 from boxwright.training.teacher import Teacher
 from boxwright.training.watch import RunLogger

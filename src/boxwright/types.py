@@ -112,6 +112,34 @@ class CellPredictions(NamedTuple):
     boxes_BQ4: Tensor
 
 
+class AttentionLayers(NamedTuple):
+    """The modules by which a detector of queries attends to cells of feature maps, from the first layer to the last.
+
+    Each is a `boxwright.models.layers.attention.Attention`, or attends to points on several maps.
+
+    Attributes:
+        encoder: of the cells to each other.
+        decoder: of the queries to the cells.
+    """
+
+    encoder: list[nn.Module]
+    decoder: list[nn.Module]
+
+
+class QueryLayers(NamedTuple):
+    """What each query predicts after each of the L decoder layers.
+
+    Attributes:
+        scores_LBQK: of the classes, in [0, 1].
+        boxes_LBQ4: xyxy in [0, 1] of the valid area.
+        map_shapes: rows and columns of each feature map that is attended to, finest first.
+    """
+
+    scores_LBQK: Tensor
+    boxes_LBQ4: Tensor
+    map_shapes: list[tuple[int, int]]
+
+
 class Detector(nn.Module):
     """A network that predicts boxes: all that training, evaluation, prediction, export and explanation know of it.
 
@@ -225,6 +253,14 @@ class Detector(nn.Module):
     def cell_predictions(self, outputs: Any) -> CellPredictions | None:
         """Predictions of each cell of `feature_maps`, for a student that is to resemble them, if cells predict."""
         return None
+
+    def attention_layers(self) -> AttentionLayers:
+        """The modules whose attention `explain` draws, where `explained_as` is "queries"."""
+        raise NotImplementedError
+
+    def query_layers(self, outputs: Any) -> QueryLayers:
+        """What the queries predict after each decoder layer, where `explained_as` is "queries"."""
+        raise NotImplementedError
 
 
 def pixels(images_BCHW: Tensor) -> Tensor:

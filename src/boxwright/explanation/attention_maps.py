@@ -15,13 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from boxwright.boxes import cxcywh_to_xyxy
-from boxwright.models.deformable import Deformable
-from boxwright.models.detr import Detr
 from boxwright.models.layers.attention import Attention
-from boxwright.types import Batch
+from boxwright.types import Batch, Detector
 
-Asker = Detr | Deformable
 NEAR = 0.03  # how far from a pixel points count as looking at it, as a deviation in fractions of the image
 
 
@@ -136,32 +132,24 @@ class Pass:
 
 
 @torch.no_grad()
-def watch(detector: Asker, batch: Batch) -> Pass:
+def watch(detector: Detector, batch: Batch) -> Pass:
     """Let the detector look at one image.
 
     Args:
-        detector: in evaluation mode, on the device of the batch.
+        detector: one that is explained as queries, in evaluation mode, on the device of the batch.
         batch: of one image, so that no padding is looked at; boxes are not looked at.
     """
     assert len(batch) == 1
-    encoder: list[Any] = [layer.attention for layer in detector.encoder.layers]
-    among = "cross_attention" if isinstance(detector, Detr) else "attention"
-    decoder: list[Any] = [getattr(layer, among) for layer in detector.decoder.layers]
-    with _noting([*encoder, *decoder, detector.decoder]) as noted:
-        raw = detector(batch.images_BCHW, batch.sizes_B2)
-        if isinstance(detector, Detr):
-            said, shapes = raw.said, [noted[detector.decoder][0][0].grid]
-            scores_LBQR = said.logits_LBQR.softmax(-1)
-        else:
-            said, shapes = detector.say(raw.cells, detector.queries(raw)), list(raw.cells.shapes)
-            scores_LBQR = said.logits_LBQR.sigmoid()
+    attention = detector.attention_layers()
+    with _noting([*attention.encoder, *attention.decoder]) as noted:
+        said = detector.query_layers(detector(batch.images_BCHW, batch.sizes_B2))
     return Pass(
-        _array(scores_LBQR[:, 0][..., detector.rows_K]),
-        _array(cxcywh_to_xyxy(said.boxes_LBQ4[:, 0])),
+        _array(said.scores_LBQK[:, 0]),
+        _array(said.boxes_LBQ4[:, 0]),
         detector.names,
-        shapes,
-        [(one, *noted[one]) for one in encoder],
-        [(one, *noted[one]) for one in decoder],
+        said.map_shapes,
+        [(one, *noted[one]) for one in attention.encoder],
+        [(one, *noted[one]) for one in attention.decoder],
     )
 
 

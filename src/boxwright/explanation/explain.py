@@ -15,8 +15,6 @@ from boxwright.explanation.generation_trace import write_sentences
 from boxwright.explanation.html_parts import SURE
 from boxwright.images import open_image
 from boxwright.inference.predictor import to_batch
-from boxwright.models.deformable import Deformable
-from boxwright.models.detr import Detr
 from boxwright.models.pix2seq import Pix2Seq
 from boxwright.models.weights import load_detector
 from boxwright.runtime.inputs import DecodedImage
@@ -57,7 +55,7 @@ def explain(
     batch = to_batch([DecodedImage(photo, photo.size)], detector.image_size).to(kind)
     file, title, note = Path(out) / f"{path.name}.html", f"How {path.name} was read", f"{weights} on {image}."
     how = "written, in place of an earlier page" if file.exists() else "written"
-    if isinstance(detector, (Detr, Deformable)):
+    if detector.explained_as == "queries":
         seen = watch(detector, batch)
         queries, point = _chosen(seen, photo, query, pixel)
         query_page.write_page(file, title, photo, seen, note, queries, point)
@@ -94,6 +92,6 @@ def _require_writer(detector: Detector, query: int | None, pixel: tuple[int, int
     said = (
         f"a {kind} can't be explained; a pix2seq, detr or deformable can, and `predict` draws what any of them finds."
     )
-    require(isinstance(detector, Pix2Seq), said)
+    require(detector.explained_as == "sequence", said)
     require(query is None and pixel is None, "--query and --pixel are of a detr or deformable; this is a pix2seq.")
     return detector  # type: ignore[return-value]

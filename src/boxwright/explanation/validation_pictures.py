@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from PIL import Image
@@ -17,8 +18,6 @@ from boxwright.explanation.html_parts import reduced
 from boxwright.explanation.query_page import look_picture
 from boxwright.explanation.sentence_page import corner_picture
 from boxwright.files import write_whole
-from boxwright.models.deformable import Deformable
-from boxwright.models.detr import Detr
 from boxwright.models.pix2seq import Pix2Seq
 from boxwright.types import Batch, Detections, Detector
 from boxwright.visualization import heatmaps, images
@@ -47,7 +46,7 @@ def write_sheets(
         image = _photo(batch).resize((width, height), Image.Resampling.BICUBIC)
         picture = images.side_by_side(record, found[position], detector.names, image)
         _save(picture, folder / "validation", position, record)
-    if isinstance(detector, (Pix2Seq, Detr, Deformable)):
+    if detector.explained_as:
         with evaluating(detector):
             for position in chosen:
                 _save(_explained(detector, cache.batch([position])), folder / "explain", position, records[position])
@@ -58,12 +57,12 @@ def _save(picture: Image.Image, folder: Path, position: int, record: Record) -> 
     write_whole(file, lambda temporary: picture.save(temporary, format="jpeg", quality=85))
 
 
-def _explained(detector: Pix2Seq | Detr | Deformable, batch: Batch) -> Image.Image:
+def _explained(detector: Detector, batch: Batch) -> Image.Image:
     """How what is said of the one image of a batch came about."""
     photo, batch = reduced(_photo(batch), _PANEL), batch.to(next(detector.parameters()).device)
-    if isinstance(detector, Pix2Seq):
-        return sheet(photo, write_sentences(detector, batch, min(OBJECTS, detector.config.max_objects))[0])
-    return query_sheet(photo, watch(detector, batch))
+    if detector.explained_as == "queries":
+        return query_sheet(photo, watch(detector, batch))
+    return sheet(photo, write_sentences(cast(Pix2Seq, detector), batch, min(OBJECTS, detector.config.max_objects))[0])
 
 
 def query_sheet(photo: Image.Image, seen: Pass) -> Image.Image:

@@ -48,7 +48,7 @@ from boxwright.models.layers.padding import cut, extent, seen_cells
 from boxwright.models.losses.denoising import denoising_loss, shake
 from boxwright.models.losses.set_criterion import LayerPredictions, Targets, by_layer, focal_set_loss, truth_of
 from boxwright.models.losses.task_aligned import candidates, one_to_many, rows, taught
-from boxwright.types import Batch, Detector, Predictions
+from boxwright.types import AttentionLayers, Batch, Detector, Predictions, QueryLayers
 
 PRIOR = 0.01  # the score of an untrained query
 SIDE = 0.05  # of a proposal on the finest map, before it is corrected; twice that on the next one
@@ -157,6 +157,7 @@ class Deformable(Detector):
         UserError: for classes without a row, and for noisy or rival queries that do not begin as `both` or `cells` do.
     """
 
+    explained_as = "queries"
     rows_K: Tensor
 
     def __init__(self, config: DeformableConfig, names: tuple[str, ...], pretrained: bool = True):
@@ -341,6 +342,17 @@ class Deformable(Detector):
         boxes_BQ4 = cxcywh_to_xyxy(said.boxes_LBQ4[-1]).clamp(0, 1) * raw.extent_B4[:, None]
         boxes_BD4 = boxes_BQ4.gather(1, (index_BD // classes)[..., None].expand(-1, -1, 4))
         return Predictions(boxes_BD4, scores_BD, index_BD % classes)
+
+    def attention_layers(self) -> AttentionLayers:
+        """Deformable attention of encoder and decoder."""
+        encoder, decoder = ([layer.attention for layer in part.layers] for part in (self.encoder, self.decoder))
+        return AttentionLayers(encoder, decoder)  # type: ignore[arg-type]
+
+    def query_layers(self, outputs: DeformableOutputs) -> QueryLayers:
+        """Scores and boxes of each decoder layer."""
+        said = self.say(outputs.cells, self.queries(outputs))
+        scores_LBQK = said.logits_LBQR.sigmoid()[..., self.rows_K]
+        return QueryLayers(scores_LBQK, cxcywh_to_xyxy(said.boxes_LBQ4), list(outputs.cells.shapes))
 
 
 def _move(boxes_BQX: Tensor, by_BQ4: Tensor) -> Tensor:

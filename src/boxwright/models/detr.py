@@ -35,7 +35,7 @@ from boxwright.models.losses.set_criterion import (
     give,
     truth_of,
 )
-from boxwright.types import Batch, Detector, Predictions
+from boxwright.types import AttentionLayers, Batch, Detector, Predictions, QueryLayers
 
 NOTHING_WEIGHT = 0.1  # of queries without an object, in the loss of the class
 
@@ -107,6 +107,7 @@ class DetrOutputs(NamedTuple):
 
     said: LayerPredictions
     extent_B4: Tensor
+    grid: tuple[int, int]  # rows and columns of the cells
 
 
 class Detr(Detector):
@@ -121,6 +122,7 @@ class Detr(Detector):
         UserError: for classes without a row.
     """
 
+    explained_as = "queries"
     rows_K: Tensor
 
     def __init__(self, config: DetrConfig, names: tuple[str, ...], pretrained: bool = True):
@@ -144,7 +146,7 @@ class Detr(Detector):
         cells = self.encode(images_BCHW, sizes_B2)
         states_LBQE = torch.stack(self.decoder(cells))
         said = LayerPredictions(self.classify(states_LBQE).float(), self.locate(states_LBQE).float().sigmoid())
-        return DetrOutputs(said, extent(images_BCHW, sizes_B2))
+        return DetrOutputs(said, extent(images_BCHW, sizes_B2), cells.grid)
 
     def encode(self, images_BCHW: Tensor, sizes_B2: Tensor) -> EncodedCells:
         """What the queries look at."""
@@ -165,6 +167,17 @@ class Detr(Detector):
         scores_BQ, labels_BQ = scores_BQK.max(-1)
         boxes_BQ4 = cxcywh_to_xyxy(raw.said.boxes_LBQ4[-1]).clamp(0, 1) * raw.extent_B4[:, None]
         return Predictions(boxes_BQ4, scores_BQ, labels_BQ).best_first()
+
+    def attention_layers(self) -> AttentionLayers:
+        """Self-attention of the encoder, cross-attention of the decoder."""
+        encoder = [layer.attention for layer in self.encoder.layers]
+        decoder = [layer.cross_attention for layer in self.decoder.layers]
+        return AttentionLayers(encoder, decoder)  # type: ignore[arg-type]
+
+    def query_layers(self, outputs: DetrOutputs) -> QueryLayers:
+        """Scores of the classes, without "no object"."""
+        scores_LBQK = outputs.said.logits_LBQR.softmax(-1)[..., self.rows_K]
+        return QueryLayers(scores_LBQK, cxcywh_to_xyxy(outputs.said.boxes_LBQ4), [outputs.grid])
 
 
 def set_loss(said: LayerPredictions, truth: Targets) -> tuple[dict[str, Tensor], Tensor]:

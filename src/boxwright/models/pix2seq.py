@@ -164,6 +164,7 @@ class Pix2Seq(SequenceDetector):
         UserError: for more classes than the vocabulary has words, or a length that does not hold all objects.
     """
 
+    explained_as = "sequence"
     more_room = "; `detector.lengthen({})` makes room"
 
     def __init__(self, config: Pix2SeqConfig, names: tuple[str, ...], pretrained: bool = True):

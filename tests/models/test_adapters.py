@@ -20,7 +20,6 @@ from boxwright.models.detr import Detr
 from boxwright.models.patchseq import PatchSeq, PatchSeqConfig
 from boxwright.models.pix2seq import SIZES as PIX2SEQ_SIZES
 from boxwright.models.pix2seq import Pix2Seq
-from boxwright.models.transfer import begin_from
 from boxwright.models.weights import load_detector, load_together, merge, save_detector
 from boxwright.training.optim import make_optimizer
 
@@ -70,7 +69,7 @@ def learn(detector, seed=1):
 def adapted(base: Path, names=OTHERS, rank=2, seed=1):
     """A detector begun from the checkpoint, adapted and moved."""
     source = load_detector(base)
-    detector = begin_from(source, names)
+    detector = source.with_classes(names)
     adapt(detector, rank, source, "the base", base)
     return learn(detector, seed).eval()
 
@@ -111,18 +110,18 @@ def test_an_adapter_is_small_and_merges_to_equal_outputs(model, batch, tmp_path)
     merged = load_detector(file)
     assert merged.names == OTHERS
     assert merged.card == {"epoch": 1}
-    assert set(merged.state_dict()) == set(begin_from(make(model), OTHERS).state_dict())
+    assert set(merged.state_dict()) == set(make(model).with_classes(OTHERS).state_dict())
     assert_alike(outputs(detector, batch), outputs(merged, batch))
     shared = load_together({"it": file})["it"]
     assert_alike(outputs(detector, batch), outputs(shared, batch))
-    unmoved = outputs(begin_from(load_detector(base), OTHERS), batch)[0]
+    unmoved = outputs(load_detector(base).with_classes(OTHERS), batch)[0]
     assert (unmoved - outputs(merged, batch)[0]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_step_moves_only_what_the_adapter_stores(model, batch):
     source = make(model)
-    detector = begin_from(source, NAMES)
+    detector = source.with_classes(NAMES)
     adapt(detector, 2, source, "base")
     learn(detector)
     before = {key: value.clone() for key, value in detector.state_dict().items()}
@@ -142,7 +141,7 @@ def test_a_step_moves_only_what_the_adapter_stores(model, batch):
 
 def test_with_the_head_alone_the_backbone_rests_and_is_not_stored(batch, base):
     source = load_detector(base)
-    detector = begin_from(source, NAMES)
+    detector = source.with_classes(NAMES)
     adapt(detector, None, source, "base", base)
     assert not any(p.requires_grad for p in detector.backbone.parameters())
     assert all(p.requires_grad for p in detector.head.parameters())
@@ -285,7 +284,7 @@ def test_a_damaged_adapter_is_one_clear_error(base, tmp_path, harm):
 
 def test_a_rank_beyond_all_layers_is_told():
     source = make("dense")
-    detector = begin_from(source, NAMES)
+    detector = source.with_classes(NAMES)
     with pytest.raises(UserError, match="no layer is large enough for an adapter of rank 4096; take a smaller --rank"):
         adapt(detector, 4096, source, "base")
 
@@ -303,7 +302,7 @@ def test_the_checksum_sees_values_and_names_but_not_the_order_in_memory():
 def test_layers_that_are_only_read_get_no_adapter(batch):
     """A layer whose weights are used past its own forward would learn nothing, and be changed by merging."""
     source = make("vit")
-    detector = begin_from(source, NAMES)
+    detector = source.with_classes(NAMES)
     block = detector.backbone.net.vit.blocks[0]
     block.mlp.fc1.forward = None  # a call would fail
     block.mlp.forward = lambda x: x + block.mlp.fc1.weight.sum() * 0

@@ -7,7 +7,6 @@ from boxwright.config import UserError
 from boxwright.models.patchseq import PUBLISHED, SIZES, PatchSeq, PatchSeqConfig
 from boxwright.models.sequence.likelihood import sentence_log_probs
 from boxwright.models.sequence.vocabulary import PROMPT
-from boxwright.models.transfer import begin_from
 from boxwright.models.weights import load_detector, save_detector
 from boxwright.types import Batch
 
@@ -176,14 +175,14 @@ def test_classes_keep_their_words_by_name(form, batch):
     source = build(form).eval()
     with torch.no_grad():
         source.decoder.output_bias.normal_()
-    target = begin_from(source, ("fox", "dog", "cat"), pretrained=False).eval()
+    target = source.with_classes(("fox", "dog", "cat"), pretrained=False).eval()
     raw, again = (d(batch.images_BCHW, batch.sizes_B2) for d in (source, target))
     start = torch.full((2, 1), PROMPT)
     old, new = source.decoder(start, raw), target.decoder(start, again)
     torch.testing.assert_close(new[..., 103], old[..., 101])  # cat
     torch.testing.assert_close(new[..., 102], old[..., 102])  # dog
     torch.testing.assert_close(new[..., 104:], old[..., 103:])
-    larger = begin_from(source, source.names, image_size=128, pretrained=False).eval()
+    larger = source.with_classes(source.names, image_size=128, pretrained=False).eval()
     assert larger.decode(larger(torch.rand(1, 3, 128, 128), torch.tensor([[128, 128]]))).boxes_BD4.shape == (1, 6, 4)
 
 

@@ -10,7 +10,6 @@ from boxwright.models.dense import SIZES as DENSE_SIZES
 from boxwright.models.dense import Dense
 from boxwright.models.detr import Detr, DetrConfig
 from boxwright.models.pix2seq import SIZES, Pix2Seq
-from boxwright.models.transfer import begin_from
 
 SMALL = replace(
     SIZES["nano"], image_size=64, encoder_layers=1, decoder_layers=1, encoder_dim=32, decoder_dim=32, encoder_hidden=64,
@@ -28,7 +27,7 @@ def test_dense_scores_known_classes_as_before_whatever_their_order():
     torch.manual_seed(0)
     source = Dense(replace(DENSE_SIZES["nano"], image_size=64), ("cat", "dog", "cow"), pretrained=False).eval()
     torch.nn.init.normal_(source.rivals.leave.weight)
-    target = begin_from(source, ("cow", "emu", "cat"), pretrained=False).eval()
+    target = source.with_classes(("cow", "emu", "cat"), pretrained=False).eval()
     before, after = source(*images()), target(*images())
     assert after.many_BQK.shape[-1] == 3
     for name in ("cow", "cat"):
@@ -44,7 +43,7 @@ def test_dense_scores_known_classes_as_before_whatever_their_order():
 @torch.no_grad()
 def test_a_writer_keeps_the_words_of_the_classes_it_knows():
     source = Pix2Seq(replace(SMALL, class_ids=(1, 3, 9)), ("cat", "dog", "cow"), pretrained=False).eval()
-    target = begin_from(source, ("cow", "emu", "cat"), image_size=96, pretrained=False).eval()
+    target = source.with_classes(("cow", "emu", "cat"), image_size=96, pretrained=False).eval()
     assert target.config.class_ids == (9, 2, 1)
     assert target.image_size == 96
     pictures = images()
@@ -53,7 +52,7 @@ def test_a_writer_keeps_the_words_of_the_classes_it_knows():
 
 def test_a_writer_that_goes_on_asks_for_no_weights_of_imagenet_and_rests_as_if_it_had_them():
     config = replace(SMALL, backbone="resnet18", stride=32)  # its weights do not come with the installation
-    target = begin_from(Pix2Seq(config, ("cat",), pretrained=False), ("cat", "dog"))
+    target = Pix2Seq(config, ("cat",), pretrained=False).with_classes(("cat", "dog"))
     assert not target.backbone.net.conv1.weight.requires_grad
 
 
@@ -65,9 +64,9 @@ def test_a_size_is_told_by_the_shape_of_its_network():
 
 def test_words_of_lost_classes_are_used_when_no_other_is_left():
     source = Pix2Seq(SMALL, tuple("abcdefgh"), pretrained=False)
-    assert begin_from(source, tuple("hgxyz1234"), pretrained=False).config.class_ids == (8, 7, 9, 1, 2, 3, 4, 5, 6)
+    assert source.with_classes(tuple("hgxyz1234"), pretrained=False).config.class_ids == (8, 7, 9, 1, 2, 3, 4, 5, 6)
     with pytest.raises(UserError, match="words for 9 classes, not for 10"):
-        begin_from(source, tuple("0123456789"), pretrained=False)
+        source.with_classes(tuple("0123456789"), pretrained=False)
 
 
 TINY = {
@@ -85,7 +84,7 @@ TINY = {
 @pytest.mark.parametrize("rows", [{}, {"class_rows": 9, "class_ids": (1, 3, 8)}])
 def test_a_detr_keeps_the_rows_of_the_classes_it_knows_and_of_nothing(rows):
     source = Detr(DetrConfig(**TINY, encoder_layers=1, **rows), ("cat", "dog", "cow"), pretrained=False).eval()
-    target = begin_from(source, ("cow", "emu", "cat"), pretrained=False).eval()
+    target = source.with_classes(("cow", "emu", "cat"), pretrained=False).eval()
     assert (target.config.class_rows, target.config.class_ids) == (0, ())
     pictures = images()
     before, after = source(*pictures).said, target(*pictures).said
@@ -102,7 +101,7 @@ def test_a_deformable_keeps_its_rows_and_what_ranks_its_proposals(begin):
     source = Deformable(replace(config, class_ids=(1, 3, 8)), ("cat", "dog", "cow"), pretrained=False).eval()
     for classify in source.classify:
         torch.nn.init.normal_(classify.bias)
-    target = begin_from(source, ("emu", "cow"), image_size=96, pretrained=False).eval()
+    target = source.with_classes(("emu", "cow"), image_size=96, pretrained=False).eval()
     assert target.image_size == 96
     pictures = images()
     raw_before, raw_after = source(*pictures), target(*pictures)
@@ -118,5 +117,5 @@ def test_a_deformable_keeps_its_rows_and_what_ranks_its_proposals(begin):
 
 def test_a_begun_detector_rests_its_norms_and_stem():
     source = Detr(DetrConfig(**TINY, encoder_layers=1), ("cat",), pretrained=False)
-    assert not begin_from(source, ("cat", "dog")).backbone.net.conv1.weight.requires_grad
-    assert begin_from(source, ("cat", "dog"), pretrained=False).backbone.net.conv1.weight.requires_grad
+    assert not source.with_classes(("cat", "dog")).backbone.net.conv1.weight.requires_grad
+    assert source.with_classes(("cat", "dog"), pretrained=False).backbone.net.conv1.weight.requires_grad

@@ -24,7 +24,7 @@ The published forms are equal to Hugging Face's DeformableDetrForObjectDetection
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from boxwright.boxes import cxcywh_to_xyxy
 from boxwright.config import require
 from boxwright.models.backbones.backbone import Backbone
+from boxwright.models.layers.class_rows import copy_weights, shared_rows
 from boxwright.models.layers.deformable_transformer import (
     DeformableDecoder,
     DeformableEncoder,
@@ -353,6 +354,23 @@ class Deformable(Detector):
         said = self.say(outputs.cells, self.queries(outputs))
         scores_LBQK = said.logits_LBQR.sigmoid()[..., self.rows_K]
         return QueryLayers(scores_LBQK, cxcywh_to_xyxy(said.boxes_LBQ4), list(outputs.cells.shapes))
+
+    def with_classes(
+        self, names: tuple[str, ...], image_size: int | None = None, pretrained: bool = True
+    ) -> "Deformable":
+        """See `Detector`. Heads of other rows, as published weights have them, become ones of a row a class."""
+        size = image_size or self.image_size
+        config = replace(self.config, image_size=size, class_rows=0, class_ids=())
+        detector = Deformable(config, names, pretrained=False)
+        if pretrained:
+            detector.backbone.freeze()
+        rows = shared_rows(self.names, self.rows_K.tolist(), names)
+        by_row = {f"classify.{n}.{kind}": rows for n in range(len(self.classify)) for kind in ("weight", "bias")}
+        if self.config.proposes_anything:
+            last = len(self.classify) - 1
+            by_row |= {f"classify.{last}.{kind}": [(0, 0)] for kind in ("weight", "bias")}  # any object, as published
+        copy_weights(self, detector, {**by_row, "label_embedding": rows})
+        return detector
 
 
 def _move(boxes_BQX: Tensor, by_BQ4: Tensor) -> Tensor:

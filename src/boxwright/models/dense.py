@@ -17,7 +17,7 @@ the cells that compete, and give features and boxes more to learn from than one 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from boxwright.boxes import giou, iou
 from boxwright.models.backbones.backbone import Backbone
+from boxwright.models.layers.class_rows import copy_rows, copy_weights, shared_rows
 from boxwright.models.layers.duplicate_relation import STRENGTH, relation
 from boxwright.models.losses.focal import focal_cost
 from boxwright.models.losses.hungarian import match
@@ -34,6 +35,7 @@ from boxwright.types import Batch, Detector, Predictions, image_mask, pixels
 
 PRIOR = 0.01  # the score of an untrained cell, so that the many negatives do not swamp the first steps
 DETECTIONS = 100  # kept per image, as COCO counts
+BOX_AND_THREAT = 5  # columns behind those of the classes where the duplicate relation begins
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,20 @@ class Dense(Detector):
         cells_BD = raw.cells_BR.gather(1, index_BD // classes)
         return Predictions(rows(raw.boxes_BQ4, cells_BD).clamp(0, 1), scores_BD, index_BD % classes)
 
+    def with_classes(self, names: tuple[str, ...], image_size: int | None = None, pretrained: bool = True) -> "Dense":
+        """See `Detector`."""
+        detector = Dense(replace(self.config, image_size=image_size or self.image_size), names, pretrained=False)
+        if pretrained:
+            detector.backbone.freeze()
+        pairs, width = shared_rows(self.names, range(len(self.names)), names), self.config.channels
+        by_row = ("head.many.weight", "head.many.bias", "rivals.leave.weight", "rivals.leave.bias")
+        copy_weights(self, detector, {**dict.fromkeys(by_row, pairs), "rivals.enter.weight": []})
+        columns = [(n, n) for n in range(width)]  # of the features
+        columns += [(width + old, width + new) for old, new in pairs]
+        columns += [(-n, -n) for n in range(1, BOX_AND_THREAT + 1)]
+        copy_rows(self.rivals.enter.weight.detach().T, detector.rivals.enter.weight.detach().T, columns)
+        return detector
+
 
 class FeaturePyramid(nn.Module):
     """A feature pyramid (Lin et al. 2017): coarse levels are added to finer ones, top down."""
@@ -193,7 +209,7 @@ class DuplicateRelation(nn.Module):
 
     def __init__(self, width: int, classes: int, heads: int = 8, layers: int = 2):
         super().__init__()
-        self.enter = nn.Linear(width + classes + 5, width)
+        self.enter = nn.Linear(width + classes + BOX_AND_THREAT, width)
         self.layers = nn.ModuleList(DuplicateRelationLayer(width, heads) for _ in range(layers))
         self.leave = nn.Linear(width, classes)
         self.strength = nn.Parameter(torch.tensor(STRENGTH))  # begins as Soft-NMS (Bodla et al. 2017), then learns

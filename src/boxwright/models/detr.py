@@ -12,7 +12,7 @@ transformers", Carion et al. 2020). Equal to facebookresearch/detr and to Huggin
 classes are 80 of them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from boxwright.boxes import cxcywh_to_xyxy
 from boxwright.models.backbones.backbone import Backbone
 from boxwright.models.layers.attention import Attention
+from boxwright.models.layers.class_rows import copy_weights, shared_rows
 from boxwright.models.layers.dropout import Dropout
 from boxwright.models.layers.heads import begin_glorot, box_head, rows_of
 from boxwright.models.layers.padding import cut, extent, seen_cells
@@ -178,6 +179,17 @@ class Detr(Detector):
         """Scores of the classes, without "no object"."""
         scores_LBQK = outputs.said.logits_LBQR.softmax(-1)[..., self.rows_K]
         return QueryLayers(scores_LBQK, cxcywh_to_xyxy(outputs.said.boxes_LBQ4), [outputs.grid])
+
+    def with_classes(self, names: tuple[str, ...], image_size: int | None = None, pretrained: bool = True) -> "Detr":
+        """See `Detector`. A head of other rows, as published weights have it, becomes one of a row a class."""
+        size = image_size or self.image_size
+        config = replace(self.config, image_size=size, class_rows=0, class_ids=())
+        detector = Detr(config, names, pretrained=False)
+        if pretrained:
+            detector.backbone.freeze()
+        rows = [*shared_rows(self.names, self.rows_K.tolist(), names), (-1, -1)]  # the last: no object
+        copy_weights(self, detector, {"classify.weight": rows, "classify.bias": rows})
+        return detector
 
 
 def set_loss(said: LayerPredictions, truth: Targets) -> tuple[dict[str, Tensor], Tensor]:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from boxwright.models.backbones.backbone import Backbone
 from boxwright.models.layers.attention import DecoderBlock, norm
+from boxwright.models.layers.class_rows import copy_weights, shared_rows
 from boxwright.models.layers.kv_cache import KeysValues, KVCache
 from boxwright.models.layers.position_encoding import resize_2d
 from boxwright.models.pix2seq import Pix2SeqConfig, Pix2SeqEncoder
@@ -226,6 +227,25 @@ class PatchSeq(SequenceDetector):
         """The words of the objects of a batch, one object after the other, -1 behind the last of each image."""
         words_BNW = _objects(given.boxes_BN4, given.labels_BN, raw.vocabulary, self.config.noise)
         return words_BNW.where(given.valid_BN[..., None], -1).flatten(1).to(raw.patches_BPE.device)
+
+    @torch.no_grad()
+    def with_classes(
+        self, names: tuple[str, ...], image_size: int | None = None, pretrained: bool = True
+    ) -> "PatchSeq":
+        """See `Detector`. A table of patches is resized to the new canvas."""
+        detector = PatchSeq(replace(self.config, image_size=image_size or self.image_size), names, pretrained=False)
+        if pretrained:
+            detector.backbone.freeze()
+        first, before, after = FIRST_CLASS + 1, len(self.names), len(names)
+        rows = [(n, n) for n in range(first)]
+        rows += [(first + old, first + new) for old, new in shared_rows(self.names, range(before), names)]
+        rows += [(first + before + n, first + after + n) for n in range(self.decoder.fixed - first - before)]
+        by_row = ("decoder.token_embedding", "decoder.output_bias")
+        copy_weights(self, detector, {**dict.fromkeys(by_row, rows), "decoder.patch_embedding": []})
+        if not self.config.pointing:
+            patches_PE = resize_2d(self.decoder.patch_embedding, self.decoder.grid, detector.decoder.grid)
+            detector.decoder.patch_embedding.copy_(patches_PE)
+        return detector
 
 
 def class_first(

@@ -24,6 +24,7 @@ from boxwright.config import require
 from boxwright.models.backbones.backbone import Backbone
 from boxwright.models.backbones.pix2seq_stems import PATCHES, make_stem
 from boxwright.models.layers.attention import EncoderBlock, Mlp, dense, norm
+from boxwright.models.layers.class_rows import choose_ids
 from boxwright.models.layers.position_encoding import resize_2d, sincos_2d
 from boxwright.models.sequence.decoder import SequenceDecoder, table
 from boxwright.models.sequence.generation import Generated
@@ -283,6 +284,17 @@ class Pix2Seq(SequenceDetector):
         classes_BN = self.vocabulary.class_tokens(given.labels_BN)
         words_BN5 = torch.cat([self.vocabulary.coordinate_tokens(given.boxes_BN4), classes_BN[..., None]], -1)
         return words_BN5.where(given.valid_BN[..., None], -1).flatten(1).to(raw.device)
+
+    def with_classes(self, names: tuple[str, ...], image_size: int | None = None, pretrained: bool = True) -> "Pix2Seq":
+        """See `Detector`. The vocabulary stays; new classes get ids that are free."""
+        c, known = self.config, range(1, self.vocabulary.most_classes + 1)
+        ids = choose_ids(self.names, c.class_ids, names, known)
+        size, grid = image_size or self.image_size, self.encoder.positions.grid
+        detector = Pix2Seq(replace(c, image_size=size, grid=grid, class_ids=ids), names, pretrained=False)
+        if pretrained and isinstance(detector.backbone, Backbone):
+            detector.backbone.freeze()
+        detector.load_state_dict(self.state_dict())
+        return detector
 
 
 class Pix2SeqEncoder(nn.Module):

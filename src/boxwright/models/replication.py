@@ -23,7 +23,7 @@ addition ("post-norm"), with positions added to what asks and to the keys:
     the end, and noise        never written   never written   never written     the end is written
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from boxwright.config import require
+from boxwright.models.layers.class_rows import choose_ids
 from boxwright.models.layers.kv_cache import KeysValues, KVCache
 from boxwright.models.layers.post_norm import (
     RESNET_CHANNELS,
@@ -311,6 +312,15 @@ class Replication(Detector):
             return torch.cat([centre_BN2 - half_BN2, centre_BN2 + half_BN2], -1) * image_part(raw)
         said_BN4 = said_BN4 * LONG_SIDE / torch.tensor(raw.canvas, device=said_BN4.device).flip(-1).repeat(2)
         return torch.cat([said_BN4[..., :2], torch.maximum(said_BN4[..., :2], said_BN4[..., 2:])], -1)
+
+    def with_classes(
+        self, names: tuple[str, ...], image_size: int | None = None, pretrained: bool = True
+    ) -> "Replication":
+        """See `Detector`. The vocabulary stays; new classes get ids that are free."""
+        ids = choose_ids(self.names, self.config.class_ids, names, range(most_classes(self.config)))
+        detector = Replication(replace(self.config, image_size=image_size or self.image_size, class_ids=ids), names)
+        detector.load_state_dict(self.state_dict())
+        return detector
 
 
 def image_part(raw: ReplicationOutputs) -> Tensor:

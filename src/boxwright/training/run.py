@@ -24,7 +24,6 @@ from boxwright.files import write_whole
 from boxwright.models import registry
 from boxwright.models.adapters import adapt as adapt_detector
 from boxwright.models.adapters import checksum, is_adapted
-from boxwright.models.transfer import begin_from
 from boxwright.models.weights import find_weights, is_adapter, load_detector
 from boxwright.training import recipes
 from boxwright.training.checkpoint import FILE as STATE
@@ -248,7 +247,7 @@ def _detector(source: Detector | None, given: dict[str, Any], names: tuple[str, 
         return detector, f"{model} {size}" + (f" from {origin}" if origin else "")
     new = [name for name in names if name not in source.names]
     known = f"it knows {len(names) - len(new)} of the {len(names)} classes" + (f", not {', '.join(new)}" if new else "")
-    detector = begin_from(source, names, image_size, pretrained)
+    detector = source.with_classes(names, image_size, pretrained)
     return detector, f"{registry.name_of(source)} of {given['weights']} ({known})"
 
 

@@ -46,9 +46,9 @@ def test_the_file_says_what_its_source_says(model, tmp_path, photos, monkeypatch
     for photo in photos:
         ours, theirs = (found.predict(photo, threshold=0.0) for found in (exported, source))
         np.testing.assert_allclose(ours.scores_N[:5], theirs.scores_N[:5], atol=1e-3)
-    assert exported.writes == source.writes
+    assert exported.generates_tokens == source.generates_tokens
     same = photos[2]  # of the canvas's size: both see the same pixels
-    given = [("cat", (0, 0, 9, 9)), ("dog", (1, 2, 30, 40))] if source.writes else None
+    given = [("cat", (0, 0, 9, 9)), ("dog", (1, 2, 30, 40))] if source.generates_tokens else None
     for asked in ({"classes": "dog", "given": None}, {"classes": ["cat"], "given": given}, {"given": given}):
         ours, theirs = (found.predict(same, threshold=0.0, **asked) for found in (exported, source))
         np.testing.assert_array_equal(ours.labels_N, theirs.labels_N)
@@ -56,9 +56,9 @@ def test_the_file_says_what_its_source_says(model, tmp_path, photos, monkeypatch
         np.testing.assert_allclose(ours.boxes_N4, theirs.boxes_N4, atol=1e-2)
         several = exported.predict([photos[0], same], 0.0, **asked | {"given": asked["given"] and [[], given]})
         np.testing.assert_allclose(several[1].boxes_N4, ours.boxes_N4, atol=1e-2)
-    if source.writes:
+    if source.generates_tokens:
         for given in ([], [("dog", (5, 5, 30, 40)), ("cat", (10, 20, 40, 47))]):
-            ours, theirs = (list(found.write(photos[0], given)) for found in (exported, source))
+            ours, theirs = (list(found.stream_tokens(photos[0], given)) for found in (exported, source))
             assert [getattr(part, "slot", part) for part in ours if part.given] == [
                 getattr(part, "slot", part) for part in theirs if part.given
             ]

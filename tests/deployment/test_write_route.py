@@ -29,7 +29,7 @@ TINY = Pix2SeqConfig(
 class SequenceDetector(BasePredictor):
     """Writes the same object over and over; notes who asks, and how much."""
 
-    names, image_size, writes = NAMES, 64, True
+    names, image_size, generates_tokens = NAMES, 64, True
 
     def __init__(self, objects=3, pause=0.0, breaks_at=None):
         self.objects, self.pause, self.breaks_at = objects, pause, breaks_at
@@ -40,7 +40,7 @@ class SequenceDetector(BasePredictor):
         nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), self.names)
         return [nothing] * len(ready)
 
-    def write(self, picture, given=(), classes=None):
+    def stream_tokens(self, image, given=(), classes=None):
         number = 0
         while number < self.objects:
             self.threads.add(threading.get_ident())

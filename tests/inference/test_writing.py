@@ -50,7 +50,7 @@ def predictor(request) -> Predictor:
 
 @pytest.mark.parametrize("given", [(), KNOWN])
 def test_what_is_written_is_what_is_predicted(predictor, given):
-    written = [one for one in predictor.write(IMAGE, given) if isinstance(one, StreamObject) and not one.given]
+    written = [one for one in predictor.stream_tokens(IMAGE, given) if isinstance(one, StreamObject) and not one.given]
     found = predictor.predict(IMAGE, threshold=0, given=given)
     written = sorted((one for one in written if one.score > 0), key=lambda one: -one.score)
     assert len(found) == len(written)
@@ -61,7 +61,7 @@ def test_what_is_written_is_what_is_predicted(predictor, given):
 
 
 def test_an_object_is_told_word_by_word_then_whole(predictor):
-    told = list(predictor.write(IMAGE))
+    told = list(predictor.stream_tokens(IMAGE))
     words = len(told[: next(i for i, one in enumerate(told) if isinstance(one, StreamObject))])
     for number in range(sum(isinstance(one, StreamObject) for one in told)):
         *said, whole = told[number * (words + 1) : (number + 1) * (words + 1)]
@@ -78,7 +78,7 @@ def test_an_object_is_told_word_by_word_then_whole(predictor):
 
 
 def test_given_objects_come_first_as_they_were_given(predictor):
-    told = list(predictor.write(IMAGE, KNOWN))
+    told = list(predictor.stream_tokens(IMAGE, KNOWN))
     given = [one for one in told if one.given]
     assert told[: len(given)] == given
     assert {one.probability for one in given if isinstance(one, StreamToken)} == {1.0}
@@ -89,12 +89,12 @@ def test_given_objects_come_first_as_they_were_given(predictor):
 
 
 def test_the_words_are_of_the_vocabulary():
-    told = random_predictor(CONFIGS["noise"]).write(IMAGE, classes="dog")
+    told = random_predictor(CONFIGS["noise"]).stream_tokens(IMAGE, classes="dog")
     assert {one.text for one in told if isinstance(one, StreamToken) and one.slot == "class"} <= {"dog", "noise"}
 
 
 def test_the_end_is_a_word():
-    told = list(random_predictor(replace(PATCHSEQ, end_bias=1000.0)).write(IMAGE))
+    told = list(random_predictor(replace(PATCHSEQ, end_bias=1000.0)).stream_tokens(IMAGE))
     assert [(one.object, one.slot, one.text) for one in told if isinstance(one, StreamToken)] == [(0, "end", "end")]
     assert len(told) == 1
 
@@ -103,7 +103,7 @@ def test_who_stops_asking_stops_the_writer(monkeypatch):
     predictor, steps = random_predictor(PIX2SEQ), []
     step = predictor.detector.decoder.step
     monkeypatch.setattr(predictor.detector.decoder, "step", lambda *given: steps.append(1) or step(*given))
-    told = predictor.write(IMAGE)
+    told = predictor.stream_tokens(IMAGE)
     assert not steps
     while not isinstance(next(told), StreamObject):
         pass
@@ -122,12 +122,12 @@ def test_who_stops_asking_stops_the_writer(monkeypatch):
 )
 def test_what_cannot_be_asked_is_one_clear_line(asked, said):
     with pytest.raises(UserError, match=said):
-        list(random_predictor(PIX2SEQ).write(IMAGE, **asked))
+        list(random_predictor(PIX2SEQ).stream_tokens(IMAGE, **asked))
 
 
 def test_a_detector_that_does_not_write_says_so(white_boxes):
     predictor = Predictor(white_boxes)
-    assert not predictor.writes
-    assert random_predictor(PATCHSEQ).writes
+    assert not predictor.generates_tokens
+    assert random_predictor(PATCHSEQ).generates_tokens
     with pytest.raises(UserError, match="a whiteboxes finds all objects at once"):
-        predictor.write(IMAGE)
+        predictor.stream_tokens(IMAGE)

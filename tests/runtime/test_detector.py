@@ -4,6 +4,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -170,9 +171,15 @@ def test_the_verb_takes_it(onnx_file: Path, paint: Callable[..., Path], tmp_path
 
 def test_a_file_that_does_not_write_cannot_be_watched(onnx_file: Path) -> None:
     detector = Detector(onnx_file)
-    assert not detector.writes
+    assert not detector.generates_tokens
     with pytest.raises(UserError, match="finds all objects at once"):
-        detector.write(np.zeros((8, 8, 3), np.uint8))
+        detector.stream_tokens(np.zeros((8, 8, 3), np.uint8))
+
+
+@pytest.mark.parametrize("asked", [{"given": [("box", (0, 0, 1, 1))]}, {"objects": 3}])
+def test_given_objects_and_their_number_are_refused(detector: Detector, asked: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"only a detector that writes sentences .* and this is a dense; export a pix2"):
+        detector.predict(np.zeros((8, 8, 3), np.uint8), **asked)
 
 
 def test_large_files_wait_reduced_whatever_their_format(

@@ -1,33 +1,28 @@
-"""A detector with its hands on images: paths, PIL images, arrays and tensors in, Detections out."""
+"""The predictor of a checkpoint: paths, PIL images, arrays and tensors in, Detections out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias, overload
+from typing import Any, overload
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from boxwright.classes import Class, class_positions
-from boxwright.config import UserError, require
+from boxwright.config import require
 from boxwright.detections import Detections
 from boxwright.device import choose_device
 from boxwright.images import fit
-from boxwright.inference.prompts import check_objects, with_known
-from boxwright.inference.sequence_stream import watch
+from boxwright.inference.sequence_stream import generate_objects, token_format
 from boxwright.models.sequence.sequence_detector import SequenceDetector
 from boxwright.models.weights import load_detector, load_together
 from boxwright.runtime.inputs import DecodedImage
-from boxwright.runtime.predictor_base import BasePredictor, check_batch_size, check_threshold, chunks
-from boxwright.runtime.sequence_types import GivenObjects, StreamObject, StreamToken, check_lists
+from boxwright.runtime.predictor_base import BasePredictor
+from boxwright.runtime.sequence_reader import read_tokens
+from boxwright.runtime.sequence_types import CheckedObjects, StreamObject, StreamToken
 from boxwright.types import Batch, Detector
-
-Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
-Pictures: TypeAlias = list[Picture] | tuple[Picture, ...]
 
 
 @overload
@@ -68,6 +63,7 @@ class Predictor(BasePredictor):
 
     def __init__(self, detector: Detector, device: torch.device | str = "cpu"):
         self.detector, self.device = detector.eval(), torch.device(device)
+        self.kind = f"a {type(detector).__name__.lower()}"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -79,111 +75,38 @@ class Predictor(BasePredictor):
         """Side of the square canvas that images are fitted into, in pixels."""
         return self.detector.image_size
 
-    @overload
-    def predict(
-        self,
-        image: Picture,
-        threshold: float = 0.5,
-        batch_size: int = 8,
-        classes: Class | Sequence[Class] | None = None,
-        given: GivenObjects | None = None,
-        objects: int | None = None,
-    ) -> Detections: ...
-    @overload
-    def predict(
-        self,
-        image: Pictures,
-        threshold: float = 0.5,
-        batch_size: int = 8,
-        classes: Class | Sequence[Class] | None = None,
-        given: Sequence[GivenObjects] | None = None,
-        objects: int | None = None,
-    ) -> list[Detections]: ...
-    def predict(
-        self,
-        image: Picture | Pictures,
-        threshold: float = 0.5,
-        batch_size: int = 8,
-        classes: Class | Sequence[Class] | None = None,
-        given: Any = None,
-        objects: int | None = None,
-    ) -> Detections | list[Detections]:
-        """The objects in an image, or in each of a list of images, best first, in pixels of the image.
-
-        Args:
-            image: a path, a PIL image, a numpy array (H, W, 3) uint8 in RGB order, a tensor (3, H, W) uint8 or float in
-                [0, 1], or a list or tuple of any of these.
-            threshold: objects with a score over this, in [0, 1).
-            batch_size: how many images of a list are computed at once.
-            classes: the class to look for, by name or position in `names`, or several; by default all.
-            given: objects that are known already, as (class, (x1, y1, x2, y2)) in pixels; the others are returned. For
-                a list of images, a list for each. Only detectors that write sentences, as pix2seq does, go on from
-                them.
-            objects: how many to say at most, given ones included; also only of such detectors.
-
-        Raises:
-            UserError: if a file cannot be read, or an array is none of these; for a class that the detector doesn't
-                know, a given box outside its image, or more objects than a sentence has room for.
-        """
-        check_threshold(threshold)
-        check_batch_size(batch_size)
-        check_objects(objects)
-        ask = _Ask(class_positions(classes, self.names), objects)
-        if not isinstance(image, list | tuple):
-            return self._detect([self.decode(image)], threshold, ask, None if given is None else [given])[0]
-        known = check_lists(given, len(image))
-        found: list[Detections] = []
-        for chunk in chunks(zip(image, known, strict=True), batch_size):
-            ready = [self.decode(one) for one, _ in chunk]
-            found += self._detect(ready, threshold, ask, None if given is None else [objects for _, objects in chunk])
-        return found
-
-    def decode(self, picture: Any) -> DecodedImage:
-        """An image in any of the forms that `predict` takes, decoded."""
-        return super().decode(_to_array(picture) if isinstance(picture, Tensor) else picture)
-
-    def detect(
-        self, ready: Sequence[DecodedImage], threshold: float, classes: Sequence[int] | None
-    ) -> list[Detections]:
-        """The objects in each of a batch of decoded images, of these classes (positions; None is all)."""
-        return self._detect(ready, threshold, _Ask(classes))
-
     @property
-    def writes(self) -> bool:
-        """Whether it writes its objects one after the other, and can be watched (`write`)."""
+    def generates_tokens(self) -> bool:
+        """Whether it is a sequence detector."""
         return isinstance(self.detector, SequenceDetector)
 
-    def write(
-        self, picture: Any, given: GivenObjects = (), classes: Class | Sequence[Class] | None = None
-    ) -> Iterator[StreamToken | StreamObject]:
-        """As of `BasePredictor`."""
-        if not isinstance(self.detector, SequenceDetector):
-            kind = type(self.detector).__name__.lower()
-            raise UserError(
-                f"a {kind} finds all objects at once; only one that writes (pix2seq, patchseq) can be watched."
-            )
-        wanted = class_positions(classes, self.names)
-        ready = picture if isinstance(picture, DecodedImage) else self.decode(picture)
-        batch = with_known(to_batch([ready], self.image_size), [given], self.names).to(self.device)
-        return watch(self.detector, batch, given, wanted)
+    def decode(self, image: Any) -> DecodedImage:
+        """An image in any of the forms that `predict` takes, decoded."""
+        return super().decode(_to_array(image) if isinstance(image, Tensor) else image)
 
     @torch.inference_mode()
-    def _detect(
-        self, ready: Sequence[DecodedImage], threshold: float, ask: _Ask, known: Sequence[GivenObjects] | None = None
+    def detect(
+        self,
+        images: Sequence[DecodedImage],
+        threshold: float,
+        classes: Sequence[int] | None,
+        given: Sequence[CheckedObjects] | None = None,
+        objects: int | None = None,
     ) -> list[Detections]:
-        batch = to_batch(ready, self.detector.image_size)
-        batch = (batch if known is None else with_known(batch, known, self.names)).to(self.device)
-        raw = self.detector(batch.images_BCHW, batch.sizes_B2)
-        said = self.detector.complete(raw, batch, ask.classes, ask.objects)
-        return said.to_detections(batch, self.names, threshold)
+        """See `BasePredictor`."""
+        batch = to_batch(images, self.image_size)
+        batch = (batch if given is None else with_given(batch, given)).to(self.device)
+        outputs = self.detector(batch.images_BCHW, batch.sizes_B2)
+        predictions = self.detector.complete(outputs, batch, classes, objects)
+        return predictions.to_detections(batch, self.names, threshold)
 
-
-@dataclass
-class _Ask:
-    """Which classes to look for, and how many objects to say; None leaves it open."""
-
-    classes: Sequence[int] | None
-    objects: int | None = None
+    def _stream_tokens(
+        self, image: DecodedImage, given: CheckedObjects, classes: Sequence[int] | None
+    ) -> Iterator[StreamToken | StreamObject]:
+        assert isinstance(self.detector, SequenceDetector)
+        batch = with_given(to_batch([image], self.image_size), [given]).to(self.device)
+        objects = generate_objects(self.detector, batch, len(given), classes)
+        return read_tokens(objects, token_format(self.detector), self.names, given)
 
 
 def _to_array(image_CHW: Tensor) -> np.ndarray:
@@ -202,16 +125,29 @@ def _to_uint8(image_CHW: Tensor) -> Tensor:
     return (image_CHW.float() * 255).round().to(torch.uint8)
 
 
-def to_batch(ready: Sequence[DecodedImage], side: int) -> Batch:
+def to_batch(images: Sequence[DecodedImage], side: int) -> Batch:
     """Images without annotation as the batch that detectors take."""
-    fitted = [fit(one.image, side) for one in ready]
-    n = len(ready)
+    fitted = [fit(one.image, side) for one in images]
+    n = len(images)
     return Batch(
         images_BCHW=torch.from_numpy(np.stack([canvas for canvas, _ in fitted])).permute(0, 3, 1, 2),
         sizes_B2=torch.tensor([size for _, size in fitted]),
-        originals_B2=torch.tensor([one.size[::-1] for one in ready]),
+        originals_B2=torch.tensor([one.size[::-1] for one in images]),
         boxes_BN4=torch.zeros(n, 1, 4),
         labels_BN=torch.zeros(n, 1, dtype=torch.int64),
         valid_BN=torch.zeros(n, 1, dtype=torch.bool),
         index_B=torch.arange(n),
     )
+
+
+def with_given(batch: Batch, given: Sequence[CheckedObjects]) -> Batch:
+    """The batch with the given objects of each image, in their order."""
+    most = max(map(len, given), default=0)
+    boxes_BN4, labels_BN = torch.zeros(len(batch), most, 4), torch.zeros(len(batch), most, dtype=torch.int64)
+    valid_BN = torch.zeros(len(batch), most, dtype=torch.bool)
+    for row, objects in enumerate(given):
+        for place, (label, box) in enumerate(objects):
+            labels_BN[row, place], boxes_BN4[row, place], valid_BN[row, place] = label, torch.tensor(box), True
+    side_2 = torch.tensor(batch.images_BCHW.shape[-2:])
+    scale_B14 = (batch.sizes_B2 / batch.originals_B2 / side_2).flip(-1).repeat(1, 2)[:, None]
+    return replace(batch, boxes_BN4=boxes_BN4 * scale_B14, labels_BN=labels_BN, valid_BN=valid_BN)

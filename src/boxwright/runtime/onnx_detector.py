@@ -1,4 +1,4 @@
-"""An exported detector: pixels in, boxes out, and nothing but onnxruntime in between."""
+"""The predictor of an exported file: pixels in, boxes out, computed by onnxruntime alone."""
 
 from __future__ import annotations
 
@@ -6,36 +6,35 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
-from boxwright.classes import Class, class_positions
 from boxwright.config import UserError, require
 from boxwright.detections import Detections
 from boxwright.extras import how_to_install
-from boxwright.runtime.inputs import DecodedImage, Picture
-from boxwright.runtime.predictor_base import BasePredictor, check_batch_size, check_threshold, chunks
-from boxwright.runtime.sequence_reader import Sentence, TokenReader, given_arrays, told, wanted_array
-from boxwright.runtime.sequence_types import GivenObjects, StreamObject, StreamToken, check_known, check_lists
+from boxwright.runtime.inputs import DecodedImage
+from boxwright.runtime.predictor_base import BasePredictor
+from boxwright.runtime.sequence_reader import ObjectTokens, TokenFormat, read_tokens
+from boxwright.runtime.sequence_types import CheckedObjects, StreamObject, StreamToken
 
 FORMAT = 1  # of the files this reads; `boxwright export` writes it into them
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _OUTPUTS = ["boxes", "scores", "labels"]
-_SENTENCE = [*_OUTPUTS, "order", "words", "word_log_probs"]
+_SEQUENCE = [*_OUTPUTS, "order", "words", "word_log_probs"]
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a file says of itself.
+    """What a file says about its detector.
 
     Attributes:
         names: the classes, in the order of their positions.
         image_size: side of the canvas that images are fitted into, in pixels.
-        model: which kind of detector.
+        model: which detector, as `--model` names it.
         precision: fp32, fp16 or int8.
         card: how it was made.
-        language: of a detector that writes; None of others.
+        token_format: what its tokens stand for; None if it doesn't generate any.
     """
 
     names: tuple[str, ...]
@@ -43,7 +42,7 @@ class Facts:
     model: str
     precision: str
     card: dict[str, Any]
-    language: TokenReader | None = None
+    token_format: TokenFormat | None = None
 
 
 class Detector(BasePredictor):
@@ -52,8 +51,8 @@ class Detector(BasePredictor):
     Args:
         path: the ``.onnx`` file.
         device: auto, cpu or cuda, which needs the package ``onnxruntime-gpu``.
-        seed: of what is drawn, for detectors that write sentences by drawing words. All images draw alike, so that what
-            is found in an image doesn't depend on the others.
+        seed: for sequence detectors that sample tokens. All images use the same random numbers, so that the objects
+            of an image don't depend on the other images.
         threads: that compute one batch; 0 is one for each core.
 
     Raises:
@@ -66,7 +65,8 @@ class Detector(BasePredictor):
         require(isinstance(threads, int) and threads >= 0, f"threads is a whole number, 0 or more, not {threads!r}.")
         self._session = _open(self.path, device, threads)
         self.facts = _facts(self._session, self.path)
-        self._draws = any(given.name == "seed" for given in self._session.get_inputs())
+        self._samples = any(entry.name == "seed" for entry in self._session.get_inputs())
+        self.kind = f"a {self.facts.model}"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -78,135 +78,82 @@ class Detector(BasePredictor):
         """Side of the square canvas that images are fitted into, in pixels."""
         return self.facts.image_size
 
-    @overload
-    def predict(
-        self,
-        image: Picture,
-        threshold: float = 0.5,
-        batch_size: int = 8,
-        classes: Class | Sequence[Class] | None = None,
-        given: GivenObjects | None = None,
-    ) -> Detections: ...
-    @overload
-    def predict(
-        self,
-        image: list[Any] | tuple[Any, ...],
-        threshold: float = 0.5,
-        batch_size: int = 8,
-        classes: Class | Sequence[Class] | None = None,
-        given: Sequence[GivenObjects] | None = None,
-    ) -> list[Detections]: ...
-    def predict(
-        self,
-        image: Picture | list[Any] | tuple[Any, ...],
-        threshold: float = 0.5,
-        batch_size: int = 8,
-        classes: Class | Sequence[Class] | None = None,
-        given: Any = None,
-    ) -> Detections | list[Detections]:
-        """The objects in an image, or in each of a list of images, best first, in pixels of the image.
-
-        Args:
-            image: a path, a PIL image, a numpy array (H, W, 3) uint8 in RGB order, or a list or tuple of any of these.
-            threshold: objects with a score over this, in [0, 1).
-            batch_size: how many images of a list are computed at once, if they have the same size.
-            classes: the class to look for, by name or position in `names`, or several; by default all.
-            given: objects that are known already, as (class, (x1, y1, x2, y2)) in pixels; the others are returned. For
-                a list of images, a list for each. Only detectors that write sentences go on from them.
-
-        Raises:
-            UserError: if a file cannot be read, or an array is none of these; for a class that the detector doesn't
-                know, a given box outside its image, or more of them than a sentence has room for.
-        """
-        check_threshold(threshold)
-        check_batch_size(batch_size)
-        wanted = class_positions(classes, self.names)
-        if not isinstance(image, list | tuple):
-            return self._detect([self.decode(image)], threshold, wanted, None if given is None else [given])[0]
-        known = check_lists(given, len(image))
-        found: list[Detections] = []
-        for chunk in chunks(zip(image, known, strict=True), batch_size):
-            ready = [self.decode(one) for one, _ in chunk]
-            found += self._detect(ready, threshold, wanted, None if given is None else [own for _, own in chunk])
-        return found
+    @property
+    def generates_tokens(self) -> bool:
+        """Whether the file gives its tokens."""
+        return self.facts.token_format is not None
 
     def detect(
-        self, ready: Sequence[DecodedImage], threshold: float, classes: Sequence[int] | None
-    ) -> list[Detections]:
-        """The objects in each of a batch of decoded images, those of one size together."""
-        return self._detect(ready, threshold, classes)
-
-    def _detect(
         self,
-        ready: Sequence[DecodedImage],
+        images: Sequence[DecodedImage],
         threshold: float,
         classes: Sequence[int] | None,
-        given: Sequence[GivenObjects] | None = None,
+        given: Sequence[CheckedObjects] | None = None,
+        objects: int | None = None,
     ) -> list[Detections]:
+        """See `BasePredictor`; images of the same size are computed together."""
+        self._check_request(given, objects)
         found: dict[int, Detections] = {}
-        for group in _of_one_size(ready):
-            known = None if given is None else [given[i] for i in group]
-            outputs = self._ask([ready[i] for i in group], _OUTPUTS, classes, known)
+        for group in _of_one_size(images):
+            given_here = None if given is None else [given[i] for i in group]
+            outputs = self._compute([images[i] for i in group], _OUTPUTS, classes, given_here)
             for i, boxes_D4, scores_D, labels_D in zip(group, *outputs, strict=True):
                 keep_D = scores_D > threshold
+                self._check_labels(labels_D[keep_D])
                 if classes is not None:
                     keep_D &= np.isin(labels_D, classes)
-                self._check_labels(labels_D[scores_D > threshold])
-                boxes_N4 = _in_file(boxes_D4[keep_D], ready[i])
+                boxes_N4 = _to_file_pixels(boxes_D4[keep_D], images[i])
                 found[i] = Detections(boxes_N4, scores_D[keep_D], labels_D[keep_D], self.names)
-        return [found[i] for i in range(len(ready))]
+        return [found[i] for i in range(len(images))]
 
-    def _ask(
+    def _check_request(self, given: Sequence[CheckedObjects] | None, objects: int | None) -> None:
+        """Raise `UserError` for what this file cannot be asked."""
+        only = "only a detector that writes sentences can be given objects, or a number of them"
+        asked = given is not None or objects is not None
+        require(self.generates_tokens or not asked, f"{only}, and this is {self.kind}; export a pix2seq or patchseq.")
+        fixed = "an exported file holds how many objects it generates"
+        require(objects is None, f"{fixed}, so that `objects` can't be given; load the checkpoint to choose.")
+
+    def _compute(
         self,
-        ready: Sequence[DecodedImage],
+        images: Sequence[DecodedImage],
         outputs: list[str],
         classes: Sequence[int] | None,
-        given: Sequence[GivenObjects] | None,
+        given: Sequence[CheckedObjects] | None,
     ) -> list[np.ndarray]:
-        """What the file says of images of one size; a file that writes is told what is wanted, and what is known."""
-        images_BHW3 = np.stack([np.asarray(one.image) for one in ready])
-        language = self.facts.language
-        if language is None:
-            told = "only a detector that writes sentences can be given objects"
-            require(given is None, f"{told}, and this is a {self.facts.model}; export a pix2seq or patchseq.")
+        """Outputs of the file for images of one size."""
+        images_BHW3 = np.stack([np.asarray(one.image) for one in images])
+        form = self.facts.token_format
+        if form is None:
             return self._run(images_BHW3, outputs)
-        more = wanted_array(classes, self.names)
+        more = _wanted_array(classes, self.names)
         if given is not None:
-            known = [check_known(own, one.size, self.names) for own, one in zip(given, ready, strict=True)]
-            more |= given_arrays(known, language.objects)
-            sizes = [(one.image.size, one.size) for one in ready]
-            more["given_boxes"] *= np.array([2 * image for image, _ in sizes], np.float32)[:, None]
-            more["given_boxes"] /= np.array([2 * file for _, file in sizes], np.float32)[:, None]
+            more |= _given_arrays(given, images, form.objects)
         return self._run(images_BHW3, outputs, more)
 
-    @property
-    def writes(self) -> bool:
-        """Whether it writes its objects one after the other, and can be watched (`write`)."""
-        return self.facts.language is not None
-
-    def write(
-        self, picture: Any, given: GivenObjects = (), classes: Class | Sequence[Class] | None = None
+    def _stream_tokens(
+        self, image: DecodedImage, given: CheckedObjects, classes: Sequence[int] | None
     ) -> Iterator[StreamToken | StreamObject]:
-        """As of `BasePredictor`, but that the whole sentence is computed before the first word is told."""
-        language = self.facts.language
-        if language is None:
-            return super().write(picture, given, classes)
-        wanted = class_positions(classes, self.names)
-        ready = picture if isinstance(picture, DecodedImage) else self.decode(picture)
-        *found, order_BN, words_BNS, log_probs_BNS = self._ask([ready], _SENTENCE, wanted, [given])
-        self._check_labels(found[2][found[1] > 0])
-        boxes_N4, scores_N, labels_N = (part[0] for part in found)
-        said = Sentence(_in_file(boxes_N4, ready), scores_N, labels_N, order_BN[0], words_BNS[0], log_probs_BNS[0])
-        return told(said, language, check_known(given, ready.size, self.names), self.names)
+        form = self.facts.token_format
+        assert form is not None
+        outputs = self._compute([image], _SEQUENCE, classes, [given])
+        boxes_N4, scores_N, labels_N, order_N, tokens_NS, log_probs_NS = (part[0] for part in outputs)
+        self._check_labels(labels_N[scores_N > 0])
+        boxes_N4 = _to_file_pixels(boxes_N4, image)
+        objects = (
+            ObjectTokens(tokens_S, log_probs_S, tuple(boxes_N4[i].tolist()), int(labels_N[i]), float(scores_N[i]))
+            for i, tokens_S, log_probs_S in zip(np.argsort(order_N), tokens_NS, log_probs_NS, strict=True)
+        )
+        return read_tokens(objects, form, self.names, given)
 
     def run(self, images_BHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All that the file says of images of one size: boxes (B, D, 4), scores (B, D) and labels (B, D).
+        """All predictions for images of one size: boxes (B, D, 4), scores (B, D) and labels (B, D).
 
         Args:
             images_BHW3: uint8, RGB.
 
         Raises:
-            UserError: where onnxruntime gives up, as for want of memory.
+            UserError: where onnxruntime fails, as for want of memory.
         """
         boxes_BD4, scores_BD, labels_BD = self._run(images_BHW3, _OUTPUTS)
         return boxes_BD4, scores_BD, labels_BD
@@ -218,30 +165,55 @@ class Detector(BasePredictor):
     def _run(
         self, images_BHW3: np.ndarray, outputs: list[str], more: Mapping[str, np.ndarray] | None = None
     ) -> list[np.ndarray]:
-        given = {"images": images_BHW3, **(more or {})}
-        if self._draws:
-            given["seed"] = np.full(len(images_BHW3), self.seed, np.int64)
+        inputs = {"images": images_BHW3, **(more or {})}
+        if self._samples:
+            inputs["seed"] = np.full(len(images_BHW3), self.seed, np.int64)
         try:
-            return self._session.run(outputs, given)
+            return self._session.run(outputs, inputs)
         except Exception as error:  # onnxruntime's errors have no common class but this one
             shape = " x ".join(map(str, np.shape(images_BHW3)))
             raise UserError(f"{self.path} can't be computed on images of {shape}: {_first_line(error)}") from error
 
 
-def _of_one_size(ready: Sequence[DecodedImage]) -> Iterator[list[int]]:
+def _of_one_size(images: Sequence[DecodedImage]) -> Iterator[list[int]]:
     """Positions of the images, those of the same size together: a file takes images of one size at once."""
     groups: dict[tuple[int, int], list[int]] = {}
-    for i, one in enumerate(ready):
+    for i, one in enumerate(images):
         groups.setdefault(one.image.size, []).append(i)
     yield from groups.values()
 
 
-def _in_file(boxes_N4: np.ndarray, ready: DecodedImage) -> np.ndarray:
-    """Boxes in pixels of the file, of which the image may be a reduced one."""
-    if ready.size == ready.image.size:
+def _to_file_pixels(boxes_N4: np.ndarray, image: DecodedImage) -> np.ndarray:
+    """Boxes in pixels of the file, which may be larger than the decoded image; clipped to it."""
+    if image.size == image.image.size:
         return boxes_N4
-    limit_4 = np.array(ready.size * 2, np.float32)
-    return np.minimum(boxes_N4 * (limit_4 / np.array(ready.image.size * 2, np.float32)), limit_4)
+    limit_4 = np.array(image.size * 2, np.float32)
+    return np.minimum(boxes_N4 * (limit_4 / np.array(image.image.size * 2, np.float32)), limit_4)
+
+
+def _given_arrays(
+    given: Sequence[CheckedObjects], images: Sequence[DecodedImage], objects: int
+) -> dict[str, np.ndarray]:
+    """Given objects as inputs of the file, in pixels of the decoded images; rows with label -1 are empty.
+
+    Raises:
+        UserError: for so many in one image that nothing could follow.
+    """
+    most = max(map(len, given))
+    require(most < objects, f"{most} objects are given, and a sentence holds {objects}, given ones included.")
+    boxes_BG4 = np.zeros((len(given), max(1, most), 4), np.float32)
+    labels_BG = np.full(boxes_BG4.shape[:2], -1, np.int64)
+    for row, own in enumerate(given):
+        for place, (label, box) in enumerate(own):
+            boxes_BG4[row, place], labels_BG[row, place] = box, label
+    boxes_BG4 *= np.array([one.image.size * 2 for one in images], np.float32)[:, None]
+    boxes_BG4 /= np.array([one.size * 2 for one in images], np.float32)[:, None]
+    return {"given_boxes": boxes_BG4, "given_labels": labels_BG}
+
+
+def _wanted_array(classes: Sequence[int] | None, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The classes to generate, as an input of the file; nothing for all."""
+    return {} if classes is None else {"wanted_classes": np.isin(np.arange(len(names)), list(classes))}
 
 
 def _open(path: Path, device: str, threads: int) -> Any:
@@ -252,7 +224,7 @@ def _open(path: Path, device: str, threads: int) -> Any:
         raise UserError(how_to_install(f"{path}", error.name)) from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 4  # its errors are raised as well, and are said once
+    options.log_severity_level = 4  # errors are raised, and need not be logged as well
     try:
         return onnxruntime.InferenceSession(path, options, providers=_providers(device))
     except UserError:
@@ -275,31 +247,38 @@ def _providers(device: str) -> list[str]:
 
 def _facts(session: Any, path: Path) -> Facts:
     """Read what the exporter wrote into the file."""
-    said = session.get_modelmeta().custom_metadata_map
-    require("boxwright" in said, f"{path} is an ONNX file, but none that `boxwright export` wrote.")
-    version = said["boxwright"]
+    stored = session.get_modelmeta().custom_metadata_map
+    require("boxwright" in stored, f"{path} is an ONNX file, but none that `boxwright export` wrote.")
+    version = stored["boxwright"]
     newer = version.isdecimal() and int(version) > FORMAT
     require(not newer, f"{path} is of format {version}, and this boxwright reads up to {FORMAT}; update boxwright.")
     wrong = _changed(path, "what it says of itself is not right")
     try:
-        names, card = json.loads(said["names"]), json.loads(said["card"])
-        language = TokenReader.from_json(said["sentence"]) if "sentence" in said else None
-        facts = Facts(tuple(names), int(said["image_size"]), said["model"], said["precision"], card, language)
+        names, card = json.loads(stored["names"]), json.loads(stored["card"])
+        form = TokenFormat.from_json(stored["sentence"]) if "sentence" in stored else None
+        facts = Facts(tuple(names), int(stored["image_size"]), stored["model"], stored["precision"], card, form)
     except (AttributeError, KeyError, TypeError, ValueError):
         raise wrong from None
-    inputs = {given.name for given in session.get_inputs()}
-    outputs = {output.name for output in session.get_outputs()}
     named = isinstance(names, list) and all(isinstance(name, str) for name in names)
     if not (named and version == str(FORMAT) and facts.image_size > 0):
         raise wrong
     if len(set(names)) < len(names):
         raise _changed(path, "two of its classes have the same name")
-    optional = {given.name for given in session.get_overridable_initializers()}
-    asked = language is None or optional >= {"given_boxes", "given_labels", "wanted_classes"}
-    said_all = outputs >= set(_OUTPUTS if language is None else _SENTENCE)
-    if not ("images" in inputs <= {"images", "seed"} and asked and said_all):
+    if not _fits(session, form):
         raise wrong
     return facts
+
+
+def _fits(session: Any, form: TokenFormat | None) -> bool:
+    """Whether a file has the inputs and outputs of a detector."""
+    inputs = {entry.name for entry in session.get_inputs()}
+    optional = {entry.name for entry in session.get_overridable_initializers()}
+    outputs = {entry.name for entry in session.get_outputs()}
+    if not ("images" in inputs <= {"images", "seed"}):
+        return False
+    if form is None:
+        return outputs >= set(_OUTPUTS)
+    return outputs >= set(_SEQUENCE) and optional >= {"given_boxes", "given_labels", "wanted_classes"}
 
 
 def _changed(path: Path, how: str) -> UserError:

@@ -1,4 +1,4 @@
-"""What all that finds objects in images has in common, whatever computes: lists, streams, bounded memory."""
+"""What all predictors share, whatever computes: single images, lists and streams, in bounded memory."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ from dataclasses import dataclass
 from itertools import islice
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from PIL import Image
 
 from boxwright.classes import Class, class_positions
 from boxwright.config import UserError, require
 from boxwright.detections import Detections
-from boxwright.runtime.inputs import TAKES, DecodedImage, decode
-from boxwright.runtime.sequence_types import GivenObjects, StreamObject, StreamToken
+from boxwright.runtime.inputs import TAKES, DecodedImage, ImageInput, decode
+from boxwright.runtime.sequence_types import (
+    CheckedObjects,
+    GivenObjects,
+    StreamObject,
+    StreamToken,
+    check_given,
+    check_lists,
+)
 from boxwright.runtime.sources import collect
 from boxwright.runtime.video import frames, is_video
 from boxwright.threads import map_ahead
@@ -30,12 +37,12 @@ class ImageResult:
     """One image of a stream.
 
     Attributes:
-        path: the file; of a frame, that of the video; None for an image that was given as such.
+        path: the file; for a frame, the video; None for an image that was given as such.
         image: as it was decoded for the detector, a large one reduced; a frame of a video is whole.
         size: (width, height) of the file as displayed, which the boxes refer to.
-        detections: what was found.
+        detections: the objects.
         number: its place in the stream, from 0. Files that cannot be read count, too.
-        seconds: of a frame, when it is shown.
+        seconds: when a frame is shown; None for other images.
     """
 
     path: Path | None
@@ -47,14 +54,20 @@ class ImageResult:
 
     @property
     def key(self) -> Path | int:
-        """What tells it from the others: the path, or where there are many of a path, or none, the number."""
+        """What identifies it: the path, or the number where there is no path or where many images share it."""
         return self.number if self.path is None or self.seconds is not None else self.path
 
 
 class BasePredictor:
-    """Finds objects in images. Who computes says which classes there are, for which canvas, and what is in a batch."""
+    """Finds objects in images. A subclass computes a batch (`detect`), and tokens if its detector generates them.
 
-    takes = TAKES
+    Attributes:
+        takes: which forms of an image it takes, for errors.
+        kind: which detector it is, for errors.
+    """
+
+    takes: str = TAKES
+    kind: str = "this detector"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -66,40 +79,141 @@ class BasePredictor:
         """Side of the square canvas that images are fitted into, in pixels."""
         raise NotImplementedError
 
-    def detect(
-        self, ready: Sequence[DecodedImage], threshold: float, classes: Sequence[int] | None
-    ) -> list[Detections]:
-        """The objects in each of a batch of decoded images, of these classes (positions; None is all)."""
-        raise NotImplementedError
-
-    def decode(self, picture: Any) -> DecodedImage:
-        """An image in any of the forms that `predict` takes, decoded."""
-        return decode(picture, self.image_size, self.takes)
-
     @property
-    def writes(self) -> bool:
-        """Whether it writes its objects one after the other, and can be watched (`write`)."""
+    def generates_tokens(self) -> bool:
+        """Whether its detector generates objects token by token, so that `stream_tokens` can be used."""
         return False
 
-    def write(
-        self, picture: Any, given: GivenObjects = (), classes: Class | Sequence[Class] | None = None
-    ) -> Iterator[StreamToken | StreamObject]:
-        """Watch the sentence of an image being written: the words of each object, then the object; given ones first.
-
-        Nothing is computed beyond what is asked for: who stops asking stops the writer.
+    def detect(
+        self,
+        images: Sequence[DecodedImage],
+        threshold: float,
+        classes: Sequence[int] | None,
+        given: Sequence[CheckedObjects] | None = None,
+        objects: int | None = None,
+    ) -> list[Detections]:
+        """The objects of each image, computed as one batch.
 
         Args:
-            picture: an image in any of the forms that `predict` takes, or what `decode` made of one.
-            given: objects that are known already, as (class, (x1, y1, x2, y2)) in pixels; with them it begins.
+            images: decoded (`decode`).
+            threshold: objects with a score over this.
+            classes: positions of the classes to look for; None is all.
+            given: objects of each image that are known already.
+            objects: the most to generate, given ones included.
+
+        Raises:
+            UserError: for given objects, or a number of them, that this detector cannot take.
+        """
+        raise NotImplementedError
+
+    def _stream_tokens(
+        self, image: DecodedImage, given: CheckedObjects, classes: Sequence[int] | None
+    ) -> Iterator[StreamToken | StreamObject]:
+        """`stream_tokens` of a detector that generates tokens."""
+        raise NotImplementedError
+
+    def decode(self, image: Any) -> DecodedImage:
+        """An image in any of the forms that `predict` takes, decoded."""
+        return decode(image, self.image_size, self.takes)
+
+    @overload
+    def predict(
+        self,
+        image: ImageInput,
+        threshold: float = 0.5,
+        batch_size: int = 8,
+        classes: Class | Sequence[Class] | None = None,
+        given: GivenObjects | None = None,
+        objects: int | None = None,
+    ) -> Detections: ...
+    @overload
+    def predict(
+        self,
+        image: list[Any] | tuple[Any, ...],
+        threshold: float = 0.5,
+        batch_size: int = 8,
+        classes: Class | Sequence[Class] | None = None,
+        given: Sequence[GivenObjects] | None = None,
+        objects: int | None = None,
+    ) -> list[Detections]: ...
+    def predict(
+        self,
+        image: ImageInput | list[Any] | tuple[Any, ...],
+        threshold: float = 0.5,
+        batch_size: int = 8,
+        classes: Class | Sequence[Class] | None = None,
+        given: Any = None,
+        objects: int | None = None,
+    ) -> Detections | list[Detections]:
+        """The objects in an image, or in each of a list of images, best first, in pixels of the image.
+
+        Args:
+            image: a path, a PIL image, a numpy array (H, W, 3) uint8 in RGB order, or a list or tuple of any of these;
+                a checkpoint's predictor also takes tensors (3, H, W), uint8 or float in [0, 1].
+            threshold: objects with a score over this, in [0, 1).
+            batch_size: how many images of a list are computed at once; an exported file computes those of the same
+                size together.
+            classes: the class to look for, by name or position in `names`, or several; by default all.
+            given: objects that are known already, as (class, (x1, y1, x2, y2)) in pixels; the others are returned. For
+                a list of images, a list for each. Only sequence detectors (pix2seq, patchseq) take them.
+            objects: the most to generate, given ones included; also only for sequence detectors, and not for exported
+                files, which hold this number.
+
+        Raises:
+            UserError: if a file cannot be read, or an array is none of these; for a class that the detector doesn't
+                know, a given box outside its image, or more objects than a sequence has room for.
+        """
+        check_threshold(threshold)
+        check_batch_size(batch_size)
+        check_objects(objects)
+        wanted = class_positions(classes, self.names)
+        if not isinstance(image, list | tuple):
+            return self._predict([image], None if given is None else [given], threshold, wanted, objects)[0]
+        check_lists(given, len(image))
+        found: list[Detections] = []
+        for first in range(0, len(image), batch_size):
+            batch = slice(first, first + batch_size)
+            given_here = None if given is None else given[batch]
+            found += self._predict(image[batch], given_here, threshold, wanted, objects)
+        return found
+
+    def _predict(
+        self,
+        images: Sequence[Any],
+        given: Sequence[GivenObjects] | None,
+        threshold: float,
+        classes: Sequence[int] | None,
+        objects: int | None,
+    ) -> list[Detections]:
+        """The objects of one batch of images."""
+        decoded = [self.decode(image) for image in images]
+        if given is None:
+            return self.detect(decoded, threshold, classes, None, objects)
+        checked = [check_given(own, image.size, self.names) for own, image in zip(given, decoded, strict=True)]
+        return self.detect(decoded, threshold, classes, checked, objects)
+
+    def stream_tokens(
+        self, image: Any, given: GivenObjects = (), classes: Class | Sequence[Class] | None = None
+    ) -> Iterator[StreamToken | StreamObject]:
+        """The tokens of each object, then the object, as soon as they are generated; given objects come first.
+
+        If the caller stops iterating, generation stops. An exported file computes all objects before the first token.
+
+        Args:
+            image: in any of the forms that `predict` takes, or decoded (`decode`).
+            given: objects that are known already, as (class, (x1, y1, x2, y2)) in pixels; the sequence begins with
+                them.
             classes: the class to look for, by name or position in `names`, or several; by default all.
 
         Raises:
-            UserError: if the detector doesn't write, for an image that cannot be read, a class that it doesn't know, a
-                given box outside the image, or more of them than a sentence has room for.
+            UserError: if the detector doesn't generate tokens; for an image that cannot be read, a class that the
+                detector doesn't know, a given box outside the image, or more of them than a sequence has room for.
         """
-        raise UserError(
-            "this detector finds all objects at once; only one that writes (pix2seq, patchseq) can be watched."
-        )
+        only = "only one that generates tokens (pix2seq, patchseq) can stream them"
+        require(self.generates_tokens, f"{self.kind} finds all objects at once; {only}.")
+        wanted = class_positions(classes, self.names)
+        decoded = image if isinstance(image, DecodedImage) else self.decode(image)
+        return self._stream_tokens(decoded, check_given(given, decoded.size, self.names), wanted)
 
     def stream(
         self,
@@ -109,26 +223,26 @@ class BasePredictor:
         skipped: list[UserError] | None = None,
         classes: Class | Sequence[Class] | None = None,
     ) -> Iterator[tuple[Any, Detections]]:
-        """Each image of `source` and what is in it, in order, holding no more than three batches in memory.
+        """Each image of `source` and its objects, in order, with no more than three batches in memory.
 
         Args:
             source: a file, a folder, a glob or a text file of paths (`boxwright.runtime.sources.collect`), a video, or
                 anything that yields paths or images, as a generator does.
             batch_size: how many images are computed at once.
             threshold: objects with a score over this, in [0, 1).
-            skipped: a list that takes the errors of the files that cannot be read, which are then passed over, and that
-                of a video which ends before its time. Without it, the first such file ends the stream.
+            skipped: a list for the errors of files that cannot be read, which are then skipped, and of a video that
+                ends before its time. Without it, the first such file ends the stream.
             classes: the class to look for, by name or position in `names`, or several; by default all.
 
         Yields:
-            The path (of frames, and of images given as such, the number, from 0) and the detections.
+            The path (the number, from 0, for frames and images given as such) and the detections.
 
         Raises:
-            UserError: if nothing is found, or a file cannot be read and `skipped` is None, or the detector doesn't know
-                a class.
+            UserError: if the source has no image, or a file cannot be read and `skipped` is None, or the detector
+                doesn't know a class.
         """
-        for found in self.find(source, batch_size, threshold, skipped, classes):
-            yield found.key, found.detections
+        for result in self.find(source, batch_size, threshold, skipped, classes):
+            yield result.key, result.detections
 
     def find(
         self,
@@ -145,11 +259,11 @@ class BasePredictor:
         pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
         decoded = map_ahead(pool, lambda item: _decoded(item, self.decode), _items(source), 2 * batch_size)
         for chunk in chunks(_readable(decoded, skipped), batch_size):
-            found = self.detect([ready for _, ready in chunk], threshold, wanted)
-            for (item, ready), detections in zip(chunk, found, strict=True):
-                whole = item.seconds is not None and ready.image.size != ready.size
-                image = Image.fromarray(item.picture) if whole else ready.image
-                yield ImageResult(item.path, image, ready.size, detections, item.number, item.seconds)
+            found = self.detect([image for _, image in chunk], threshold, wanted)
+            for (item, image), detections in zip(chunk, found, strict=True):
+                reduced_frame = item.seconds is not None and image.image.size != image.size
+                shown = Image.fromarray(item.image) if reduced_frame else image.image
+                yield ImageResult(item.path, shown, image.size, detections, item.number, item.seconds)
 
 
 def check_threshold(threshold: float) -> None:
@@ -164,6 +278,12 @@ def check_batch_size(batch_size: int) -> None:
     require(right, f"the batch size must be at least 1, not {batch_size!r}.")
 
 
+def check_objects(objects: Any) -> None:
+    """Raise `UserError` unless it is a whole number, or None."""
+    whole = objects is None or (isinstance(objects, Integral) and not isinstance(objects, bool))
+    require(whole, f"objects is how many to generate at most, a whole number, not {objects!r}.")
+
+
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """Lists of `size` items, the last one shorter."""
     iterator = iter(items)
@@ -173,9 +293,14 @@ def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 @dataclass
 class _Item:
-    """One image of a source, not decoded yet unless it is a frame or was given as such; or why no more can be read."""
+    """One image of a source.
 
-    picture: Any
+    Attributes:
+        image: as it was given, or a frame; a `UserError` where a video can't be read any further.
+        path, number, seconds: as in `ImageResult`.
+    """
+
+    image: Any
     path: Path | None
     number: int
     seconds: float | None = None
@@ -194,17 +319,17 @@ def _items(source: Any) -> Iterator[_Item]:
                 raise
             yield _Item(error, path, number)
         return
-    pictures = collect(source) if isinstance(source, str | Path) else source
-    require(isinstance(pictures, Iterable), f"a source is a path, or yields images, not {type(source)}.")
-    for number, picture in enumerate(pictures):
-        yield _Item(picture, Path(picture) if isinstance(picture, str | Path) else None, number)
+    images = collect(source) if isinstance(source, str | Path) else source
+    require(isinstance(images, Iterable), f"a source is a path, or yields images, not {type(source)}.")
+    for number, image in enumerate(images):
+        yield _Item(image, Path(image) if isinstance(image, str | Path) else None, number)
 
 
 def _decoded(item: _Item, decode: Callable[[Any], DecodedImage]) -> tuple[_Item, DecodedImage | UserError]:
-    if isinstance(item.picture, UserError):
-        return item, item.picture
+    if isinstance(item.image, UserError):
+        return item, item.image
     try:
-        return item, decode(item.picture)
+        return item, decode(item.image)
     except UserError as error:
         return item, error
 
@@ -212,10 +337,11 @@ def _decoded(item: _Item, decode: Callable[[Any], DecodedImage]) -> tuple[_Item,
 def _readable(
     decoded: Iterable[tuple[_Item, DecodedImage | UserError]], skipped: list[UserError] | None
 ) -> Iterator[tuple[_Item, DecodedImage]]:
-    for item, ready in decoded:
-        if not isinstance(ready, UserError):
-            yield item, ready
+    """The images that could be decoded; errors of the others go into `skipped`, or are raised where it is None."""
+    for item, image in decoded:
+        if not isinstance(image, UserError):
+            yield item, image
         elif skipped is None:
-            raise ready
+            raise image
         else:
-            skipped.append(ready)
+            skipped.append(image)

@@ -1,30 +1,29 @@
-"""The sentence of an exported detector that writes: what its words say, read off the arrays that the file gives."""
+"""Reads the tokens of sequence detectors: their texts, and the objects. Torch and exported files share it."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from boxwright.config import require
-from boxwright.runtime.sequence_types import Box, StreamObject, StreamToken
+from boxwright.runtime.sequence_types import Box, CheckedObjects, StreamObject, StreamToken
 
 SIDES = ("x1", "y1", "x2", "y2")
 
 
 @dataclass(frozen=True)
-class TokenReader:
-    """How to read the words of a file.
+class TokenFormat:
+    """What the tokens of a detector stand for.
 
     Attributes:
-        slots: what each word of an object says, as in `StreamToken.slot`.
-        classes: the name of each class's id, and of that for noise.
-        end: the id that ends a sentence; None if none does.
-        objects: in a sentence, given ones included.
+        slots: what each token of an object stands for, as in `StreamToken.slot`.
+        classes: the text of each class token, and of the one for noise.
+        end: the token that ends a sequence; None if none does.
+        objects: the most objects in a sequence, given ones included.
     """
 
     slots: tuple[str, ...]
@@ -33,86 +32,79 @@ class TokenReader:
     objects: int
 
     @classmethod
-    def from_json(cls, text: str) -> TokenReader:
-        """What `boxwright export` wrote into the file.
+    def from_json(cls, text: str) -> TokenFormat:
+        """Read what `to_json` wrote.
 
         Raises:
             KeyError, TypeError, ValueError: for anything else.
         """
-        said = json.loads(text)
-        classes = {int(token): str(name) for token, name in said["classes"].items()}
-        return cls(tuple(said["slots"]), classes, said["end"], int(said["objects"]))
+        stored = json.loads(text)
+        classes = {int(token): str(name) for token, name in stored["classes"].items()}
+        return cls(tuple(stored["slots"]), classes, stored["end"], int(stored["objects"]))
+
+    def to_json(self) -> str:
+        """As it is stored in an exported file."""
+        return json.dumps(asdict(self))
 
 
-class Sentence(NamedTuple):
-    """What a file says of one image with N objects of S words; the first three best first.
+class ObjectTokens(NamedTuple):
+    """One object of a sequence, and its tokens.
 
     Attributes:
-        boxes_N4, scores_N, labels_N: the objects, xyxy in pixels of the image.
-        order_N: the number of each of these in the sentence, from 0.
-        words_NS, log_probs_NS: of each object of the sentence.
+        tokens_S: one for each slot.
+        log_probs_S: of each token among the whole vocabulary.
+        box: xyxy in pixels of the image.
+        label: position of the class.
+        score: in [0, 1].
+        spelled: the box as the tokens spell it, corners perhaps reversed; None where only `box` is known.
+        coarse: `spelled` before a second token of the same slot gave a side more exactly; None as above.
     """
 
-    boxes_N4: np.ndarray
-    scores_N: np.ndarray
-    labels_N: np.ndarray
-    order_N: np.ndarray
-    words_NS: np.ndarray
-    log_probs_NS: np.ndarray
+    tokens_S: np.ndarray
+    log_probs_S: np.ndarray
+    box: Box
+    label: int
+    score: float
+    spelled: Box | None = None
+    coarse: Box | None = None
 
 
-def given_arrays(known: Sequence[Sequence[tuple[int, Box]]], objects: int) -> dict[str, np.ndarray]:
-    """Given objects as a file takes them, a list for each image; behind the last of an image, some that are not there.
-
-    Raises:
-        UserError: for so many in one image that nothing could follow.
-    """
-    most = max(map(len, known))
-    require(most < objects, f"{most} objects are given, and a sentence holds {objects}, given ones included.")
-    boxes_BG4 = np.zeros((len(known), max(1, most), 4), np.float32)
-    labels_BG = np.full(boxes_BG4.shape[:2], -1, np.int64)
-    for row, own in enumerate(known):
-        for place, (label, box) in enumerate(own):
-            boxes_BG4[row, place], labels_BG[row, place] = box, label
-    return {"given_boxes": boxes_BG4, "given_labels": labels_BG}
-
-
-def wanted_array(classes: Sequence[int] | None, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Which classes a file is to write, as it takes them; nothing for all."""
-    return {} if classes is None else {"wanted_classes": np.isin(np.arange(len(names)), list(classes))}
-
-
-def told(
-    said: Sentence, language: TokenReader, known: Sequence[tuple[int, Box]], names: Sequence[str]
+def read_tokens(
+    objects: Iterable[ObjectTokens], form: TokenFormat, names: Sequence[str], given: CheckedObjects
 ) -> Iterator[StreamToken | StreamObject]:
-    """The words of each object, then the object, up to the end of the sentence.
+    """The tokens of each object, then the object, up to the end of the sequence.
 
     Args:
-        said: by the file, boxes in pixels of the picture.
-        language: of the file.
-        known: the given objects, with which the sentence begins.
+        objects: of one image, in the order of the sequence; each is taken only when it is needed.
+        form: what the tokens stand for.
         names: the classes.
+        given: the objects with which the sequence begins; they are passed on as they were given.
     """
-    place_of = np.argsort(said.order_N)
-    for number in range(len(said.words_NS)):
-        given, place = number < len(known), place_of[number]
-        label, box = known[number] if given else (int(said.labels_N[place]), tuple(said.boxes_N4[place].tolist()))
-        words = list(_words(said, language, number, box, given))
-        yield from words
-        if words[-1].slot == "end":
+    for number, one in enumerate(objects):
+        is_given = number < len(given)
+        label, box, score = (*given[number], 1.0) if is_given else (one.label, one.box, one.score)
+        tokens = list(_tokens(one, form, number, box, is_given))
+        yield from tokens
+        if tokens[-1].slot == "end":
             return
-        yield StreamObject(number, box, label, names[label], 1.0 if given else float(said.scores_N[place]), given)
+        yield StreamObject(number, box, label, names[label], score, is_given)
 
 
-def _words(said: Sentence, language: TokenReader, number: int, box: Box, given: bool) -> Iterator[StreamToken]:
-    """Of an object, up to the word that ends the sentence."""
-    sides = dict(zip(SIDES, (str(round(side)) for side in box), strict=True))
-    spoken = zip(said.words_NS[number].tolist(), said.log_probs_NS[number].tolist(), language.slots, strict=True)
-    for token, log_prob, slot in spoken:
+def _tokens(one: ObjectTokens, form: TokenFormat, number: int, box: Box, given: bool) -> Iterator[StreamToken]:
+    """The tokens of an object, up to the one that ends the sequence."""
+    spelled, coarse = _texts(one.spelled or box), _texts(one.coarse or box)
+    pairs = zip(one.tokens_S.tolist(), one.log_probs_S.tolist(), form.slots, strict=True)
+    for place, (token, log_prob, slot) in enumerate(pairs):
         probability = min(1.0, math.exp(log_prob))
-        if token == language.end:
+        if token == form.end:
             yield StreamToken(number, "end", "end", probability)
             return
+        sides = coarse if slot in form.slots[place + 1 :] else spelled
         is_class = slot == "class"
-        text = language.classes.get(token, f"#{token}") if is_class else " ".join(sides[side] for side in slot.split())
+        text = form.classes.get(token, f"#{token}") if is_class else " ".join(sides[side] for side in slot.split())
         yield StreamToken(number, slot, text, probability, given)
+
+
+def _texts(box: Box) -> dict[str, str]:
+    """Each side in whole pixels."""
+    return dict(zip(SIDES, (str(round(side)) for side in box), strict=True))

@@ -1,4 +1,4 @@
-"""A sentence of objects while it is written, and objects that are known before: what is told, whatever computes."""
+"""Token streams of sequence detectors, and objects that are given to them: what they consist of, and their checks."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from typing import Any, TypeAlias
 from boxwright.classes import Class, position
 from boxwright.config import UserError, require
 
+Box: TypeAlias = tuple[float, float, float, float]  # xyxy in pixels of the image
 GivenObjects: TypeAlias = Sequence[tuple[Class, Sequence[float]]]  # of an image: class and box, xyxy in its pixels
-Box: TypeAlias = tuple[float, float, float, float]
+CheckedObjects: TypeAlias = Sequence[tuple[int, Box]]  # the same, checked, with the positions of the classes
 
 
 @dataclass(frozen=True)
 class StreamToken:
-    """One word of an object.
+    """One token of an object.
 
     Attributes:
         object: the object's number, from 0.
-        slot: what it says: ``y1``, ``x1``, ``y2``, ``x2`` or ``class``; ``x1 y1`` or ``x2 y2`` for a whole corner,
-            which a second word of the slot says more exactly; ``end`` if it ends the sentence.
-        text: as one reads it: pixels of the image, one number for each coordinate in `slot`; the name of a class or
-            ``noise``; ``end``.
-        probability: that the writer gave it among all words it knows, in [0, 1]; 1 for given words.
-        given: whether it is the caller's, not the writer's.
+        slot: what the token stands for: ``y1``, ``x1``, ``y2``, ``x2`` or ``class``; ``x1 y1`` or ``x2 y2`` for a whole
+            corner, which a second token of the same slot gives more exactly; ``end`` if it ends the sequence.
+        text: in words: pixels of the image, one number for each coordinate in `slot`; the name of a class or ``noise``;
+            ``end``.
+        probability: among all tokens of the vocabulary, in [0, 1]; 1 for given tokens.
+        given: whether the caller gave it.
     """
 
     object: int
@@ -36,15 +37,15 @@ class StreamToken:
 
 @dataclass(frozen=True)
 class StreamObject:
-    """An object of which all words stand.
+    """An object whose tokens are complete.
 
     Attributes:
-        number: of the object, from 0, as in its words.
+        number: of the object, from 0, as in its tokens.
         box: xyxy in pixels of the image.
-        label: position of the most probable class in the names, whatever word was written.
+        label: position of the most probable class in the names, whichever token was chosen.
         name: that class.
-        score: as `predict` gives it, in [0, 1]; 1 for given objects.
-        given: whether it is the caller's.
+        score: as in `predict`, in [0, 1]; 1 for given objects.
+        given: whether the caller gave it.
     """
 
     number: int
@@ -55,11 +56,11 @@ class StreamObject:
     given: bool = False
 
 
-def check_known(objects: Any, size: tuple[int, int], names: Sequence[str]) -> list[tuple[int, Box]]:
-    """The positions of the classes of known objects, and their boxes.
+def check_given(objects: Any, size: tuple[int, int], names: Sequence[str]) -> list[tuple[int, Box]]:
+    """Given objects of one image, with the positions of their classes.
 
     Args:
-        objects: of one image, as `GivenObjects`.
+        objects: as `GivenObjects`.
         size: width and height of the image.
         names: the classes that the detector knows.
 
@@ -74,16 +75,11 @@ def check_known(objects: Any, size: tuple[int, int], names: Sequence[str]) -> li
     return [(position(name, names), _box(box, *size)) for name, box in objects]
 
 
-def check_lists(given: Any, images: int) -> Sequence[GivenObjects]:
-    """The known objects of each of several images; none of any where None is given.
-
-    Raises:
-        UserError: for what is no list of a list for each image.
-    """
-    known = [()] * images if given is None else given
-    require(isinstance(known, list | tuple), f"given objects are a list for each image, not {known!r}.")
-    require(len(known) == images, f"given objects are for {len(known)} images, but there are {images}.")
-    return known
+def check_lists(given: Any, images: int) -> None:
+    """Raise `UserError` unless the given objects are None, or a list with one entry for each image."""
+    if given is not None:
+        require(isinstance(given, list | tuple), f"given objects are a list for each image, not {given!r}.")
+        require(len(given) == images, f"given objects are for {len(given)} images, but there are {images}.")
 
 
 def _box(box: Any, width: int, height: int) -> Box:

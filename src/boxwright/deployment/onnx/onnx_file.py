@@ -11,12 +11,11 @@ from torch.export import Dim
 from boxwright.config import require
 from boxwright.deployment.onnx.letterbox import letterbox
 from boxwright.deployment.onnx.sequence_loop import writer_graph
-from boxwright.deployment.onnx.sequence_modules import language
 from boxwright.deployment.onnx.to_onnx import CANVAS, OPSET, OUTPUTS, Core, converted, example, pads
+from boxwright.inference.sequence_stream import token_format
 from boxwright.models import registry
 from boxwright.models.replication import Replication
 from boxwright.models.sequence.sequence_detector import SequenceDetector
-from boxwright.models.sequence.vocabulary import NOISE
 from boxwright.runtime.onnx_detector import FORMAT
 from boxwright.types import Detector
 
@@ -59,20 +58,8 @@ def describe(model: onnx.ModelProto, detector: Detector, precision: str) -> None
         "opset": str(OPSET),
     }
     if isinstance(detector, SequenceDetector):
-        facts["sentence"] = json.dumps(_sentence(detector))
+        facts["sentence"] = token_format(detector).to_json()
     onnx.helper.set_model_props(model, facts)
-
-
-def _sentence(detector: SequenceDetector) -> dict[str, Any]:
-    """How to read its words, for `boxwright.runtime.sequence_reader.Language`."""
-    spoken, words = language(detector), detector.words()
-    tokens_K = words.class_tokens(torch.arange(len(detector.names))).tolist()
-    return {
-        "slots": detector.slots,
-        "classes": dict(zip(tokens_K, detector.names, strict=True)) | {NOISE: "noise"},
-        "end": spoken.grammar.end if spoken.sampling.may_end else None,
-        "objects": spoken.objects,
-    }
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:

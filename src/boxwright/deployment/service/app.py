@@ -104,7 +104,7 @@ class Service:
 
     async def watch(self, data: bytes, name: str, given: str) -> Response:
         """The sentence of an image, line by line as it is written; nothing is sent before its first object stands."""
-        if not self.detector.writes:
+        if not self.detector.generates_tokens:
             said = "this detector does not write; only pix2seq and patchseq can be watched."
             raise Refused(422, said)
         loop, limits, side = asyncio.get_running_loop(), self.limits, self.detector.image_size
@@ -113,7 +113,7 @@ class Service:
             async with asyncio.timeout(limits.seconds):
                 ready = await loop.run_in_executor(self.decoders, decode, data, name, side, limits.pixels)
                 known = read_given(given, ready.size, self.detector)
-                watched = Watched(lambda: self.detector.write(ready, known))
+                watched = Watched(lambda: self.detector.stream_tokens(ready, known))
                 held.callback(watched.stop)
                 self.batcher.write(watched.sentence)
                 try:
@@ -231,7 +231,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/model", response_model=Model, responses=described(401, 500), summary="What the detector knows")
     async def model() -> Model:
         detector = service.detector
-        return Model(names=list(detector.names), image_size=detector.image_size, writes=detector.writes)
+        return Model(names=list(detector.names), image_size=detector.image_size, writes=detector.generates_tokens)
 
     @app.get("/healthz", responses=described(500, 503), summary="Whether the service is well")
     async def healthz() -> dict[str, str]:

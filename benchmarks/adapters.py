@@ -26,11 +26,11 @@ import torch
 from torch import nn
 from training_step import synthetic
 
+from boxwright.checkpoints.detector_file import save_detector
+from boxwright.checkpoints.lora import adapt
 from boxwright.comparison.cost import peak_mib
 from boxwright.config import Optim
-from boxwright.models.adapters import adapt
 from boxwright.models.dense import Dense, DenseConfig
-from boxwright.models.weights import save_detector
 from boxwright.training.optim import make_optimizer, moving_average
 
 OPTIM = Optim(lr=1e-3, backbone_factor=0.2, weight_decay=0.05, rule="torch", beta2=0.999)

@@ -59,8 +59,8 @@ def _first_boxes(code: str) -> tuple[float, float]:
 
 
 def _export(path: Path) -> Path:
+    from boxwright.checkpoints.detector_file import load_detector
     from boxwright.deployment.onnx.onnx_file import save, to_onnx
-    from boxwright.models.weights import load_detector
 
     save(to_onnx(load_detector(WEIGHTS)), path)
     return path

@@ -25,6 +25,7 @@ import numpy as np
 import onnx
 import torch
 
+from boxwright.checkpoints.detector_file import load_detector
 from boxwright.data.read import read
 from boxwright.data.records import Dataset, Record
 from boxwright.deployment.onnx.onnx_file import save, to_onnx
@@ -32,7 +33,6 @@ from boxwright.deployment.onnx.parity import average_precision, eager, first, im
 from boxwright.deployment.onnx.quantise import FINE, to_fp16, to_int8
 from boxwright.models import registry
 from boxwright.models.patchseq import PatchSeq
-from boxwright.models.weights import load_detector
 from boxwright.runtime import Detector
 
 BUNDLED = Path(__file__).parents[1] / "src" / "boxwright" / "bundled"

@@ -30,6 +30,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
 
+from boxwright.checkpoints.detector_file import load_detector
 from boxwright.config import Augment, Optim
 from boxwright.data.cache import Cache, build
 from boxwright.data.loader import steps_per_epoch, train_batches
@@ -38,7 +39,6 @@ from boxwright.evaluation.coco import Report, score
 from boxwright.evaluation.run import detect
 from boxwright.models import registry
 from boxwright.models.backbones.backbone import Backbone
-from boxwright.models.weights import load_detector
 from boxwright.training import recipes
 from boxwright.training.fabric import keep_memory
 from boxwright.training.optim import make_optimizer, moving_average, rate_factor, set_rate

@@ -57,8 +57,8 @@ def child(folder: Path, count: str) -> None:
 
 
 def _write_detector(path: Path, side: int) -> None:
+    from boxwright.checkpoints.detector_file import save_detector
     from boxwright.models.registry import build
-    from boxwright.models.weights import save_detector
 
     save_detector(path, build("dense", "nano", ("cat", "dog"), image_size=side, pretrained=False), {})
 

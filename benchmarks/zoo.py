@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from boxwright.bundled.catalogue import MEASURED
+from boxwright.checkpoints.detector_file import load_detector
 from boxwright.evaluation.run import most_of
 from boxwright.models import registry
-from boxwright.models.weights import load_detector
 from boxwright.types import Detector
 
 

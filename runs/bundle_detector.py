@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
+from boxwright.checkpoints.detector_file import load_detector, save_detector
 from boxwright.data.cache import build
 from boxwright.data.read import read
 from boxwright.evaluation.coco import score
 from boxwright.evaluation.run import detect
-from boxwright.models.weights import load_detector, save_detector
 
 CARD = """# dense-nano-bccd
 

@@ -21,6 +21,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from boxwright.checkpoints.detector_file import save_detector
 from boxwright.config import Optim
 from boxwright.data import cache
 from boxwright.data.read import read
@@ -28,7 +29,6 @@ from boxwright.evaluation.coco import Report, score
 from boxwright.evaluation.run import detect
 from boxwright.models.detr import SIZES, Detr
 from boxwright.models.pix2seq import Pix2Seq, Pix2SeqConfig
-from boxwright.models.weights import save_detector
 from boxwright.training.optim import make_optimizer, rate_factor, set_rate
 from boxwright.types import Batch
 

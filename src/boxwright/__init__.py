@@ -12,6 +12,7 @@ from boxwright.extras import how_to_install
 if TYPE_CHECKING:
     from boxwright.bundled.catalogue import list_models
     from boxwright.bundled.demo import demo
+    from boxwright.checkpoints.detector_file import merge
     from boxwright.comparison.compare import Comparison, compare
     from boxwright.config import Augment, Optim, UserError
     from boxwright.data.check import check
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from boxwright.inference.predict import predict
     from boxwright.inference.predictor import Predictor, load
     from boxwright.interop.import_weights import import_weights
-    from boxwright.models.weights import merge
     from boxwright.training.distill import distill
     from boxwright.training.run import train
     from boxwright.types import Batch, Detector, Predictions
@@ -50,7 +50,7 @@ _PLACES = {
     "import_weights": "boxwright.interop.import_weights",
     "list_models": "boxwright.bundled.catalogue",
     "load": "boxwright.inference.predictor",
-    "merge": "boxwright.models.weights",
+    "merge": "boxwright.checkpoints.detector_file",
     "predict": "boxwright.inference.predict",
     "read": "boxwright.data.read",
     "train": "boxwright.training.run",

@@ -42,17 +42,3 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-
-
-def exported_at(path: Path) -> Path | None:
-    """The ONNX file that is meant by its name, with or without the ending, or by its folder; None where there is none.
-
-    Whatever its name, such a file begins with a version, where safetensors have a length.
-    """
-    if path.is_file():
-        with path.open("rb") as file:
-            start = file.read(9)
-        onnx = len(start) == 9 and start[0] == 8 and 3 <= start[1] < 32 and start[8:] != b"{"
-        return path if onnx or path.suffix.lower() == ".onnx" else None
-    beside = [path.with_name(f"{path.name}.onnx")] if path.name else []
-    return next((file for file in [*beside, *sorted(path.glob("*.onnx"))] if file.is_file()), None)

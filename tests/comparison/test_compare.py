@@ -7,13 +7,13 @@ import pytest
 from PIL import Image
 
 from boxwright.__main__ import main
+from boxwright.checkpoints.detector_file import save_detector
 from boxwright.comparison import compare as verb
 from boxwright.comparison.compare import compare
 from boxwright.comparison.cost import measure, training_cost
 from boxwright.comparison.settings import Terms, chosen, trainable, usual_image_size
 from boxwright.config import UserError
 from boxwright.models import registry
-from boxwright.models.weights import save_detector
 
 COST = {"step_seconds": 1.0, "steps": 50, "end_seconds": 10.0, "training_mib": 900.0}  # an epoch is a minute
 SPEED = {"latency_ms": 12.0, "detection_mib": 500.0, "parameters": 3_000_000}

@@ -6,13 +6,13 @@ import torch
 from begun import begun
 from PIL import Image
 
+from boxwright.checkpoints.detector_file import save_detector
 from boxwright.config import UserError
 from boxwright.data.records import Record
 from boxwright.deployment.export import Pictures, export
 from boxwright.deployment.onnx.parity import Parity, average_precision, compare, spoken_over
 from boxwright.detections import Detections
 from boxwright.inference.predictor import Predictor
-from boxwright.models.weights import save_detector
 from boxwright.runtime import Detector
 
 

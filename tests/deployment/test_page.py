@@ -13,8 +13,8 @@ import torch
 from onnx_samples import white_boxes
 from uploads import picture
 
+from boxwright.checkpoints.detector_file import save_detector
 from boxwright.models.pix2seq import Pix2Seq, Pix2SeqConfig
-from boxwright.models.weights import save_detector
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -10,6 +10,7 @@ from askers import small_asker
 from PIL import Image
 
 from boxwright.__main__ import main
+from boxwright.checkpoints.detector_file import load_detector, save_detector
 from boxwright.config import UserError
 from boxwright.explanation.attention_maps import watch
 from boxwright.explanation.explain import explain
@@ -19,7 +20,6 @@ from boxwright.images import open_image
 from boxwright.inference.predictor import to_batch
 from boxwright.models import registry
 from boxwright.models.pix2seq import Pix2Seq
-from boxwright.models.weights import load_detector, save_detector
 from boxwright.runtime.inputs import DecodedImage
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from boxwright.checkpoints.detector_file import save_detector
 from boxwright.config import UserError
 from boxwright.inference.predict import predict
 from boxwright.inference.predictor import Predictor
 from boxwright.models.pix2seq import Pix2Seq, Pix2SeqConfig
 from boxwright.models.sequence.vocabulary import NOISE
-from boxwright.models.weights import save_detector
 
 NAMES = ("cat", "dog", "fish")
 CONFIG = Pix2SeqConfig(

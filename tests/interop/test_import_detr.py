@@ -18,11 +18,11 @@ from detr_samples import (
 )
 from torch import nn
 
+from boxwright.checkpoints.detector_file import load_detector
 from boxwright.config import UserError
 from boxwright.interop.import_weights import import_weights
 from boxwright.models.deformable import Deformable
 from boxwright.models.detr import Detr
-from boxwright.models.weights import load_detector
 
 COUNTS = {"detr": 458, "hf_detr": 530, "hf_detr_plain_resnet": 530}
 

@@ -10,13 +10,13 @@ from torch import nn
 
 import boxwright
 from boxwright.__main__ import main
+from boxwright.checkpoints.detector_file import load_detector
 from boxwright.config import UserError
 from boxwright.interop import import_weights as importing
 from boxwright.interop.import_weights import import_weights
 from boxwright.interop.replications import PUBLISHED
 from boxwright.models import replication
 from boxwright.models.pix2seq import Pix2Seq
-from boxwright.models.weights import load_detector
 
 SMALL = {"encoder_layers": 1, "decoder_layers": 1, "dim": 32, "hidden": 48, "heads": 8}
 LAYOUT = {

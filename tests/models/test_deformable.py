@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from boxwright.checkpoints.detector_file import load_detector, save_detector
 from boxwright.config import UserError
 from boxwright.models.deformable import Deformable, DeformableConfig
 from boxwright.models.layers.deformable_transformer import lay_out
 from boxwright.models.layers.padding import cut, seen_cells
-from boxwright.models.weights import load_detector, save_detector
 from boxwright.types import Batch
 
 CONFIG = DeformableConfig(

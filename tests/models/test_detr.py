@@ -3,12 +3,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from boxwright.checkpoints.detector_file import load_detector, save_detector
 from boxwright.config import UserError
 from boxwright.models.backbones.backbone import Backbone
 from boxwright.models.detr import PUBLISHED, Detr, DetrConfig
 from boxwright.models.layers.padding import cut, extent, seen_cells
 from boxwright.models.layers.post_norm import sine_2d
-from boxwright.models.weights import load_detector, save_detector
 from boxwright.types import Batch
 
 CONFIG = DetrConfig(

@@ -3,11 +3,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from boxwright.checkpoints.detector_file import load_detector, save_detector
 from boxwright.config import UserError
 from boxwright.models.patchseq import PUBLISHED, SIZES, PatchSeq, PatchSeqConfig
 from boxwright.models.sequence.likelihood import sentence_log_probs
 from boxwright.models.sequence.vocabulary import PROMPT
-from boxwright.models.weights import load_detector, save_detector
 from boxwright.types import Batch
 
 CONFIG = PatchSeqConfig(

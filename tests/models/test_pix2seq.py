@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from boxwright.checkpoints.detector_file import load_detector, save_detector
 from boxwright.config import UserError
 from boxwright.models.pix2seq import SIZES, Pix2Seq, Pix2SeqConfig
-from boxwright.models.weights import load_detector, save_detector
 from boxwright.types import Batch
 
 CONFIG = Pix2SeqConfig(

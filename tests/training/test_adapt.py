@@ -10,9 +10,9 @@ from safetensors import safe_open
 from test_run import _own_cache, data, rows, train  # noqa: F401
 
 import boxwright
+from boxwright.checkpoints.detector_file import load_detector, save_detector
 from boxwright.config import UserError
 from boxwright.models.dense import Dense, DenseConfig
-from boxwright.models.weights import load_detector, save_detector
 from boxwright.training.watch import RunLogger
 
 

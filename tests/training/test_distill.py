@@ -10,10 +10,10 @@ from test_run import COMMON, SETTINGS, _own_cache, data, rows  # noqa: F401
 
 import boxwright
 from boxwright.__main__ import main
+from boxwright.checkpoints.detector_file import load_detector, save_detector
 from boxwright.config import Optim, UserError
 from boxwright.models import registry
 from boxwright.models.dense import Dense, DenseConfig
-from boxwright.models.weights import load_detector, save_detector
 from boxwright.training.teacher import Teacher, attention_loss, cells_at, look_up, with_found
 from boxwright.types import Predictions
 

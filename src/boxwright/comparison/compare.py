@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from boxwright.checkpoints.detector_file import load_detector
 from boxwright.comparison.advice import Row, advise
 from boxwright.comparison.cost import detection_cost, measure, training_cost
 from boxwright.comparison.learning_curve import curve
@@ -26,7 +27,6 @@ from boxwright.device import choose_device
 from boxwright.evaluation.coco import STAT_NAMES, score, shown
 from boxwright.evaluation.run import detect
 from boxwright.files import write_whole
-from boxwright.models.weights import load_detector
 from boxwright.training import recipes
 from boxwright.training.checkpoint import FILE as STATE
 from boxwright.training.run import train

@@ -18,12 +18,12 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from boxwright.checkpoints.detector_file import load_detector
 from boxwright.comparison.settings import Terms
 from boxwright.config import Augment, UserError
 from boxwright.data.cache import build
 from boxwright.evaluation.run import detect_batch
 from boxwright.models import registry
-from boxwright.models.weights import load_detector
 from boxwright.training import recipes
 from boxwright.training.fabric import make_fabric
 from boxwright.training.loop import Loop, RunConfig

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from boxwright.checkpoints.detector_file import load_detector
 from boxwright.comparison.advice import Row
 from boxwright.comparison.settings import Terms, short_name
 from boxwright.data.cache import Cache
@@ -18,7 +19,6 @@ from boxwright.evaluation.run import detect_batch
 from boxwright.explanation.html_parts import STYLE, picture
 from boxwright.files import write_whole
 from boxwright.images import open_image
-from boxwright.models.weights import load_detector
 from boxwright.types import Detections
 from boxwright.visualization import charts, html
 from boxwright.visualization.images import colour, draw, draw_truth

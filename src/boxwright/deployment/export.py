@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
+from boxwright.checkpoints.detector_file import load_detector
+from boxwright.checkpoints.hub import repository
+from boxwright.checkpoints.locate import find_weights
 from boxwright.config import UserError, require
 from boxwright.console import make_console
 from boxwright.data.read import read
 from boxwright.data.records import Record
 from boxwright.evaluation.evaluate import choose_split, missing_classes
 from boxwright.files import write_whole
-from boxwright.models.hub import repository
-from boxwright.models.weights import find_weights, load_detector
 
 if TYPE_CHECKING:
     import onnx

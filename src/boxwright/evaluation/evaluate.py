@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
+from boxwright.checkpoints.detector_file import load_detector
+from boxwright.checkpoints.hub import repository
+from boxwright.checkpoints.locate import find_weights
 from boxwright.config import UserError, nearest, require
 from boxwright.console import make_console
 from boxwright.data.cache import build
@@ -21,8 +24,6 @@ from boxwright.evaluation.confusion import confusion, to_csv
 from boxwright.evaluation.report import write_page
 from boxwright.evaluation.run import detect_batches
 from boxwright.files import write_whole
-from boxwright.models.hub import repository
-from boxwright.models.weights import find_weights, load_detector
 from boxwright.types import Detections
 from boxwright.visualization import charts, images
 

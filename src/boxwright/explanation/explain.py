@@ -6,6 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from boxwright.checkpoints.detector_file import load_detector
 from boxwright.config import require
 from boxwright.console import make_console
 from boxwright.device import choose_device
@@ -16,7 +17,6 @@ from boxwright.explanation.html_parts import SURE
 from boxwright.images import open_image
 from boxwright.inference.predictor import to_batch
 from boxwright.models.pix2seq import Pix2Seq
-from boxwright.models.weights import load_detector
 from boxwright.runtime.inputs import DecodedImage
 from boxwright.types import Detector
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from boxwright.checkpoints.hub import repository
+from boxwright.checkpoints.locate import exported_at, weights_at
 from boxwright.config import UserError
 from boxwright.extras import how_to_install
-from boxwright.files import exported_at
-from boxwright.models.hub import repository
 from boxwright.runtime.onnx_detector import Detector
 from boxwright.runtime.predictor_base import BasePredictor
 
@@ -34,10 +34,8 @@ def open_detector(path: Path | str, device: str = "auto") -> BasePredictor:
 
 
 def _require_weights(path: Path) -> None:
-    """Of what `boxwright.models.weights.find_weights` looks for, which needs torch; said in its words."""
-    files = [path, path.with_name(path.name + ".safetensors")] if path.name else []
-    found = any(file.is_file() for file in files) or any(path.glob("*.safetensors"))
-    if not found and repository(path) is None:
+    """Raise `UserError` unless there are weights at `path`, or it may mean a repository of the hub."""
+    if weights_at(path) is None and repository(path) is None:
         onnx = exported_at(path)
         mend = f"there is {onnx}" if onnx else "give an .onnx or .safetensors file or the folder of a training run"
         raise UserError(f"no weights at {path}; {mend}.")

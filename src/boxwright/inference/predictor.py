@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from boxwright.checkpoints.detector_file import load_detector, load_together
 from boxwright.config import require
 from boxwright.detections import Detections
 from boxwright.device import choose_device
 from boxwright.images import fit
 from boxwright.inference.sequence_stream import generate_objects, token_format
 from boxwright.models.sequence.sequence_detector import SequenceDetector
-from boxwright.models.weights import load_detector, load_together
 from boxwright.runtime.inputs import DecodedImage
 from boxwright.runtime.predictor_base import BasePredictor
 from boxwright.runtime.sequence_reader import read_tokens

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
+from boxwright.checkpoints.tensors import read_tensors
 from boxwright.config import UserError, require
 from boxwright.interop.classes import Classes
 from boxwright.interop.pickles import read_pickle
 from boxwright.models.replication import MEAN, STD
-from boxwright.models.weights import read_tensors
 
 KINDS = ("detr", "deformable_detr")
 

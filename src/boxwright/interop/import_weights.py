@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from boxwright.checkpoints.detector_file import load_detector, save_detector
 from boxwright.config import UserError, require
 from boxwright.console import make_console
 from boxwright.interop import classes as naming
@@ -20,7 +21,6 @@ from boxwright.interop.pickles import read_pickle
 from boxwright.interop.tensorbundle import find_bundle, index_of, read_bundle
 from boxwright.models.deformable import Deformable
 from boxwright.models.detr import Detr
-from boxwright.models.weights import load_detector, save_detector
 from boxwright.types import Detector
 
 MANY = 40  # names in an error, from which on not all are told

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from boxwright.checkpoints.tensors import read_tensors, save_tensors
 from boxwright.config import UserError
 from boxwright.files import write_whole
-from boxwright.models.tensors import save_tensors
-from boxwright.models.weights import read_tensors
 
 FORMAT = "boxwright-state-1"
 FILE = "state.safetensors"

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from boxwright.checkpoints.detector_file import save_detector
+from boxwright.checkpoints.tensors import save_tensors
 from boxwright.config import Augment, Optim, UserError, require
 from boxwright.data.cache import Cache
 from boxwright.data.loader import mix, steps_per_epoch, train_batches
@@ -25,8 +27,6 @@ from boxwright.evaluation.coco import STAT_NAMES, Report, score
 from boxwright.evaluation.run import Validation, validate
 from boxwright.explanation.validation_pictures import write_sheets
 from boxwright.files import write_whole
-from boxwright.models.tensors import save_tensors
-from boxwright.models.weights import save_detector
 from boxwright.training.checkpoint import Progress, load_state, save_state
 from boxwright.training.fabric import Fabric
 from boxwright.training.optim import make_optimizer, moving_average, rate_factor, set_rate

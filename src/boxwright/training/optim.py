@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from boxwright.checkpoints.lora import is_a_or_b
 from boxwright.config import Optim, Rule, require
-from boxwright.models.adapters import is_a_or_b
 from boxwright.types import Detector
 
 TABLES = ("embedding", "pos_embed", "_token")  # the last two are what timm's transformers call theirs

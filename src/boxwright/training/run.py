@@ -12,6 +12,10 @@ import torch
 import yaml
 from rich.console import Console
 
+from boxwright.checkpoints.detector_file import is_adapter, load_detector
+from boxwright.checkpoints.locate import find_weights
+from boxwright.checkpoints.lora import adapt as adapt_detector
+from boxwright.checkpoints.lora import checksum, is_adapted
 from boxwright.config import Adapt, Augment, DetectorName, Optim, Size, UserError, fill_in, require
 from boxwright.console import make_console
 from boxwright.data.cache import Cache
@@ -22,9 +26,6 @@ from boxwright.data.read import merge_val, name_splits, read, train_and_val
 from boxwright.data.records import Record
 from boxwright.files import write_whole
 from boxwright.models import registry
-from boxwright.models.adapters import adapt as adapt_detector
-from boxwright.models.adapters import checksum, is_adapted
-from boxwright.models.weights import find_weights, is_adapter, load_detector
 from boxwright.training import recipes
 from boxwright.training.checkpoint import FILE as STATE
 from boxwright.training.fabric import Precision, make_fabric

@@ -6,9 +6,11 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from boxwright.checkpoints import hub
+from boxwright.checkpoints.detector_file import load_detector, save_detector
+from boxwright.checkpoints.locate import find_weights
 from boxwright.config import UserError
-from boxwright.models import hub, registry
-from boxwright.models.weights import find_weights, load_detector, save_detector
+from boxwright.models import registry
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from boxwright.checkpoints.locate import BESIDE
 from boxwright.config import require
 from boxwright.models.backbones.backbone import Backbone
 from boxwright.types import Detector
 
 SCALE = 2  # of what B adds, whatever the rank: peft's alpha is twice the rank
 DOWN = ".lora_A.default.weight"  # behind a layer's name: the key of A
-BESIDE = "base.safetensors"  # looked for beside an adapter
 
 
 @dataclass(frozen=True)

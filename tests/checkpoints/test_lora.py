@@ -9,9 +9,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import boxwright
+from boxwright.checkpoints.detector_file import load_detector, load_together, merge, save_detector
+from boxwright.checkpoints.lora import adapt, checksum, fold, inject, is_a_or_b, own_state
 from boxwright.config import Optim, UserError
 from boxwright.models import registry
-from boxwright.models.adapters import adapt, checksum, fold, inject, is_a_or_b, own_state
 from boxwright.models.deformable import SIZES as DEFORMABLE_SIZES
 from boxwright.models.deformable import Deformable
 from boxwright.models.dense import Dense, DenseConfig
@@ -20,7 +21,6 @@ from boxwright.models.detr import Detr
 from boxwright.models.patchseq import PatchSeq, PatchSeqConfig
 from boxwright.models.pix2seq import SIZES as PIX2SEQ_SIZES
 from boxwright.models.pix2seq import Pix2Seq
-from boxwright.models.weights import load_detector, load_together, merge, save_detector
 from boxwright.training.optim import make_optimizer
 
 OPTIM = Optim(lr=1e-2, backbone_factor=0.1, weight_decay=0.05, rule="torch", beta2=0.999)

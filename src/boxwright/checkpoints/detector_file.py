@@ -6,27 +6,20 @@ checkpoint is never code: nothing is unpickled.
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import asdict
-from glob import escape
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from boxwright.checkpoints.locate import ADAPTER, BESIDE, CHECKPOINT, FORMAT, find_weights, how_to_import
+from boxwright.checkpoints.lora import Base, backbone_state, checksum, fold, is_adapted, lay_over, own_state
+from boxwright.checkpoints.tensors import read_tensors, save_tensors
 from boxwright.config import UserError, require
-from boxwright.files import exported_at, write_whole
-from boxwright.models import hub, registry
-from boxwright.models.adapters import BESIDE, Base, backbone_state, checksum, fold, is_adapted, lay_over, own_state
-from boxwright.models.tensors import save_tensors
+from boxwright.files import write_whole
+from boxwright.models import registry
 from boxwright.types import Detector
-
-FORMAT = "boxwright-1"
-ADAPTER = "boxwright-adapter-1"
-CHECKPOINT = "a boxwright checkpoint"
-OTHERS = ("*.index", "*.data-*-of-*", "model.safetensors", "pytorch_model.bin", "*.pth", "*.pt", "*.bin")
 
 
 def save_detector(
@@ -135,7 +128,7 @@ def _open(
 def _read(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     header, state = read_tensors(file, CHECKPOINT)
     if header.get("format") not in (FORMAT, ADAPTER):
-        mend = f"give one that `train` wrote; {_mend(file)}"
+        mend = f"give one that `train` wrote; {how_to_import(file)}"
         raise UserError(f"{file} is a safetensors file, but not a boxwright checkpoint; {mend}")
     stored = header.get("checksum", "")
     require(stored in ("", checksum(state)), f"{file} is damaged: its tensors have another checksum than its header.")
@@ -182,62 +175,3 @@ def merge(adapter: Path | str, out: Path | str, base: Path | str | None = None) 
     detector = load_detector(adapter, base=base)
     save_detector(out, detector, detector.card)  # type: ignore[arg-type]
     return out
-
-
-def find_weights(path: Path) -> Path:
-    """The file meant by ``runs/x``, ``runs/x/best`` or ``runs/x/best.safetensors``, or by the name of a hub repository,
-    ``owner/name`` or ``hf://owner/name@revision``.
-    """
-    repository = hub.repository(path)
-    path = path if repository is None else hub.fetch(*repository)
-    named = [path.with_name(path.name + ".safetensors")] if path.name else []
-    options = [path, *named, path / "best.safetensors", path / "last.safetensors"]
-    found = next((option for option in options if option.is_file()), None) or _only_one(path)
-    if found is None:
-        beside = sorted(path.parent.glob(f"{escape(path.name)}.*")) if path.name else []
-        others = [path] if any(any(path.glob(pattern)) for pattern in OTHERS) else beside
-        other = next((one for one in others if one == path or any(one.match(pattern) for pattern in OTHERS)), None)
-        mend = "give a .safetensors file or the folder of a training run"
-        onnx = exported_at(path)
-        more = f"; {onnx} is an exported file, which `predict` and `serve` take." if onnx else "."
-        raise UserError(f"no weights at {path}; {mend}{'; ' + _mend(other) if other else more}")
-    wanted = "`predict` and `serve` take it; this wants a checkpoint, as the one that it was exported from"
-    require(exported_at(found) is None, f"{found} is an exported file: {wanted}.")
-    return found
-
-
-def _only_one(folder: Path) -> Path | None:
-    """The one file of ours in a folder that was fetched from a hub, where any name will do."""
-    files = [file for file in sorted(folder.glob("*.safetensors")) if file.name != BESIDE]
-    ours = [file for file in files if _is_ours(file)]
-    return ours[0] if len(ours) == 1 else None
-
-
-def _is_ours(file: Path) -> bool:
-    with suppress(UserError):
-        return read_tensors(file, CHECKPOINT, header_only=True)[0].get("format") in (FORMAT, ADAPTER)
-    return False
-
-
-def _mend(source: Path) -> str:
-    """What to do with a checkpoint of another project."""
-    return f"`boxwright import-weights {source} OUT` converts checkpoints of other projects."
-
-
-def read_tensors(file: Path, what: str, header_only: bool = False) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Header and tensors of a safetensors file; `what` names the expected content in the error."""
-    try:
-        with safe_open(file, framework="pt") as stored:
-            keys = [] if header_only else stored.keys()
-            return stored.metadata() or {}, {key: stored.get_tensor(key) for key in keys}
-    except SafetensorError as error:
-        with file.open("rb") as stream:
-            start = stream.read(2)
-        pickled = start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-        foreign = f"no safetensors file, or one that is cut short or damaged ({error})"
-        reason = "a pickle, which could run code and is never opened" if pickled else foreign
-        other = what == CHECKPOINT and (pickled or any(file.match(pattern) for pattern in OTHERS))
-        mend = f" {_mend(file)}" if other else ""
-        raise UserError(f"{file} is not {what}: it is {reason}.{mend}") from error
-    except OSError as error:
-        raise UserError(f"{file} can't be read: {error.strerror or error}.") from error

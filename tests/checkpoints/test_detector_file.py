@@ -6,10 +6,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from boxwright.checkpoints.detector_file import load_detector, save_detector
+from boxwright.checkpoints.locate import find_weights
 from boxwright.config import UserError
 from boxwright.files import write_whole
 from boxwright.models import registry
-from boxwright.models.weights import find_weights, load_detector, save_detector
 from boxwright.training import recipes
 
 

@@ -1,0 +1,1 @@
+"""Detectors as files: weights, adapters, and where they are found."""

@@ -14,7 +14,7 @@ from boxwright.data.records import Record
 from boxwright.evaluation.run import evaluating
 from boxwright.explanation.attention_maps import Pass, watch
 from boxwright.explanation.generation_trace import Sentence, write_sentences
-from boxwright.explanation.html_parts import reduced
+from boxwright.explanation.html_parts import resized
 from boxwright.explanation.query_page import look_picture
 from boxwright.explanation.sentence_page import corner_picture
 from boxwright.files import write_whole
@@ -59,7 +59,7 @@ def _save(picture: Image.Image, folder: Path, position: int, record: Record) -> 
 
 def _explained(detector: Detector, batch: Batch) -> Image.Image:
     """How what is said of the one image of a batch came about."""
-    photo, batch = reduced(_photo(batch), _PANEL), batch.to(next(detector.parameters()).device)
+    photo, batch = resized(_photo(batch), _PANEL), batch.to(next(detector.parameters()).device)
     if detector.explained_as == "queries":
         return query_sheet(photo, watch(detector, batch))
     return sheet(photo, write_sentences(cast(Pix2Seq, detector), batch, min(OBJECTS, detector.config.max_objects))[0])

@@ -8,7 +8,6 @@ import time
 from dataclasses import fields, replace
 from pathlib import Path
 
-import image_samples as samples
 import numpy as np
 import pytest
 import torch
@@ -20,6 +19,7 @@ from boxwright.data.cache import Cache, build, default_folder
 from boxwright.data.records import Record
 from boxwright.images import fit, open_image
 from boxwright.types import Batch
+from helpers import image_files as samples
 
 SIDE = 48
 
@@ -230,16 +230,16 @@ BUILDER = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[4])
-import image_samples as samples
-from boxwright.data import fill
+from helpers import image_files as samples
+from boxwright.data import cache_build
 from boxwright.data.cache import build
 folder, home, pause = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
 records = [samples.record(path, [[1, 1, 20, 20]]) for path in sorted(folder.glob("*.png"))]
-slowly = fill._fitted
+slowly = cache_build._fitted
 def fitted(*args):
     time.sleep(pause)
     return slowly(*args)
-fill._fitted = fitted
+cache_build._fitted = fitted
 print("ready", flush=True)
 cache = build(records, 48, mode="pixels", folder=home, quiet=True)
 print(int(cache.batch(range(len(cache))).images_BCHW.sum()))
@@ -247,7 +247,7 @@ print(int(cache.batch(range(len(cache))).images_BCHW.sum()))
 
 
 def builder(records: list[Record], home: Path, pause: float) -> subprocess.Popen:
-    arguments = [str(records[0].path.parent), str(home), str(pause), str(Path(__file__).parent)]
+    arguments = [str(records[0].path.parent), str(home), str(pause), str(Path(samples.__file__).parents[1])]
     return subprocess.Popen([sys.executable, "-c", BUILDER, *arguments], stdout=subprocess.PIPE, text=True)
 
 

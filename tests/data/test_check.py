@@ -3,13 +3,13 @@
 import json
 from pathlib import Path
 
-import dataset_samples as samples
 import pytest
 
 from boxwright.config import UserError
 from boxwright.data.check import check
 from boxwright.data.faults import KINDS
 from boxwright.data.read import read
+from helpers import datasets as samples
 
 NAN = float("nan")
 TWIN = {"image_id": 2, "category_id": 3, "bbox": [4, 5, 10.4, 12]}  # almost the box of annotation 101

@@ -4,7 +4,6 @@ import tempfile
 from itertools import product
 from pathlib import Path
 
-import dataset_samples as samples
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,6 +15,7 @@ from boxwright.data.check import check
 from boxwright.data.convert import convert
 from boxwright.data.parsed import to_dataset
 from boxwright.data.read import read_raw
+from helpers import datasets as samples
 
 FORMATS = ("coco", "yolo", "voc")
 NAMES = st.lists(

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from image_samples import noise
 from PIL import Image, ImageOps
 
 from boxwright.config import UserError
 from boxwright.images import fit, image_size, open_image
+from helpers.image_files import noise
 
 RED = (200, 30, 40)
 

@@ -6,7 +6,6 @@ from dataclasses import fields
 from itertools import chain
 from pathlib import Path
 
-import image_samples as samples
 import pytest
 import torch
 
@@ -14,6 +13,7 @@ from boxwright.config import Augment, UserError
 from boxwright.data.cache import Cache, build
 from boxwright.data.loader import eval_batches, prefetch, steps_per_epoch, train_batches
 from boxwright.types import Batch
+from helpers import image_files as samples
 
 SOME = Augment(scale=(0.5, 1.5), flip=0.5, colour=0.3, min_visible=0.2, views=1)
 

@@ -2,13 +2,13 @@
 
 from dataclasses import replace
 
-import dataset_samples as samples
 import numpy as np
 import pytest
 
 from boxwright.config import UserError
 from boxwright.data.read import merge_val, read, train_and_val
 from boxwright.data.records import Dataset
+from helpers import datasets as samples
 
 
 def two_yaml_files(root):

@@ -3,12 +3,12 @@
 import json
 import shutil
 
-import dataset_samples as samples
 import numpy as np
 import pytest
 from PIL import Image
 
 from boxwright.data.read import read
+from helpers import datasets as samples
 
 BOXES_CAT = [[4, 5, 14.5, 17]]
 

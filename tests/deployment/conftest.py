@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from onnx_samples import white_boxes
 
 from boxwright.deployment.service.app import make_app
 from boxwright.deployment.service.limits import Limits
 from boxwright.runtime import Detector
+from helpers.onnx_files import white_boxes
 
 LIMITS = Limits(bytes=100_000, pixels=400_000, images=3, seconds=5, queue=8)
 

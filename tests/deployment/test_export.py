@@ -3,7 +3,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from begun import begun
 from PIL import Image
 
 from boxwright.checkpoints.detector_file import save_detector
@@ -14,6 +13,7 @@ from boxwright.deployment.onnx.parity import Parity, average_precision, compare,
 from boxwright.detections import Detections
 from boxwright.inference.predictor import Predictor
 from boxwright.runtime import Detector
+from helpers.untrained import untrained
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def looks_at(photos, monkeypatch, names=None):
 @pytest.mark.parametrize("model", ["dense", "detr", "deformable", "pix2seq", "patchseq"])
 def test_the_file_says_what_its_source_says(model, tmp_path, photos, monkeypatch):
     looks_at(photos, monkeypatch)
-    detector = begun(model)
+    detector = untrained(model)
     save_detector(tmp_path / "x.safetensors", detector, {})
     file = export(tmp_path / "x", out=tmp_path / "x.onnx")
     assert (tmp_path / "x.report.md").is_file()
@@ -70,7 +70,7 @@ def test_what_cannot_be_written_is_one_line_and_no_file(tmp_path, photos, monkey
         raise torch.onnx.OnnxExporterError("no such operator")
 
     monkeypatch.setattr("boxwright.deployment.onnx.onnx_file.to_onnx", cannot)
-    save_detector(tmp_path / "x.safetensors", begun("dense"), {})
+    save_detector(tmp_path / "x.safetensors", untrained("dense"), {})
     with pytest.raises(UserError, match=r"a dense can't be written as ONNX .*no such operator"):
         export(tmp_path / "x", out=tmp_path / "x.onnx")
     assert not (tmp_path / "x.onnx").exists()
@@ -99,7 +99,7 @@ def test_a_file_that_says_something_else_is_not_left(tmp_path, photos, monkeypat
     looks_at(photos, monkeypatch)
 
     monkeypatch.setattr("boxwright.deployment.onnx.parity.compare", lambda *given: Wrong())
-    save_detector(tmp_path / "x.safetensors", begun("dense"), {})
+    save_detector(tmp_path / "x.safetensors", untrained("dense"), {})
     with pytest.raises(UserError, match=r"x\.onnx was not written, as it is not proven equal to its source: 3 of 4"):
         export(tmp_path / "x", out=tmp_path / "x.onnx")
     assert not (tmp_path / "x.onnx").exists()
@@ -114,7 +114,7 @@ def test_where_8_bits_cost_too_much_more_layers_stay_whole(tmp_path, photos, mon
         return Wrong() if len(tried) == 1 else Right()
 
     monkeypatch.setattr("boxwright.deployment.onnx.parity.compare", at_the_second_try)
-    save_detector(tmp_path / "x.safetensors", begun("dense"), {})
+    save_detector(tmp_path / "x.safetensors", untrained("dense"), {})
     file = export(tmp_path / "x", precision="int8", data=tmp_path)
     assert tried == ["int8", "int8"]
     assert Detector(file).facts.precision == "int8"
@@ -132,7 +132,7 @@ def test_where_8_bits_cost_too_much_more_layers_stay_whole(tmp_path, photos, mon
     ],
 )
 def test_what_cannot_be_asked(tmp_path, given, said):
-    save_detector(tmp_path / "x.safetensors", begun("dense"), {})
+    save_detector(tmp_path / "x.safetensors", untrained("dense"), {})
     with pytest.raises(UserError, match=said):
         export(tmp_path / "x", **given)
     assert [file.name for file in tmp_path.iterdir()] == ["x.safetensors"]
@@ -176,7 +176,7 @@ def test_fewer_bits_are_not_judged_by_what_finds_nothing(ap):
 
 
 def test_data_without_an_object_that_the_detector_knows_is_refused_at_once(tmp_path, photos):
-    save_detector(tmp_path / "x.safetensors", begun("dense"), {})
+    save_detector(tmp_path / "x.safetensors", untrained("dense"), {})
     said = {"images": [{"id": 1, "file_name": "0.png", "width": 64, "height": 48}], "annotations": []}
     (tmp_path / "annotations.json").write_text(json.dumps(said | {"categories": [{"id": 1, "name": "cat"}]}))
     with pytest.raises(UserError, match="what int8 costs is measured in AP: give --data with objects of cat, dog"):
@@ -184,5 +184,5 @@ def test_data_without_an_object_that_the_detector_knows_is_refused_at_once(tmp_p
 
 
 def test_other_objects_beside_another_image_are_a_fault(photos):
-    parity = compare(Lists(0.9, 0.0), begun("dense"), "fp32", records(photos)[:1], None)
+    parity = compare(Lists(0.9, 0.0), untrained("dense"), "fp32", records(photos)[:1], None)
     assert any("beside another image" in fault for fault in parity.faults)

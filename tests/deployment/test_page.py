@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from onnx_samples import white_boxes
-from uploads import picture
 
 from boxwright.checkpoints.detector_file import save_detector
 from boxwright.models.pix2seq import Pix2Seq, Pix2SeqConfig
+from helpers.onnx_files import white_boxes
+from helpers.uploads import picture
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from uploads import picture
 
 from boxwright.deployment.service.errors import Refused
 from boxwright.deployment.service.uploads import FORMATS, decode, from_base64
+from helpers.uploads import picture
 
 LIMIT = 10**6
 SAMPLES = [picture((33, 21), (3, 4, 20, 18), kind) for kind in FORMATS]

@@ -1,18 +1,18 @@
 import numpy as np
 import onnx
 import pytest
-from begun import begun
 from onnx import numpy_helper
 
 from boxwright.deployment.onnx.layer_drift import moved
 from boxwright.deployment.onnx.onnx_file import save, to_onnx
 from boxwright.deployment.onnx.quantise import LAST, quantisable, to_fp16, to_int8
 from boxwright.runtime import Detector
+from helpers.untrained import untrained
 
 
 @pytest.fixture(scope="module")
 def dense():
-    detector = begun("dense")
+    detector = untrained("dense")
     return detector, to_onnx(detector)
 
 
@@ -31,7 +31,7 @@ def test_the_layers_that_stay_whole_are_those_of_detectors():
     names = {
         part
         for kind in ("dense", "detr", "deformable")
-        for name, _ in begun(kind).named_modules()
+        for name, _ in untrained(kind).named_modules()
         for part in name.split(".")
     }
     assert set(LAST) <= names
@@ -63,7 +63,7 @@ def test_quantising_leaves_its_source_as_it_is(dense, images):
 
 @pytest.mark.slow
 def test_a_loop_reads_its_weights_from_fewer_bits(images, tmp_path):
-    plain = to_onnx(begun("pix2seq"))
+    plain = to_onnx(untrained("pix2seq"))
     for small, share in ((to_fp16(plain), 0.6), (to_int8(plain, images), 0.4)):
         assert small.ByteSize() < plain.ByteSize() * share
         boxes, whole = (found(model, tmp_path / "model.onnx", images[0])[0] for model in (small, plain))

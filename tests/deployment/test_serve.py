@@ -11,10 +11,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from onnx_samples import facts, white_boxes
-from uploads import picture
 
 from boxwright.__main__ import main
+from helpers.onnx_files import facts, white_boxes
+from helpers.uploads import picture
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ from threading import Event
 
 import numpy as np
 import pytest
-from uploads import picture
 
 from boxwright.deployment.service.app import make_app
 from boxwright.deployment.service.limits import Limits
 from boxwright.detections import Detections
 from boxwright.runtime.predictor_base import BasePredictor
+from helpers.uploads import picture
 
 
 def files(*pictures: bytes):

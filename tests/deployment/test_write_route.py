@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from uploads import picture
 
 from boxwright.deployment.service.app import make_app
 from boxwright.detections import Detections
@@ -17,6 +16,7 @@ from boxwright.inference.predictor import Predictor
 from boxwright.models.pix2seq import Pix2Seq, Pix2SeqConfig
 from boxwright.runtime.predictor_base import BasePredictor
 from boxwright.runtime.sequence_types import StreamObject, StreamToken
+from helpers.uploads import picture
 
 NAMES = ("box", "other")
 TINY = Pix2SeqConfig(

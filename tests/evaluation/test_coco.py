@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from score_cases import NAMES, found, random_boxes, random_case, record
 
 from boxwright.data.records import Record
 from boxwright.evaluation.coco import STAT_NAMES, Report, score
 from boxwright.types import Detections
+from helpers.score_cases import NAMES, found, random_boxes, random_case, record
 
 
 def oracle(records: list[Record], detections: list[Detections]) -> tuple[COCOeval, str]:

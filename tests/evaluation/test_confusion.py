@@ -6,9 +6,9 @@ import io
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from score_cases import NAMES, found, random_case, record
 
 from boxwright.evaluation.confusion import confusion, to_csv
+from helpers.score_cases import NAMES, found, random_case, record
 
 A, B, C = [0, 0, 50, 50], [100, 100, 180, 180], [200, 10, 260, 90]
 

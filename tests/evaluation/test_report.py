@@ -5,10 +5,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from PIL import Image
-from score_cases import NAMES, random_case
 
 from boxwright.evaluation.coco import score
 from boxwright.evaluation.report import write_page
+from helpers.score_cases import NAMES, random_case
 
 
 def test_page_is_whole_and_fetches_nothing(tmp_path: Path) -> None:

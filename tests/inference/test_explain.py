@@ -6,7 +6,6 @@ from html import escape
 from pathlib import Path
 
 import pytest
-from askers import small_asker
 from PIL import Image
 
 from boxwright.__main__ import main
@@ -21,6 +20,7 @@ from boxwright.inference.predictor import to_batch
 from boxwright.models import registry
 from boxwright.models.pix2seq import Pix2Seq
 from boxwright.runtime.inputs import DecodedImage
+from helpers.query_detectors import small_query_detector
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_an_image_that_is_none_is_named(
 
 @pytest.fixture(params=["detr", "deformable"])
 def asker(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    detector = small_asker(request.param)
+    detector = small_query_detector(request.param)
     save_detector(tmp_path / "asker.safetensors", detector, {})
     return tmp_path / "asker"
 
@@ -136,7 +136,7 @@ def test_the_surest_queries_are_shown_where_none_is_asked_for(asker: Path, image
 def test_a_query_or_pixel_that_is_not_there_is_named(
     image: Path, tmp_path: Path, given: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save_detector(tmp_path / "asker.safetensors", small_asker("detr"), {})
+    save_detector(tmp_path / "asker.safetensors", small_query_detector("detr"), {})
     assert main(["explain", str(tmp_path / "asker"), str(image), "--out", str(tmp_path / "out"), *given]) == 2
     error = capsys.readouterr().err
     assert said in error

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from askers import small_asker
 
 from boxwright.explanation.attention_maps import Cells, Pass, Points, _cell, watch
 from boxwright.images import open_image
@@ -17,6 +16,7 @@ from boxwright.models.layers.deformable_attention import Points as Sampled
 from boxwright.models.layers.deformable_attention import gather_points
 from boxwright.runtime.inputs import DecodedImage
 from boxwright.types import Batch
+from helpers.query_detectors import small_query_detector
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def wide(paint: Callable[..., Path], tmp_path: Path) -> Batch:
 
 @pytest.mark.parametrize("kind", ["detr", "deformable"])
 def test_what_queries_say_is_what_the_detector_decodes(kind: str, wide: Batch) -> None:
-    detector = small_asker(kind)
+    detector = small_query_detector(kind)
     seen = watch(detector, wide)
     with torch.no_grad():
         found = detector.decode(detector(wide.images_BCHW, wide.sizes_B2)).to_detections(wide, detector.names)[0]
@@ -46,7 +46,7 @@ def test_what_queries_say_is_what_the_detector_decodes(kind: str, wide: Batch) -
      ("deformable", {"begin": "table", "refine": True}), ("deformable", {"begin": "proposals", "refine": True})],
 )  # fmt: skip
 def test_the_published_forms_can_be_watched(kind: str, more: dict[str, Any], wide: Batch) -> None:
-    seen = watch(small_asker(kind, **more), wide)
+    seen = watch(small_query_detector(kind, **more), wide)
     assert (seen.layers, seen.queries) == (2, 7)
     for look in (*seen.query_looks(6), *(look for layer in seen.pixel_looks((1.0, 1.0)) for look in layer)):
         assert all(np.isfinite(part).all() for part in vars(look).values())
@@ -54,7 +54,7 @@ def test_the_published_forms_can_be_watched(kind: str, more: dict[str, Any], wid
 
 @pytest.mark.parametrize("kind", ["detr", "deformable"])
 def test_shares_add_up_to_one_for_each_head(kind: str, wide: Batch) -> None:
-    seen = watch(small_asker(kind), wide)
+    seen = watch(small_query_detector(kind), wide)
     looks = [look for query in range(7) for look in seen.query_looks(query)]
     looks += [look for layer in seen.pixel_looks((0.3, 0.9)) for look in layer]
     assert len(looks) == 7 * 2 + 2 * len(seen.shapes)
@@ -66,7 +66,7 @@ def test_shares_add_up_to_one_for_each_head(kind: str, wide: Batch) -> None:
 
 
 def test_cells_give_what_the_layer_gathered(wide: Batch) -> None:
-    seen = watch(small_asker("detr"), wide)
+    seen = watch(small_query_detector("detr"), wide)
     for noted, shares in ((seen.decoder[1], [seen.query_looks(q)[1] for q in range(7)]),):
         attention, (x_BLE, source), named = noted
         assert isinstance(attention, Attention)
@@ -77,7 +77,7 @@ def test_cells_give_what_the_layer_gathered(wide: Batch) -> None:
 
 
 def test_points_give_what_the_layer_gathered(wide: Batch) -> None:
-    seen = watch(small_asker("deformable"), wide)
+    seen = watch(small_query_detector("deformable"), wide)
     attention, (x_BLE, places, cells_BTE, hidden_BT, shapes), _ = seen.decoder[1]
     looks = [seen.query_looks(q)[1] for q in range(7)]
     assert all(isinstance(look, Points) for look in looks)
@@ -90,8 +90,8 @@ def test_points_give_what_the_layer_gathered(wide: Batch) -> None:
 
 
 def test_padding_is_not_looked_at(wide: Batch) -> None:
-    assert watch(small_asker("detr"), wide).shapes == [(4, 6)]
-    assert watch(small_asker("deformable"), wide).shapes == [(8, 12), (4, 6)]
+    assert watch(small_query_detector("detr"), wide).shapes == [(4, 6)]
+    assert watch(small_query_detector("deformable"), wide).shapes == [(8, 12), (4, 6)]
 
 
 def test_the_query_that_looks_at_a_pixel_is_found() -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from askers import small_asker
 from PIL import Image
 
 from boxwright.data import cache
@@ -13,6 +12,7 @@ from boxwright.data.records import Record
 from boxwright.explanation.validation_pictures import sheet, write_sheets
 from boxwright.models.pix2seq import Pix2Seq
 from boxwright.types import Detections, Detector
+from helpers.query_detectors import small_query_detector
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_three_images_spread_over_the_split(
 
 @pytest.mark.parametrize("kind", ["detr", "deformable"])
 def test_queries_leave_where_they_looked(kind: str, images: tuple[cache.Cache, list[Record]], tmp_path: Path) -> None:
-    detector = small_asker(kind).train()
+    detector = small_query_detector(kind).train()
     write_sheets(detector, *images, nothing_found(5), tmp_path)
     assert detector.training
     assert sorted(p.name for p in (tmp_path / "explain").iterdir()) == ["00001-0.jpg", "00003-2.jpg", "00005-4.jpg"]

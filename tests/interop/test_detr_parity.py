@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from detr_samples import convert, drawn, read
-from foreign_samples import GOLDEN
 
 from boxwright.models.detr import set_loss
 from boxwright.models.layers.deformable_attention import Points, gather_points
 from boxwright.models.losses.set_criterion import LayerPredictions, Targets
+from helpers.detr_files import convert, drawn, read
+from helpers.foreign_files import GOLDEN
 
 
 @pytest.fixture(scope="module")

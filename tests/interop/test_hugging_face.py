@@ -1,11 +1,11 @@
 import pytest
 import torch
-from detr_samples import sample, write_folder
 
 from boxwright.checkpoints.detector_file import load_detector
 from boxwright.config import UserError
 from boxwright.interop.hugging_face import class_names, find_folder
 from boxwright.interop.import_weights import import_weights
+from helpers.detr_files import sample, write_folder
 
 CONFIG = {"model_type": "detr", "encoder_attention_heads": 4, "decoder_attention_heads": 4}
 NAMES = {str(number): f"thing {number}" if number % 7 else "N/A" for number in range(91)}

@@ -4,7 +4,15 @@ from typing import Any
 
 import pytest
 import torch
-from detr_samples import (
+from boxwright.models.weights import load_detector
+from torch import nn
+
+from boxwright.checkpoints.detector_file import load_detector
+from boxwright.config import UserError
+from boxwright.interop.import_weights import import_weights
+from boxwright.models.deformable import Deformable
+from boxwright.models.detr import Detr
+from helpers.detr_files import (
     AUTHORS,
     FORMS,
     HUGGING_FACE,
@@ -16,13 +24,6 @@ from detr_samples import (
     sample,
     shapes,
 )
-from torch import nn
-
-from boxwright.checkpoints.detector_file import load_detector
-from boxwright.config import UserError
-from boxwright.interop.import_weights import import_weights
-from boxwright.models.deformable import Deformable
-from boxwright.models.detr import Detr
 
 COUNTS = {"detr": 458, "hf_detr": 530, "hf_detr_plain_resnet": 530}
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from foreign_samples import SUFFIX, official_index, their_weights, write_bundle, write_official
 from torch import nn
 
 import boxwright
@@ -17,6 +16,7 @@ from boxwright.interop.import_weights import import_weights
 from boxwright.interop.replications import PUBLISHED
 from boxwright.models import replication
 from boxwright.models.pix2seq import Pix2Seq
+from helpers.foreign_files import SUFFIX, official_index, their_weights, write_bundle, write_official
 
 SMALL = {"encoder_layers": 1, "decoder_layers": 1, "dim": 32, "hidden": 48, "heads": 8}
 LAYOUT = {

@@ -4,11 +4,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from foreign_samples import GOLDEN, formula, their_shapes, their_weights
 from torch import nn
 
 from boxwright.interop.replications import PUBLISHED, convert
 from boxwright.models.replication import Replication
+from helpers.foreign_files import GOLDEN, formula, their_shapes, their_weights
 
 SMALL = {"encoder_layers": 1, "decoder_layers": 2, "dim": 32, "hidden": 48, "heads": 4}
 COUNTS = {"pretrained": 455, "mmdet": 455, "stable": 459, "unofficial": 459}  # tensors of the published networks

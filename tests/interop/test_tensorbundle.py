@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from foreign_samples import official_index, write_bundle, write_official
 
 from boxwright.config import UserError
 from boxwright.interop.pix2seq_shapes import of_the_network
 from boxwright.interop.tensorbundle import find_bundle, read_bundle
+from helpers.foreign_files import official_index, write_bundle, write_official
 
 TENSORS = {
     "model/a/kernel": np.arange(12, dtype=np.float32).reshape(3, 4),

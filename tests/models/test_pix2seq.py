@@ -5,14 +5,9 @@ import torch
 
 from boxwright.checkpoints.detector_file import load_detector, save_detector
 from boxwright.config import UserError
-from boxwright.models.pix2seq import SIZES, Pix2Seq, Pix2SeqConfig
+from boxwright.models.pix2seq import SIZES, Pix2Seq
 from boxwright.types import Batch
-
-CONFIG = Pix2SeqConfig(
-    backbone="test_efficientnet", image_size=96, encoder_layers=1, encoder_dim=32, encoder_hidden=64, encoder_heads=4,
-    decoder_layers=2, decoder_dim=24, decoder_hidden=48, decoder_heads=3, max_objects=6, length=32, bins=50,
-    first_coordinate=120, vocabulary=180,
-)  # fmt: skip
+from helpers.small_pix2seq import CONFIG
 
 
 @pytest.fixture

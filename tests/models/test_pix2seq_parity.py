@@ -5,9 +5,6 @@ import json
 from dataclasses import replace
 
 import numpy as np
-import official
-import official_networks as networks
-import pix2seq_golden
 import pytest
 import torch
 
@@ -16,8 +13,10 @@ from boxwright.interop.pix2seq_official import official_to_ours, our_name
 from boxwright.models.backbones.pix2seq_stems import BatchNorm, make_stem, pool_same
 from boxwright.models.layers.position_encoding import sincos, sincos_2d, spread
 from boxwright.models.pix2seq import Pix2Seq
-from golden import read_arrays
+from helpers import pix2seq_golden
+from helpers.parity_scripts import parity_modules
 
+official, networks, golden = parity_modules("official", "official_networks", "golden")
 FOLDER = pix2seq_golden.FOLDER / "pix2seq_official"
 
 
@@ -48,12 +47,12 @@ def test_networks_training_steps_and_schedules_equal_the_official_ones():
 
 
 def test_a_wrong_weight_is_noticed(manifest):
-    golden = read_arrays(FOLDER / "model_tiny_vit.npz")
+    arrays = golden.read_arrays(FOLDER / "model_tiny_vit.npz")
     [bias] = [v for v in manifest["variables"] if v["name"].endswith("proj/bias")]
     wrong = manifest | {
         "variables": [v | {"kind": "moving_variance"} if v is bias else v for v in manifest["variables"]]
     }
-    assert {"encoded", "logits", "loss"} <= set(official.check_network("wrong", wrong, golden).failures(1e-4))
+    assert {"encoded", "logits", "loss"} <= set(official.check_network("wrong", wrong, arrays).failures(1e-4))
 
 
 def test_the_other_choices_have_the_names_and_shapes_of_the_official_code(manifest):

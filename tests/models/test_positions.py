@@ -1,7 +1,7 @@
-import pix2seq_golden
 import torch
 
 from boxwright.models.layers.position_encoding import sincos, sincos_2d
+from helpers import pix2seq_golden
 
 GOLDEN = pix2seq_golden.tokens()
 

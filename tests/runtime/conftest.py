@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from onnx_samples import white_boxes
 
 from boxwright.runtime import Detector
+from helpers.onnx_files import white_boxes
 
 
 @pytest.fixture(scope="session")

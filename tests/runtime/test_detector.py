@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx_samples import facts, white_boxes
 from PIL import Image
 
 import boxwright
 from boxwright.config import UserError
 from boxwright.runtime import Detector
+from helpers.onnx_files import facts, white_boxes
 
 SIZE, BOX = (256, 128), (64, 32, 192, 96)
 

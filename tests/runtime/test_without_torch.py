@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx_samples import white_boxes
+
+from helpers.onnx_files import white_boxes
 
 ROOT = Path(__file__).parents[2]
 BOX = (64, 32, 192, 96)

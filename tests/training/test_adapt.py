@@ -7,13 +7,13 @@ import pytest
 import torch
 import yaml
 from safetensors import safe_open
-from test_run import _own_cache, data, rows, train  # noqa: F401
 
 import boxwright
 from boxwright.checkpoints.detector_file import load_detector, save_detector
 from boxwright.config import UserError
 from boxwright.models.dense import Dense, DenseConfig
 from boxwright.training.watch import RunLogger
+from helpers.training_runs import rows, train
 
 
 def header(file: Path) -> dict[str, str]:
@@ -29,12 +29,12 @@ def base(tmp_path_factory) -> Path:
     return file
 
 
-def adapt(data, out, base, how, **more):  # noqa: F811
+def adapt(data, out, base, how, **more):
     return train(data, out, **{"backbone": None, "pretrained": True, "epochs": 1} | more, weights=base, adapt=how)
 
 
 @pytest.mark.parametrize("how", ["lora", "head"])
-def test_a_run_leaves_adapters_that_are_loaded_as_any_weights(data, base, tmp_path, capsys, how):  # noqa: F811
+def test_a_run_leaves_adapters_that_are_loaded_as_any_weights(data, base, tmp_path, capsys, how):
     out = adapt(data, tmp_path / "run", base, how, rank=2)
     said = capsys.readouterr().out
     assert ("adapters of rank 2" if how == "lora" else "the backbone at rest") in said
@@ -55,14 +55,14 @@ def test_a_run_leaves_adapters_that_are_loaded_as_any_weights(data, base, tmp_pa
 
 
 @pytest.mark.slow
-def test_an_adapter_scores_as_it_did_in_training(data, base, tmp_path):  # noqa: F811
+def test_an_adapter_scores_as_it_did_in_training(data, base, tmp_path):
     out = adapt(data, tmp_path / "run", base, "lora", epochs=2)
     found = boxwright.evaluate(out, data, out=tmp_path / "seen", device="cpu")
     assert found.ap == pytest.approx(load_detector(out).card["val_ap"], abs=1e-3)
 
 
 @pytest.mark.slow
-def test_an_adapter_that_was_interrupted_goes_on_exactly(data, base, tmp_path, monkeypatch):  # noqa: F811
+def test_an_adapter_that_was_interrupted_goes_on_exactly(data, base, tmp_path, monkeypatch):
     whole = adapt(data, tmp_path / "whole", base, "lora", epochs=2)
     step = RunLogger.step
 
@@ -82,7 +82,7 @@ def test_an_adapter_that_was_interrupted_goes_on_exactly(data, base, tmp_path, m
 
 
 @pytest.mark.slow
-def test_a_run_over_a_base_that_has_changed_is_not_resumed(data, base, tmp_path):  # noqa: F811
+def test_a_run_over_a_base_that_has_changed_is_not_resumed(data, base, tmp_path):
     copy = tmp_path / "copy.safetensors"
     copy.write_bytes(base.read_bytes())
     out = adapt(data, tmp_path / "run", copy, "head")
@@ -94,7 +94,7 @@ def test_a_run_over_a_base_that_has_changed_is_not_resumed(data, base, tmp_path)
         adapt(data, out, copy, "head", resume=True)
 
 
-def test_what_cannot_be_adapted_is_told_before_anything_is_written(data, base, tmp_path):  # noqa: F811
+def test_what_cannot_be_adapted_is_told_before_anything_is_written(data, base, tmp_path):
     out = tmp_path / "run"
     with pytest.raises(UserError, match="adapts what is known, and this backbone begins at random; give --weights"):
         train(data, out, adapt="lora")
@@ -106,7 +106,7 @@ def test_what_cannot_be_adapted_is_told_before_anything_is_written(data, base, t
 
 
 @pytest.mark.slow
-def test_an_adapter_is_no_base_but_can_be_trained_in_full(data, base, tmp_path):  # noqa: F811
+def test_an_adapter_is_no_base_but_can_be_trained_in_full(data, base, tmp_path):
     adapter = adapt(data, tmp_path / "first", base, "lora")
     with pytest.raises(UserError, match=r"is an adapter and can't be the base of another; merge it first: .*\.merge\("):
         adapt(data, tmp_path / "second", adapter, "head")
@@ -115,7 +115,7 @@ def test_an_adapter_is_no_base_but_can_be_trained_in_full(data, base, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_backbone_of_timm_is_a_base(data, tmp_path):  # noqa: F811
+def test_a_backbone_of_timm_is_a_base(data, tmp_path):
     out = train(
         data, tmp_path / "run", backbone="tf_efficientnet_lite0", pretrained=True, epochs=1, adapt="lora", rank=4
     )

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from test_run import COMMON, SETTINGS, _own_cache, data, rows  # noqa: F401
 
 import boxwright
 from boxwright.__main__ import main
@@ -16,6 +15,7 @@ from boxwright.models import registry
 from boxwright.models.dense import Dense, DenseConfig
 from boxwright.training.teacher import Teacher, attention_loss, cells_at, look_up, with_found
 from boxwright.types import Predictions
+from helpers.training_runs import COMMON, SETTINGS, rows
 
 
 def make(names: tuple[str, ...] = ("square", "disc"), side: int = 64, seed: int = 0) -> Dense:
@@ -31,12 +31,12 @@ def teacher(tmp_path_factory) -> Path:
     return file
 
 
-def distill(teacher, data, out, **more):  # noqa: F811
+def distill(teacher, data, out, **more):
     return boxwright.distill(teacher, data, out=out, **SETTINGS | {"epochs": 2} | more)
 
 
 @pytest.mark.slow
-def test_a_distilled_run_names_its_teacher_and_can_be_repeated(teacher, data, tmp_path, capsys):  # noqa: F811
+def test_a_distilled_run_names_its_teacher_and_can_be_repeated(teacher, data, tmp_path, capsys):
     before = teacher.read_bytes()
     out = distill(teacher, data, tmp_path / "run", epochs=1)
     assert f"taught by the dense of {teacher} (1 of 2 classes)" in capsys.readouterr().out
@@ -54,7 +54,7 @@ def test_a_distilled_run_names_its_teacher_and_can_be_repeated(teacher, data, tm
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_goes_on_exactly(teacher, data, tmp_path, monkeypatch):  # noqa: F811
+def test_an_interrupted_run_goes_on_exactly(teacher, data, tmp_path, monkeypatch):
     whole, stopped = distill(teacher, data, tmp_path / "whole"), tmp_path / "stopped"
     begun, moved = tmp_path / "begun.safetensors", tmp_path / "moved.safetensors"
     begun.write_bytes(teacher.read_bytes())
@@ -84,12 +84,12 @@ def test_an_interrupted_run_goes_on_exactly(teacher, data, tmp_path, monkeypatch
 
 
 @pytest.mark.slow
-def test_mixed_precision_teaches_too(teacher, data, tmp_path):  # noqa: F811
+def test_mixed_precision_teaches_too(teacher, data, tmp_path):
     out = distill(teacher, data, tmp_path / "run", epochs=1, precision="bf16-mixed")
     assert float(rows(out)[-1]["loss_soft"]) > 0
 
 
-def test_mistakes_are_told_before_anything_is_written(data, tmp_path, capsys):  # noqa: F811
+def test_mistakes_are_told_before_anything_is_written(data, tmp_path, capsys):
     assert main(["distill", str(tmp_path / "none"), str(data), "--out", str(tmp_path / "run"), *COMMON]) == 2
     assert f"no weights at {tmp_path / 'none'}" in capsys.readouterr().err
     save_detector(tmp_path / "other.safetensors", make(("cat",)), {})
@@ -99,7 +99,7 @@ def test_mistakes_are_told_before_anything_is_written(data, tmp_path, capsys):  
 
 
 @pytest.mark.slow
-def test_an_adapter_teaches_too(teacher, data, tmp_path):  # noqa: F811
+def test_an_adapter_teaches_too(teacher, data, tmp_path):
     given = SETTINGS | {"backbone": None, "pretrained": True, "image_size": 80, "epochs": 1}
     adapter = boxwright.train(data, out=tmp_path / "adapter", weights=teacher, adapt="lora", rank=2, **given)
     out = distill(adapter, data, tmp_path / "run", epochs=1, optim=Optim(ema=0.0))

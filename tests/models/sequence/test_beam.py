@@ -1,12 +1,12 @@
 import pytest
 import torch
-from test_decoding import BOXES, Babbler, clear_decoder
 
 from boxwright.config import UserError
 from boxwright.models.sequence.beam_search import BeamSearch
 from boxwright.models.sequence.generate import generate
 from boxwright.models.sequence.sampling import Sampling
 from boxwright.models.sequence.vocabulary import Vocabulary
+from helpers.decoders import BOXES, Babbler, clear_decoder
 
 
 @pytest.fixture

@@ -5,16 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from boxwright.models.layers.kv_cache import KeysValues, KVCache
-from boxwright.models.sequence.decoder import SequenceDecoder
 from boxwright.models.sequence.generate import generate
 from boxwright.models.sequence.generation import Generation
 from boxwright.models.sequence.sampling import Sampling
 from boxwright.models.sequence.token_constraints import TokenConstraints
 from boxwright.models.sequence.vocabulary import Vocabulary
+from helpers.decoders import BOXES, Babbler, clear_decoder
 
 FREE = TokenConstraints(10, 0, torch.ones(5, 60, dtype=torch.bool), torch.tensor([3, 4, 5]))
-BOXES = Vocabulary(12, 104, 120).grammar(3)  # 12 coordinates, 3 classes and noise
 
 
 @pytest.fixture
@@ -26,29 +24,6 @@ def decoder():
 @pytest.fixture
 def memory():
     return torch.randn(3, 11, 24, generator=torch.Generator().manual_seed(1))
-
-
-def clear_decoder(tokens: int, length: int = 40) -> SequenceDecoder:
-    decoder = SequenceDecoder(
-        tokens, length, slots=5, layers=2, dim=24, hidden=48, heads=3, dropout=0.1, drop_path=0.1
-    ).eval()
-    for table in (decoder.token_embedding, decoder.position_embedding):
-        torch.nn.init.normal_(table, std=0.5)  # so that the choices are clear
-    return decoder
-
-
-class Babbler:
-    """Scores are a function of seed, row and position; memory says how many rows there are."""
-
-    def __init__(self, tokens: int, seed: int, scale: float):
-        self.tokens, self.seed, self.scale = tokens, seed, scale
-
-    def start(self, memory, length, each=1, /):
-        return KVCache.empty([KeysValues(torch.zeros(memory, 1, 1, 1), torch.zeros(memory, 1, 1, 1))], length, each)
-
-    def step(self, tokens_BL, positions_L, cache, /):
-        generator = torch.Generator().manual_seed(self.seed * 1000 + int(positions_L[-1]))
-        return torch.randn(len(tokens_BL), self.tokens, generator=generator) * self.scale
 
 
 def words(said, slots=5):

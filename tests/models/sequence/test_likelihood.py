@@ -2,7 +2,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_pix2seq import CONFIG
 
 from boxwright.models.pix2seq import Pix2Seq
 from boxwright.models.sequence.generate import generate
@@ -11,6 +10,7 @@ from boxwright.models.sequence.likelihood import of_objects, score, sentence_log
 from boxwright.models.sequence.sampling import Sampling
 from boxwright.models.sequence.vocabulary import NOISE, PAD, PROMPT
 from boxwright.types import Batch
+from helpers.small_pix2seq import CONFIG
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 import warnings
 from dataclasses import replace
 
-import pix2seq_golden
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 from boxwright.models.sequence import targets as s
 from boxwright.models.sequence.vocabulary import FIRST_CLASS, NOISE, PAD, Vocabulary
 from boxwright.types import Batch
+from helpers import pix2seq_golden
 
 GOLDEN, NOISE_LAW = pix2seq_golden.tokens(), pix2seq_golden.noise()
 VOCABULARY = Vocabulary()

@@ -1,10 +1,10 @@
-import pix2seq_golden
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from boxwright.models.sequence.vocabulary import NOISE, Vocabulary
+from helpers import pix2seq_golden
 
 GOLDEN = pix2seq_golden.tokens()
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from foreign_samples import GOLDEN
 from safetensors.torch import save_file
 
 from boxwright.interop import deformable, detr
@@ -22,6 +21,7 @@ from boxwright.models.deformable import Deformable
 from boxwright.models.detr import PUBLISHED as DETR
 from boxwright.models.detr import Detr
 from boxwright.types import Detector
+from helpers.foreign_files import GOLDEN
 
 AUTHORS = ("detr", "deformable_plain", "deformable_box_refine", "deformable_two_stage")
 HUGGING_FACE = ("hf_detr", "hf_deformable_plain", "hf_deformable_box_refine", "hf_deformable_two_stage")

@@ -1,4 +1,4 @@
-"""Detectors to export: of each kind a small one that has learned nothing."""
+"""A small untrained detector of each kind."""
 
 from dataclasses import replace
 
@@ -8,8 +8,8 @@ from boxwright.models import registry
 from boxwright.types import Detector
 
 
-def begun(model: str) -> Detector:
-    """For images of 64 pixels; those that write do so of four objects."""
+def untrained(model: str) -> Detector:
+    """For images of 64 pixels; sequence detectors generate up to four objects."""
     torch.manual_seed(0)
     shape = {"image_size": 64, "backbone": "test_efficientnet"}
     detector = registry.build(model, "nano", ("cat", "dog"), **shape, pretrained=False)

@@ -9,7 +9,7 @@ from boxwright.models.deformable import PUBLISHED, Deformable, DeformableConfig
 from boxwright.models.detr import Detr, DetrConfig
 
 
-def small_asker(kind: str, **more: Any) -> Detr | Deformable:
+def small_query_detector(kind: str, **more: Any) -> Detr | Deformable:
     """An untrained `detr` or `deformable` with 7 queries, 2 + 2 layers and 4 heads."""
     torch.manual_seed(0)
     shape = {"dim": 32, "hidden": 48, "heads": 4, "encoder_layers": 2, "decoder_layers": 2, "queries": 7} | more

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from boxwright.models.weights import load_detector
 from torch import nn
 
 from boxwright.checkpoints.detector_file import load_detector

@@ -60,7 +60,7 @@ def measure(kind: str, a: argparse.Namespace) -> list[str]:
     seconds = []
     for _ in range(a.steps + 2):
         started = clock()
-        sum(detector.loss(detector(batch.images_BCHW, batch.sizes_B2), batch).values()).backward()
+        sum(detector.loss(detector(batch.images_BCHW, batch.sizes_B2, batch), batch).values()).backward()
         nn.utils.clip_grad_norm_(detector.parameters(), 10.0)
         optimizer.step()
         optimizer.zero_grad()

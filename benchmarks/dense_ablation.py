@@ -24,7 +24,7 @@ from boxwright.data.read import read
 from boxwright.evaluation.coco import score
 from boxwright.evaluation.run import detect
 from boxwright.models.dense import SIZES, Dense, DenseOutputs, one_to_one
-from boxwright.models.losses.task_aligned import candidates, taught
+from boxwright.models.losses.task_aligned import assigned_losses, candidates
 from boxwright.training import recipes
 from boxwright.training.fabric import keep_memory
 from boxwright.types import Batch, Predictions
@@ -35,15 +35,15 @@ DATA = Path(boxwright.bundled.__path__[0]) / "bccd"
 class OneToOneOnly(Dense):
     """Every cell scores for itself, and one cell an object is taught."""
 
-    def _vote(self, maps: list[Tensor], size: torch.Size) -> DenseOutputs:
-        raw = super()._vote(maps, size)
+    def _predict(self, maps: list[Tensor], size: torch.Size) -> DenseOutputs:
+        raw = super()._predict(maps, size)
         everyone = torch.arange(raw.many_BQK.shape[1], device=raw.many_BQK.device).expand(len(raw.many_BQK), -1)
         return raw._replace(one_BRK=raw.many_BQK, cells_BR=everyone)
 
     def loss(self, raw: DenseOutputs, batch: Batch) -> dict[str, Tensor]:
         pairs_BNQ = candidates(raw.centres_Q2, raw.reach_Q2, batch.boxes_BN4, batch.valid_BN)
         chosen_BNQ = one_to_one(raw, batch, pairs_BNQ)
-        return taught(raw.one_BRK, raw.boxes_BQ4, batch.boxes_BN4, batch.labels_BN, chosen_BNQ)
+        return assigned_losses(raw.one_BRK, raw.boxes_BQ4, batch.boxes_BN4, batch.labels_BN, chosen_BNQ)
 
 
 def with_nms(raw: DenseOutputs) -> Predictions:

@@ -87,7 +87,7 @@ def timed_step(detector: Detector, optimizer: torch.optim.Optimizer, batch: Batc
     clock = time.perf_counter if a.cuda else time.process_time
     started = clock()
     with torch.autocast(batch.images_BCHW.device.type, torch.bfloat16, enabled=a.bf16):
-        losses = detector.loss(detector(batch.images_BCHW, batch.sizes_B2), batch)
+        losses = detector.loss(detector(batch.images_BCHW, batch.sizes_B2, batch), batch)
     torch.stack(list(losses.values())).sum().backward()
     nn.utils.clip_grad_norm_(detector.parameters(), 0.1)
     optimizer.step()

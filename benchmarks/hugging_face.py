@@ -15,8 +15,8 @@ from boxwright.boxes import cxcywh_to_xyxy
 from boxwright.models.backbones.backbone import Backbone
 from boxwright.models.deformable import DeformableConfig
 from boxwright.models.detr import DetrConfig
-from boxwright.models.layers.padding import cut, extent
-from boxwright.models.losses.set_criterion import truth_of
+from boxwright.models.layers.padding import cut, valid_ratios
+from boxwright.models.losses.set_criterion import targets_of
 from boxwright.types import Batch, Detector, Predictions
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -65,11 +65,11 @@ class HuggingFace(Detector):
         filled_BCHW, mask_BHW = cut(images_BCHW, sizes_B2, self.mean)
         if not self.inside:
             filled_BCHW = (filled_BCHW - self.mean) / self.std
-        return filled_BCHW, mask_BHW.long(), extent(images_BCHW, sizes_B2)
+        return filled_BCHW, mask_BHW.long(), valid_ratios(images_BCHW, sizes_B2)
 
     def loss(self, raw: tuple[Any, ...], batch: Batch) -> dict[str, Tensor]:
-        images_BCHW, mask_BHW, extent_B4 = raw
-        truth = truth_of(batch, extent_B4, self.rows_K)
+        images_BCHW, mask_BHW, valid_ratios_B4 = raw
+        truth = targets_of(batch, valid_ratios_B4, self.rows_K)
         rows = zip(truth.rows_BN, truth.boxes_BN4, truth.valid_BN, strict=True)
         labels = [{"class_labels": classes[real], "boxes": boxes[real]} for classes, boxes, real in rows]
         return {"all": self.network(images_BCHW, mask_BHW, labels=labels).loss}
@@ -77,9 +77,9 @@ class HuggingFace(Detector):
     @torch.no_grad()
     def decode(self, raw: tuple[Any, ...]) -> Predictions:
         """As `post_process_object_detection` of each: the likeliest class a query, or the best pairs of both."""
-        images_BCHW, mask_BHW, extent_B4 = raw
+        images_BCHW, mask_BHW, valid_ratios_B4 = raw
         said = self.network(images_BCHW, mask_BHW)
-        boxes_BQ4 = cxcywh_to_xyxy(said.pred_boxes).clamp(0, 1) * extent_B4[:, None]
+        boxes_BQ4 = cxcywh_to_xyxy(said.pred_boxes).clamp(0, 1) * valid_ratios_B4[:, None]
         if self.softmax:
             scores_BQ, labels_BQ = said.logits.softmax(-1)[..., :-1].max(-1)
             return Predictions(boxes_BQ4, scores_BQ, labels_BQ).best_first()

@@ -80,9 +80,9 @@ def rows(weights: Path, cells: Dataset, repeats: int) -> None:
     calibration = train[:BY_HEART] if by_heart else train[:: -(-len(train) // CALIBRATED)]
     plain = to_onnx(detector)
     ranges = list(images(calibration, detector.image_size))
-    models = {"fp32": plain, "fp16": to_fp16(plain)}
+    models = {"fp32": plain, "fp16": to_fp16(plain, detector.fp32_modules)}
     for fine in FINE:
-        models[f"int8, maps up to {fine} px a cell in fp32"] = to_int8(plain, ranges, fine)
+        models[f"int8, maps up to {fine} px a cell in fp32"] = to_int8(plain, ranges, detector.fp32_modules, fine)
     files = {name: opened(model) for name, model in models.items()}
     one_1HW3 = next(images(shown, detector.image_size))[None]
     taken = dict(zip(files, in_turns([partial(file.run, one_1HW3) for file in files.values()], repeats), strict=True))

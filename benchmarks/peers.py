@@ -125,7 +125,9 @@ def train(detector: Detector, cache: Cache, plan: dict[str, Any], device: str) -
         for step, batch in enumerate(batches, start=epoch * steps):
             set_rate(optimizer, rate_factor(step, epochs * steps, optim))
             torch.manual_seed(step)
-            loss = torch.stack(list(detector.loss(detector(batch.images_BCHW, batch.sizes_B2), batch).values())).sum()
+            loss = torch.stack(
+                list(detector.loss(detector(batch.images_BCHW, batch.sizes_B2, batch), batch).values())
+            ).sum()
             loss.backward()
             nn.utils.clip_grad_norm_(detector.parameters(), optim.clip)
             optimizer.step()

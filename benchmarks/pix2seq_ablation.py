@@ -64,7 +64,7 @@ def train(
         set_rate(optimizer, rate_factor(int(done * STEPS), STEPS, optim))
         torch.manual_seed(step)
         batch = next(stream)
-        loss = detector.loss(detector(batch.images_BCHW, batch.sizes_B2), batch)["tokens"]
+        loss = detector.loss(detector(batch.images_BCHW, batch.sizes_B2, batch), batch)["tokens"]
         loss.backward()
         nn.utils.clip_grad_norm_(detector.parameters(), optim.clip or 0)
         optimizer.step()

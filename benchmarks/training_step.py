@@ -58,7 +58,7 @@ def make(kind: type[Dense], frozen: bool) -> tuple[Dense, torch.optim.Optimizer]
 
 def step(detector: Dense, optimizer: torch.optim.Optimizer, batch: Batch) -> float:
     started = time.perf_counter()
-    sum(detector.loss(detector(batch.images_BCHW, batch.sizes_B2), batch).values()).backward()
+    sum(detector.loss(detector(batch.images_BCHW, batch.sizes_B2, batch), batch).values()).backward()
     nn.utils.clip_grad_norm_(detector.parameters(), 10.0)
     optimizer.step()
     optimizer.zero_grad()

@@ -67,13 +67,13 @@ def main(model: str, data: str, out: str | None = None) -> None:
 def losses_of(detector: Pix2Seq | Detr, batch: Batch) -> Losses:
     """The losses of one step, which sees all images."""
     if isinstance(detector, Detr):
-        return lambda: detector.loss(detector(shaken(batch.images_BCHW), batch.sizes_B2), batch)
+        return lambda: detector.loss(detector(noised(batch.images_BCHW), batch.sizes_B2, batch), batch)
     with torch.no_grad():
         features_BCHW = detector.eval().features(batch.images_BCHW, batch.sizes_B2)
     return lambda: detector.loss(detector.encode(features_BCHW), batch)
 
 
-def shaken(images_BCHW: Tensor) -> Tensor:
+def noised(images_BCHW: Tensor) -> Tensor:
     """Noise of up to 16 grey levels' deviation, and a brightness of 0.8 to 1.2, of each image its own."""
     level_B111, light_B111 = torch.rand(2, len(images_BCHW), 1, 1, 1)
     noisy_BCHW = images_BCHW * (0.8 + 0.4 * light_B111) + 16 * level_B111 * torch.randn(images_BCHW.shape)

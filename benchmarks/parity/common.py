@@ -48,7 +48,7 @@ def check_input(network: Any, canvas_BCHW: Tensor, sizes_B2: Tensor, case: Case,
     result.compare("input", pixels_BCHW[..., ::16, ::16], case.golden["input_slice"], 1e-5)
 
 
-def truth_of(targets: Sequence[Mapping[str, Any]]) -> Targets:
+def targets_of(targets: Sequence[Mapping[str, Any]]) -> Targets:
     """Objects of all images, padded, whose labels are rows."""
     most = max(1, *(len(target["labels"]) for target in targets))
     boxes_BN4, rows_BN = torch.zeros(len(targets), most, 4), torch.zeros(len(targets), most, dtype=torch.long)
@@ -80,18 +80,18 @@ def compare_losses(
         result.compare(stage, ours[name] / unit, golden[name] / unit, limit)
 
 
-def check_found(found: Predictions, extent_B4: Tensor, case: Case, result: Result) -> None:
+def check_found(found: Predictions, valid_ratios_B4: Tensor, case: Case, result: Result) -> None:
     """What the originals find is found, too: to each of theirs the nearest of ours with the same label.
 
     Theirs is not cut at the edge of the image, as ours is; in pixels of the original images.
     """
     sizes = case.golden.get("post_target_sizes_hw", ORIGINALS)
-    for image in range(len(extent_B4)):
+    for image in range(len(valid_ratios_B4)):
         if f"post_{image}_boxes" not in case.golden:
             continue
         height, width = (float(side) for side in sizes[image])
         sides_4 = np.array([width, height] * 2)
-        boxes_D4 = (found.boxes_BD4[image] / extent_B4[image]).numpy() * sides_4
+        boxes_D4 = (found.boxes_BD4[image] / valid_ratios_B4[image]).numpy() * sides_4
         scores_D, labels_D = found.scores_BD[image].numpy(), found.labels_BD[image].numpy()
         scores_M, labels_M = case.golden[f"post_{image}_scores"], case.golden[f"post_{image}_labels"]
         boxes_M4 = np.clip(case.golden[f"post_{image}_boxes"], 0, sides_4)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import build, by_name, check_found, check_input, compare_losses, images, truth_of
+from common import build, by_name, check_found, check_input, compare_losses, images, targets_of
 from torch import Tensor
 
 from boxwright.models.deformable import Deformable, DeformableOutputs
@@ -59,7 +59,7 @@ def check_case(case: Case) -> Result:
     hooks = [
         layer.register_forward_hook(lambda _, __, output: states.append(output)) for layer in network.decoder.layers
     ]
-    said = network.say(raw.cells, queries)
+    said = network.predict_layers(raw.cells, queries)
     for hook in hooks:
         hook.remove()
     states_LBQE = torch.stack(states)
@@ -67,7 +67,7 @@ def check_case(case: Case) -> Result:
         states_LBQE, said = in_order(states_LBQE, order_BQ), LayerPredictions(*(in_order(x, order_BQ) for x in said))
         queries = Queries(*(in_order(x[None], order_BQ)[0] if x is not None else None for x in queries))
     check_answers(network, queries, states_LBQE, said, case, result)
-    check_found(network.decode(raw), raw.extent_B4, case, result)
+    check_found(network.decode(raw), raw.valid_ratios_B4, case, result)
     check_losses(said, case, result)
     return result
 
@@ -76,7 +76,7 @@ def check_cells(features: list[Tensor], cells: MultiScaleCells, case: Case, resu
     """Maps of the backbone, masks, codes of places, and the encoded cells that are image."""
     golden, sizes = case.golden, [height * width for height, width in cells.shapes]
     seen = [
-        part.unflatten(1, shape) for part, shape in zip((~cells.hidden_BT).split(sizes, 1), cells.shapes, strict=True)
+        part.unflatten(1, shape) for part, shape in zip((~cells.padding_BT).split(sizes, 1), cells.shapes, strict=True)
     ]
     for level, feature_BCHW in enumerate(features):
         name = next((name for name in golden if name.startswith(f"feat{level}")), "")
@@ -90,8 +90,8 @@ def check_cells(features: list[Tensor], cells: MultiScaleCells, case: Case, resu
             theirs = golden[f"pos{level}_valid_only"]
             result.compare("pos_embed", thin(codes_BME.mT.unflatten(2, seen_BHW.shape[1:]), theirs), theirs)
     if "encoder_valid_tokens" in golden:
-        result.same("mask", ~cells.hidden_BT, golden["encoder_valid_tokens"])
-    shown_BTE = cells.x_BTE.masked_fill(cells.hidden_BT[..., None], 0)
+        result.same("mask", ~cells.padding_BT, golden["encoder_valid_tokens"])
+    shown_BTE = cells.x_BTE.masked_fill(cells.padding_BT[..., None], 0)
     theirs = golden["encoder_tokens_step4"]
     result.compare("encoder", thin(shown_BTE, theirs), theirs, case.limit("encoder"))
 
@@ -100,7 +100,7 @@ def begin(network: Deformable, raw: DeformableOutputs, case: Case, result: Resul
     """Where the decoder begins, and for proposals, the place in ours of each of theirs."""
     golden, proposals = case.golden, raw.proposals
     if proposals is None:
-        return network.queries(raw), None
+        return network.start_queries(raw.cells, raw.proposals), None
     stages = {
         "enc_outputs_class_tokens_step8": proposals.logits_BTR,
         "enc_outputs_class0": proposals.logits_BTR[..., 0],
@@ -113,7 +113,7 @@ def begin(network: Deformable, raw: DeformableOutputs, case: Case, result: Resul
             if kind == "boxes":  # before the sigmoid, some are infinite
                 one, other = (torch.from_numpy(np.ascontiguousarray(x)).sigmoid() for x in (one, other))
             result.compare(f"proposed_{kind}", one, other, case.limit("enc_outputs_class"))
-    queries = network.queries(raw)
+    queries = network.start_queries(raw.cells, raw.proposals)
     if "topk_index" not in golden:
         return queries, None
     ours_BQ, theirs_BQ = network._best(proposals), torch.from_numpy(golden["topk_index"]).long()
@@ -159,7 +159,7 @@ def check_losses(said: LayerPredictions, case: Case, result: Result) -> None:
     logits, boxes = (torch.from_numpy(case.golden[name]) for name in ("logits_last", "boxes"))
     stored = LayerPredictions(logits[None], boxes[-1:])
     for facts in (case.summary[name] for name in ("A", "B") if name in case.summary):
-        truth, theirs = truth_of(facts["targets"]), facts.get("losses") or facts["loss_dict"]
+        truth, theirs = targets_of(facts["targets"]), facts.get("losses") or facts["loss_dict"]
         config = case.manifest["config"]
         compare_losses(result, "loss", losses(stored, truth, config, len(boxes)), theirs)
         compare_losses(result, "own loss", losses(said, truth, config, len(boxes)), theirs, 5 * case.limit("boxes"))

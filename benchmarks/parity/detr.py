@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import build, by_name, check_found, check_input, compare_losses, images, truth_of
+from common import build, by_name, check_found, check_input, compare_losses, images, targets_of
 from torch import Tensor
 
 from boxwright.interop.foreign import Foreign
@@ -36,24 +36,24 @@ def check_case(case: Case) -> Result:
     check_input(network, canvas_BCHW, sizes_B2, case, result)
     seen = watch(network, canvas_BCHW, sizes_B2)
     cells: EncodedCells = seen["encoder"]
-    masked_BHW = ~cells.seen_B11M.flatten(1).unflatten(1, cells.grid)
+    masked_BHW = ~cells.valid_B11M.flatten(1).unflatten(1, cells.grid)
     if "feat_mask" in golden:  # the authors' is True on padding, Hugging Face's on the image
         result.same("mask", masked_BHW, golden["feat_mask"] ^ ("model_type" in case.manifest["config"]))
     stages = {
         "feat": seen["feat"],
-        "pos_embed": cells.places_BME.mT.unflatten(2, cells.grid),
+        "pos_embed": cells.positions_BME.mT.unflatten(2, cells.grid),
         "input_proj": seen["input_proj"],
         "encoder": cells.x_BME,
         "decoder": torch.stack(seen["decoder"]),
         "decoder_last": seen["decoder"][-1],
-        "logits": seen["raw"].said.logits_LBQR,
-        "boxes": seen["raw"].said.boxes_LBQ4,
+        "logits": seen["raw"].layers.logits_LBQR,
+        "boxes": seen["raw"].layers.boxes_LBQ4,
     }
     for stage, ours in stages.items():
         if stage in golden:
             result.compare(stage, thin(ours, golden[stage]), golden[stage], case.limit(stage))
-    check_found(network.decode(seen["raw"]), seen["raw"].extent_B4, case, result)
-    check_losses(network, found, case, seen["raw"].said, result)
+    check_found(network.decode(seen["raw"]), seen["raw"].valid_ratios_B4, case, result)
+    check_losses(network, found, case, seen["raw"].layers, result)
     return result
 
 
@@ -77,7 +77,7 @@ def check_losses(network: Detr, found: Foreign, case: Case, said: LayerPredictio
     """Of the stored outputs, and, where assignments are stable (the sharp cases), of ours, too."""
     stored = LayerPredictions(*(torch.from_numpy(case.golden[name]) for name in ("logits", "boxes")))
     for facts in (case.summary[name] for name in ("A", "B") if name in case.summary):
-        truth = truth_of(facts["targets"])
+        truth = targets_of(facts["targets"])
         check_set(stored, truth, facts, result, "loss")
         if is_sharp(case.golden):
             check_set(said, truth, facts, result, "own loss")
@@ -110,7 +110,7 @@ def check_gradients(
     if not is_sharp(case.golden):
         return
     network.zero_grad()
-    terms, _ = set_loss(network(*images(case)).said, truth)
+    terms, _ = set_loss(network(*images(case)).layers, truth)
     torch.stack(list(terms.values())).sum().backward()
     parameters = dict(network.named_parameters())
     for source, facts in golden.items():
@@ -128,11 +128,11 @@ def check_twice(case: Case) -> Result:
     network, _ = build(case, auxiliary_loss=True)
     assert isinstance(network, Detr)
     result = Result(case.name)
-    said = network(*images(case)).said
+    said = network(*images(case)).layers
     for stage, ours in {"logits": said.logits_LBQR, "boxes": said.boxes_LBQ4}.items():
         result.compare(stage, ours, case.golden[stage], case.limit(stage))
     facts = case.summary.get("quirk_auxiliary_loss_true", {})
     if "A" in case.summary and "loss_dict" in facts:
         stored = LayerPredictions(*(torch.from_numpy(case.golden[name]) for name in ("logits", "boxes")))
-        check_set(stored, truth_of(case.summary["A"]["targets"]), facts, result, "loss")
+        check_set(stored, targets_of(case.summary["A"]["targets"]), facts, result, "loss")
     return result

@@ -81,7 +81,7 @@ def outputs(detector, batch):
     raw = detector.eval()(batch.images_BCHW, batch.sizes_B2)
     said = {
         Dense: lambda: raw.boxes_BQ4,
-        Detr: lambda: raw.said.logits_LBQR,
+        Detr: lambda: raw.layers.logits_LBQR,
         Deformable: lambda: raw.cells.x_BTE,
         PatchSeq: lambda: raw.patches_BPE,
         Pix2Seq: lambda: raw,
@@ -128,7 +128,7 @@ def test_a_step_moves_only_what_the_adapter_stores(model, batch):
     optimizer = make_optimizer(detector, OPTIM)
     assert {group["peak"] for group in optimizer.param_groups} == {OPTIM.lr}, "adapters learn at the full rate"
     detector.train()
-    sum(detector.loss(detector(batch.images_BCHW, batch.sizes_B2), batch).values()).backward()
+    sum(detector.loss(detector(batch.images_BCHW, batch.sizes_B2, batch), batch).values()).backward()
     optimizer.step()
     own = own_state(detector)
     moved = {key for key, value in detector.state_dict().items() if not torch.equal(value, before[key])}

@@ -5,7 +5,7 @@ from onnx import numpy_helper
 
 from boxwright.deployment.onnx.layer_drift import moved
 from boxwright.deployment.onnx.onnx_file import save, to_onnx
-from boxwright.deployment.onnx.quantise import LAST, quantisable, to_fp16, to_int8
+from boxwright.deployment.onnx.quantise import quantisable, to_fp16, to_int8
 from boxwright.runtime import Detector
 from helpers.untrained import untrained
 
@@ -27,19 +27,17 @@ def found(model, file, image_HW3):
     return Detector(file, "cpu", threads=1).run(image_HW3[None])
 
 
-def test_the_layers_that_stay_whole_are_those_of_detectors():
-    names = {
-        part
-        for kind in ("dense", "detr", "deformable")
-        for name, _ in untrained(kind).named_modules()
-        for part in name.split(".")
-    }
-    assert set(LAST) <= names
+@pytest.mark.parametrize("kind", ["dense", "detr", "deformable"])
+def test_modules_that_stay_fp32_exist(kind):
+    detector = untrained(kind)
+    names = {part for name, _ in detector.named_modules() for part in name.split(".")}
+    assert detector.fp32_modules
+    assert set(detector.fp32_modules) <= names
 
 
 def test_maps_of_fine_resolution_stay_whole(dense):
     first = next(node for node in dense[1].graph.node if node.op_type == "Conv")
-    names = [node.name for node in quantisable(dense[1])]
+    names = [node.name for node in quantisable(dense[1], dense[0].fp32_modules)]
     assert first.name not in names
     assert any(name.startswith("pyramid") for name in names)
     assert not any(name.startswith("head.many") for name in names)
@@ -48,7 +46,7 @@ def test_maps_of_fine_resolution_stay_whole(dense):
 @pytest.mark.parametrize(("bits", "smaller", "apart"), [(16, 1.5, 0.02), (8, 2.0, 0.2)])
 def test_fewer_bits_say_nearly_the_same(dense, images, tmp_path, bits, smaller, apart):
     plain = dense[1]
-    small = to_fp16(plain) if bits == 16 else to_int8(plain, images)
+    small = to_fp16(plain, dense[0].fp32_modules) if bits == 16 else to_int8(plain, images, dense[0].fp32_modules)
     assert smaller * small.ByteSize() < plain.ByteSize()
     scores, less = (found(model, tmp_path / "model.onnx", images[0])[1] for model in (plain, small))
     np.testing.assert_allclose(less[0, :5], scores[0, :5], atol=apart)
@@ -56,15 +54,15 @@ def test_fewer_bits_say_nearly_the_same(dense, images, tmp_path, bits, smaller, 
 
 def test_quantising_leaves_its_source_as_it_is(dense, images):
     before = dense[1].SerializeToString()
-    to_fp16(dense[1])
-    to_int8(dense[1], images)
+    to_fp16(dense[1], ())
+    to_int8(dense[1], images, ())
     assert dense[1].SerializeToString() == before
 
 
 @pytest.mark.slow
 def test_a_loop_reads_its_weights_from_fewer_bits(images, tmp_path):
     plain = to_onnx(untrained("pix2seq"))
-    for small, share in ((to_fp16(plain), 0.6), (to_int8(plain, images), 0.4)):
+    for small, share in ((to_fp16(plain, ()), 0.6), (to_int8(plain, images, ()), 0.4)):
         assert small.ByteSize() < plain.ByteSize() * share
         boxes, whole = (found(model, tmp_path / "model.onnx", images[0])[0] for model in (small, plain))
         assert boxes.shape == whole.shape

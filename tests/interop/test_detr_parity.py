@@ -76,7 +76,7 @@ def test_detr_is_the_authors_network(stored):
     network.load_state_dict(dict(found.state))
     memory = []
     network.encoder.register_forward_hook(lambda _, __, cells: memory.append(cells.x_BME))
-    said = network(*images(sharp=True)).said
+    said = network(*images(sharp=True)).layers
     near(memory[0][:, ::9, ::16], stored["encoder"], 1e-4)
     near(said.logits_LBQR[:, :, ::10, ::13], stored["layers_logits"], 5e-5)
     near(said.boxes_LBQ4[:, :, ::10], stored["layers_boxes"], 5e-6)
@@ -90,9 +90,9 @@ def test_two_stage_deformable_is_hugging_faces(stored):
     network = found.detector(found.config, tuple(map(str, found.numbers)), pretrained=False).eval()
     network.load_state_dict(dict(found.state))
     raw = network(*images(sharp=False))
-    shown_BTE = raw.cells.x_BTE.masked_fill(raw.cells.hidden_BT[..., None], 0)
+    shown_BTE = raw.cells.x_BTE.masked_fill(raw.cells.padding_BT[..., None], 0)
     near(shown_BTE[:, ::4, ::2][:, ::9, ::16], stored["deformable_encoder"], 1e-4)
     assert torch.equal(network._best(raw.proposals), torch.from_numpy(stored["deformable_used"]).long())
-    said = network.say(raw.cells, network.queries(raw))
+    said = raw.layers
     near(said.boxes_LBQ4[:, :, ::30], stored["deformable_boxes"], 1e-5)
     near(said.logits_LBQR[:, :, ::10][:, :, ::3, ::10], stored["deformable_logits"], 1e-4)

@@ -7,8 +7,8 @@ import torch
 from boxwright.checkpoints.detector_file import load_detector, save_detector
 from boxwright.config import UserError
 from boxwright.models.deformable import Deformable, DeformableConfig
-from boxwright.models.layers.deformable_transformer import lay_out
-from boxwright.models.layers.padding import cut, seen_cells
+from boxwright.models.layers.deformable_transformer import flatten_maps
+from boxwright.models.layers.padding import cut, valid_cells
 from boxwright.types import Batch
 
 CONFIG = DeformableConfig(
@@ -54,7 +54,7 @@ def decoded(detector: Deformable, batch: Batch):
 def test_all_parameters_learn_whatever_is_there(detector, batch):
     for valid in (True, False):
         batch.valid_BN &= valid
-        losses = detector.loss(detector(batch.images_BCHW, batch.sizes_B2), batch)
+        losses = detector.loss(detector(batch.images_BCHW, batch.sizes_B2, batch), batch)
         assert all(value.isfinite() and value >= 0 for value in losses.values())
         sum(losses.values()).backward()
         assert not [name for name, p in detector.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
@@ -63,7 +63,7 @@ def test_all_parameters_learn_whatever_is_there(detector, batch):
 
 def test_losses_by_layer_and_of_what_is_switched_on(batch):
     def names(detector: Deformable) -> set[str]:
-        return set(detector.loss(detector(batch.images_BCHW, batch.sizes_B2), batch))
+        return set(detector.loss(detector(batch.images_BCHW, batch.sizes_B2, batch), batch))
 
     terms = ("class", "l1", "giou")
     layers = {f"{term}_{layer}" for term in terms for layer in (1, 2)}
@@ -79,7 +79,7 @@ def test_a_small_set_is_learned(batch):
     history = []
     for step in range(30):
         torch.manual_seed(step)
-        loss = sum(detector.loss(detector(batch.images_BCHW, batch.sizes_B2), batch).values())
+        loss = sum(detector.loss(detector(batch.images_BCHW, batch.sizes_B2, batch), batch).values())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -98,7 +98,7 @@ def test_boxes_lie_on_the_image_and_the_best_come_first(detector, batch):
 def test_fewer_cells_than_queries_are_as_many_queries(batch):
     detector = make(strides=(32,), queries=50, many=False)
     assert decoded(detector, batch).boxes_BD4.shape == (2, 9, 4)
-    losses = detector.train().loss(detector(batch.images_BCHW, batch.sizes_B2), batch)
+    losses = detector.train().loss(detector(batch.images_BCHW, batch.sizes_B2, batch), batch)
     assert all(value.isfinite() for value in losses.values())
 
 
@@ -115,11 +115,11 @@ def test_cells_of_padding_do_not_reach_those_of_the_image():
     images_BCHW, sizes_B2 = torch.rand(2, 3, 96, 96), torch.tensor([[96, 96], [64, 48]])
     _, mask_BHW = cut(images_BCHW, sizes_B2, detector.backbone.mean)
     maps = [torch.randn(2, 32, 96 // s, 96 // s) for s in CONFIG.strides]
-    seen = [seen_cells(mask_BHW, x) for x in maps]
+    seen = [valid_cells(mask_BHW, x) for x in maps]
     clean = detector.encoder(maps, seen)
     spoilt = detector.encoder([torch.where(s[:, None], x, 1e3) for s, x in zip(seen, maps, strict=True)], seen)
-    torch.testing.assert_close(clean.x_BTE[~clean.hidden_BT], spoilt.x_BTE[~clean.hidden_BT])
-    assert clean.hidden_BT[1].sum() == sum((96 // s) ** 2 for s in CONFIG.strides) - sum(
+    torch.testing.assert_close(clean.x_BTE[~clean.padding_BT], spoilt.x_BTE[~clean.padding_BT])
+    assert clean.padding_BT[1].sum() == sum((96 // s) ** 2 for s in CONFIG.strides) - sum(
         (64 // s) * (-(-48 // s)) for s in CONFIG.strides
     )
 
@@ -127,19 +127,18 @@ def test_cells_of_padding_do_not_reach_those_of_the_image():
 def test_places_and_reach_are_in_parts_of_the_image():
     seen_BHW = torch.zeros(1, 6, 5, dtype=torch.bool)
     seen_BHW[:, :4, :2] = True
-    cells = lay_out([torch.zeros(1, 8, 6, 5)], [seen_BHW])
-    places = cells.places_BT2.view(6, 5, 2)
+    cells = flatten_maps([torch.zeros(1, 8, 6, 5)], [seen_BHW])
+    places = cells.centres_BT2.view(6, 5, 2)
     assert places[0, 0].tolist() == [0.25, 0.125]
     assert places[3, 1].tolist() == [0.75, 0.875]
     assert cells.reach_BT2[0, 0].tolist() == [0.5, 0.25]
-    torch.testing.assert_close(cells.part_BV2[0, 0], torch.tensor([2 / 5, 4 / 6]))
+    torch.testing.assert_close(cells.valid_ratios_BV2[0, 0], torch.tensor([2 / 5, 4 / 6]))
 
 
 def test_an_image_that_is_all_padding_says_something_finite(detector, batch):
     batch.sizes_B2[1] = 0
     batch.valid_BN[1] = False
-    raw = detector(batch.images_BCHW, batch.sizes_B2)
-    sum(detector.loss(raw, batch).values()).backward()
+    sum(detector.loss(detector(batch.images_BCHW, batch.sizes_B2, batch), batch).values()).backward()
     assert all(p.grad.isfinite().all() for p in detector.parameters())
     assert decoded(detector, batch).scores_BD.isfinite().all()
     batch.sizes_B2[:] = 0
@@ -159,17 +158,17 @@ def test_a_batch_without_a_row_for_objects_teaches_as_one_of_padding(detector, b
     rows = ("boxes_BN4", "labels_BN", "valid_BN")
     without, with_one = (replace(batch, **{name: getattr(batch, name)[:, :count] for name in rows}) for count in (0, 1))
     raw = detector.eval()(batch.images_BCHW, batch.sizes_B2)
-    taught = []
+    assigned_losses = []
     for one in (without, with_one):
         torch.manual_seed(0)
-        taught.append(detector.loss(raw, one))
-    assert taught[0] == taught[1]
+        assigned_losses.append(detector.loss(raw, one))
+    assert assigned_losses[0] == assigned_losses[1]
 
 
 def test_boxes_without_size_are_harmless(detector, batch):
     batch.boxes_BN4[0, 0, 2:] = batch.boxes_BN4[0, 0, :2]
     batch.boxes_BN4[1, 0] = 0
-    losses = detector.loss(detector(batch.images_BCHW, batch.sizes_B2), batch)
+    losses = detector.loss(detector(batch.images_BCHW, batch.sizes_B2, batch), batch)
     sum(losses.values()).backward()
     assert all(p.grad.isfinite().all() for p in detector.parameters())
 
@@ -182,18 +181,16 @@ def test_five_hundred_objects_in_an_image(many, batch):
     batch.boxes_BN4, batch.labels_BN = crowd, torch.randint(2, (2, 500))
     batch.valid_BN = torch.ones(2, 500, dtype=torch.bool)
     with pytest.warns(UserWarning, match="more objects than queries"):
-        losses = detector.loss(detector(batch.images_BCHW, batch.sizes_B2), batch)
+        losses = detector.loss(detector(batch.images_BCHW, batch.sizes_B2, batch), batch)
     sum(losses.values()).backward()
     assert all(p.grad.isfinite().all() for p in detector.parameters())
 
 
-def test_shaken_boxes_leave_the_other_queries_alone(batch):
-    """What matched queries say does not depend on the truth that is shown beside them."""
+def test_denoising_queries_leave_the_matched_ones_alone(batch):
+    """Predictions for matched queries do not depend on the noised boxes beside them."""
     detector = make()
-    raw = detector(batch.images_BCHW, batch.sizes_B2)
     torch.manual_seed(1)
-    one = detector.loss(raw, batch)
-    other = detector.loss(raw, batch)
+    one, other = (detector.loss(detector(batch.images_BCHW, batch.sizes_B2, batch), batch) for _ in range(2))
     assert one["noisy_l1_1"] != other["noisy_l1_1"]
     for name in one:
         if "noisy" not in name:
@@ -203,8 +200,7 @@ def test_shaken_boxes_leave_the_other_queries_alone(batch):
 def test_a_layer_is_taught_by_the_one_behind_it_only_if_it_looks_forward_twice(batch):
     def reaches(forward_twice: bool) -> bool:
         detector = make(forward_twice=forward_twice, noisy=False, many=False)
-        raw = detector(batch.images_BCHW, batch.sizes_B2)
-        losses = detector.loss(raw, batch)
+        losses = detector.loss(detector(batch.images_BCHW, batch.sizes_B2, batch), batch)
         (losses["l1_2"] + losses["giou_2"]).backward()
         return bool(detector.locate[0][-1].bias.grad.any())
 
@@ -215,8 +211,8 @@ def test_a_layer_is_taught_by_the_one_behind_it_only_if_it_looks_forward_twice(b
 def test_first_answers_are_the_proposals_and_scores_begin_low(batch):
     detector = make().eval()
     raw = detector(batch.images_BCHW, batch.sizes_B2)
-    queries = detector.queries(raw)
-    said = detector.say(raw.cells, queries)
+    queries = detector.start_queries(raw.cells, raw.proposals)
+    said = detector.predict_layers(raw.cells, queries)
     torch.testing.assert_close(said.boxes_LBQ4[0], queries.boxes_BQX, atol=1e-4, rtol=0)
     assert 0.003 < said.logits_LBQR.sigmoid().median() < 0.03
 
@@ -225,7 +221,7 @@ def test_cells_of_padding_propose_nothing(batch):
     detector = make().eval()
     raw = detector(batch.images_BCHW, batch.sizes_B2)
     best_BQ = detector._best(raw.proposals)
-    assert not raw.cells.hidden_BT.gather(1, best_BQ).any()
+    assert not raw.cells.padding_BT.gather(1, best_BQ).any()
 
 
 def test_noisy_queries_need_places_made_of_boxes():
@@ -247,5 +243,5 @@ def test_bf16_says_about_the_same(batch):
         half = decoded(detector, batch)
     assert half.scores_BD.dtype == half.boxes_BD4.dtype == torch.float32
     torch.testing.assert_close(full.scores_BD, half.scores_BD, atol=0.01, rtol=0)
-    losses = detector.train().loss(detector(batch.images_BCHW, batch.sizes_B2), batch)
+    losses = detector.train().loss(detector(batch.images_BCHW, batch.sizes_B2, batch), batch)
     assert all(value.dtype == torch.float32 for value in losses.values())

@@ -2,7 +2,12 @@ import torch
 
 from boxwright.boxes import cxcywh_to_xyxy, iou
 from boxwright.models.layers.deformable_transformer import Queries
-from boxwright.models.losses.denoising import SHAKEN, DenoisingQueries, denoising_loss, shake
+from boxwright.models.losses.denoising import (
+    DENOISING_QUERIES,
+    DenoisingQueries,
+    denoising_loss,
+    make_denoising_queries,
+)
 from boxwright.models.losses.set_criterion import LayerPredictions, Targets
 
 
@@ -17,8 +22,8 @@ def truth(images: int = 2, objects: int = 3) -> Targets:
 
 
 def test_as_many_groups_as_there_is_room_for_and_at_least_one():
-    assert shake(truth(objects=3), torch.randn(4, 8)).groups == SHAKEN // 6
-    crowd = shake(truth(objects=500), torch.randn(4, 8))
+    assert make_denoising_queries(truth(objects=3), torch.randn(4, 8)).groups == DENOISING_QUERIES // 6
+    crowd = make_denoising_queries(truth(objects=500), torch.randn(4, 8))
     assert crowd.groups == 1
     assert crowd.count == 1000
 
@@ -26,7 +31,7 @@ def test_as_many_groups_as_there_is_room_for_and_at_least_one():
 def test_the_first_half_of_a_group_is_nearer_to_its_objects_than_the_second():
     torch.manual_seed(0)
     true = truth(objects=2)
-    shaken = shake(true, torch.randn(4, 8))
+    shaken = make_denoising_queries(true, torch.randn(4, 8))
     boxes = cxcywh_to_xyxy(shaken.boxes_BD4).unflatten(1, (shaken.groups, 2, 2))
     overlap = iou(boxes, cxcywh_to_xyxy(true.boxes_BN4)[:, None, None])
     assert (overlap[:, :, 0] > 0).all()
@@ -39,7 +44,7 @@ def test_the_first_half_of_a_group_is_nearer_to_its_objects_than_the_second():
 def test_most_begin_with_their_own_class():
     torch.manual_seed(0)
     codes = torch.randn(4, 8)
-    shaken = shake(truth(objects=2), codes)
+    shaken = make_denoising_queries(truth(objects=2), codes)
     own = codes[truth(objects=2).rows_BN].repeat(1, 2 * shaken.groups, 1)
     share = (shaken.contents_BDE == own).all(-1)[shaken.real_BD].float().mean()
     assert 0.7 < share < 0.95  # a quarter is drawn anew, and a quarter of these come to the same
@@ -47,24 +52,24 @@ def test_most_begin_with_their_own_class():
 
 
 def test_groups_see_themselves_and_the_matched_queries_see_no_truth():
-    shaken = shake(truth(), torch.randn(4, 8))
-    queries = shaken.in_front_of(Queries(torch.zeros(2, 5, 8), torch.rand(2, 5, 4), None))
-    assert queries.apart_BQQ is not None
+    shaken = make_denoising_queries(truth(), torch.randn(4, 8))
+    queries = shaken.prepended_to(Queries(torch.zeros(2, 5, 8), torch.rand(2, 5, 4), None))
+    assert queries.allowed_BQQ is not None
     count, group = shaken.count, 6
     assert queries.contents_BQE.shape[1] == queries.boxes_BQX.shape[1] == count + 5
-    assert not queries.apart_BQQ[:, count:, :count].any()
-    assert queries.apart_BQQ[:, count:, count:].all()
-    first = queries.apart_BQQ[0, :group]
+    assert not queries.allowed_BQQ[:, count:, :count].any()
+    assert queries.allowed_BQQ[:, count:, count:].all()
+    first = queries.allowed_BQQ[0, :group]
     assert first[:, :group].all()
     assert not first[:, group:count].any()
     assert first[:, count:].all()
-    padded = queries.apart_BQQ[1]  # its third object is padding: nothing but itself looks at it
+    padded = queries.allowed_BQQ[1]  # its third object is padding: nothing but itself looks at it
     assert padded[:, 2].sum() == 1
     assert padded[2, 2]
 
 
 def test_what_was_put_side_by_side_is_split_again():
-    shaken = shake(truth(), torch.randn(4, 8))
+    shaken = make_denoising_queries(truth(), torch.randn(4, 8))
     said = LayerPredictions(torch.randn(2, 2, shaken.count + 5, 4), torch.rand(2, 2, shaken.count + 5, 4))
     noisy, matched = shaken.split(said)
     assert torch.equal(torch.cat([noisy.logits_LBQR, matched.logits_LBQR], 2), said.logits_LBQR)
@@ -73,7 +78,7 @@ def test_what_was_put_side_by_side_is_split_again():
 
 def test_loss_of_what_is_right_is_small_and_padding_learns_nothing():
     true = truth()
-    shaken = shake(true, torch.randn(4, 8))
+    shaken = make_denoising_queries(true, torch.randn(4, 8))
     boxes = true.boxes_BN4.repeat(1, 2 * shaken.groups, 1).expand(2, -1, -1, -1)
     positive = torch.arange(shaken.count) % 6 < 3
     rows = torch.where(positive, true.rows_BN.repeat(1, 2 * shaken.groups), 4)
@@ -92,7 +97,7 @@ def test_loss_of_what_is_right_is_small_and_padding_learns_nothing():
 
 def test_number_of_groups_does_not_change_the_scale_of_the_loss():
     true = truth()
-    one, many = (shake(t, torch.randn(4, 8)) for t in (true, true))
+    one, many = (make_denoising_queries(t, torch.randn(4, 8)) for t in (true, true))
     said = LayerPredictions(torch.zeros(1, 2, many.count, 4), many.boxes_BD4[None])
     half = many.count // many.groups
     alone = DenoisingQueries(

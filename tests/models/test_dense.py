@@ -33,7 +33,7 @@ def test_loss_falls_and_a_small_set_is_learned(detector, batch):
     optimizer = torch.optim.AdamW(detector.parameters(), 3e-3)
     history = []
     for _ in range(40):
-        loss = sum(detector.loss(detector(batch.images_BCHW, batch.sizes_B2), batch).values())
+        loss = sum(detector.loss(detector(batch.images_BCHW, batch.sizes_B2, batch), batch).values())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -43,7 +43,7 @@ def test_loss_falls_and_a_small_set_is_learned(detector, batch):
 
 def test_images_without_objects_have_a_finite_loss_and_gradients(detector, batch):
     empty = Batch(**vars(batch) | {"valid_BN": torch.zeros_like(batch.valid_BN)})
-    losses = detector.loss(detector(empty.images_BCHW, empty.sizes_B2), empty)
+    losses = detector.loss(detector(empty.images_BCHW, empty.sizes_B2, empty), empty)
     sum(losses.values()).backward()
     assert losses["l1"] == 0
     assert all(torch.isfinite(p.grad).all() for p in detector.parameters() if p.grad is not None)
@@ -51,7 +51,7 @@ def test_images_without_objects_have_a_finite_loss_and_gradients(detector, batch
 
 def test_a_box_of_zero_size_does_no_harm(detector, batch):
     batch.boxes_BN4[0, 0, 2:] = batch.boxes_BN4[0, 0, :2]
-    losses = detector.loss(detector(batch.images_BCHW, batch.sizes_B2), batch)
+    losses = detector.loss(detector(batch.images_BCHW, batch.sizes_B2, batch), batch)
     assert torch.isfinite(sum(losses.values()))
 
 

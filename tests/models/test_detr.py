@@ -7,7 +7,7 @@ from boxwright.checkpoints.detector_file import load_detector, save_detector
 from boxwright.config import UserError
 from boxwright.models.backbones.backbone import Backbone
 from boxwright.models.detr import PUBLISHED, Detr, DetrConfig
-from boxwright.models.layers.padding import cut, extent, seen_cells
+from boxwright.models.layers.padding import cut, valid_cells, valid_ratios
 from boxwright.models.layers.post_norm import sine_2d
 from boxwright.types import Batch
 
@@ -30,7 +30,7 @@ def detector(request):
 def test_all_parameters_learn_whatever_is_there(detector, batch):
     for valid in (True, False):
         batch.valid_BN &= valid
-        losses = detector.loss(detector(batch.images_BCHW, batch.sizes_B2), batch)
+        losses = detector.loss(detector(batch.images_BCHW, batch.sizes_B2, batch), batch)
         assert set(losses) == {f"{name}_{layer}" for name in ("class", "l1", "giou") for layer in (1, 2)}
         sum(losses.values()).backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in detector.parameters())
@@ -41,7 +41,7 @@ def test_a_small_set_is_learned(detector, batch):
     optimizer = torch.optim.AdamW(detector.parameters(), 2e-3)
     history = []
     for _ in range(40):
-        loss = sum(detector.loss(detector(batch.images_BCHW, batch.sizes_B2), batch).values())
+        loss = sum(detector.loss(detector(batch.images_BCHW, batch.sizes_B2, batch), batch).values())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -62,7 +62,7 @@ def test_what_is_written_on_the_padding_is_not_read(detector, batch):
     detector.eval()
     spoilt = batch.images_BCHW.clone()
     spoilt[1, :, 64:] = 255
-    one, other = (detector(images, batch.sizes_B2).said for images in (batch.images_BCHW, spoilt))
+    one, other = (detector(images, batch.sizes_B2).layers for images in (batch.images_BCHW, spoilt))
     torch.testing.assert_close(one.logits_LBQR, other.logits_LBQR)
 
 
@@ -72,7 +72,7 @@ def test_padding_is_masked_on_the_right_below_and_in_the_corner():
     images_BCHW, sizes_B2 = torch.rand(2, 3, 96, 96), torch.tensor([[96, 96], [64, 48]])
     _, mask_BHW = cut(images_BCHW, sizes_B2, detector.backbone.mean)
     features_BCHW = torch.randn(2, 32, 6, 6)
-    seen_BHW = seen_cells(mask_BHW, features_BCHW)
+    seen_BHW = valid_cells(mask_BHW, features_BCHW)
     expected = torch.zeros(6, 6, dtype=torch.bool)
     expected[:4, :3] = True
     assert seen_BHW[0].all()
@@ -105,9 +105,9 @@ def test_a_batch_is_padded_as_far_as_its_largest_image(detector, batch):
     small = Batch(**{name: value[1:] for name, value in vars(batch).items()})
     larger = torch.nn.functional.pad(small.images_BCHW, (0, 40, 0, 40))
     one, other = (detector(images, small.sizes_B2) for images in (small.images_BCHW, larger))
-    torch.testing.assert_close(one.said.boxes_LBQ4, other.said.boxes_LBQ4)
-    torch.testing.assert_close(one.extent_B4 * 96, other.extent_B4 * 136)
-    assert extent(larger, small.sizes_B2)[0].tolist() == pytest.approx([96 / 136, 64 / 136] * 2)
+    torch.testing.assert_close(one.layers.boxes_LBQ4, other.layers.boxes_LBQ4)
+    torch.testing.assert_close(one.valid_ratios_B4 * 96, other.valid_ratios_B4 * 136)
+    assert valid_ratios(larger, small.sizes_B2)[0].tolist() == pytest.approx([96 / 136, 64 / 136] * 2)
 
 
 def test_an_image_that_is_all_padding_says_something_finite(detector, batch):
@@ -118,21 +118,21 @@ def test_an_image_that_is_all_padding_says_something_finite(detector, batch):
     assert all(p.grad.isfinite().all() for p in detector.parameters())
     assert detector.decode(raw).scores_BD.isfinite().all()
     everything = detector(batch.images_BCHW, torch.zeros_like(batch.sizes_B2))
-    assert everything.said.logits_LBQR.isfinite().all()
+    assert everything.layers.logits_LBQR.isfinite().all()
 
 
 def test_checkpoint_brings_back_the_same_detector(detector, batch, tmp_path):
     save_detector(tmp_path / "x.safetensors", detector.eval(), {})
     again = load_detector(tmp_path / "x.safetensors").eval()
     assert again.config == detector.config
-    one, other = (d(batch.images_BCHW, batch.sizes_B2).said.logits_LBQR for d in (detector, again))
+    one, other = (d(batch.images_BCHW, batch.sizes_B2).layers.logits_LBQR for d in (detector, again))
     torch.testing.assert_close(one, other)
 
 
 def test_rows_of_a_foreign_head_are_those_of_the_classes(batch):
     detector = make(replace(CONFIG, class_rows=91, class_ids=(17, 18))).eval()
     raw = detector(batch.images_BCHW, batch.sizes_B2)
-    assert raw.said.logits_LBQR.shape[-1] == 92
+    assert raw.layers.logits_LBQR.shape[-1] == 92
     assert set(detector.decode(raw).labels_BD.flatten().tolist()) <= {0, 1}
     with pytest.raises(UserError, match="rows for 91 classes"):
         make(replace(CONFIG, class_rows=91, class_ids=(17, 91)))

@@ -37,7 +37,7 @@ def detector(request):
 
 def loss(detector, batch, seed=0):
     torch.manual_seed(seed)
-    return detector.loss(detector(batch.images_BCHW, batch.sizes_B2), batch)["tokens"]
+    return detector.loss(detector(batch.images_BCHW, batch.sizes_B2, batch), batch)["tokens"]
 
 
 def test_any_height_and_width(detector):

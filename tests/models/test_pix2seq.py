@@ -18,7 +18,7 @@ def detector():
 
 def losses(detector, batch, seed=0):
     torch.manual_seed(seed)
-    return detector.loss(detector(batch.images_BCHW, batch.sizes_B2), batch)
+    return detector.loss(detector(batch.images_BCHW, batch.sizes_B2, batch), batch)
 
 
 def test_any_height_and_width(detector):
@@ -106,7 +106,7 @@ def test_a_small_set_is_learned_and_detected(detector, batch):
     detector = Pix2Seq(config, ("cat", "dog"), pretrained=False)
     optimizer = torch.optim.AdamW(detector.parameters(), 5e-3)
     for _ in range(100):
-        loss = detector.loss(detector(batch.images_BCHW, batch.sizes_B2), batch)["tokens"]
+        loss = detector.loss(detector(batch.images_BCHW, batch.sizes_B2, batch), batch)["tokens"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -191,7 +191,7 @@ def test_a_small_set_is_learned_to_its_end_without_noise(batch):
     detector = Pix2Seq(config, ("cat", "dog"), pretrained=False)
     optimizer = torch.optim.AdamW(detector.parameters(), 5e-3)
     for _ in range(100):
-        loss = detector.loss(detector(batch.images_BCHW, batch.sizes_B2), batch)["tokens"]
+        loss = detector.loss(detector(batch.images_BCHW, batch.sizes_B2, batch), batch)["tokens"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -187,7 +187,7 @@ def test_every_detector_learns_on_a_plain_transformer(model, batch):
     network, _, sizes = DETECTORS[model]
     short = {"max_objects": 4} if model in ("pix2seq", "patchseq") else {}
     detector = network(replace(sizes["nano"], backbone="test_vit", image_size=64, **short), ("cat", "dog"), False)
-    loss = sum(detector.loss(detector(batch.images_BCHW, batch.sizes_B2), batch).values())
+    loss = sum(detector.loss(detector(batch.images_BCHW, batch.sizes_B2, batch), batch).values())
     loss.backward()
     assert torch.isfinite(loss)
     with torch.no_grad():

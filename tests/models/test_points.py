@@ -67,12 +67,12 @@ def test_bf16_reads_the_right_cell_of_a_large_map(autocast):
     cells = 1000
     layer = attention(2)
     x_BTE = torch.stack([torch.arange(cells) % 2, 1 - torch.arange(cells) % 2], -1)[None].float()
-    places_BTV2 = torch.stack([(torch.arange(cells) + 0.5) / cells, torch.full((cells,), 0.5)], -1)[None, :, None]
-    hidden_BT = torch.zeros(1, cells, dtype=torch.bool)
+    reference_BTV2 = torch.stack([(torch.arange(cells) + 0.5) / cells, torch.full((cells,), 0.5)], -1)[None, :, None]
+    padding_BT = torch.zeros(1, cells, dtype=torch.bool)
     if not autocast:
         layer, x_BTE = layer.bfloat16(), x_BTE.bfloat16()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        found_BTE = layer(torch.zeros_like(x_BTE), places_BTV2, x_BTE, hidden_BT, [(1, cells)])
+        found_BTE = layer(torch.zeros_like(x_BTE), reference_BTV2, x_BTE, padding_BT, [(1, cells)])
     assert found_BTE.dtype == torch.bfloat16
     torch.testing.assert_close(found_BTE.float(), x_BTE.float(), atol=0.01, rtol=0)
 
@@ -81,10 +81,10 @@ def test_padding_holds_nothing():
     torch.manual_seed(0)
     layer = PointAttention(8, heads=2, levels=2, points=3)
     queries_BQE, places_BQV2, x_BTE = torch.randn(1, 4, 8), torch.rand(1, 4, 2, 2), torch.randn(1, 23, 8)
-    hidden_BT = torch.rand(1, 23) < 0.5
-    clean = layer(queries_BQE, places_BQV2, x_BTE, hidden_BT, SHAPES)
-    spoilt = torch.where(hidden_BT[..., None], 1e3, x_BTE)
-    torch.testing.assert_close(layer(queries_BQE, places_BQV2, spoilt, hidden_BT, SHAPES), clean)
+    padding_BT = torch.rand(1, 23) < 0.5
+    clean = layer(queries_BQE, places_BQV2, x_BTE, padding_BT, SHAPES)
+    spoilt = torch.where(padding_BT[..., None], 1e3, x_BTE)
+    torch.testing.assert_close(layer(queries_BQE, places_BQV2, spoilt, padding_BT, SHAPES), clean)
 
 
 def test_from_a_box_offsets_are_in_half_sizes_over_the_number_of_points():

@@ -118,7 +118,7 @@ def test_everything_learns_even_without_objects(make, batch, variant):
     detector = make(variant).train()
     empty = replace(batch, valid_BN=torch.zeros_like(batch.valid_BN))
     for each in (empty, batch):
-        losses = detector.loss(detector(each.images_BCHW, each.sizes_B2), each)
+        losses = detector.loss(detector(each.images_BCHW, each.sizes_B2, each), each)
         assert losses["tokens"].isfinite()
     losses["tokens"].backward()
     still = [name for name, p in detector.named_parameters() if p.grad is None or not p.grad.isfinite().all()]

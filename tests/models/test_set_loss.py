@@ -12,7 +12,14 @@ from boxwright.boxes import cxcywh_to_xyxy
 from boxwright.models.detr import set_loss
 from boxwright.models.layers.deformable_transformer import inverse_sigmoid
 from boxwright.models.losses.focal import focal_cost
-from boxwright.models.losses.set_criterion import LayerPredictions, Targets, assign, focal_set_loss, give, pick
+from boxwright.models.losses.set_criterion import (
+    LayerPredictions,
+    Targets,
+    assign,
+    focal_set_loss,
+    gather_queries,
+    scatter_to_queries,
+)
 
 
 def draw(
@@ -78,7 +85,7 @@ def test_who_says_the_truth_pays_next_to_nothing(kind):
     said, truth = draw(2, 2, 4, 7)
     boxes = said.boxes_LBQ4.detach().clone()
     boxes[:, :, :4] = truth.boxes_BN4
-    wanted = give(truth.rows_BN, torch.arange(4).expand(2, 2, 4).where(truth.valid_BN, -1), 7, 3)
+    wanted = scatter_to_queries(truth.rows_BN, torch.arange(4).expand(2, 2, 4).where(truth.valid_BN, -1), 7, 3)
     logits = torch.nn.functional.one_hot(wanted, 4).float() * 60 - 30
     if kind != "softmax":
         logits = logits[..., :3]
@@ -152,10 +159,10 @@ def test_each_layer_is_judged_for_itself(kind):
 def test_giving_and_picking_are_each_others_inverse():
     matched_LBN = torch.tensor([[[3, -1, 0], [2, 1, -1]]])
     values_LBN = torch.tensor([[[5.0, 6.0, 7.0], [8.0, 9.0, 10.0]]])
-    given_LBQ = give(values_LBN, matched_LBN, 5, -1.0)
+    given_LBQ = scatter_to_queries(values_LBN, matched_LBN, 5, -1.0)
     assert given_LBQ.tolist() == [[[7, -1, -1, 5, -1], [-1, 9, 8, -1, -1]]]
     real = matched_LBN >= 0
-    assert torch.equal(pick(given_LBQ[..., None], matched_LBN)[..., 0][real], values_LBN[real])
+    assert torch.equal(gather_queries(given_LBQ[..., None], matched_LBN)[..., 0][real], values_LBN[real])
 
 
 def test_inverse_of_the_sigmoid_is_finite_at_both_ends():

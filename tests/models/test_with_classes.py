@@ -87,7 +87,7 @@ def test_a_detr_keeps_the_rows_of_the_classes_it_knows_and_of_nothing(rows):
     target = source.with_classes(("cow", "emu", "cat"), pretrained=False).eval()
     assert (target.config.class_rows, target.config.class_ids) == (0, ())
     pictures = images()
-    before, after = source(*pictures).said, target(*pictures).said
+    before, after = source(*pictures).layers, target(*pictures).layers
     assert torch.equal(before.boxes_LBQ4, after.boxes_LBQ4)
     old = [source.rows_K[2], source.rows_K[0], -1]
     torch.testing.assert_close(before.logits_LBQR[..., old], after.logits_LBQR[..., [0, 2, 3]])
@@ -106,8 +106,8 @@ def test_a_deformable_keeps_its_rows_and_what_ranks_its_proposals(begin):
     pictures = images()
     raw_before, raw_after = source(*pictures), target(*pictures)
     if begin != "both":  # with both, all classes of either rank the proposals
-        before = source.say(raw_before.cells, source.queries(raw_before))
-        after = target.say(raw_after.cells, target.queries(raw_after))
+        before = raw_before.layers
+        after = raw_after.layers
         torch.testing.assert_close(before.boxes_LBQ4, after.boxes_LBQ4)
         torch.testing.assert_close(before.logits_LBQR[..., 8], after.logits_LBQR[..., 1])
     else:

@@ -127,9 +127,12 @@ def _converted(detector: Detector, precision: Precision, pictures: Pictures) -> 
         kind = type(detector).__name__.lower()
         raise UserError(f"a {kind} can't be written as ONNX with torch {torch.__version__} ({reason}).") from error
     if precision == "int8":
-        models = (to_int8(plain, images(pictures.calibration, detector.image_size), fine) for fine in FINE)
+        models = (
+            to_int8(plain, images(pictures.calibration, detector.image_size), detector.fp32_modules, fine)
+            for fine in FINE
+        )
     else:
-        models = iter([plain if precision == "fp32" else to_fp16(plain)])
+        models = iter([plain if precision == "fp32" else to_fp16(plain, detector.fp32_modules)])
     for model in models:
         describe(model, detector, precision)
         yield model

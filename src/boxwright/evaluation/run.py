@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from boxwright.data.loader import eval_batches
-from boxwright.models.losses.focal import each_alone
+from boxwright.models.losses.focal import without_synchronisation
 from boxwright.types import Batch, Detections, Detector, Predictions
 
 if TYPE_CHECKING:
@@ -57,15 +57,15 @@ def validate(
 ) -> Validation:
     """`detect`, and what training is judged by; a loss that draws at random does so from torch's global generator."""
     done = Validation()
-    with evaluating(detector), torch.inference_mode(), each_alone():
+    with evaluating(detector), torch.inference_mode(), without_synchronisation():
         for batch in eval_batches(cache, batch_size, device=device, rank=rank, world=world):
-            raw = detector(batch.images_BCHW, batch.sizes_B2)
-            done.found += most_of(detector.decode(raw)).to_detections(batch, detector.names)
-            losses = detector.loss(raw, batch)
+            outputs = detector(batch.images_BCHW, batch.sizes_B2, batch)
+            done.found += most_of(detector.decode(outputs)).to_detections(batch, detector.names)
+            losses = detector.loss(outputs, batch)
             values = torch.stack(list(losses.values())).tolist()
             for name, value in zip(losses, values, strict=True):
                 done.losses[name] = done.losses.get(name, 0.0) + value * len(batch)
-            pair = detector.likelihood(raw, batch)
+            pair = detector.likelihood(outputs, batch)
             if pair is not None:
                 done.likelihood += float(pair[0].double().sum())
                 done.words += float(pair[1].sum())

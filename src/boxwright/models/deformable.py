@@ -1,24 +1,24 @@
-"""`deformable`: queries that look at a few points on several maps, begin where cells propose, and correct themselves.
+"""`deformable`: queries that sample a few points on several maps, start from proposals, and refine their boxes.
 
         image ── backbone ──┬─ stride  8 ─┐
-                            ├─ stride 16 ─┼─ encoder: each cell looks at a few points on all maps ──┐
-                            └─ stride 32 ─┘        │ every cell proposes a class and a box          │
-                                                   v                                                v
-        the best proposals are where the queries begin ─── decoder: the queries look at each other, then at points
-        (in training: and true boxes that were shaken)     around their boxes; each layer moves the boxes
+                            ├─ stride 16 ─┼─ encoder: each cell samples a few points on all maps ──┐
+                            └─ stride 32 ─┘        │ every cell proposes a class and a box         │
+                                                   v                                               v
+        queries start from the best proposals ────────── decoder: self-attention of queries, then points
+        (in training, also from noised true boxes)       around their boxes; each layer refines the boxes
 
-"Deformable DETR" (Zhu et al. 2021) in its three published forms, and with what was learned since, each a switch of the
+"Deformable DETR" (Zhu et al. 2021) in its three published forms, and with what was found since, each a switch of the
 configuration and a block of its own:
 
 - `begin = "both"`: boxes from the proposals, contents learned (mixed query selection; DINO, Zhang et al. 2023); or
   `"cells"`: contents, too, from the cells that propose (RT-DETR, Zhao et al. 2024);
-- `noisy`: true boxes, shaken, as further queries in training (contrastive denoising; DINO): `denoising.py`;
-- `forward_twice`: a layer's boxes are taught by the layer behind it, too (look forward twice; DINO);
-- `aware`: the score of a class is taught to be the overlap of the box (quality focal loss, Li et al. 2020);
-- `many`: in the encoder several cells learn from each object (task-aligned assignment, Feng et al. 2021);
+- `noisy`: noised ground-truth boxes as further queries in training (contrastive denoising; DINO): `denoising.py`;
+- `forward_twice`: the loss of a layer also reaches the layer before it through the boxes (look forward twice; DINO);
+- `aware`: the target of a class score is the IoU of the box (quality focal loss, Li et al. 2020);
+- `many`: in the encoder several cells are assigned to each object (task-aligned assignment, Feng et al. 2021);
 - `fused`: coarse maps are added to finer ones before the encoder (a feature pyramid, Lin et al. 2017);
-- `rivals` (ours): scores are corrected from layer to layer, as boxes are, beginning with those of the proposals, and
-  the queries are told who overlaps them and scores better (as in `dense`): `rivals.py`.
+- `rivals` (ours): scores are refined from layer to layer, as boxes are, starting from those of the proposals, and
+  queries know which better query overlaps them (as in `dense`): `duplicate_relation.py`.
 
 The published forms are equal to Hugging Face's DeformableDetrForObjectDetection (`benchmarks/parity/parity.py`).
 """
@@ -40,19 +40,19 @@ from boxwright.models.layers.deformable_transformer import (
     Maps,
     MultiScaleCells,
     Queries,
-    box_codes,
+    box_encoding,
     inverse_sigmoid,
 )
 from boxwright.models.layers.duplicate_relation import DuplicateBias
-from boxwright.models.layers.heads import begin_glorot, box_head, rows_of
-from boxwright.models.layers.padding import cut, extent, seen_cells
-from boxwright.models.losses.denoising import denoising_loss, shake
-from boxwright.models.losses.set_criterion import LayerPredictions, Targets, by_layer, focal_set_loss, truth_of
-from boxwright.models.losses.task_aligned import candidates, one_to_many, rows, taught
-from boxwright.types import AttentionLayers, Batch, Detector, Predictions, QueryLayers
+from boxwright.models.layers.heads import box_head, head_rows, init_glorot
+from boxwright.models.layers.padding import cut, valid_cells, valid_ratios
+from boxwright.models.losses.denoising import DenoisingQueries, denoising_loss, make_denoising_queries
+from boxwright.models.losses.set_criterion import LayerPredictions, Targets, by_layer, focal_set_loss, targets_of
+from boxwright.models.losses.task_aligned import assigned_losses, candidates, gather_rows, one_to_many
+from boxwright.types import AttentionLayers, Batch, Detector, FeatureMaps, Predictions, QueryLayers
 
-PRIOR = 0.01  # the score of an untrained query
-SIDE = 0.05  # of a proposal on the finest map, before it is corrected; twice that on the next one
+PRIOR = 0.01  # score of an untrained query
+SIDE = 0.05  # of a proposal on the finest map before it is refined, in [0, 1]; twice that on the next map
 
 
 @dataclass(frozen=True)
@@ -62,20 +62,20 @@ class DeformableConfig:
     Attributes:
         backbone: a timm model with feature maps at the strides.
         image_size: side of the canvas, in pixels.
-        strides: input pixels per cell of the backbone's maps.
-        extra_levels: further maps behind them, each half of the one before.
+        strides: canvas pixels per cell of the backbone's maps.
+        extra_levels: further maps behind them, each half as large as the one before.
         dilated: the last stage keeps stride 16 by dilation.
-        dim, hidden, heads: of the transformer.
-        decoder_hidden, decoder_heads: where they are others in the decoder; else 0.
-        encoder_layers, decoder_layers: how many.
-        encoder_points, decoder_points: that a head looks at on each map.
-        queries: objects that can be said at most.
-        dropout: in training.
-        begin: where queries come from: a learned `table`, the encoder's `proposals`, `both`, or its `cells`.
-        refine: each layer moves the boxes of the one before.
-        forward_twice, noisy, aware, many, fused, rivals: what was learned since; see the top of this file.
-        class_rows: classes that the heads can tell; 0 for as many as there are names.
-        class_ids: the row of each class; empty for 0, 1, 2...
+        dim, hidden, heads: width, MLP width and attention heads of the transformer.
+        decoder_hidden, decoder_heads: the same of the decoder, where they differ; else 0.
+        encoder_layers, decoder_layers: numbers of layers.
+        encoder_points, decoder_points: points that a head samples on each map.
+        queries: the most objects that can be predicted per image.
+        dropout: rate in training.
+        begin: where queries start: from a learned `table`, the encoder's `proposals`, `both`, or its `cells`.
+        refine: each layer refines the boxes of the one before.
+        forward_twice, noisy, aware, many, fused, rivals: found since publication; see the top of this file.
+        class_rows: classes of the heads; 0 for as many as there are names.
+        class_ids: the heads' row of each class; empty for 0, 1, 2...
     """
 
     backbone: str = "tf_efficientnet_lite0"
@@ -107,7 +107,7 @@ class DeformableConfig:
 
     @property
     def proposes_anything(self) -> bool:
-        """Whether proposals are of any object, told by the first row alone, as published; else each is of a class."""
+        """Whether proposals are class-agnostic, scored by the first row alone, as published; else each has a class."""
         return self.begin == "proposals" and not self.many
 
 
@@ -129,8 +129,14 @@ SIZES = {
 
 
 class Proposals(NamedTuple):
-    """What each cell of the encoder says: scores, and boxes (centre and size) before the sigmoid; its state, and False
-    where a cell is padding or too near the edge."""
+    """Proposals of the encoder's cells.
+
+    Attributes:
+        logits_BTR: a score for each row of the head.
+        boxes_BT4: centre and size, before the sigmoid.
+        states_BTE: features of the cells.
+        usable_BT: False where a cell is padding or too near the edge.
+    """
 
     logits_BTR: Tensor
     boxes_BT4: Tensor
@@ -139,15 +145,25 @@ class Proposals(NamedTuple):
 
 
 class DeformableOutputs(NamedTuple):
-    """The encoded cells, what they propose, and the part of the canvas that is image, as (w, h, w, h) in [0, 1]."""
+    """What the network computes of a batch.
+
+    Attributes:
+        cells: the encoded cells of all maps.
+        proposals: of the encoder, if queries start from them.
+        layers: predictions of each decoder layer for the matched queries.
+        denoising: the denoising queries and the predictions for them; only where targets were given.
+        valid_ratios_B4: the valid area of the canvas, (width, height, width, height) in [0, 1].
+    """
 
     cells: MultiScaleCells
     proposals: Proposals | None
-    extent_B4: Tensor
+    layers: LayerPredictions
+    denoising: tuple[DenoisingQueries, LayerPredictions] | None
+    valid_ratios_B4: Tensor
 
 
 class Deformable(Detector):
-    """The detector of queries that look at points.
+    """The detector with deformable attention (Zhu et al. 2021).
 
     Args:
         config: its shape.
@@ -155,10 +171,13 @@ class Deformable(Detector):
         pretrained: start the backbone from ImageNet weights.
 
     Raises:
-        UserError: for classes without a row, and for noisy or rival queries that do not begin as `both` or `cells` do.
+        UserError: for classes without a row, and for `noisy` or `rivals` where `begin` is not `both` or `cells`.
     """
 
+    square_canvas = False
     explained_as = "queries"
+    fp32_modules = ("classify", "locate", "rivalry", "offset", "weight", "place", "propose")
+
     rows_K: Tensor
 
     def __init__(self, config: DeformableConfig, names: tuple[str, ...], pretrained: bool = True):
@@ -170,7 +189,7 @@ class Deformable(Detector):
             f"noisy and rival queries need begin='both' or 'cells', not {c.begin!r}.",
         )
         self.config, self.names, self.image_size = c, tuple(names), c.image_size
-        self.register_buffer("rows_K", rows_of(c.class_ids, c.class_rows, self.names), persistent=False)
+        self.register_buffer("rows_K", head_rows(c.class_ids, c.class_rows, self.names), persistent=False)
         classes, levels = c.class_rows or len(names), len(c.strides) + c.extra_levels
         self.backbone = Backbone(c.backbone, c.strides, pretrained, c.dilated)
         self.maps = Maps(self.backbone.channels, c.extra_levels, c.dim, c.fused)
@@ -179,7 +198,7 @@ class Deformable(Detector):
         )
         hidden, among = c.decoder_hidden or c.hidden, c.decoder_heads or c.heads
         self.decoder = DeformableDecoder(c.dim, hidden, among, levels, c.decoder_points, c.decoder_layers, c.dropout)
-        heads = (c.decoder_layers if c.refine else 1) + (c.begin != "table")  # the last one of the proposals
+        heads = (c.decoder_layers if c.refine else 1) + (c.begin != "table")  # the last one for the proposals
         self.classify = nn.ModuleList(nn.Linear(c.dim, classes) for _ in range(heads))
         self.locate = nn.ModuleList(box_head(c.dim) for _ in range(heads))
         if c.begin in ("table", "both"):
@@ -196,14 +215,14 @@ class Deformable(Detector):
         if c.noisy:
             self.label_embedding = nn.Parameter(torch.randn(classes, c.dim))
         self.rivalry = DuplicateBias(among, c.decoder_layers) if c.rivals else None
-        self._begin()
+        self._init_weights()
 
-    def _begin(self) -> None:
-        """Scores begin at `PRIOR`, or as those that they correct; boxes begin where their queries are, and small if
-        those have no size.
+    def _init_weights(self) -> None:
+        """Scores start at `PRIOR`, or at those that they refine; boxes at those of their queries, small if these have
+        no size.
         """
         for name in ("point", "propose", "ask", "place"):
-            begin_glorot(getattr(self, name, nn.Identity()))
+            init_glorot(getattr(self, name, nn.Identity()))
         for classify in self.classify:
             nn.init.constant_(classify.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
         for classify in self.classify[:-1] if self.config.rivals else ():
@@ -216,133 +235,140 @@ class Deformable(Detector):
             nn.init.constant_(self.locate[0][-1].bias[2:], -2.0)  # type: ignore[index,arg-type]
 
     def backbone_parameters(self) -> list[nn.Parameter]:
-        """The timm network's."""
+        """Parameters of the timm network."""
         return self.backbone.known_parameters()
 
     def forward(self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None) -> DeformableOutputs:
-        """The encoded cells and what they propose. A batch is padded only as far as its largest image."""
+        """Predictions of all layers. A batch is padded only as far as its largest image, as in the published code.
+
+        With targets, noised ground-truth boxes go through the decoder as further queries (`denoising`), which the
+        matched queries don't attend to.
+        """
         filled_BCHW, mask_BHW = cut(images_BCHW, sizes_B2, self.backbone.mean)
         maps = self.maps(self.backbone(filled_BCHW))
-        cells = self.encoder(maps, [seen_cells(mask_BHW, x_BEHW) for x_BEHW in maps])
+        cells = self.encoder(maps, [valid_cells(mask_BHW, x_BEHW) for x_BEHW in maps])
         proposals = None if self.config.begin == "table" else self._propose(cells)
-        return DeformableOutputs(cells, proposals, extent(images_BCHW, sizes_B2))
+        ratios_B4 = valid_ratios(images_BCHW, sizes_B2)
+        queries = self.start_queries(cells, proposals)
+        if targets is None or not self.config.noisy:
+            return DeformableOutputs(cells, proposals, self.predict_layers(cells, queries), None, ratios_B4)
+        noised = make_denoising_queries(targets_of(targets, ratios_B4, self.rows_K), self.label_embedding)
+        denoised, layers = noised.split(self.predict_layers(cells, noised.prepended_to(queries)))
+        return DeformableOutputs(cells, proposals, layers, (noised, denoised), ratios_B4)
 
     def _propose(self, cells: MultiScaleCells) -> Proposals:
-        """Each cell's box is a correction of a square around it; those of cells at the edge are not used."""
-        places_BT2, level_T = cells.places_BT2, cells.level_T
-        sides_BT2 = (SIDE * 2.0**level_T)[:, None].expand_as(places_BT2)
-        squares_BT4 = torch.cat([places_BT2, sides_BT2], -1)
-        usable_BT = ((squares_BT4 > 0.01) & (squares_BT4 < 0.99)).all(-1) & ~cells.hidden_BT
+        """Each cell refines a square around it; cells too near the edge are not used (appendix A.4)."""
+        centres_BT2, level_T = cells.centres_BT2, cells.level_T
+        sides_BT2 = (SIDE * 2.0**level_T)[:, None].expand_as(centres_BT2)
+        squares_BT4 = torch.cat([centres_BT2, sides_BT2], -1)
+        usable_BT = ((squares_BT4 > 0.01) & (squares_BT4 < 0.99)).all(-1) & ~cells.padding_BT
         states_BTE = self.propose(cells.x_BTE * usable_BT[..., None])
-        beyond = torch.inf if self.config.begin == "proposals" else 0.0  # as published: such boxes end in the corner
-        from_BT4 = torch.logit(squares_BT4).masked_fill(~usable_BT[..., None], beyond)
-        boxes_BT4 = self.locate[-1](states_BTE).float() + from_BT4
+        unusable = torch.inf if self.config.begin == "proposals" else 0.0  # as published: such boxes end in the corner
+        start_BT4 = torch.logit(squares_BT4).masked_fill(~usable_BT[..., None], unusable)
+        boxes_BT4 = self.locate[-1](states_BTE).float() + start_BT4
         return Proposals(self.classify[-1](states_BTE).float(), boxes_BT4, states_BTE, usable_BT)
 
-    def queries(self, raw: DeformableOutputs) -> Queries:
-        """Where the decoder begins: as many queries as the configuration says, or as there are cells."""
-        c, images = self.config, raw.cells.x_BTE.shape[0]
-        if raw.proposals is None:
-            places_BQE = self.place_embedding.expand(images, -1, -1)
+    def start_queries(self, cells: MultiScaleCells, proposals: Proposals | None) -> Queries:
+        """Input of the decoder: as many queries as the configuration says, or as there are cells."""
+        c, images = self.config, cells.x_BTE.shape[0]
+        if proposals is None:
+            positions_BQE = self.place_embedding.expand(images, -1, -1)
             contents_BQE = self.content_embedding.expand(images, -1, -1)
-            return Queries(contents_BQE, self.point(places_BQE).float().sigmoid(), places_BQE)
-        proposals, best_BQ = raw.proposals, self._best(raw.proposals)
-        boxes_BQ4 = rows(proposals.boxes_BT4.detach(), best_BQ).sigmoid()
+            return Queries(contents_BQE, self.point(positions_BQE).float().sigmoid(), positions_BQE)
+        best_BQ = self._best(proposals)
+        boxes_BQ4 = gather_rows(proposals.boxes_BT4.detach(), best_BQ).sigmoid()
         if c.begin == "proposals":
-            places_BQE, contents_BQE = self.ask(box_codes(boxes_BQ4, c.dim)).chunk(2, -1)
-            return Queries(contents_BQE, boxes_BQ4, places_BQE)
+            positions_BQE, contents_BQE = self.ask(box_encoding(boxes_BQ4, c.dim)).chunk(2, -1)
+            return Queries(contents_BQE, boxes_BQ4, positions_BQE)
         if c.begin == "both":
             contents_BQE = self.content_embedding[: best_BQ.shape[1]].expand(images, -1, -1)
         else:
-            contents_BQE = rows(proposals.states_BTE.detach(), best_BQ)
-        logits_BQR = rows(proposals.logits_BTR.detach(), best_BQ) if c.rivals else None
+            contents_BQE = gather_rows(proposals.states_BTE.detach(), best_BQ)
+        logits_BQR = gather_rows(proposals.logits_BTR.detach(), best_BQ) if c.rivals else None
         return Queries(contents_BQE, boxes_BQ4, None, logits_BQR=logits_BQR)
 
     def _best(self, proposals: Proposals) -> Tensor:
-        """Which cells propose best, (B, Q); the published form teaches no row but the first."""
+        """The cells with the best proposals, (B, Q); in the published form only the first row has a loss."""
         if self.config.proposes_anything:
             score_BT = proposals.logits_BTR[..., 0]
         else:
             score_BT = proposals.logits_BTR.amax(-1).masked_fill(~proposals.usable_BT, -torch.inf)
         return score_BT.topk(min(self.config.queries, score_BT.shape[1])).indices
 
-    def say(self, cells: MultiScaleCells, queries: Queries) -> LayerPredictions:
-        """What each layer of the decoder says."""
-        c, apart_BQQ, scores_BQR = self.config, queries.apart_BQQ, queries.logits_BQR
-        boxes_BQX = taught_BQX = queries.boxes_BQX
-        mask = None if apart_BQQ is None else apart_BQQ[:, None]
+    def predict_layers(self, cells: MultiScaleCells, queries: Queries) -> LayerPredictions:
+        """Predictions of each decoder layer."""
+        c, allowed_BQQ, scores_BQR = self.config, queries.allowed_BQQ, queries.logits_BQR
+        boxes_BQX = refined_BQX = queries.boxes_BQX
+        mask = None if allowed_BQQ is None else allowed_BQQ[:, None]
         if self.rivalry is not None:
             assert scores_BQR is not None
-            scores_BQR = self.rivalry.lowered(scores_BQR, cxcywh_to_xyxy(boxes_BQX), apart_BQQ)
+            scores_BQR = self.rivalry.lower_duplicates(scores_BQR, cxcywh_to_xyxy(boxes_BQX), allowed_BQQ)
         x_BQE, logits, boxes = queries.contents_BQE, [], []
         for n, layer in enumerate(self.decoder.layers):
-            places_BQE = queries.places_BQE
-            if places_BQE is None:
-                places_BQE = self.place(box_codes(boxes_BQX, c.dim))
+            positions_BQE = queries.positions_BQE
+            if positions_BQE is None:
+                positions_BQE = self.place(box_encoding(boxes_BQX, c.dim))
             if self.rivalry is not None:
-                mask = self.rivalry(n, scores_BQR, cxcywh_to_xyxy(boxes_BQX), apart_BQQ)
-            x_BQE = layer(x_BQE, places_BQE, boxes_BQX, cells, mask)
+                mask = self.rivalry(n, scores_BQR, cxcywh_to_xyxy(boxes_BQX), allowed_BQQ)
+            x_BQE = layer(x_BQE, positions_BQE, boxes_BQX, cells, mask)
             head = n if c.refine else 0
-            moved_BQ4 = self.locate[head](x_BQE).float()
+            offsets_BQ4 = self.locate[head](x_BQE).float()
             logits.append(self.classify[head](x_BQE).float())
-            boxes.append(_move(taught_BQX, moved_BQ4))
+            boxes.append(_refine(refined_BQX, offsets_BQ4))
             if self.rivalry is not None:
                 logits[-1] = scores_BQR + logits[-1]
                 scores_BQR = logits[-1].detach()
             if c.refine:
-                taught_BQX = _move(boxes_BQX, moved_BQ4)
-                boxes_BQX = taught_BQX.detach()
-                taught_BQX = taught_BQX if c.forward_twice else boxes_BQX
+                refined_BQX = _refine(boxes_BQX, offsets_BQ4)
+                boxes_BQX = refined_BQX.detach()
+                refined_BQX = refined_BQX if c.forward_twice else boxes_BQX
         return LayerPredictions(torch.stack(logits), torch.stack(boxes))
 
-    def loss(self, raw: DeformableOutputs, batch: Batch) -> dict[str, Tensor]:
-        """`class`, `l1` and `giou` of each layer of the decoder, counted from 1; the same of the proposals (`..._0`)
-        and of the shaken boxes (`noisy_...`).
+    def loss(self, outputs: DeformableOutputs, batch: Batch) -> dict[str, Tensor]:
+        """`class`, `l1` and `giou` of each decoder layer, counted from 1; the same of the proposals (`..._0`) and of
+        the denoising queries (`noisy_...`).
         """
-        truth = truth_of(batch, raw.extent_B4, self.rows_K)
-        queries, shaken = self.queries(raw), None
-        if self.config.noisy:
-            shaken = shake(truth, self.label_embedding)
-            queries = shaken.in_front_of(queries)
-        said = self.say(raw.cells, queries)
+        targets, c = targets_of(batch, outputs.valid_ratios_B4, self.rows_K), self.config
         losses: dict[str, Tensor] = {}
-        if raw.proposals is not None:
-            losses |= {f"{name}_0": value for name, value in self._proposal_loss(raw, truth).items()}
-        if shaken is not None:
-            noisy, said = shaken.split(said)
-            terms = denoising_loss(noisy, shaken, truth, self.config.aware)
+        if outputs.proposals is not None:
+            terms = self._proposal_loss(outputs.cells, outputs.proposals, targets)
+            losses |= {f"{name}_0": value for name, value in terms.items()}
+        if c.noisy:
+            assert outputs.denoising is not None, "the loss wants outputs of a forward pass with targets"
+            terms = denoising_loss(outputs.denoising[1], outputs.denoising[0], targets, c.aware)
             losses |= by_layer({f"noisy_{name}": values for name, values in terms.items()})
-        terms, _ = focal_set_loss(said, truth, self.config.aware)
+        terms, _ = focal_set_loss(outputs.layers, targets, c.aware)
         return losses | by_layer(terms)
 
-    def _proposal_loss(self, raw: DeformableOutputs, truth: Targets) -> dict[str, Tensor]:
-        """Of what the encoder's cells propose; the published form only tells objects from background, by row 0."""
-        proposals, cells = raw.proposals, raw.cells
-        assert proposals is not None
+    def _proposal_loss(self, cells: MultiScaleCells, proposals: Proposals, targets: Targets) -> dict[str, Tensor]:
+        """Losses of what the encoder proposes; the published form only tells objects from background, by row 0."""
         boxes_BT4 = proposals.boxes_BT4.sigmoid()
         if self.config.many:
-            corners_BT4, truth_BN4 = cxcywh_to_xyxy(boxes_BT4), cxcywh_to_xyxy(truth.boxes_BN4)
-            pairs_BNT = candidates(cells.places_BT2, cells.reach_BT2, truth_BN4, truth.valid_BN)
+            corners_BT4, true_BN4 = cxcywh_to_xyxy(boxes_BT4), cxcywh_to_xyxy(targets.boxes_BN4)
+            pairs_BNT = candidates(cells.centres_BT2, cells.reach_BT2, true_BN4, targets.valid_BN)
             pairs_BNT &= proposals.usable_BT[:, None]
-            quality_BNT = one_to_many(proposals.logits_BTR, corners_BT4, truth_BN4, truth.rows_BN, pairs_BNT)
-            return taught(proposals.logits_BTR, corners_BT4, truth_BN4, truth.rows_BN, quality_BNT)
+            quality_BNT = one_to_many(proposals.logits_BTR, corners_BT4, true_BN4, targets.rows_BN, pairs_BNT)
+            return assigned_losses(proposals.logits_BTR, corners_BT4, true_BN4, targets.rows_BN, quality_BNT)
         if self.config.begin == "proposals":
-            truth = truth._replace(rows_BN=torch.zeros_like(truth.rows_BN))
-        terms, _ = focal_set_loss(
-            LayerPredictions(proposals.logits_BTR[None], boxes_BT4[None]), truth, self.config.aware
-        )
+            targets = targets._replace(rows_BN=torch.zeros_like(targets.rows_BN))
+        layer = LayerPredictions(proposals.logits_BTR[None], boxes_BT4[None])
+        terms, _ = focal_set_loss(layer, targets, self.config.aware)
         return {name: value[0] for name, value in terms.items()}
 
     @torch.no_grad()
-    def decode(self, raw: DeformableOutputs) -> Predictions:
-        """The queries and classes with the highest scores, as many as there are queries; nothing is suppressed."""
-        said = self.say(raw.cells, self.queries(raw))
-        scores_BQK = said.logits_LBQR[-1].sigmoid()[..., self.rows_K]
+    def decode(self, outputs: DeformableOutputs) -> Predictions:
+        """The queries and classes with the highest scores, as many as there are queries; no suppression."""
+        scores_BQK = outputs.layers.logits_LBQR[-1].sigmoid()[..., self.rows_K]
         classes = scores_BQK.shape[-1]
         scores_BD, index_BD = scores_BQK.flatten(1).topk(scores_BQK.shape[1])
-        boxes_BQ4 = cxcywh_to_xyxy(said.boxes_LBQ4[-1]).clamp(0, 1) * raw.extent_B4[:, None]
+        boxes_BQ4 = cxcywh_to_xyxy(outputs.layers.boxes_LBQ4[-1]).clamp(0, 1) * outputs.valid_ratios_B4[:, None]
         boxes_BD4 = boxes_BQ4.gather(1, (index_BD // classes)[..., None].expand(-1, -1, 4))
         return Predictions(boxes_BD4, scores_BD, index_BD % classes)
+
+    def feature_maps(self) -> FeatureMaps:
+        """The encoder's input: the backbone's maps at one width, and the further ones."""
+        strides, extra = list(self.config.strides), self.config.extra_levels
+        return FeatureMaps(self.maps, strides + [strides[-1] << n for n in range(1, extra + 1)])
 
     def attention_layers(self) -> AttentionLayers:
         """Deformable attention of encoder and decoder."""
@@ -351,9 +377,9 @@ class Deformable(Detector):
 
     def query_layers(self, outputs: DeformableOutputs) -> QueryLayers:
         """Scores and boxes of each decoder layer."""
-        said = self.say(outputs.cells, self.queries(outputs))
-        scores_LBQK = said.logits_LBQR.sigmoid()[..., self.rows_K]
-        return QueryLayers(scores_LBQK, cxcywh_to_xyxy(said.boxes_LBQ4), list(outputs.cells.shapes))
+        layers = outputs.layers
+        scores_LBQK = layers.logits_LBQR.sigmoid()[..., self.rows_K]
+        return QueryLayers(scores_LBQK, cxcywh_to_xyxy(layers.boxes_LBQ4), list(outputs.cells.shapes))
 
     def with_classes(
         self, names: tuple[str, ...], image_size: int | None = None, pretrained: bool = True
@@ -373,6 +399,6 @@ class Deformable(Detector):
         return detector
 
 
-def _move(boxes_BQX: Tensor, by_BQ4: Tensor) -> Tensor:
-    """Boxes moved before the sigmoid; of mere points, the sizes are what they are moved by."""
-    return (by_BQ4 + nn.functional.pad(inverse_sigmoid(boxes_BQX), (0, 4 - boxes_BQX.shape[-1]))).sigmoid()
+def _refine(boxes_BQX: Tensor, offsets_BQ4: Tensor) -> Tensor:
+    """Boxes with offsets added before the sigmoid; the sizes of mere points are their offsets alone."""
+    return (offsets_BQ4 + nn.functional.pad(inverse_sigmoid(boxes_BQX), (0, 4 - boxes_BQX.shape[-1]))).sigmoid()

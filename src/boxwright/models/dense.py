@@ -1,19 +1,19 @@
-"""`dense`: every cell of a feature pyramid votes, and one cell wins per object: no anchors, no NMS.
+"""`dense`: every cell of a feature pyramid predicts a box, and one cell remains per object: no anchors, no NMS.
 
         image ── backbone ──┬─ stride  8 ─┐
                             ├─ stride 16 ─┼─ pyramid ─ towers ┬─ boxes: distances to the four sides, in cells
                             └─ stride 32 ─┘                   └─ many:  class scores, high in several cells an object
                                                                   │
-                                        the best cells of all levels look at each other (rivals)
+                                        self-attention of the best cells of all levels (duplicate relation)
                                                                   │
                                                               one:  class scores, high in a single cell an object
 
-The `one` scores are what a user sees. They are taught by one-to-one assignment whose cost includes the class ("What
-makes for end-to-end object detection?", Sun et al. 2021), which makes all cells but the best of an object keep quiet.
-A cell can only know that another does better by looking at it, on other levels too: so the best cells attend to each
-other, with the overlap and order of their boxes as a bias ("Relation networks for object detection", Hu et al. 2018).
-The `many` scores are taught by the best cells of each object (task-aligned assignment, Feng et al. 2021); they choose
-the cells that compete, and give features and boxes more to learn from than one cell an object could.
+The `one` scores are what a user sees. Their targets come from one-to-one assignment whose cost includes the class
+("What makes for end-to-end object detection?", Sun et al. 2021): all cells of an object but the best must score low.
+A cell can only know that another one is better by attending to it, on other levels too: so the best cells attend to
+each other, with the overlap and order of their boxes as a bias ("Relation networks for object detection", Hu et al.
+2018). The targets of the `many` scores are the best cells of each object (task-aligned assignment, Feng et al. 2021);
+they choose the candidates for `one`, and give features and boxes more to learn from than one cell an object could.
 """
 
 import math
@@ -30,10 +30,10 @@ from boxwright.models.layers.class_rows import copy_rows, copy_weights, shared_r
 from boxwright.models.layers.duplicate_relation import STRENGTH, relation
 from boxwright.models.losses.focal import focal_cost
 from boxwright.models.losses.hungarian import match
-from boxwright.models.losses.task_aligned import candidates, one_to_many, rows, score_of_label, taught
-from boxwright.types import Batch, Detector, Predictions, image_mask, pixels
+from boxwright.models.losses.task_aligned import assigned_losses, candidates, gather_rows, one_to_many, score_of_label
+from boxwright.types import Batch, CellPredictions, Detector, FeatureMaps, Predictions, image_mask, pixels
 
-PRIOR = 0.01  # the score of an untrained cell, so that the many negatives do not swamp the first steps
+PRIOR = 0.01  # score of an untrained cell, so that the many negatives do not swamp the first steps
 DETECTIONS = 100  # kept per image, as COCO counts
 BOX_AND_THREAT = 5  # columns behind those of the classes where the duplicate relation begins
 
@@ -47,10 +47,10 @@ class DenseConfig:
         image_size: side of the canvas, in pixels.
         channels: width of the pyramid and the towers.
         depth: 3x3 convolutions in each tower.
-        strides: input pixels per cell of each level.
-        rivals: cells that compete to be the one; about ten cells say the same object, so leave room for as many times
-            the objects of an image.
-        convolved: a plain transformer tells positions by convolutions in its MLPs, not by a table.
+        strides: canvas pixels per cell of each level.
+        rivals: candidates, the cells of highest `many` score that attend to each other; about ten cells predict the
+            same object, so there should be ten times as many as objects in an image.
+        convolved: a plain ViT has convolutions in its MLPs instead of a table of position embeddings.
     """
 
     backbone: str = "tf_efficientnet_lite0"
@@ -73,24 +73,35 @@ SIZES = {
 
 
 class DenseOutputs(NamedTuple):
-    """Outputs of all Q cells, and of the R best of them. Boxes and centres are in [0, 1] of the canvas."""
+    """Outputs of all Q cells, and of the R candidates among them.
+
+    Attributes:
+        many_BQK: class logits, high in several cells an object.
+        boxes_BQ4: xyxy in [0, 1] of the canvas.
+        centres_Q2: x and y of the cells, in the same unit.
+        reach_Q2: their strides; also the least half side of the region in which a cell can be assigned to an object.
+        one_BRK: class logits of the candidates, high in a single one an object.
+        cells_BR: which cells the candidates are.
+    """
 
     many_BQK: Tensor
     boxes_BQ4: Tensor
     centres_Q2: Tensor
-    reach_Q2: Tensor  # the stride: also the least half side of the region that teaches a cell
+    reach_Q2: Tensor
     one_BRK: Tensor
-    cells_BR: Tensor  # which cells the rivals are
+    cells_BR: Tensor
 
 
 class Dense(Detector):
-    """The plain detector of cells that vote.
+    """The plain detector whose cells predict.
 
     Args:
         config: its shape.
         names: the classes.
         pretrained: start the backbone from ImageNet weights.
     """
+
+    fp32_modules = ("many", "distance", "rivals")
 
     def __init__(self, config: DenseConfig, names: tuple[str, ...], pretrained: bool = True):
         super().__init__()
@@ -101,7 +112,7 @@ class Dense(Detector):
         self.rivals = DuplicateRelation(config.channels, len(names))
 
     def backbone_parameters(self) -> list[nn.Parameter]:
-        """The timm network's."""
+        """Parameters of the timm network."""
         return self.backbone.known_parameters()
 
     def forward(self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None) -> DenseOutputs:
@@ -109,17 +120,17 @@ class Dense(Detector):
         mask_B1HW = image_mask(images_BCHW, sizes_B2)[:, None]
         filled = torch.where(mask_B1HW, pixels(images_BCHW), self.backbone.mean)
         maps = self.pyramid(self.backbone(filled.contiguous(memory_format=torch.channels_last)))
-        return self._vote(maps, images_BCHW.shape[-2:])
+        return self._predict(maps, images_BCHW.shape[-2:])
 
-    def _vote(self, maps: list[Tensor], size: torch.Size) -> DenseOutputs:
-        """What the cells of all levels say, in canvas coordinates."""
+    def _predict(self, maps: list[Tensor], size: torch.Size) -> DenseOutputs:
+        """Predictions of the cells of all levels, in canvas coordinates."""
         many, distances, features = zip(*(self.head(x, level) for level, x in enumerate(maps)), strict=True)
         centres_Q2, reach_Q2 = self._cells(maps, size)
         distances_BQ4 = torch.cat(distances, 1).float() * reach_Q2.repeat(1, 2)
         boxes_BQ4 = torch.cat([centres_Q2 - distances_BQ4[..., :2], centres_Q2 + distances_BQ4[..., 2:]], -1)
         many_BQK = torch.cat(many, 1).float()
         cells_BR = many_BQK.amax(-1).topk(min(self.config.rivals, len(centres_Q2))).indices
-        chosen = (rows(x, cells_BR) for x in (torch.cat(features, 1), many_BQK, boxes_BQ4))
+        chosen = (gather_rows(x, cells_BR) for x in (torch.cat(features, 1), many_BQK, boxes_BQ4))
         return DenseOutputs(many_BQK, boxes_BQ4, centres_Q2, reach_Q2, self.rivals(*chosen).float(), cells_BR)
 
     def _cells(self, maps: list[Tensor], size: torch.Size) -> tuple[Tensor, Tensor]:
@@ -133,25 +144,33 @@ class Dense(Detector):
             strides.append((stride / canvas).expand_as(grid))
         return torch.cat(centres), torch.cat(strides)
 
-    def loss(self, raw: DenseOutputs, batch: Batch) -> dict[str, Tensor]:
-        """`one` and `many`: quality focal losses of the two scores; `l1` and `giou`: of the boxes, in both roles."""
-        truth_BN4, labels_BN = batch.boxes_BN4, batch.labels_BN
-        pairs_BNQ = candidates(raw.centres_Q2, raw.reach_Q2, truth_BN4, batch.valid_BN)
-        boxes_BR4 = rows(raw.boxes_BQ4, raw.cells_BR)
-        one = taught(raw.one_BRK, boxes_BR4, truth_BN4, labels_BN, one_to_one(raw, batch, pairs_BNQ))
-        shared_BNQ = one_to_many(raw.many_BQK, raw.boxes_BQ4, truth_BN4, labels_BN, pairs_BNQ)
-        many = taught(raw.many_BQK, raw.boxes_BQ4, truth_BN4, labels_BN, shared_BNQ)
+    def loss(self, outputs: DenseOutputs, batch: Batch) -> dict[str, Tensor]:
+        """`one` and `many`: quality focal losses of the two scores; `l1` and `giou`: box losses of both assignments."""
+        true_BN4, labels_BN = batch.boxes_BN4, batch.labels_BN
+        pairs_BNQ = candidates(outputs.centres_Q2, outputs.reach_Q2, true_BN4, batch.valid_BN)
+        boxes_BR4 = gather_rows(outputs.boxes_BQ4, outputs.cells_BR)
+        one = assigned_losses(outputs.one_BRK, boxes_BR4, true_BN4, labels_BN, one_to_one(outputs, batch, pairs_BNQ))
+        shared_BNQ = one_to_many(outputs.many_BQK, outputs.boxes_BQ4, true_BN4, labels_BN, pairs_BNQ)
+        many = assigned_losses(outputs.many_BQK, outputs.boxes_BQ4, true_BN4, labels_BN, shared_BNQ)
         boxes = {key: one[key] + many[key] for key in ("l1", "giou")}
         return {"one": one["class"], "many": many["class"]} | boxes
 
     @torch.no_grad()
-    def decode(self, raw: DenseOutputs) -> Predictions:
-        """The rivals and classes with the highest scores; there is nothing to suppress."""
-        scores_BRK = raw.one_BRK.sigmoid()
+    def decode(self, outputs: DenseOutputs) -> Predictions:
+        """The candidates and classes with the highest scores; no suppression."""
+        scores_BRK = outputs.one_BRK.sigmoid()
         kept, classes = min(DETECTIONS, scores_BRK[0].numel()), scores_BRK.shape[-1]
         scores_BD, index_BD = scores_BRK.flatten(1).topk(kept)
-        cells_BD = raw.cells_BR.gather(1, index_BD // classes)
-        return Predictions(rows(raw.boxes_BQ4, cells_BD).clamp(0, 1), scores_BD, index_BD % classes)
+        cells_BD = outputs.cells_BR.gather(1, index_BD // classes)
+        return Predictions(gather_rows(outputs.boxes_BQ4, cells_BD).clamp(0, 1), scores_BD, index_BD % classes)
+
+    def feature_maps(self) -> FeatureMaps:
+        """The pyramid."""
+        return FeatureMaps(self.pyramid, list(self.config.strides))
+
+    def cell_predictions(self, outputs: DenseOutputs) -> CellPredictions:
+        """The `many` scores and the boxes of all cells."""
+        return CellPredictions(outputs.many_BQK, outputs.boxes_BQ4)
 
     def with_classes(self, names: tuple[str, ...], image_size: int | None = None, pretrained: bool = True) -> "Dense":
         """See `Detector`."""
@@ -198,14 +217,14 @@ class DenseHead(nn.Module):
 
     def forward(self, x_BCHW: Tensor, level: int) -> tuple[Tensor, Tensor, Tensor]:
         """Class logits (B, HW, K), distances (B, HW, 4; in cells, >= 0) and features (B, HW, C) of a level."""
-        said = self.class_tower(x_BCHW)
+        tower_BCHW = self.class_tower(x_BCHW)
         distances = F.softplus(self.distance(self.box_tower(x_BCHW)) + 1) * self.log_scale[level].exp()
-        many, sides, features = (y.flatten(2).transpose(1, 2) for y in (self.many(said), distances, said))
+        many, sides, features = (y.flatten(2).transpose(1, 2) for y in (self.many(tower_BCHW), distances, tower_BCHW))
         return many, sides, features
 
 
 class DuplicateRelation(nn.Module):
-    """The best cells look at each other, and each lowers its scores if another says the same object better."""
+    """Self-attention of the candidates: each lowers its scores if another predicts the same object better."""
 
     def __init__(self, width: int, classes: int, heads: int = 8, layers: int = 2):
         super().__init__()
@@ -217,14 +236,14 @@ class DuplicateRelation(nn.Module):
         nn.init.zeros_(self.leave.bias)
 
     def forward(self, features_BRC: Tensor, many_BRK: Tensor, boxes_BR4: Tensor) -> Tensor:
-        """Class logits (B, R, K) once the rivals are known; boxes and scores are looked at, not taught, here."""
+        """Class logits (B, R, K), corrected; no gradient flows back to boxes and `many` scores from here."""
         many_BRK, boxes_BR4 = many_BRK.detach(), boxes_BR4.detach()
         relation_BRR4 = relation(many_BRK, boxes_BR4)
-        threat_BR1 = relation_BRR4[..., -1].amax(-1, keepdim=True)
-        x_BRC = self.enter(torch.cat([features_BRC, many_BRK, boxes_BR4, threat_BR1], -1))
+        duplicate_BR1 = relation_BRR4[..., -1].amax(-1, keepdim=True)
+        x_BRC = self.enter(torch.cat([features_BRC, many_BRK, boxes_BR4, duplicate_BR1], -1))
         for layer in self.layers:
             x_BRC = layer(x_BRC, relation_BRR4)
-        return many_BRK - self.strength * threat_BR1.square() + self.leave(x_BRC)
+        return many_BRK - self.strength * duplicate_BR1.square() + self.leave(x_BRC)
 
 
 class DuplicateRelationLayer(nn.Module):
@@ -239,11 +258,11 @@ class DuplicateRelationLayer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
     def forward(self, x_BRC: Tensor, relation_BRR4: Tensor) -> Tensor:
-        """The rivals (B, R, C), each told of the others."""
+        """States of the candidates (B, R, C) after attending to each other."""
         q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in self.qkv(self.norm(x_BRC)).chunk(3, -1))
         bias_BHRR = self.bias(relation_BRR4).permute(0, 3, 1, 2)
-        heard = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_BHRR.to(q.dtype))
-        x_BRC = x_BRC + self.out(heard.transpose(1, 2).flatten(2))
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_BHRR.to(q.dtype))
+        x_BRC = x_BRC + self.out(attended.transpose(1, 2).flatten(2))
         return x_BRC + self.mlp(self.norm_mlp(x_BRC))
 
 
@@ -253,13 +272,13 @@ def _block(width: int) -> nn.Sequential:
 
 
 @torch.no_grad()
-def one_to_one(raw: DenseOutputs, batch: Batch, pairs_BNQ: Tensor) -> Tensor:
-    """Quality (IoU) of the rival of least cost for each object: 2 focal + 5 L1 + 2 (1 - GIoU); (B, N, R), else 0."""
-    pairs_BNR = pairs_BNQ.gather(2, raw.cells_BR[:, None].expand(-1, pairs_BNQ.shape[1], -1))
-    score_BNR = score_of_label(raw.one_BRK, batch.labels_BN)
-    truth_BN14, said_B1R4 = batch.boxes_BN4[:, :, None], rows(raw.boxes_BQ4, raw.cells_BR)[:, None]
-    distance_BNR = (truth_BN14 - said_B1R4).abs().sum(-1)
-    cost_BNR = 2 * focal_cost(score_BNR) + 5 * distance_BNR + 2 * (1 - giou(truth_BN14, said_B1R4))
+def one_to_one(outputs: DenseOutputs, batch: Batch, pairs_BNQ: Tensor) -> Tensor:
+    """IoU of each object with the candidate of least cost, (B, N, R), else 0. Cost: 2 focal + 5 L1 + 2 (1 - GIoU)."""
+    pairs_BNR = pairs_BNQ.gather(2, outputs.cells_BR[:, None].expand(-1, pairs_BNQ.shape[1], -1))
+    score_BNR = score_of_label(outputs.one_BRK, batch.labels_BN)
+    true_BN14, predicted_B1R4 = batch.boxes_BN4[:, :, None], gather_rows(outputs.boxes_BQ4, outputs.cells_BR)[:, None]
+    distance_BNR = (true_BN14 - predicted_B1R4).abs().sum(-1)
+    cost_BNR = 2 * focal_cost(score_BNR) + 5 * distance_BNR + 2 * (1 - giou(true_BN14, predicted_B1R4))
     matched_BN = match(cost_BNR.masked_fill(~pairs_BNR, 1e6), batch.valid_BN)
-    chosen_BNR = F.one_hot(matched_BN.clamp(min=0), raw.cells_BR.shape[1]) * (matched_BN >= 0)[..., None]
-    return chosen_BNR * pairs_BNR * iou(truth_BN14, said_B1R4).clamp(min=PRIOR)  # a box still far off must learn, too
+    chosen_BNR = F.one_hot(matched_BN.clamp(min=0), outputs.cells_BR.shape[1]) * (matched_BN >= 0)[..., None]
+    return chosen_BNR * pairs_BNR * iou(true_BN14, predicted_B1R4).clamp(min=PRIOR)  # far off boxes learn, too

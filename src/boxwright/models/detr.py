@@ -1,14 +1,14 @@
-"""`detr`: a set of learned queries looks at the image, and each says one object or none.
+"""`detr`: a set of learned queries attends to the image, and each predicts one object or none.
 
-        image ── backbone ── projection ── encoder: all cells look at each other ──┐ cells, and where they are
-                                                                                   v
-        query 1   ──┐                                                              │
-        query 2     ├─ decoder: the queries look at each other, then at the cells ─┴── class or nothing, box
-        query 100 ──┘  (each layer's answer is taught, with the same heads)
+        image ── backbone ── projection ── encoder: self-attention of all cells ──┐ cells and their positions
+                                                                                  v
+        query 1   ──┐                                                             │
+        query 2     ├─ decoder: self-attention of queries, cross-attention to cells ── class or no object, box
+        query 100 ──┘  (every layer has a loss, through the same heads)
 
-Objects and queries are matched one to one, so that nothing has to be suppressed ("End-to-end object detection with
-transformers", Carion et al. 2020). Equal to facebookresearch/detr and to Hugging Face's DetrForObjectDetection
-(`benchmarks/parity/parity.py`); of published weights the head has a row for each number from 0 to 90, and COCO's
+Objects and queries are matched one to one, so that no NMS is needed ("End-to-end object detection with transformers",
+Carion et al. 2020). Equal to facebookresearch/detr and to Hugging Face's DetrForObjectDetection
+(`benchmarks/parity/parity.py`). The head of published weights has a row for each category id from 0 to 90; COCO's
 classes are 80 of them.
 """
 
@@ -24,8 +24,8 @@ from boxwright.models.backbones.backbone import Backbone
 from boxwright.models.layers.attention import Attention
 from boxwright.models.layers.class_rows import copy_weights, shared_rows
 from boxwright.models.layers.dropout import Dropout
-from boxwright.models.layers.heads import begin_glorot, box_head, rows_of
-from boxwright.models.layers.padding import cut, extent, seen_cells
+from boxwright.models.layers.heads import box_head, head_rows, init_glorot
+from boxwright.models.layers.padding import cut, valid_cells, valid_ratios
 from boxwright.models.layers.post_norm import PostNormEncoderBlock, mlp, sine_2d
 from boxwright.models.losses.set_criterion import (
     LayerPredictions,
@@ -33,12 +33,12 @@ from boxwright.models.losses.set_criterion import (
     assign,
     box_losses,
     by_layer,
-    give,
-    truth_of,
+    scatter_to_queries,
+    targets_of,
 )
-from boxwright.types import AttentionLayers, Batch, Detector, Predictions, QueryLayers
+from boxwright.types import AttentionLayers, Batch, Detector, FeatureMaps, Predictions, QueryLayers
 
-NOTHING_WEIGHT = 0.1  # of queries without an object, in the loss of the class
+NO_OBJECT_WEIGHT = 0.1  # of queries without an object, in the classification loss (DETR, section 3.1)
 
 
 @dataclass(frozen=True)
@@ -48,18 +48,18 @@ class DetrConfig:
     Attributes:
         backbone: a timm model with a feature map at the stride.
         image_size: side of the canvas, in pixels.
-        stride: input pixels per cell that the encoder looks at, 32 or 16.
-        dilated: stride 16 comes of a dilated last stage (DC5), not of the stage before.
-        dim, hidden, heads: of the transformer.
-        decoder_hidden, decoder_heads: where they are others in the decoder; else 0.
-        encoder_layers, decoder_layers: how many.
-        queries: objects that can be said at most.
-        dropout: in training.
-        pre_norm: norm before attention and MLP, not after the addition.
-        norm_twice: the norm behind each layer's answer is also what the next layer begins with, and the last answer
-            goes through it twice: Hugging Face's networks that were trained with `auxiliary_loss`.
-        class_rows: classes that the head can tell; 0 for as many as there are names.
-        class_ids: the row of each class; empty for 0, 1, 2...
+        stride: canvas pixels per cell of the encoder, 32 or 16.
+        dilated: stride 16 comes from a dilated last stage (DC5), not from the stage before it.
+        dim, hidden, heads: width, MLP width and attention heads of the transformer.
+        decoder_hidden, decoder_heads: the same of the decoder, where they differ; else 0.
+        encoder_layers, decoder_layers: numbers of layers.
+        queries: the most objects that can be predicted per image.
+        dropout: rate in training.
+        pre_norm: layer norm before attention and MLP instead of after the residual addition.
+        norm_twice: the norm behind each layer's predictions is also the input of the next layer, and the last layer's
+            output goes through it twice, as in Hugging Face's networks trained with `auxiliary_loss`.
+        class_rows: classes of the head; 0 for as many as there are names.
+        class_ids: the head's row of each class; empty for 0, 1, 2...
     """
 
     backbone: str = "tf_efficientnet_lite0"
@@ -95,24 +95,37 @@ SIZES = {
 
 
 class EncodedCells(NamedTuple):
-    """What the queries look at: encoded cells, where they are, and which of them are image."""
+    """The encoded cells of the map, row by row: what the queries attend to.
+
+    Attributes:
+        x_BME: their states.
+        positions_BME: their position encodings.
+        valid_B11M: False where a cell is padding.
+        grid: rows and columns of the map.
+    """
 
     x_BME: Tensor
-    places_BME: Tensor
-    seen_B11M: Tensor
-    grid: tuple[int, int]  # rows and columns
+    positions_BME: Tensor
+    valid_B11M: Tensor
+    grid: tuple[int, int]
 
 
 class DetrOutputs(NamedTuple):
-    """What all layers say, and the part of the canvas that is image, as (width, height, width, height) in [0, 1]."""
+    """What the network computes of a batch.
 
-    said: LayerPredictions
-    extent_B4: Tensor
-    grid: tuple[int, int]  # rows and columns of the cells
+    Attributes:
+        layers: predictions of each decoder layer.
+        valid_ratios_B4: the valid area of the canvas, (width, height, width, height) in [0, 1].
+        grid: rows and columns of the cells.
+    """
+
+    layers: LayerPredictions
+    valid_ratios_B4: Tensor
+    grid: tuple[int, int]
 
 
 class Detr(Detector):
-    """The detector of learned queries.
+    """The detector with learned object queries (Carion et al. 2020).
 
     Args:
         config: its shape.
@@ -120,54 +133,61 @@ class Detr(Detector):
         pretrained: start the backbone from ImageNet weights.
 
     Raises:
-        UserError: for classes without a row.
+        UserError: for classes without a row of the head.
     """
 
+    square_canvas = False
     explained_as = "queries"
+    fp32_modules = ("classify", "locate")
+
     rows_K: Tensor
 
     def __init__(self, config: DetrConfig, names: tuple[str, ...], pretrained: bool = True):
         super().__init__()
         c = config
         self.config, self.names, self.image_size = c, tuple(names), c.image_size
-        self.register_buffer("rows_K", rows_of(c.class_ids, c.class_rows, self.names), persistent=False)
+        self.register_buffer("rows_K", head_rows(c.class_ids, c.class_rows, self.names), persistent=False)
         self.backbone = Backbone(c.backbone, [c.stride], pretrained, c.dilated)
         self.projection = nn.Conv2d(self.backbone.channels[-1], c.dim, 1)
         self.encoder = DetrEncoder(c)
         self.decoder = DetrDecoder(c)
-        self.classify = nn.Linear(c.dim, (c.class_rows or len(names)) + 1)  # the last row: nothing
+        self.classify = nn.Linear(c.dim, (c.class_rows or len(names)) + 1)  # the last row: no object
         self.locate = box_head(c.dim)
 
     def backbone_parameters(self) -> list[nn.Parameter]:
-        """The timm network's."""
+        """Parameters of the timm network."""
         return self.backbone.known_parameters()
 
     def forward(self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None) -> DetrOutputs:
-        """What all layers say. A batch is padded only as far as its largest image, as the originals do it."""
+        """Predictions of all layers. A batch is padded only as far as its largest image, as in the published code."""
         cells = self.encode(images_BCHW, sizes_B2)
         states_LBQE = torch.stack(self.decoder(cells))
-        said = LayerPredictions(self.classify(states_LBQE).float(), self.locate(states_LBQE).float().sigmoid())
-        return DetrOutputs(said, extent(images_BCHW, sizes_B2), cells.grid)
+        layers = LayerPredictions(self.classify(states_LBQE).float(), self.locate(states_LBQE).float().sigmoid())
+        return DetrOutputs(layers, valid_ratios(images_BCHW, sizes_B2), cells.grid)
 
     def encode(self, images_BCHW: Tensor, sizes_B2: Tensor) -> EncodedCells:
-        """What the queries look at."""
+        """The encoded cells of a batch."""
         filled_BCHW, mask_BHW = cut(images_BCHW, sizes_B2, self.backbone.mean)
         features_BCHW = self.projection(self.backbone(filled_BCHW)[-1])
-        return self.encoder(features_BCHW, seen_cells(mask_BHW, features_BCHW))
+        return self.encoder(features_BCHW, valid_cells(mask_BHW, features_BCHW))
 
-    def loss(self, raw: DetrOutputs, batch: Batch) -> dict[str, Tensor]:
-        """`class`, `l1` and `giou` of each layer, counted from 1."""
-        truth = truth_of(batch, raw.extent_B4, self.rows_K)
-        terms, _ = set_loss(raw.said, truth)
+    def loss(self, outputs: DetrOutputs, batch: Batch) -> dict[str, Tensor]:
+        """`class`, `l1` and `giou` of each decoder layer, counted from 1."""
+        targets = targets_of(batch, outputs.valid_ratios_B4, self.rows_K)
+        terms, _ = set_loss(outputs.layers, targets)
         return by_layer(terms)
 
     @torch.no_grad()
-    def decode(self, raw: DetrOutputs) -> Predictions:
-        """The likeliest class of each query of the last layer."""
-        scores_BQK = raw.said.logits_LBQR[-1].softmax(-1)[..., self.rows_K]
+    def decode(self, outputs: DetrOutputs) -> Predictions:
+        """The most probable class of each query after the last layer."""
+        scores_BQK = outputs.layers.logits_LBQR[-1].softmax(-1)[..., self.rows_K]
         scores_BQ, labels_BQ = scores_BQK.max(-1)
-        boxes_BQ4 = cxcywh_to_xyxy(raw.said.boxes_LBQ4[-1]).clamp(0, 1) * raw.extent_B4[:, None]
+        boxes_BQ4 = cxcywh_to_xyxy(outputs.layers.boxes_LBQ4[-1]).clamp(0, 1) * outputs.valid_ratios_B4[:, None]
         return Predictions(boxes_BQ4, scores_BQ, labels_BQ).best_first()
+
+    def feature_maps(self) -> FeatureMaps:
+        """The backbone's map."""
+        return FeatureMaps(self.backbone, self.backbone.strides)
 
     def attention_layers(self) -> AttentionLayers:
         """Self-attention of the encoder, cross-attention of the decoder."""
@@ -177,8 +197,8 @@ class Detr(Detector):
 
     def query_layers(self, outputs: DetrOutputs) -> QueryLayers:
         """Scores of the classes, without "no object"."""
-        scores_LBQK = outputs.said.logits_LBQR.softmax(-1)[..., self.rows_K]
-        return QueryLayers(scores_LBQK, cxcywh_to_xyxy(outputs.said.boxes_LBQ4), [outputs.grid])
+        scores_LBQK = outputs.layers.logits_LBQR.softmax(-1)[..., self.rows_K]
+        return QueryLayers(scores_LBQK, cxcywh_to_xyxy(outputs.layers.boxes_LBQ4), [outputs.grid])
 
     def with_classes(self, names: tuple[str, ...], image_size: int | None = None, pretrained: bool = True) -> "Detr":
         """See `Detector`. A head of other rows, as published weights have it, becomes one of a row a class."""
@@ -192,23 +212,23 @@ class Detr(Detector):
         return detector
 
 
-def set_loss(said: LayerPredictions, truth: Targets) -> tuple[dict[str, Tensor], Tensor]:
+def set_loss(layers: LayerPredictions, targets: Targets) -> tuple[dict[str, Tensor], Tensor]:
     """`class`, `l1` and `giou` of each layer, (L,), weighted 1, 5 and 2; and the assignment (L, B, N).
 
-    The cross-entropy of the classes is a weighted mean, in which queries without an object count a tenth.
+    The cross-entropy of the classes is a weighted mean, in which queries without an object have a tenth of the weight.
     """
-    matched_LBN = assign(said, truth, said.logits_LBQR.softmax(-1), torch.neg)
-    rows = said.logits_LBQR.shape[-1]
-    wanted_LBQ = give(truth.rows_BN, matched_LBN, said.logits_LBQR.shape[2], rows - 1)
+    matched_LBN = assign(layers, targets, layers.logits_LBQR.softmax(-1), torch.neg)
+    rows = layers.logits_LBQR.shape[-1]
+    wanted_LBQ = scatter_to_queries(targets.rows_BN, matched_LBN, layers.logits_LBQR.shape[2], rows - 1)
     weights_R = torch.ones(rows, device=wanted_LBQ.device)
-    weights_R[-1] = NOTHING_WEIGHT
-    each_LBQ = F.cross_entropy(said.logits_LBQR.movedim(-1, 1), wanted_LBQ, weights_R, reduction="none")
+    weights_R[-1] = NO_OBJECT_WEIGHT
+    each_LBQ = F.cross_entropy(layers.logits_LBQR.movedim(-1, 1), wanted_LBQ, weights_R, reduction="none")
     classes_L = each_LBQ.sum((1, 2)) / weights_R[wanted_LBQ].sum((1, 2))
-    return {"class": classes_L, **box_losses(said, truth, matched_LBN)}, matched_LBN
+    return {"class": classes_L, **box_losses(layers, targets, matched_LBN)}, matched_LBN
 
 
 class DetrEncoder(nn.Module):
-    """All cells of the map look at each other; where they are is said anew to each layer."""
+    """Self-attention of all cells of the map; position encodings are added anew in each layer."""
 
     def __init__(self, c: DetrConfig):
         super().__init__()
@@ -216,31 +236,31 @@ class DetrEncoder(nn.Module):
             PostNormEncoderBlock(c.dim, c.hidden, c.heads, c.dropout, c.pre_norm) for _ in range(c.encoder_layers)
         )
         self.norm = nn.LayerNorm(c.dim) if c.pre_norm else nn.Identity()
-        begin_glorot(self)
+        init_glorot(self)
 
-    def forward(self, features_BEHW: Tensor, seen_BHW: Tensor) -> EncodedCells:
+    def forward(self, features_BEHW: Tensor, valid_BHW: Tensor) -> EncodedCells:
         """The encoded cells, row by row."""
-        places_BME = sine_2d(seen_BHW, features_BEHW.shape[1], normalised=True).to(features_BEHW.dtype)
-        seen_B11M = seen_BHW.flatten(1)[:, None, None]
+        positions_BME = sine_2d(valid_BHW, features_BEHW.shape[1], normalised=True).to(features_BEHW.dtype)
+        valid_B11M = valid_BHW.flatten(1)[:, None, None]
         x_BME = features_BEHW.flatten(2).transpose(1, 2)
         for layer in self.layers:
-            x_BME = layer(x_BME, places_BME, seen_B11M)
+            x_BME = layer(x_BME, positions_BME, valid_B11M)
         height, width = features_BEHW.shape[-2:]
-        return EncodedCells(self.norm(x_BME), places_BME, seen_B11M, (height, width))
+        return EncodedCells(self.norm(x_BME), positions_BME, valid_B11M, (height, width))
 
 
 class DetrDecoder(nn.Module):
-    """Layers that turn empty queries into objects; the same norm stands behind each layer's answer."""
+    """Layers that turn empty queries into objects; every layer's output goes through the same norm."""
 
     def __init__(self, c: DetrConfig):
         super().__init__()
         self.query_embedding = nn.Parameter(torch.randn(c.queries, c.dim))
         self.layers = nn.ModuleList(DetrDecoderBlock(c) for _ in range(c.decoder_layers))
         self.norm, self.norm_twice = nn.LayerNorm(c.dim), c.norm_twice
-        begin_glorot(self)
+        init_glorot(self)
 
     def forward(self, cells: EncodedCells) -> list[Tensor]:
-        """What each layer makes of the queries, normed, (B, Q, E) each."""
+        """Normalised states of the queries after each layer, (B, Q, E) each."""
         queries_BQE = self.query_embedding.expand(cells.x_BME.shape[0], -1, -1)
         x_BQE = torch.zeros_like(queries_BQE)
         states = []
@@ -253,7 +273,7 @@ class DetrDecoder(nn.Module):
 
 
 class DetrDecoderBlock(nn.Module):
-    """The queries look at each other, then at the cells, then an MLP."""
+    """Self-attention of the queries, cross-attention to the cells, then an MLP."""
 
     def __init__(self, c: DetrConfig):
         super().__init__()
@@ -264,19 +284,19 @@ class DetrDecoderBlock(nn.Module):
         self.dropout = Dropout(c.dropout)
 
     def forward(self, x_BQE: Tensor, queries_BQE: Tensor, cells: EncodedCells) -> Tensor:
-        """The next layer's view of the queries, which are told apart by `queries_BQE` alone."""
+        """States of the queries after this layer; `queries_BQE` are their learned positions."""
         if self.pre_norm:
-            x_BQE = x_BQE + self.dropout(self._consult(self.norm1(x_BQE), queries_BQE))
-            x_BQE = x_BQE + self.dropout(self._look(self.norm2(x_BQE), queries_BQE, cells))
+            x_BQE = x_BQE + self.dropout(self._attend_queries(self.norm1(x_BQE), queries_BQE))
+            x_BQE = x_BQE + self.dropout(self._attend_cells(self.norm2(x_BQE), queries_BQE, cells))
             return x_BQE + self.dropout(self.mlp(self.norm3(x_BQE)))
-        x_BQE = self.norm1(x_BQE + self.dropout(self._consult(x_BQE, queries_BQE)))
-        x_BQE = self.norm2(x_BQE + self.dropout(self._look(x_BQE, queries_BQE, cells)))
+        x_BQE = self.norm1(x_BQE + self.dropout(self._attend_queries(x_BQE, queries_BQE)))
+        x_BQE = self.norm2(x_BQE + self.dropout(self._attend_cells(x_BQE, queries_BQE, cells)))
         return self.norm3(x_BQE + self.dropout(self.mlp(x_BQE)))
 
-    def _consult(self, x_BQE: Tensor, queries_BQE: Tensor) -> Tensor:
-        placed_BQE = x_BQE + queries_BQE
-        return self.self_attention(placed_BQE, self.self_attention.keys_values(placed_BQE, x_BQE))
+    def _attend_queries(self, x_BQE: Tensor, queries_BQE: Tensor) -> Tensor:
+        positioned_BQE = x_BQE + queries_BQE
+        return self.self_attention(positioned_BQE, self.self_attention.keys_values(positioned_BQE, x_BQE))
 
-    def _look(self, x_BQE: Tensor, queries_BQE: Tensor, cells: EncodedCells) -> Tensor:
-        seen = self.cross_attention.keys_values(cells.x_BME + cells.places_BME, cells.x_BME)
-        return self.cross_attention(x_BQE + queries_BQE, seen, mask=cells.seen_B11M)
+    def _attend_cells(self, x_BQE: Tensor, queries_BQE: Tensor, cells: EncodedCells) -> Tensor:
+        keys_values = self.cross_attention.keys_values(cells.x_BME + cells.positions_BME, cells.x_BME)
+        return self.cross_attention(x_BQE + queries_BQE, keys_values, mask=cells.valid_B11M)

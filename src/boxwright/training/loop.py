@@ -75,7 +75,7 @@ class TrainStep(nn.Module):
         batch = given()
         if self.teacher is not None:
             return self.teacher.losses(self.detector, batch)
-        return dict(self.detector.loss(self.detector(batch.images_BCHW, batch.sizes_B2), batch))
+        return dict(self.detector.loss(self.detector(batch.images_BCHW, batch.sizes_B2, batch), batch))
 
 
 class Loop:

@@ -22,9 +22,6 @@ from torch import Tensor, nn
 
 from boxwright.boxes import giou, iou
 from boxwright.config import require
-from boxwright.models.backbones.backbone import Backbone
-from boxwright.models.deformable import Deformable
-from boxwright.models.dense import Dense
 from boxwright.models.losses.focal import across_devices, quality_focal
 from boxwright.types import Batch, Detector, Predictions, pixels
 
@@ -52,9 +49,8 @@ class Teacher(nn.Module):
         classes = f"{', '.join(student.names)}, but {', '.join(detector.names)}"
         require(self.known, f"the teacher knows none of the classes {classes}; give one that was trained on some.")
         self.detector = detector.eval().requires_grad_(False)
-        own, other = watched(student)[1], watched(detector)[1]
+        own, other = student.feature_maps().strides, detector.feature_maps().strides
         self.levels = [(own.index(stride), other.index(stride), stride) for stride in own if stride in other]
-        self.cells = isinstance(detector, Dense) and isinstance(student, Dense) and bool(self.levels)
 
     def train(self, mode: bool = True) -> "Teacher":
         """Evaluation mode, whatever is asked for."""
@@ -63,39 +59,30 @@ class Teacher(nn.Module):
     def losses(self, student: Detector, batch: Batch) -> dict[str, Tensor]:
         """Named losses of a batch: the student's own, and those that the teacher adds."""
         with torch.no_grad(), maps_of(self.detector) as shown:
-            raw = self.detector(*resized(batch, self.detector.image_size))
-            more = with_found(batch, self.detector.decode(raw), self.detector.names, student.names)
+            outputs = self.detector(*resized(batch, self.detector.image_size))
+            more = with_found(batch, self.detector.decode(outputs), self.detector.names, student.names)
+            other_cells = self.detector.cell_predictions(outputs)
         with maps_of(student) as maps:
-            said = student(batch.images_BCHW, batch.sizes_B2)
-        losses = dict(student.loss(said, more))
+            outputs = student(batch.images_BCHW, batch.sizes_B2, more)
+        losses = dict(student.loss(outputs, more))
+        own_cells = student.cell_predictions(outputs)
         zoom = self.detector.image_size / batch.images_BCHW.shape[-1]
         if self.levels:
             pairs = [(maps[own], shown[other], stride) for own, other, stride in self.levels]
             losses["attention"] = ATTENTION * attention_loss(pairs, batch.sizes_B2, zoom)
-        if self.cells:
+        if self.levels and own_cells is not None and other_cells is not None:
             own, other = ([names.index(x) for x in self.known] for names in (student.names, self.detector.names))
-            own_BQX = torch.cat([said.many_BQK[..., own], said.boxes_BQ4], -1)
-            other_BQX = torch.cat([raw.many_BQK[..., other].sigmoid(), raw.boxes_BQ4], -1)
+            own_BQX = torch.cat([own_cells.logits_BQK[..., own], own_cells.boxes_BQ4], -1)
+            other_BQX = torch.cat([other_cells.logits_BQK[..., other].sigmoid(), other_cells.boxes_BQ4], -1)
             losses |= cell_losses(*cells_at(self.levels, (own_BQX, maps), (other_BQX, shown), zoom))
         return losses
-
-
-def watched(detector: Detector) -> tuple[nn.Module, list[int]]:
-    """The part of a detector that makes its maps, and their strides; none where it is not of this kind."""
-    backbone = detector.backbone
-    if isinstance(detector, Dense):
-        return detector.pyramid, list(detector.config.strides)
-    if isinstance(detector, Deformable):
-        strides, extra = list(detector.config.strides), detector.config.extra_levels
-        return detector.maps, strides + [strides[-1] << n for n in range(1, extra + 1)]
-    return backbone, backbone.strides if isinstance(backbone, Backbone) else []  # type: ignore[return-value]
 
 
 @contextmanager
 def maps_of(detector: Detector) -> Iterator[list[Tensor]]:
     """A list that is filled with the maps (B, C, h, w) when the detector looks at a batch."""
     maps: list[Tensor] = []
-    hook = watched(detector)[0].register_forward_hook(lambda _, given, made: maps.extend(made))
+    hook = detector.feature_maps().module.register_forward_hook(lambda _, given, made: maps.extend(made))
     try:
         yield maps
     finally:

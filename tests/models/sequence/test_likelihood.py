@@ -74,7 +74,7 @@ def test_it_rises_while_the_truth_is_learned(detector, batch):
     before = detector.likelihood(raw, batch)[0].sum()
     optimizer = torch.optim.AdamW(detector.parameters(), 5e-3)
     for _ in range(20):
-        loss = detector.loss(detector(batch.images_BCHW, batch.sizes_B2), batch)["tokens"]
+        loss = detector.loss(detector(batch.images_BCHW, batch.sizes_B2, batch), batch)["tokens"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,11 +1,11 @@
-"""Smaller files: weights and what they multiply in half precision, or in whole numbers of 8 bits.
+"""Quantisation: weights and their inputs in half precision, or in 8-bit integers.
 
 Only convolutions and products with weights are changed; norms, softmax, and all arithmetic of boxes and scores stay
-fp32, because half precision counts whole pixels only up to 2048, and 8 bits know 256 values. So do the layers that say
-where something is or what (`LAST`): their outputs are few, and nothing behind them mends their errors.
+fp32, because half precision counts whole pixels only up to 2048, and 8 bits have 256 values. So do the modules that the
+detector names (`Detector.fp32_modules`): their outputs are few, and nothing behind them corrects their errors.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,18 +20,21 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from boxwright.deployment.onnx.to_onnx import quiet
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")
-LAST = ("classify", "locate", "many", "distance", "rivals", "rivalry", "offset", "weight", "place", "propose")
-LARGEST = 65504.0  # of half precision
+LARGEST = 65504.0  # number in half precision
 FINE = (4, 8)  # pixels per cell: the backbone's maps up to this stay out of 8 bits, their channels differ too much
-SMALL = 2048  # numbers; a tensor under this is not worth another scale
+SMALL = 2048  # elements; smaller tensors are not worth a scale of their own
 Reader: TypeAlias = Callable[[onnx.GraphProto, onnx.TensorProto, int], onnx.NodeProto]
 
 
-def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
+def to_fp16(model: onnx.ModelProto, fp32_modules: Collection[str]) -> onnx.ModelProto:
     """The graph with convolutions and products with weights in half precision.
 
-    The loop in which sentences are written computes in fp32, as its steps are too small to pay for the casts; its
-    weights are stored in half precision.
+    The loop that generates sequences computes in fp32, as its steps are too small to pay for the casts; its weights are
+    stored in half precision.
+
+    Args:
+        model: fp32.
+        fp32_modules: names of modules that stay fp32.
     """
     half = onnx.ModelProto()
     half.CopyFrom(model)
@@ -40,7 +43,9 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     nodes = list(graph.node)
     del graph.node[:]
     for node in nodes:
-        graph.node.extend(_in_half(node, weights, halved, graph) if _weighs(node, weights) else [node])
+        graph.node.extend(
+            _in_half(node, weights, halved, graph) if _can_be_reduced(node, weights, fp32_modules) else [node]
+        )
     _drop_unused(graph)
     _store(graph, _read_from_half)
     return half
@@ -65,20 +70,23 @@ def _in_half(
     yield helper.make_node("Cast", [node.output[0]], [output], f"{node.name}.out", to=TensorProto.FLOAT)
 
 
-def to_int8(model: onnx.ModelProto, images: Iterable[np.ndarray], fine: int = FINE[0]) -> onnx.ModelProto:
-    """The graph with convolutions and products with weights in 8 bits, in the ranges seen on images.
+def to_int8(
+    model: onnx.ModelProto, images: Iterable[np.ndarray], fp32_modules: Collection[str], fine: int = FINE[0]
+) -> onnx.ModelProto:
+    """The graph with convolutions and products with weights in 8 bits, in ranges calibrated on images.
 
-    What is not computed in 8 bits, as the loop in which sentences are written, has its weights stored in them.
+    What is not computed in 8 bits, as the loop that generates sequences, has its weights stored in them.
 
     Args:
         model: fp32.
-        images: (H, W, 3) uint8 each, such as the detector is going to see.
-        fine: maps of at most so many pixels a cell are computed in fp32.
+        images: (H, W, 3) uint8 each, like those that the detector will get.
+        fp32_modules: names of modules that stay fp32.
+        fine: maps with strides up to this, in pixels, are computed in fp32.
     """
     with TemporaryDirectory() as folder, quiet(), _errors_only():
         plain, out = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
         onnx.save_model(model, plain)
-        chosen = quantisable(model, fine)
+        chosen = quantisable(model, fp32_modules, fine)
         quantize_static(
             plain, out, Images(model, images), quant_format=QuantFormat.QDQ, per_channel=True,
             op_types_to_quantize=sorted({node.op_type for node in chosen}),
@@ -107,17 +115,21 @@ def _errors_only() -> Iterator[None]:
         onnxruntime.set_default_logger_severity(warnings)
 
 
-def quantisable(model: onnx.ModelProto, fine: int = FINE[0]) -> list[onnx.NodeProto]:
+def quantisable(model: onnx.ModelProto, fp32_modules: Collection[str], fine: int = FINE[0]) -> list[onnx.NodeProto]:
     """The nodes that are computed in 8 bits."""
     weights, whole = _tensors(model.graph), _fine(model.graph, fine)
-    return [node for node in model.graph.node if _weighs(node, weights) and node.output[0] not in whole]
+    return [
+        node
+        for node in model.graph.node
+        if _can_be_reduced(node, weights, fp32_modules) and node.output[0] not in whole
+    ]
 
 
 class Images(CalibrationDataReader):
     """Images one by one, as onnxruntime's calibration takes them.
 
     Args:
-        model: that is going to look at them.
+        model: to be calibrated.
         images: (H, W, 3) uint8 each.
     """
 
@@ -131,7 +143,7 @@ class Images(CalibrationDataReader):
 
 
 def nothing_else(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    """What a graph is given for one image besides the image."""
+    """Inputs of a graph for one image, besides the image."""
     return {"seed": np.zeros(1, np.int64)} if any(value.name == "seed" for value in model.graph.input) else {}
 
 
@@ -191,17 +203,18 @@ def _drop_zeros(graph: onnx.GraphProto) -> None:
     _drop_unused(graph)
 
 
-def _weighs(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> bool:
-    """Whether a node multiplies with weights that half precision holds, and is not one of the last."""
-    weight = weights.get(node.input[1]) if node.op_type in WEIGHTED and not is_last(node.name) else None
+def _can_be_reduced(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto], fp32_modules: Collection[str]) -> bool:
+    """Whether a node multiplies with weights that fit into half precision, and belongs to no module that stays fp32."""
+    wanted = node.op_type in WEIGHTED and not belongs_to(node.name, fp32_modules)
+    weight = weights.get(node.input[1]) if wanted else None
     if weight is None or weight.data_type != TensorProto.FLOAT:
         return False
     return float(np.abs(numpy_helper.to_array(weight)).max(initial=0)) < LARGEST
 
 
-def is_last(name: str) -> bool:
-    """Whether a node belongs to the layers that stay fp32, by its name: ``head.many/Conv_12``."""
-    return bool(set(name.partition("/")[0].split(".")) & set(LAST))
+def belongs_to(name: str, modules: Collection[str]) -> bool:
+    """Whether a node, named like ``head.many/Conv_12``, belongs to one of these modules."""
+    return not set(name.partition("/")[0].split(".")).isdisjoint(modules)
 
 
 def _tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:

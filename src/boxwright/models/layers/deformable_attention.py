@@ -96,7 +96,7 @@ class PointAttention(nn.Module):
         return Points(places_BQ1V1X[..., :2] + moved_BQHVP2, weights_BQHVP)
 
     def forward(
-        self, queries_BQE: Tensor, places_BQVX: Tensor, cells_BTE: Tensor, hidden_BT: Tensor, shapes: Shapes
+        self, queries_BQE: Tensor, places_BQVX: Tensor, cells_BTE: Tensor, padding_BT: Tensor, shapes: Shapes
     ) -> Tensor:
         """(B, Q, E): what the queries find.
 
@@ -107,7 +107,7 @@ class PointAttention(nn.Module):
             hidden_BT: True where a cell is padding, and holds nothing.
             shapes: of the maps.
         """
-        values_BTE = self.value(cells_BTE).masked_fill(hidden_BT[..., None], 0)
+        values_BTE = self.value(cells_BTE).masked_fill(padding_BT[..., None], 0)
         points = self.look(queries_BQE, places_BQVX, shapes)
         values_BTHE = values_BTE.unflatten(-1, (self.heads, -1)).to(points.places_BQHVP2.dtype)
         return self.output(gather_points(values_BTHE, shapes, points).to(queries_BQE.dtype))

@@ -1,5 +1,7 @@
-"""The parts of `deformable`: maps of one width, and layers that look at points on them; each addition is followed by
-its norm (Deformable DETR, section 4.1; numbers as in Hugging Face's implementation)."""
+"""The parts of `deformable`: maps of one width, and post-norm layers of deformable attention over them.
+
+Deformable DETR, section 4.1; numbers as in Hugging Face's implementation.
+"""
 
 import math
 from collections.abc import Sequence
@@ -16,42 +18,42 @@ from boxwright.models.layers.post_norm import mlp, sine_1d, sine_2d
 
 
 class MultiScaleCells(NamedTuple):
-    """The cells of all maps, one map behind the other, row by row, finest map first.
+    """The cells of all maps as one sequence: finest map first, row by row.
 
     Attributes:
         x_BTE: their states.
-        hidden_BT: True where a cell is padding.
+        padding_BT: True where a cell is padding.
         shapes: height and width of each map.
-        part_BV2: the part of each map that is image, (width, height) in [0, 1].
-        places_BT2: centre (x, y) of each cell, in [0, 1] of the image.
-        reach_BT2: width and height of a cell, in the same units.
-        level_T: which map a cell is of.
+        valid_ratios_BV2: the valid area of each map, (width, height) in [0, 1].
+        centres_BT2: centre (x, y) of each cell, in [0, 1] of the image.
+        reach_BT2: width and height of a cell, in the same unit.
+        level_T: the map to which a cell belongs.
     """
 
     x_BTE: Tensor
-    hidden_BT: Tensor
+    padding_BT: Tensor
     shapes: Shapes
-    part_BV2: Tensor
-    places_BT2: Tensor
+    valid_ratios_BV2: Tensor
+    centres_BT2: Tensor
     reach_BT2: Tensor
     level_T: Tensor
 
 
 class Queries(NamedTuple):
-    """Where a decoder begins.
+    """Input of a decoder.
 
     Attributes:
-        contents_BQE: what each query knows.
-        boxes_BQX: where it looks, in [0, 1] of the image: points (X = 2) or boxes, centre and size (X = 4).
-        places_BQE: the code of its place, the same for all layers; None to make it of its box, layer by layer.
-        apart_BQQ: False where a query may not look at another; None if all may.
-        logits_BQR: scores that the layers correct, as they correct the boxes; None if each layer scores afresh.
+        contents_BQE: states of the queries.
+        boxes_BQX: their reference points (X = 2), or boxes, centre and size (X = 4), in [0, 1] of the image.
+        positions_BQE: their position encodings, the same for all layers; None to compute them from the boxes in each.
+        allowed_BQQ: False where a query may not attend to another; None if all may.
+        logits_BQR: scores that the layers refine, as they refine the boxes; None if each layer scores afresh.
     """
 
     contents_BQE: Tensor
     boxes_BQX: Tensor
-    places_BQE: Tensor | None
-    apart_BQQ: Tensor | None = None
+    positions_BQE: Tensor | None
+    allowed_BQQ: Tensor | None = None
     logits_BQR: Tensor | None = None
 
 
@@ -91,28 +93,28 @@ def _smooth(dim: int) -> nn.Sequential:
 
 
 class DeformableEncoder(nn.Module):
-    """Each cell looks at a few points of all maps, around itself."""
+    """Each cell attends to a few points around itself on all maps."""
 
     def __init__(self, dim: int, hidden: int, heads: int, levels: int, points: int, layers: int, dropout: float):
         super().__init__()
         self.level_embedding = nn.Parameter(torch.randn(levels, dim))
         self.layers = nn.ModuleList(EncoderLayer(dim, hidden, heads, levels, points, dropout) for _ in range(layers))
 
-    def forward(self, maps: Sequence[Tensor], seen: Sequence[Tensor]) -> MultiScaleCells:
-        """The encoded cells of maps (B, E, H, W), and which of them are image, (B, H, W) bool."""
+    def forward(self, maps: Sequence[Tensor], valid: Sequence[Tensor]) -> MultiScaleCells:
+        """The encoded cells of maps (B, E, H, W); `valid` is False where a cell is padding, (B, H, W) each."""
         dim = maps[0].shape[1]
-        codes = [sine_2d(seen_BHW, dim, True, shift=0.5) for seen_BHW in seen]
+        codes = [sine_2d(valid_BHW, dim, True, shift=0.5) for valid_BHW in valid]
         codes = [code_BME + level_E for code_BME, level_E in zip(codes, self.level_embedding, strict=True)]
-        codes_BTE = torch.cat(codes, 1).to(maps[0].dtype)
-        cells = lay_out(maps, seen)
-        places_BTV2 = cells.places_BT2[:, :, None] * cells.part_BV2[:, None]
+        positions_BTE = torch.cat(codes, 1).to(maps[0].dtype)
+        cells = flatten_maps(maps, valid)
+        reference_BTV2 = cells.centres_BT2[:, :, None] * cells.valid_ratios_BV2[:, None]
         for layer in self.layers:
-            cells = cells._replace(x_BTE=layer(cells, codes_BTE, places_BTV2))
+            cells = cells._replace(x_BTE=layer(cells, positions_BTE, reference_BTV2))
         return cells
 
 
 class EncoderLayer(nn.Module):
-    """Cells look at points, then an MLP."""
+    """Deformable self-attention of the cells, then an MLP."""
 
     def __init__(self, dim: int, hidden: int, heads: int, levels: int, points: int, dropout: float):
         super().__init__()
@@ -120,16 +122,16 @@ class EncoderLayer(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.dropout = Dropout(dropout)
 
-    def forward(self, cells: MultiScaleCells, codes_BTE: Tensor, places_BTV2: Tensor) -> Tensor:
-        """The next layer's view of the cells, (B, T, E)."""
+    def forward(self, cells: MultiScaleCells, positions_BTE: Tensor, reference_BTV2: Tensor) -> Tensor:
+        """States of the cells after this layer, (B, T, E)."""
         x_BTE = cells.x_BTE
-        found_BTE = self.attention(x_BTE + codes_BTE, places_BTV2, x_BTE, cells.hidden_BT, cells.shapes)
-        x_BTE = self.norm1(x_BTE + self.dropout(found_BTE))
+        attended_BTE = self.attention(x_BTE + positions_BTE, reference_BTV2, x_BTE, cells.padding_BT, cells.shapes)
+        x_BTE = self.norm1(x_BTE + self.dropout(attended_BTE))
         return self.norm2(x_BTE + self.dropout(self.mlp(x_BTE)))
 
 
 class DeformableDecoder(nn.Module):
-    """The layers that the queries go through; what each of them says is `Deformable.say`."""
+    """The layers that the queries go through; `Deformable` makes predictions after each."""
 
     def __init__(self, dim: int, hidden: int, heads: int, levels: int, points: int, layers: int, dropout: float):
         super().__init__()
@@ -137,7 +139,7 @@ class DeformableDecoder(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Queries look at each other, then at points of the maps around their boxes, then an MLP."""
+    """Self-attention of the queries, deformable attention to points around their boxes, then an MLP."""
 
     def __init__(self, dim: int, hidden: int, heads: int, levels: int, points: int, dropout: float):
         super().__init__()
@@ -147,42 +149,50 @@ class DecoderLayer(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(
-        self, x_BQE: Tensor, places_BQE: Tensor, boxes_BQX: Tensor, cells: MultiScaleCells, mask: Tensor | None
+        self, x_BQE: Tensor, positions_BQE: Tensor, boxes_BQX: Tensor, cells: MultiScaleCells, mask: Tensor | None
     ) -> Tensor:
-        """The next layer's view of the queries, (B, Q, E); see `Queries`. `mask` is False where a query must not look
-        at another, or a bias of how much it does, (B, 1 or heads, Q, Q).
+        """States of the queries after this layer, (B, Q, E).
+
+        Args:
+            x_BQE, positions_BQE, boxes_BQX: see `Queries`.
+            cells: what the queries attend to.
+            mask: False where a query may not attend to another, or a bias of the attention, (B, 1 or heads, Q, Q).
         """
-        placed_BQE = x_BQE + places_BQE
-        seen = self.self_attention.keys_values(placed_BQE, x_BQE)
-        x_BQE = self.norm1(x_BQE + self.dropout(self.self_attention(placed_BQE, seen, mask=mask)))
-        parts_B1VX = cells.part_BV2.repeat(1, 1, boxes_BQX.shape[-1] // 2)[:, None]
-        at_BQVX = boxes_BQX[:, :, None] * parts_B1VX
-        found_BQE = self.attention(x_BQE + places_BQE, at_BQVX, cells.x_BTE, cells.hidden_BT, cells.shapes)
-        x_BQE = self.norm2(x_BQE + self.dropout(found_BQE))
+        positioned_BQE = x_BQE + positions_BQE
+        keys_values = self.self_attention.keys_values(positioned_BQE, x_BQE)
+        x_BQE = self.norm1(x_BQE + self.dropout(self.self_attention(positioned_BQE, keys_values, mask=mask)))
+        ratios_B1VX = cells.valid_ratios_BV2.repeat(1, 1, boxes_BQX.shape[-1] // 2)[:, None]
+        reference_BQVX = boxes_BQX[:, :, None] * ratios_B1VX
+        attended_BQE = self.attention(
+            x_BQE + positions_BQE, reference_BQVX, cells.x_BTE, cells.padding_BT, cells.shapes
+        )
+        x_BQE = self.norm2(x_BQE + self.dropout(attended_BQE))
         return self.norm3(x_BQE + self.dropout(self.mlp(x_BQE)))
 
 
-def lay_out(maps: Sequence[Tensor], seen: Sequence[Tensor]) -> MultiScaleCells:
-    """The cells of maps (B, E, H, W) side by side, and where they are; `seen` is False on padding."""
+def flatten_maps(maps: Sequence[Tensor], valid: Sequence[Tensor]) -> MultiScaleCells:
+    """The cells of maps (B, E, H, W) as one sequence with their positions; `valid` is False on padding."""
     x_BTE = torch.cat([map_BEHW.flatten(2).transpose(1, 2) for map_BEHW in maps], 1)
-    hidden_BT = ~torch.cat([seen_BHW.flatten(1) for seen_BHW in seen], 1)
+    padding_BT = ~torch.cat([valid_BHW.flatten(1) for valid_BHW in valid], 1)
     shapes = [(map_BEHW.shape[-2], map_BEHW.shape[-1]) for map_BEHW in maps]
-    counts = [torch.stack([seen_BHW[:, 0].sum(1), seen_BHW[:, :, 0].sum(1)], 1) for seen_BHW in seen]  # columns, rows
-    places, reach, parts, levels = [], [], [], []
+    counts = [
+        torch.stack([valid_BHW[:, 0].sum(1), valid_BHW[:, :, 0].sum(1)], 1) for valid_BHW in valid
+    ]  # columns, rows
+    centres, reach, ratios, levels = [], [], [], []
     for level, ((height, width), count_B2) in enumerate(zip(shapes, counts, strict=True)):
         rows, columns = (torch.arange(n, device=x_BTE.device) + 0.5 for n in (height, width))
         grid_M2 = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1).flatten(0, 1)
-        places.append(grid_M2 / count_B2[:, None])
-        reach.append((1 / count_B2)[:, None].expand_as(places[-1]))
-        parts.append(count_B2 / torch.tensor([width, height], device=x_BTE.device))
+        centres.append(grid_M2 / count_B2[:, None])
+        reach.append((1 / count_B2)[:, None].expand_as(centres[-1]))
+        ratios.append(count_B2 / torch.tensor([width, height], device=x_BTE.device))
         levels.append(torch.full((height * width,), level, device=x_BTE.device))
     return MultiScaleCells(
-        x_BTE, hidden_BT, shapes, torch.stack(parts, 1), torch.cat(places, 1), torch.cat(reach, 1), torch.cat(levels)
+        x_BTE, padding_BT, shapes, torch.stack(ratios, 1), torch.cat(centres, 1), torch.cat(reach, 1), torch.cat(levels)
     )
 
 
-def box_codes(boxes_BQ4: Tensor, dim: int) -> Tensor:
-    """Codes (B, Q, 2 * dim) of boxes in [0, 1]: each coordinate as an angle up to 2 pi, at dim / 4 rates."""
+def box_encoding(boxes_BQ4: Tensor, dim: int) -> Tensor:
+    """Sine encodings (B, Q, 2 * dim) of boxes in [0, 1]: each coordinate as an angle up to 2 pi, at dim / 4 rates."""
     return sine_1d(boxes_BQ4 * (2 * math.pi), dim // 2).flatten(-2)
 
 

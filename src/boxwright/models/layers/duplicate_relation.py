@@ -1,8 +1,7 @@
-"""How candidates for the same objects relate: who overlaps whom, and who of them scores better.
+"""How candidates for the same object relate: which ones overlap, and which of two scores better.
 
-A candidate can only know that it should keep quiet if it sees the one that does better. What tells it is put into
-attention as a bias ("Relation networks for object detection", Hu et al. 2018), so that nothing need be suppressed
-afterwards.
+A candidate can only know that it is a duplicate if it attends to the better one. Their relation is added to attention
+as a bias ("Relation networks for object detection", Hu et al. 2018), so that no NMS is needed afterwards.
 """
 
 import torch
@@ -10,15 +9,16 @@ from torch import Tensor, nn
 
 from boxwright.boxes import iou
 
-STRENGTH = 6.0  # by how much a candidate begins lower for a better one in the same place, as in Soft-NMS
+STRENGTH = 6.0  # initial penalty on the logit of a full duplicate, as in Soft-NMS (Bodla et al. 2017)
 
 
 def relation(logits_BRK: Tensor, boxes_BR4: Tensor) -> Tensor:
-    """(B, R, R, 4) of each candidate to each other one: overlap; whether that one scores better; whether both mean the
-    same class; and the product of the three, the threat.
+    """The relation of each candidate to each other one, (B, R, R, 4).
+
+    IoU; whether the other scores better; whether both have the same class; and the product of the three.
 
     Args:
-        logits_BRK: scores of R candidates for each class, before the sigmoid.
+        logits_BRK: class scores of R candidates, before the sigmoid.
         boxes_BR4: xyxy.
     """
     best_BR, label_BR = logits_BRK.max(-1)
@@ -29,11 +29,11 @@ def relation(logits_BRK: Tensor, boxes_BR4: Tensor) -> Tensor:
 
 
 class DuplicateBias(nn.Module):
-    """What each layer of a decoder is told of how its queries relate.
+    """The relation of queries as a bias of self-attention, for each layer of a decoder.
 
     Args:
-        heads: of the layers' attention.
-        layers: how many.
+        heads: attention heads of a layer.
+        layers: number of layers.
     """
 
     def __init__(self, heads: int, layers: int):
@@ -41,13 +41,13 @@ class DuplicateBias(nn.Module):
         self.bias = nn.ModuleList(nn.Linear(4, heads) for _ in range(layers))
         self.strength = nn.Parameter(torch.tensor(STRENGTH))
 
-    def lowered(self, logits_BQR: Tensor, boxes_BQ4: Tensor, apart_BQQ: Tensor | None) -> Tensor:
-        """Scores that begin lower where a better rival says the same; queries kept apart are no rivals."""
-        threat_BQQ = relation(logits_BQR, boxes_BQ4)[..., -1]
-        threat_BQQ = threat_BQQ if apart_BQQ is None else threat_BQQ * apart_BQQ
-        return logits_BQR - self.strength * threat_BQQ.amax(-1, keepdim=True).square()
+    def lower_duplicates(self, logits_BQR: Tensor, boxes_BQ4: Tensor, allowed_BQQ: Tensor | None) -> Tensor:
+        """Initial scores, lower where a better query predicts the same; only queries that may attend are compared."""
+        duplicate_BQQ = relation(logits_BQR, boxes_BQ4)[..., -1]
+        duplicate_BQQ = duplicate_BQQ if allowed_BQQ is None else duplicate_BQQ * allowed_BQQ
+        return logits_BQR - self.strength * duplicate_BQQ.amax(-1, keepdim=True).square()
 
-    def forward(self, layer: int, logits_BQR: Tensor, boxes_BQ4: Tensor, apart_BQQ: Tensor | None) -> Tensor:
-        """The bias (B, heads, Q, Q) of a layer's attention; queries kept apart don't see each other."""
+    def forward(self, layer: int, logits_BQR: Tensor, boxes_BQ4: Tensor, allowed_BQQ: Tensor | None) -> Tensor:
+        """The bias (B, heads, Q, Q) of a layer's attention, -inf where a query may not attend to another."""
         bias_BHQQ = self.bias[layer](relation(logits_BQR, boxes_BQ4)).permute(0, 3, 1, 2)
-        return bias_BHQQ if apart_BQQ is None else bias_BHQQ.masked_fill(~apart_BQQ[:, None], -torch.inf)
+        return bias_BHQQ if allowed_BQQ is None else bias_BHQQ.masked_fill(~allowed_BQQ[:, None], -torch.inf)

@@ -1,4 +1,4 @@
-"""What detectors of DETR's kind have at their end: boxes and rows of classes."""
+"""Heads of the DETR family: boxes, and the rows of classes."""
 
 from collections.abc import Sequence
 
@@ -9,20 +9,20 @@ from boxwright.config import require
 
 
 def box_head(dim: int) -> nn.Sequential:
-    """Three layers from a query's state to centre and size before the sigmoid."""
+    """A three-layer MLP from a query's state to centre and size before the sigmoid."""
     return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 4))
 
 
-def rows_of(class_ids: Sequence[int], class_rows: int, names: Sequence[str]) -> Tensor:
-    """The row of the head of each class, (K,).
+def head_rows(class_ids: Sequence[int], class_rows: int, names: Sequence[str]) -> Tensor:
+    """The head's row of each class, (K,).
 
     Args:
-        class_ids: of a foreign head, the row of each class; empty for 0, 1, 2...
-        class_rows: how many the head has for classes; 0 for one a name.
+        class_ids: the row of each class in an imported head; empty for 0, 1, 2...
+        class_rows: rows of the head; 0 for one per name.
         names: the classes.
 
     Raises:
-        UserError: if there is no row for one of them.
+        UserError: for a class without a row.
     """
     rows = class_ids or tuple(range(len(names)))
     count = class_rows or len(names)
@@ -31,8 +31,8 @@ def rows_of(class_ids: Sequence[int], class_rows: int, names: Sequence[str]) -> 
     return torch.tensor(rows, dtype=torch.long)
 
 
-def begin_glorot(module: nn.Module) -> None:
-    """Let all matrices inside begin Glorot-uniform, as in facebookresearch/detr; embeddings keep their normal draws."""
+def init_glorot(module: nn.Module) -> None:
+    """Initialise all linear layers Glorot-uniform, as facebookresearch/detr does; embeddings stay normal."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)

@@ -1,4 +1,4 @@
-"""What is image and what is padding: of a canvas, and of the cells of a map; for detectors of DETR's kind."""
+"""Image and padding, on the canvas and on the cells of a map, for detectors of the DETR family."""
 
 import torch
 import torch.nn.functional as F
@@ -8,14 +8,14 @@ from boxwright.types import image_mask, pixels
 
 
 def cut(images_BCHW: Tensor, sizes_B2: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    """The canvas as far as the largest image reaches, as the originals pad a batch; and where it is image.
+    """The canvas as far as the largest image reaches, as published code pads a batch, and its valid mask (B, H, W).
 
-    While a graph is exported, the canvas is left as it is: the graph gets images of one size, without padding.
+    During export the canvas stays as it is: the graph gets images of one size, without padding.
 
     Args:
         images_BCHW: the canvas, uint8 or in [0, 1].
-        sizes_B2: height and width of the part that is image.
-        mean: the colour that padding gets, which is zero once it is normalised.
+        sizes_B2: height and width of the valid area, in pixels.
+        mean: colour of the padding, which is zero after normalisation.
     """
     cut_BCHW = images_BCHW
     if not torch.compiler.is_exporting():
@@ -26,15 +26,15 @@ def cut(images_BCHW: Tensor, sizes_B2: Tensor, mean: Tensor) -> tuple[Tensor, Te
     return filled_BCHW.contiguous(memory_format=torch.channels_last), mask_BHW
 
 
-def seen_cells(mask_BHW: Tensor, map_BCHW: Tensor) -> Tensor:
-    """The cells of a map that are image, (B, h, w) bool, by their nearest pixel; of an image that is all padding, all
-    of them, because attention to nothing is not a number.
+def valid_cells(mask_BHW: Tensor, map_BCHW: Tensor) -> Tensor:
+    """The valid mask of a map's cells, (B, h, w), by their nearest pixel. Where an image is all padding, all cells are
+    valid, because softmax over nothing is NaN.
     """
-    seen_BHW = F.interpolate(mask_BHW[:, None].float(), size=map_BCHW.shape[-2:])[:, 0].bool()
-    return seen_BHW | ~seen_BHW.flatten(1).any(1)[:, None, None]
+    valid_BHW = F.interpolate(mask_BHW[:, None].float(), size=map_BCHW.shape[-2:])[:, 0].bool()
+    return valid_BHW | ~valid_BHW.flatten(1).any(1)[:, None, None]
 
 
-def extent(images_BCHW: Tensor, sizes_B2: Tensor) -> Tensor:
-    """The part of the canvas that is image, (B, 4) as (width, height, width, height) in [0, 1]."""
+def valid_ratios(images_BCHW: Tensor, sizes_B2: Tensor) -> Tensor:
+    """The valid area of the canvas, (B, 4) as (width, height, width, height) in [0, 1]."""
     canvas_2 = torch.tensor(images_BCHW.shape[-2:], device=sizes_B2.device)
     return (sizes_B2.clamp(min=1) / canvas_2).flip(-1).repeat(1, 2)

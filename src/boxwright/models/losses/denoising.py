@@ -1,7 +1,8 @@
-"""True boxes, shaken, as further queries in training: what is near an object must find it, what is farther must not.
+"""Contrastive denoising: noised ground-truth boxes as further queries in training.
 
-They need no matching, so that the decoder learns from the first step what a box is (contrastive denoising; DINO, Zhang
-et al. 2023, section 3.3). Groups of them don't see each other, and the queries that are matched don't see them.
+A query with little noise must predict its object, one with more noise must predict none. They need no matching, so that
+the decoder learns from the first step what a box is (DINO, Zhang et al. 2023, section 3.3). Groups of them don't attend
+to each other, and the matched queries don't attend to them.
 """
 
 from dataclasses import dataclass
@@ -13,19 +14,19 @@ from boxwright.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from boxwright.models.layers.deformable_transformer import Queries
 from boxwright.models.losses.set_criterion import LayerPredictions, Targets, box_losses, class_loss
 
-SHAKEN = 100  # queries aimed at: as many groups as they give room for
-SHIFT = 0.4  # most that a corner moves, in half sizes, if it shall find its object; if not, once to twice that
-LOW = -4.6  # the score, before the sigmoid, of a class that a query does not begin with
-RELABELLED = 0.25  # share of the queries that begin with a random class
+DENOISING_QUERIES = 100  # per image: as many groups as fit
+SHIFT = 0.4  # largest shift of a corner, in half sizes, of positive queries; of negative ones once to twice that
+LOW = -4.6  # initial logit of the classes that a query does not start with
+RELABELLED = 0.25  # share of the queries that start with a random class
 
 
 @dataclass(frozen=True)
 class DenoisingQueries:
-    """Shaken boxes as queries: G groups, each of all N objects that shall be found, then all N that shall not.
+    """Noised boxes as queries: G groups, each of N positive ones, one for each object, then N negative ones.
 
     Attributes:
-        contents_BDE: the codes of their classes; D = 2 * G * N.
-        rows_BD: the rows of their classes.
+        contents_BDE: embeddings of their classes; D = 2 * G * N.
+        rows_BD: the head's rows of their classes.
         boxes_BD4: centre and size, in [0, 1] of the image.
         real_BD: False where the object is padding.
         groups: G.
@@ -42,74 +43,76 @@ class DenoisingQueries:
         """D, the number of these queries."""
         return self.real_BD.shape[1]
 
-    def in_front_of(self, queries: Queries) -> Queries:
-        """Both kinds side by side, these first, and who may look at whom."""
+    def prepended_to(self, queries: Queries) -> Queries:
+        """These queries followed by the matched ones, and which may attend to which."""
         logits_BQR = queries.logits_BQR
         return Queries(
             torch.cat([self.contents_BDE, queries.contents_BQE], 1),
             torch.cat([self.boxes_BD4, queries.boxes_BQX], 1),
             None,
-            self._apart(queries.contents_BQE.shape[1]),
+            self._allowed(queries.contents_BQE.shape[1]),
             None if logits_BQR is None else torch.cat([self._logits(logits_BQR), logits_BQR], 1),
         )
 
     def _logits(self, like_BQR: Tensor) -> Tensor:
-        """The scores that they begin with: even for their class, low for all others."""
+        """Initial logits: even for their class, low for all others."""
         low_BDR = like_BQR.new_full((*self.rows_BD.shape, like_BQR.shape[-1]), LOW)
         return low_BDR.scatter(2, self.rows_BD[..., None], 0.0)
 
-    def _apart(self, matched: int) -> Tensor:
-        """(B, D + Q, D + Q) bool: a group sees itself without padding, and what is matched; that sees only itself."""
-        images, shaken = self.real_BD.shape
-        group_Q = torch.arange(shaken + matched, device=self.real_BD.device) // (shaken // self.groups)
-        group_Q = group_Q.clamp(max=self.groups)  # the last one: those that are matched
+    def _allowed(self, matched: int) -> Tensor:
+        """Attention mask (B, D + Q, D + Q): a group attends to itself and the matched queries, these to themselves."""
+        images, noised = self.real_BD.shape
+        group_Q = torch.arange(noised + matched, device=self.real_BD.device) // (noised // self.groups)
+        group_Q = group_Q.clamp(max=self.groups)  # the last group: the matched queries
         within_QQ = (group_Q[:, None] == group_Q) | (group_Q == self.groups)
-        seen_BQ = torch.cat([self.real_BD, self.real_BD.new_ones(images, matched)], 1)
-        itself_QQ = torch.eye(shaken + matched, dtype=torch.bool, device=self.real_BD.device)
-        return (within_QQ & seen_BQ[:, None]) | itself_QQ
+        valid_BQ = torch.cat([self.real_BD, self.real_BD.new_ones(images, matched)], 1)
+        itself_QQ = torch.eye(noised + matched, dtype=torch.bool, device=self.real_BD.device)
+        return (within_QQ & valid_BQ[:, None]) | itself_QQ
 
-    def split(self, said: LayerPredictions) -> tuple[LayerPredictions, LayerPredictions]:
-        """What these say, and what the others say."""
-        (one, other), (here, there) = (x.split([self.count, x.shape[2] - self.count], 2) for x in said)
-        return LayerPredictions(one, here), LayerPredictions(other, there)
+    def split(self, layers: LayerPredictions) -> tuple[LayerPredictions, LayerPredictions]:
+        """Predictions for these queries, and for the matched ones."""
+        logits, boxes = (x.split([self.count, x.shape[2] - self.count], 2) for x in layers)
+        return LayerPredictions(logits[0], boxes[0]), LayerPredictions(logits[1], boxes[1])
 
 
-def shake(truth: Targets, label_embedding: Tensor) -> DenoisingQueries:
-    """As many groups as `SHAKEN` has room for, at least one.
+def make_denoising_queries(targets: Targets, label_embedding: Tensor) -> DenoisingQueries:
+    """Groups of noised boxes, as many as fit into `DENOISING_QUERIES`, at least one.
 
     Args:
-        truth: at least one object an image, padding included.
-        label_embedding: a code of each row, (R, E).
+        targets: at least one row per image, if only of padding.
+        label_embedding: an embedding of each row of the head, (R, E).
     """
-    objects = truth.valid_BN.shape[1]
-    groups = max(1, SHAKEN // (2 * objects))
+    objects = targets.valid_BN.shape[1]
+    groups = max(1, DENOISING_QUERIES // (2 * objects))
     boxes_BD4, rows_BD, real_BD = (
-        x.repeat(1, 2 * groups, *[1] * (x.ndim - 2)) for x in (truth.boxes_BN4, truth.rows_BN, truth.valid_BN)
+        x.repeat(1, 2 * groups, *[1] * (x.ndim - 2)) for x in (targets.boxes_BN4, targets.rows_BN, targets.valid_BN)
     )
-    wrong_D = torch.arange(2 * objects, device=rows_BD.device).repeat(groups) >= objects
-    by_BD4 = torch.rand_like(boxes_BD4) + wrong_D[:, None]
-    by_BD4 = by_BD4 * (torch.randint_like(boxes_BD4, 2) * 2 - 1) * SHIFT
-    corners_BD4 = cxcywh_to_xyxy(boxes_BD4) + by_BD4 * boxes_BD4[..., 2:].repeat(1, 1, 2) / 2
-    low_BD2, high_BD2 = corners_BD4.clamp(0, 1).split(2, -1)  # corners that passed each other are swapped
-    shaken_BD4 = xyxy_to_cxcywh(torch.cat([low_BD2.minimum(high_BD2), low_BD2.maximum(high_BD2)], -1))
+    negative_D = torch.arange(2 * objects, device=rows_BD.device).repeat(groups) >= objects
+    shift_BD4 = torch.rand_like(boxes_BD4) + negative_D[:, None]
+    shift_BD4 = shift_BD4 * (torch.randint_like(boxes_BD4, 2) * 2 - 1) * SHIFT
+    corners_BD4 = cxcywh_to_xyxy(boxes_BD4) + shift_BD4 * boxes_BD4[..., 2:].repeat(1, 1, 2) / 2
+    low_BD2, high_BD2 = corners_BD4.clamp(0, 1).split(2, -1)  # crossed corners are swapped
+    noised_BD4 = xyxy_to_cxcywh(torch.cat([low_BD2.minimum(high_BD2), low_BD2.maximum(high_BD2)], -1))
     other_BD = torch.randint_like(rows_BD, len(label_embedding))
-    rows_BD = torch.where(torch.rand_like(shaken_BD4[..., 0]) < RELABELLED, other_BD, rows_BD)
+    rows_BD = torch.where(torch.rand_like(noised_BD4[..., 0]) < RELABELLED, other_BD, rows_BD)
     contents_BDE = label_embedding[rows_BD] * real_BD[..., None]
-    return DenoisingQueries(contents_BDE, rows_BD, shaken_BD4, real_BD, groups)
+    return DenoisingQueries(contents_BDE, rows_BD, noised_BD4, real_BD, groups)
 
 
-def denoising_loss(said: LayerPredictions, shaken: DenoisingQueries, truth: Targets, aware: bool) -> dict[str, Tensor]:
-    """`class`, `l1` and `giou` of each layer, (L,): of each group, the first half has its object, the others none."""
-    layers, images = said.logits_LBQR.shape[:2]
-    objects, groups = truth.valid_BN.shape[1], shaken.groups
-    first_G = torch.arange(groups, device=truth.valid_BN.device) * 2 * objects
+def denoising_loss(
+    layers: LayerPredictions, queries: DenoisingQueries, targets: Targets, aware: bool
+) -> dict[str, Tensor]:
+    """`class`, `l1` and `giou` of each layer, (L,): in each group, the first half has its object, the others none."""
+    count, images = layers.logits_LBQR.shape[:2]
+    objects, groups = targets.valid_BN.shape[1], queries.groups
+    first_G = torch.arange(groups, device=targets.valid_BN.device) * 2 * objects
     query_M = (first_G[:, None] + torch.arange(objects, device=first_G.device)).flatten()
-    again = Targets(
-        truth.boxes_BN4.repeat(1, groups, 1), truth.rows_BN.repeat(1, groups), truth.valid_BN.repeat(1, groups),
-        truth.count * groups,
+    repeated = Targets(
+        targets.boxes_BN4.repeat(1, groups, 1), targets.rows_BN.repeat(1, groups), targets.valid_BN.repeat(1, groups),
+        targets.count * groups,
     )  # fmt: skip
-    matched_LBM = torch.where(again.valid_BN, query_M, -1).expand(layers, images, -1)
-    silent = said.logits_LBQR.masked_fill(~shaken.real_BD[..., None], -30.0)  # padding: no loss, no gradient
-    said = LayerPredictions(silent, said.boxes_LBQ4)
-    classes_L = 2 * class_loss(said, again, matched_LBM, aware)
-    return {"class": classes_L, **box_losses(said, again, matched_LBM)}
+    matched_LBM = torch.where(repeated.valid_BN, query_M, -1).expand(count, images, -1)
+    logits_LBQR = layers.logits_LBQR.masked_fill(~queries.real_BD[..., None], -30.0)  # padding: no loss, no gradient
+    layers = LayerPredictions(logits_LBQR, layers.boxes_LBQ4)
+    classes_L = 2 * class_loss(layers, repeated, matched_LBM, aware)
+    return {"class": classes_L, **box_losses(layers, repeated, matched_LBM)}

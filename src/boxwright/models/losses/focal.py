@@ -1,4 +1,4 @@
-"""Losses that several detectors share."""
+"""Focal losses, and the normaliser of losses over several devices."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,22 +9,22 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-_TOGETHER = ContextVar("together", default=True)
+_SYNCHRONISED = ContextVar("synchronised", default=True)
 
 
 @contextmanager
-def each_alone() -> Iterator[None]:
-    """Inside, no device waits for another: when they validate, one may have fewer batches than the others."""
-    before = _TOGETHER.set(False)
+def without_synchronisation() -> Iterator[None]:
+    """Inside, no device waits for another: in validation, one may have fewer batches than the others."""
+    before = _SYNCHRONISED.set(False)
     try:
         yield
     finally:
-        _TOGETHER.reset(before)
+        _SYNCHRONISED.reset(before)
 
 
 def across_devices(count: Tensor) -> Tensor:
-    """A normaliser averaged over all devices, at least 1: the loss must not depend on how images are spread."""
-    if _TOGETHER.get() and dist.is_available() and dist.is_initialized():
+    """A normaliser averaged over all devices, at least 1: the loss must not depend on how images are distributed."""
+    if _SYNCHRONISED.get() and dist.is_available() and dist.is_initialized():
         count = count.clone()
         dist.all_reduce(count)
         count = count / dist.get_world_size()
@@ -36,8 +36,8 @@ def quality_focal(logits: Tensor, quality: Tensor, gamma: float = 2.0) -> Tensor
 
     Args:
         logits: any shape.
-        quality: same shape, the wanted probability in [0, 1]: the IoU of a positive, 0 for a negative.
-        gamma: how fast well-predicted elements lose weight.
+        quality: same shape, the target in [0, 1]: the IoU of a positive, 0 for a negative.
+        gamma: focusing parameter.
     """
     weight = (logits.sigmoid() - quality).abs() ** gamma
     return F.binary_cross_entropy_with_logits(logits, quality, reduction="none") * weight
@@ -45,7 +45,7 @@ def quality_focal(logits: Tensor, quality: Tensor, gamma: float = 2.0) -> Tensor
 
 @torch.no_grad()
 def focal_cost(probability: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """What calling a prediction a positive would change in the focal loss (Deformable DETR's matcher)."""
+    """Matching cost: focal loss of a prediction as positive minus that as negative (Deformable DETR's matcher)."""
     positive = -alpha * (1 - probability) ** gamma * (probability + 1e-8).log()
     negative = -(1 - alpha) * probability**gamma * (1 - probability + 1e-8).log()
     return positive - negative

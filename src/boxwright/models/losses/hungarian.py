@@ -11,7 +11,7 @@ from torch import Tensor
 
 @torch.no_grad()
 def match(cost_BNQ: Tensor, valid_BN: Tensor) -> Tensor:
-    """The assignment of least total cost, one prediction an object.
+    """The assignment of least total cost, one prediction per object.
 
     Args:
         cost_BNQ: cost of giving object n to prediction q; not-a-numbers and infinities count as very large.
@@ -28,13 +28,13 @@ def match(cost_BNQ: Tensor, valid_BN: Tensor) -> Tensor:
 
 @torch.no_grad()
 def match_packed(cost_LMQ: Tensor, counts: Sequence[int]) -> Tensor:
-    """`match` where the objects of all images stand one behind the other, and for L sets of predictions at once.
+    """`match` with the objects of all images in one dimension, for L sets of predictions at once.
 
-    The costs go to the host in one copy; only the solver looks at images one by one.
+    The costs go to the host in one copy; only the solver works image by image.
 
     Args:
         cost_LMQ: cost of giving object m to prediction q of its image.
-        counts: objects of each image, M in sum.
+        counts: objects of each image; their sum is M.
 
     Returns:
         (L, M) int64: the prediction of each object; -1 on those left over.

@@ -64,7 +64,7 @@ def test_batched_assignment_is_that_of_a_loop(monkeypatch):
     cost = 2 * focal_cost(said.logits_LBQR.detach().sigmoid())
     expected = one_by_one(said, truth, cost)
     assert torch.equal(assign(said, truth, cost, torch.clone), expected)
-    monkeypatch.setattr("boxwright.models.losses.set_criterion.AT_ONCE", 100)  # in parts of one object
+    monkeypatch.setattr("boxwright.models.losses.set_criterion.MAX_COSTS", 100)  # in parts of one object
     assert torch.equal(assign(said, truth, cost, torch.clone), expected)
 
 

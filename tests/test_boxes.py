@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import box_iou, generalized_box_iou
 
-from boxwright.boxes import area, clip, cxcywh_to_xyxy, giou, iou, xyxy_to_cxcywh
+from boxwright.boxes import area, clip, cxcywh_to_xyxy, giou, iou, to_canvas, to_pixels, xyxy_to_cxcywh
 
 unit = st.floats(0, 1, width=32)
 
@@ -53,3 +53,31 @@ def test_empty_boxes_have_finite_overlaps_and_gradients():
 
 def test_clip_keeps_boxes_in_the_canvas():
     assert clip(torch.tensor([[-1.0, 0.2, 0.5, 3.0]])).tolist() == [[0.0, torch.tensor(0.2).item(), 0.5, 1.0]]
+
+
+CANVAS, VALID, ORIGINAL = torch.tensor([64, 64]), torch.tensor([[48, 64], [0, 0]]), torch.tensor([[96, 128], [10, 20]])
+
+
+def test_the_valid_area_of_the_canvas_is_the_whole_original():
+    boxes_214 = torch.tensor([[[0.0, 0.0, 1.0, 0.75]], [[0.0, 0.0, 1.0, 1.0]]])
+    pixels = to_pixels(boxes_214, CANVAS, VALID[:, None], ORIGINAL[:, None])
+    assert pixels.tolist() == [[[0, 0, 128, 96]], [[0, 0, 20, 10]]]
+    assert to_pixels(torch.tensor([-0.5, 0.0, 2.0, 9.0]), CANVAS, VALID[0], ORIGINAL[0]).tolist() == [0, 0, 128, 96]
+
+
+@given(box_lists())
+def test_pixels_go_back_to_the_canvas(boxes):
+    inside = boxes * torch.tensor([1, 0.75, 1, 0.75])
+    pixels = to_pixels(inside, CANVAS, VALID[0], ORIGINAL[0])
+    torch.testing.assert_close(to_canvas(pixels, CANVAS, VALID[0], ORIGINAL[0]), inside, atol=1e-6, rtol=0)
+
+
+def test_a_traced_graph_has_the_same_pixels():
+    given = torch.rand(3, 5, 4), CANVAS, torch.tensor([37, 64]), torch.tensor([331, 571])
+
+    class Pixels(torch.nn.Module):
+        def forward(self, boxes, canvas, valid, original):
+            return to_pixels(boxes, canvas, valid, original)
+
+    traced = torch.export.export(Pixels(), given).module()
+    assert torch.equal(traced(*given), to_pixels(*given))

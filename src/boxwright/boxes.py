@@ -18,6 +18,30 @@ def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     return torch.cat([boxes[..., :2] - half, boxes[..., :2] + half], -1)
 
 
+def to_pixels(boxes: Tensor, canvas: Tensor, valid: Tensor, original: Tensor) -> Tensor:
+    """Boxes in [0, 1] of the canvas as pixels of the original image, clipped to it, float32.
+
+    Args:
+        boxes: (..., 4).
+        canvas: height and width of the canvas, (..., 2).
+        valid: height and width of the part of the canvas that is image.
+        original: height and width of the image before it was resized.
+    """
+    scale = per_side(canvas / valid.clamp(min=1) * original)  # at least 1: images that are all padding
+    return torch.minimum((boxes.float() * scale).clamp(min=0), per_side(original).float())
+
+
+def to_canvas(boxes: Tensor, canvas: Tensor, valid: Tensor, original: Tensor) -> Tensor:
+    """Boxes in pixels of the original image as fractions of the canvas; the arguments are those of `to_pixels`."""
+    return boxes * per_side(valid / original / canvas)
+
+
+def per_side(size: Tensor) -> Tensor:
+    """A size (height, width) as (width, height, width, height): one number for each side of a box xyxy."""
+    width_height = size.flip(-1)
+    return torch.cat([width_height, width_height], -1)
+
+
 def area(boxes: Tensor) -> Tensor:
     """Area of each box, (...,); reversed boxes have area 0."""
     x1, y1, x2, y2 = boxes.unbind(-1)

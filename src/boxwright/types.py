@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from boxwright.boxes import to_pixels
 from boxwright.config import require
 from boxwright.detections import Detections as Detections
 
@@ -75,11 +76,9 @@ class Predictions:
 
     def to_detections(self, batch: Batch, names: Sequence[str], threshold: float = 0.0) -> list[Detections]:
         """Detections of each image, in pixels of the original, clipped to it, with score above `threshold`."""
-        side = torch.tensor(batch.images_BCHW.shape[-2:], device=self.boxes_BD4.device)
-        scale_B2 = side / batch.sizes_B2.clamp(min=1) * batch.originals_B2  # at least 1: images that are all padding
-        scale_B14 = scale_B2.flip(-1).repeat(1, 2)[:, None]
-        limit_B14 = batch.originals_B2.flip(-1).repeat(1, 2)[:, None]
-        boxes_BD4 = torch.minimum((self.boxes_BD4 * scale_B14).clamp(min=0), limit_B14).float().cpu().numpy()
+        canvas_2 = torch.tensor(batch.images_BCHW.shape[-2:], device=self.boxes_BD4.device)
+        valid_B12, original_B12 = batch.sizes_B2[:, None], batch.originals_B2[:, None]
+        boxes_BD4 = to_pixels(self.boxes_BD4, canvas_2, valid_B12, original_B12).cpu().numpy()
         scores_BD, labels_BD = self.scores_BD.float().cpu().numpy(), self.labels_BD.cpu().numpy()
         keep_BD = scores_BD > threshold
         return [

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from boxwright.boxes import to_canvas
 from boxwright.checkpoints.detector_file import load_detector, load_together
 from boxwright.config import require
 from boxwright.detections import Detections
@@ -148,6 +149,6 @@ def with_given(batch: Batch, given: Sequence[CheckedObjects]) -> Batch:
     for row, objects in enumerate(given):
         for place, (label, box) in enumerate(objects):
             labels_BN[row, place], boxes_BN4[row, place], valid_BN[row, place] = label, torch.tensor(box), True
-    side_2 = torch.tensor(batch.images_BCHW.shape[-2:])
-    scale_B14 = (batch.sizes_B2 / batch.originals_B2 / side_2).flip(-1).repeat(1, 2)[:, None]
-    return replace(batch, boxes_BN4=boxes_BN4 * scale_B14, labels_BN=labels_BN, valid_BN=valid_BN)
+    canvas_2 = torch.tensor(batch.images_BCHW.shape[-2:])
+    boxes_BN4 = to_canvas(boxes_BN4, canvas_2, batch.sizes_B2[:, None], batch.originals_B2[:, None])
+    return replace(batch, boxes_BN4=boxes_BN4, labels_BN=labels_BN, valid_BN=valid_BN)

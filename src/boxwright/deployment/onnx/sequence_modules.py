@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from boxwright.boxes import to_canvas
 from boxwright.config import require
 from boxwright.deployment.onnx.to_onnx import in_pixels, prepared
 from boxwright.models.layers.kv_cache import KeysValues, KVCache
@@ -122,8 +123,8 @@ class SequenceStart(nn.Module):
         state = (start_B1, ended_B1, *said, *_flat(cache.sentence))
         if original_2 is None or boxes_BG4 is None or labels_BG is None:
             return (*state, *seen(cache))
-        scale_2 = (size_2 / original_2 / torch.tensor(canvas_BCHW.shape[-2:])).flip(0)
-        given = GivenBatch(boxes_BG4 * scale_2.repeat(2), labels_BG.clamp(min=0), labels_BG >= 0)
+        given_BG4 = to_canvas(boxes_BG4, torch.tensor(canvas_BCHW.shape[-2:]), size_2, original_2)
+        given = GivenBatch(given_BG4, labels_BG.clamp(min=0), labels_BG >= 0)
         return (*state, *seen(cache), detector.given_words(raw, given))
 
 

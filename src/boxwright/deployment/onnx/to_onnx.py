@@ -22,6 +22,7 @@ from onnxscript import opset20 as op
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
+from boxwright.boxes import to_pixels
 from boxwright.models.deformable import Deformable
 from boxwright.models.detr import Detr
 from boxwright.models.replication import Replication
@@ -69,9 +70,7 @@ def in_pixels(said: Predictions, canvas_2: Tensor, size_2: Tensor, original_2: T
         canvas_2, size_2, original_2: height and width of the canvas, of the part of it that is image, and of the image
             before it was resized.
     """
-    scale_2 = canvas_2 / size_2 * original_2
-    scale_4, limit_4 = scale_2.flip(0).repeat(2), original_2.flip(0).repeat(2)
-    boxes_BD4 = torch.minimum((said.boxes_BD4.float() * scale_4).clamp(min=0), limit_4.float())
+    boxes_BD4 = to_pixels(said.boxes_BD4, canvas_2, size_2, original_2)
     return boxes_BD4, said.scores_BD.float(), said.labels_BD
 
 

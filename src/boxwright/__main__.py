@@ -19,19 +19,19 @@ from boxwright.config import UserError, nearest
 from boxwright.extras import how_to_install, root_missing
 
 VERBS = {
-    "demo": ("boxwright.bundled.demo", "detect blood cells with the bundled detector; --train trains it on the spot"),
-    "check": ("boxwright.data.check", "read a data set and report every fault, and how to fix it"),
-    "convert": ("boxwright.data.convert", "write a data set as COCO, YOLO or VOC"),
-    "train": ("boxwright.training.run", "annotated images in, a trained detector out"),
-    "distill": ("boxwright.training.distill", "a large detector teaches a small one"),
-    "compare": ("boxwright.comparison.compare", "train all detectors on equal terms, and see which to take"),
-    "evaluate": ("boxwright.evaluation.evaluate", "score a detector: COCO's twelve numbers, classes, curves"),
-    "predict": ("boxwright.inference.predict", "find objects in images, folders or lists of them"),
-    "models": ("boxwright.bundled.catalogue", "which detectors there are, how good, how fast, under which licence"),
+    "demo": ("boxwright.bundled.demo", "detect blood cells with the bundled detector; --train trains it first"),
+    "check": ("boxwright.data.check", "find every error in a data set, and how to fix it"),
+    "convert": ("boxwright.data.convert", "convert a data set to COCO, YOLO or VOC"),
+    "train": ("boxwright.training.run", "train a detector on annotated images"),
+    "distill": ("boxwright.training.distill", "train a small detector with a large one as its teacher"),
+    "compare": ("boxwright.comparison.compare", "train all detectors under equal conditions, and recommend one"),
+    "evaluate": ("boxwright.evaluation.evaluate", "evaluate a detector: COCO's twelve numbers, AP per class, curves"),
+    "predict": ("boxwright.inference.predict", "detect objects in images, folders, lists or videos"),
+    "models": ("boxwright.bundled.catalogue", "list the detectors: sizes, accuracy, speed, licences"),
     "import-weights": ("boxwright.interop.import_weights", "convert a published checkpoint of another project"),
-    "explain": ("boxwright.explanation.explain", "show how a detector came to its predictions, and where it looked"),
-    "export": ("boxwright.deployment.export", "write a detector as one file that runs without torch, proven equal"),
-    "serve": ("boxwright.deployment.serve", "answer over HTTP, with a page to try a detector in the browser"),
+    "explain": ("boxwright.explanation.explain", "show why a detector predicts its boxes, by attention and tokens"),
+    "export": ("boxwright.deployment.export", "write a detector as one ONNX file that needs no torch"),
+    "serve": ("boxwright.deployment.serve", "detect over HTTP, with a page to try a detector in the browser"),
 }
 
 

@@ -26,12 +26,12 @@ class Augment:
     Attributes:
         scale: range of the large-scale jitter, relative to the image fitted into the canvas. Under 1 the image
             shrinks, over 1 it grows and is cropped.
-        flip: probability of a horizontal flip, 0 to 1.
+        flip: probability of a horizontal flip, from 0 to 1.
         colour: strength of brightness, contrast and saturation jitter; 0.4 draws factors from 0.6 to 1.4.
-        min_visible: a box is dropped when less than this fraction of its area remains in the crop, 0 to 1.
-        views: how many different draws of each image one batch holds.
+        min_visible: a box is dropped if less than this fraction of its area is inside the crop, from 0 to 1.
+        views: how many differently augmented copies of each image a batch contains.
         geometry: `free`, or `pix2seq` as in the official code: crops lie on the diagonal (one draw for both
-            offsets), sizes are cut to whole pixels, and an image that shrinks is not smoothed.
+            offsets), sizes are rounded down to whole pixels, and a shrunk image is not antialiased.
     """
 
     scale: tuple[float, float] | None = None
@@ -49,7 +49,7 @@ class Optim:
     Attributes:
         lr: peak learning rate of AdamW for everything but the backbone.
         backbone_factor: the backbone's learning rate, as a fraction of `lr`.
-        frozen: fraction of the run, from its beginning, in which the backbone does not learn.
+        frozen: fraction of the run, from its start, in which the backbone is frozen.
         weight_decay: applied to matrices and kernels only, not to biases, norms and embeddings.
         rule: variant of AdamW: `torch`, or one of the two that trained the official Pix2Seq: `keras` decays every
             weight, `keras-kernels` (until May 2023) decays as `torch` does; both add epsilon before the bias of the
@@ -59,9 +59,9 @@ class Optim:
         warmup: length of the linear warm-up, as a fraction of the run.
         hold: fraction of the run after which the decay begins; 1 never decays.
         clip: largest gradient norm; 0 does not clip.
-        accumulate: batches whose gradients are added up for one step.
-        ema: decay of the exponential moving average of the weights that is evaluated and shipped; 0 keeps none.
-        patience: stop after this many epochs without a better AP; 0 never stops early.
+        accumulate: number of batches whose gradients are added up for one step.
+        ema: decay of the exponential moving average of the weights that is validated and saved; 0 turns it off.
+        patience: stop after this many epochs without a better AP; 0 turns early stopping off.
     """
 
     lr: float | None = None

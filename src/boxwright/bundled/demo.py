@@ -13,7 +13,7 @@ EPOCHS = 16  # instead of the recipe's 20: under ten minutes on two CPU cores
 
 
 def demo(train: bool = False, out: Path | str = Path("boxwright-demo")) -> Report:
-    """Detect blood cells in the 72 held-out images of BCCD, and score, draw and tabulate the result.
+    """Detect blood cells in the 72 test images of BCCD, and evaluate and show the result.
 
     Args:
         train: train the detector first, from ImageNet weights, on the 292 bundled training images.

@@ -75,29 +75,29 @@ def compare(
     device: str = "auto",
     resume: bool = False,
 ) -> Comparison:
-    """Train detectors on your images on equal terms, and see which to take.
+    """Train detectors on your images under equal conditions, and say which one to take.
 
-    Equal are images, split, canvas, augmentation and budget; optimizer and batch size are each detector's own. Writes
+    Images, split, canvas, augmentation and budget are equal; optimizer and batch size come from each recipe. Writes
     index.html (accuracy by size, curves over time, latency, memory, parameters, the same images side by side, a
     recommendation), comparison.json with the numbers, and each detector's run in a folder of its name.
 
     Args:
         data: a COCO, VOC or YOLO data set, a folder or file.
         models: detectors to compare, by name with commas between; by default all.
-        minutes: of training and validation for each detector, 10 unless epochs are given: a rehearsal of some steps and
-            one validation says how many epochs fit.
-        epochs: passes over the training images for each detector, instead of minutes.
+        minutes: time for training and validation of each detector, 10 unless `epochs` is given; a short trial measures
+            how many epochs fit.
+        epochs: number of passes over the training images for each detector, instead of `minutes`.
         out: folder of the comparison.
-        size: the one dial of each detector.
-        image_size: side of the square canvas, in pixels; by default what most detectors have in this size.
+        size: the size of each detector; decides backbone, width and depth.
+        image_size: side of the square canvas, in pixels; by default that of most detectors of this size.
         val_data: a second data set to validate on, with the same class names.
-        val: share of the training images held out for validation where the data has no such split.
-        train_split: split to train on instead of train; several are joined by a plus, as in train+val.
+        val: share of the training images held out for validation if the data has no val split.
+        train_split: split to train on instead of train; join several with a plus, as in train+val.
         val_split: split to validate on instead of val.
-        augment: how images are varied; where left open, as in the recipe of dense.
-        seed: of every random draw.
+        augment: augmentation of the images; what you leave open is as in the recipe of dense.
+        seed: seed of all random draws.
         device: auto, cpu, cuda or mps.
-        resume: go on with the comparison in `out`: what is done is not done again. Detectors may be added.
+        resume: continue the comparison in `out`; finished detectors are kept, and you may add others.
 
     Returns:
         The rows, best first, and the advice.

@@ -80,7 +80,7 @@ class CheckReport:
 
 
 def check(data: Path | str, json: bool = False) -> CheckReport:
-    """Read a whole data set, decode every image, and report all faults at once with the way to mend them.
+    """Read a whole data set, decode every image, and report all problems at once and how to fix them.
 
     Args:
         data: folder in COCO, PASCAL VOC or YOLO format, a COCO file or a YOLO data.yaml.

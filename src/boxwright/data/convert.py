@@ -24,13 +24,13 @@ _FOLDERS: dict[str, Callable[[Path, str], Path]] = {
 
 
 def convert(data: Path | str, out: Path | str, to: Format = "coco") -> Path:
-    """Write a data set in another format: all splits, all classes, background images, every box as it stands.
+    """Write a data set in another format: all splits, all classes, background images, every box unchanged.
 
-    Images are hard-linked where the file system allows it and copied elsewhere. Nothing is left behind when it fails.
+    Images are hard-linked where the file system allows it, and copied otherwise. A failure leaves no files behind.
 
     Args:
         data: folder in COCO, PASCAL VOC or YOLO format, a COCO file or a YOLO data.yaml.
-        out: folder to make; it must not exist or be empty.
+        out: folder to write; it must not exist, or must be empty.
         to: the format to write.
 
     Returns:

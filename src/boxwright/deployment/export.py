@@ -36,19 +36,19 @@ def export(
     data: Path | str | None = None,
     out: Path | str | None = None,
 ) -> Path:
-    """Write a detector as one file that runs without torch: uint8 images in, boxes in their pixels out.
+    """Write a detector as one ONNX file that runs without torch: uint8 images in, boxes in image pixels out.
 
     Resizing, normalisation, network, decoding and selection are all inside, and the class names are in the file's
-    metadata. The file is then run beside its source on real images; where it says something else, the export fails and
-    no file is left. A report stands beside the file.
+    metadata. The file is then compared with its source on real images; if its predictions differ, the export fails and
+    leaves no file. A report is written beside the file.
 
     Args:
         weights: a checkpoint or the folder of a training run; an adapter is merged.
-        to: the format.
-        precision: of weights and arithmetic; fp16 is for GPUs, int8 also for CPUs. Some layers stay in fp32
+        to: the file format.
+        precision: precision of weights and arithmetic; fp16 is for GPUs, int8 also for CPUs. Some layers stay in fp32
             (`boxwright.deployment.onnx.quantise`).
-        data: a COCO, VOC or YOLO data set to compare on, and to learn the ranges of numbers from, for int8.
-        out: the file; by default beside the weights, named after them.
+        data: a COCO, VOC or YOLO data set for the comparison, and for the calibration of int8.
+        out: the file to write; by default beside the weights, with their name.
 
     Returns:
         The file.

@@ -32,16 +32,16 @@ def serve(
 ) -> None:
     """Serve a detector over HTTP, with a page to try it in the browser.
 
-    Requests of many callers are computed together. Nobody but this machine is served unless --host says otherwise; with
-    the environment variable BOXWRIGHT_API_KEY set, callers must send that key. Ctrl-C or SIGTERM ends it once what was
-    begun is answered.
+    Requests of many clients are computed together. By default only this machine can use the service; --host changes
+    that. If the environment variable BOXWRIGHT_API_KEY is set, clients must send that key. After Ctrl-C or SIGTERM the
+    waiting requests are answered, and the service ends.
 
     Args:
         model: an exported .onnx file, which needs no torch, a checkpoint or the folder of a training run.
-        host: the address to listen at; 0.0.0.0 is all of this machine's.
-        port: the port; 0 takes any that is free.
+        host: the address to listen on; 0.0.0.0 is all addresses of this machine.
+        port: the port; 0 takes any free one.
         device: auto, cpu, cuda, or for a checkpoint mps.
-        limits: how much one caller may ask.
+        limits: limits on requests.
     """
     require(0 <= port < 2**16, f"--port is 0 to 65535, not {port}.")
     limits.check()

@@ -39,19 +39,19 @@ def evaluate(
     batch_size: int = 16,
     device: str = "auto",
 ) -> Report:
-    """Score a detector on annotated images.
+    """Evaluate a detector on annotated images.
 
-    Prints COCO's twelve numbers and a table of classes. Classes are matched by name: one that the detector does not
-    know scores 0, what it finds of classes that the data does not name is left out. Writes index.html, metrics.json,
+    Prints COCO's twelve numbers and a table per class. Classes are matched by name: one that the detector does not
+    know scores 0; detections of classes that the data does not have are left out. Writes index.html, metrics.json,
     predictions.json (COCO results, with the data's own ids), pr_curves.png, confusion.png, confusion.csv and pictures/.
 
     Args:
         weights: a checkpoint or the folder of a training run.
         data: a COCO, VOC or YOLO data set, a folder or file.
-        split: which images; by default test, or val, or the only split.
+        split: the images to evaluate on; by default test, else val, else the only split.
         out: folder of the page, the predictions and the charts; by default evaluate-DATA-SPLIT beside the weights, or
             here if they come from the hub.
-        batch_size: images computed at once.
+        batch_size: images per batch.
         device: auto, cpu, cuda or mps.
 
     Returns:

@@ -29,21 +29,22 @@ def explain(
     query: int | None = None,
     pixel: tuple[int, int] | None = None,
 ) -> Path:
-    """Show how a pix2seq, detr or deformable came to what it says of an image.
+    """Show why a pix2seq, detr or deformable predicts what it predicts for an image.
 
-    Writes one page, OUT/IMAGE.html, that needs no other file. Of a pix2seq: every word of the sentence with its
-    probability and the words that might have stood in its place; for the best 8 objects the distribution of each
-    coordinate over the image, and where the decoder looked when it chose the word. Of a detr or deformable: where the
-    surest queries looked, layer by layer and head by head, what they said after each layer, and where the encoder
-    looked from the middle of their boxes.
+    Writes one page, OUT/IMAGE.html, that needs no other file. For a pix2seq: every token of the sequence with its
+    probability and the most probable alternatives; for the best 8 objects the distribution of each coordinate over the
+    image, and the decoder's attention for each token. For a detr or deformable: the attention of the queries with the
+    highest scores, layer by layer and head by head, their prediction after each layer, and the encoder's attention at
+    the middle of their boxes.
 
     Args:
         weights: a checkpoint or the folder of a training run.
         image: an image file.
         out: folder of the page.
         device: auto, cpu, cuda or mps.
-        query: of a detr or deformable, show this query alone; they are counted from 1.
-        pixel: of a detr or deformable, show where this pixel (x and y in the image) looks, and what looks at it.
+        query: for a detr or deformable, show only this query; queries are counted from 1.
+        pixel: for a detr or deformable, show what this pixel (x and y in the image) attends to, and what attends to
+            it.
 
     Returns:
         The page.

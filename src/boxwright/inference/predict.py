@@ -62,20 +62,20 @@ def predict(
     batch_size: int = 8,
     device: str = "auto",
 ) -> Summary:
-    """Find objects in images; write pictures, COCO JSON and CSV.
+    """Detect objects in images; write pictures with boxes, COCO JSON and CSV.
 
-    Memory does not grow with the number of images. An image that cannot be read does not stop the others: it is named
-    at the end, and the exit code is 1. Nothing is left half-written: predictions.json and predictions.csv appear when
-    all is done.
+    Memory does not grow with the number of images. An image that cannot be read does not stop the others: it is listed
+    at the end, and the exit code is 1. No file is ever half written: predictions.json and predictions.csv appear when
+    everything is done.
 
     Args:
         weights: a checkpoint, the folder of a training run, or an exported .onnx file, which needs no torch.
-        source: an image, a folder (with its subfolders), a quoted glob, a .txt file with one path a line, or a video.
+        source: an image, a folder (with its subfolders), a quoted glob, a .txt file with one path per line, or a video.
         out: folder for overlays/, predictions.json and predictions.csv.
-        threshold: keep objects with a score over this; 0 keeps all that the detector says.
-        overlays: draw a picture of each image; false is faster.
-        classes: names of the classes to look for, as 'cat,dog' or '[cat, dog]'; by default all.
-        batch_size: images computed at once.
+        threshold: keep objects with a score over this; 0 keeps every prediction.
+        overlays: write each image with its boxes; false is faster.
+        classes: names of the classes to detect, as 'cat,dog' or '[cat, dog]'; by default all.
+        batch_size: images per batch.
         device: auto, cpu, cuda, or for a checkpoint mps.
 
     Returns:

@@ -35,7 +35,7 @@ PROJECTS = (
 def import_weights(
     source: Path | str, out: Path | str, *, classes: str | None = None, image_size: int | None = None
 ) -> Path:
-    """Convert a published checkpoint of another project: TensorFlow's files without TensorFlow, pickles without code.
+    """Convert a published checkpoint of another project, without TensorFlow and without running a pickle.
 
     Format, network and settings are recognised from the names and shapes of the tensors.
 
@@ -44,11 +44,10 @@ def import_weights(
             of DETR, Deformable DETR, Pretrained-Pix2Seq, Pix2seq-mmdetection, Stable-Pix2Seq or Unofficial-Pix2Seq, or
             a folder of Hugging Face's DETR or Deformable DETR (config.json and model.safetensors).
         out: the .safetensors file to write; it must not exist.
-        classes: names of the classes where they are not COCO's, nor told by a folder of Hugging Face's: a COCO file, a
-            text file with one a line, or the names between commas.
-        image_size: side of the canvas, in pixels, where it is not the one of the original: 640 for
-            google-research/pix2seq (weights are published for 1024 and 1333, too), what a folder of Hugging Face's
-            says, 1333 for all others.
+        classes: names of the classes if they are not COCO's and not in a Hugging Face folder: a COCO file, a text file
+            with one name per line, or the names between commas.
+        image_size: side of the canvas, in pixels; by default 640 for google-research/pix2seq (weights are published for
+            1024 and 1333, too), the size in a Hugging Face folder, and 1333 for all others.
 
     Returns:
         The file written.

@@ -18,19 +18,19 @@ def distill(
     show_batches: bool = False,
     **options: Any,
 ) -> Path:
-    """Train a small detector on annotated images and on what a large one sees and finds in them.
+    """Train a small detector on annotated images, with a large one as its teacher.
 
-    All else is as `train` has it, which this is with `--teacher`.
+    The same as `train` with `--teacher`; all other options are those of `train`.
 
     Args:
         teacher: a checkpoint, adapters included, that knows some of the classes.
         data: a COCO, VOC or YOLO data set, a folder or file.
-        model: which detector is to learn; by default the teacher's kind.
-        size: how large it is; nano, or that of `weights`.
-        out: folder of the run; must not hold another run unless resuming.
+        model: the detector to train; by default that of the teacher.
+        size: its size; by default nano, or that of `weights`.
+        out: folder of the run; it must not contain another run, unless with `resume`.
         resume: continue the run in `out` exactly where its state was saved.
-        show_batches: only write `batches.png`, a picture of what the network would see, into `out`.
-        options: of `train`.
+        show_batches: only write `batches.png`, a picture of the first batch, into `out`; no training.
+        options: further options of `train`.
 
     Returns:
         The run's folder, as `train` leaves it.

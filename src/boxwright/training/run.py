@@ -71,38 +71,38 @@ def train(
 ) -> Path:
     """Train a detector on annotated images.
 
-    What is left open (shown as null) is decided by the detector's recipe; `config.yaml` in the run's folder says
-    what was decided and repeats the run: ``boxwright train --config RUN/config.yaml --out AGAIN``.
+    The detector's recipe decides what you leave open (shown as null). `config.yaml` in the run's folder holds all
+    settings and repeats the run: ``boxwright train --config RUN/config.yaml --out AGAIN``.
 
     Args:
         data: a COCO, VOC or YOLO data set, a folder or file.
-        model: which detector; dense, or that of `weights` or `teacher`.
-        size: the one dial: backbone, width and image size follow from it; nano, or that of `weights`.
-        out: folder of the run; must not hold another run unless resuming.
+        model: the detector; by default dense, or that of `weights` or `teacher`.
+        size: decides backbone, width, depth and image size; by default nano, or that of `weights`.
+        out: folder of the run; it must not contain another run, unless with `resume`.
         val_data: a second data set to validate on, with the same class names.
-        val: share of the training images held out for validation where the data has no such split.
-        train_split: split to train on instead of train; several are joined by a plus, as in train+val.
+        val: share of the training images held out for validation if the data has no val split.
+        train_split: split to train on instead of train; join several with a plus, as in train+val.
         val_split: split to validate on instead of val.
-        epochs: passes over the training images.
-        batch_size: images a device sees at once.
+        epochs: number of passes over the training images.
+        batch_size: images per batch and device.
         image_size: side of the square canvas, in pixels.
-        backbone: a timm model instead of the size's own.
-        weights: start from this checkpoint, with its model and size; what it knows of a class goes with the name.
+        backbone: a timm model, instead of the one that `size` decides.
+        weights: start from this checkpoint, with its model and size; classes of the same name keep their weights.
         pretrained: start the backbone from ImageNet weights.
-        adapt: what learns: all of it (`full`); all but the backbone (`head`); or adapters of a few MB beside the layers
-            of backbone and neck (`lora`). Of the last two, only what is not in the base is stored.
-        rank: width of the adapters of `lora`.
-        teacher: learn what this checkpoint sees and finds, too; `boxwright distill` is the shorter way to say so.
-        augment: how images are varied.
-        optim: how weights move.
-        seed: of every random draw.
+        adapt: what is trained: everything (`full`), everything but the backbone (`head`), or adapters of a few MB in a
+            frozen network (`lora`). `head` and `lora` store only what is not in the base.
+        rank: rank of the adapters of `lora`.
+        teacher: a checkpoint whose feature maps and detections are learned from, too; see `boxwright distill`.
+        augment: augmentation of the images.
+        optim: optimizer and schedule.
+        seed: seed of all random draws.
         device: auto, cpu, cuda or mps.
-        precision: auto takes bf16-mixed on GPUs that have it and 32-true elsewhere.
-        devices: how many on this machine; under torchrun its own count is taken.
-        nodes: how many machines; the launcher starts the same command on each.
-        cache: keep images as raw pixels, or as JPEG where disk is short.
+        precision: auto is bf16-mixed on GPUs that compute it natively, and 32-true otherwise.
+        devices: number of devices on this machine; torchrun sets its own.
+        nodes: number of machines; the launcher starts the same command on each.
+        cache: keep the images as raw pixels, or as JPEG if there is little disk space; auto decides.
         resume: continue the run in `out` exactly where its state was saved.
-        show_batches: only write `batches.png`, a picture of what the network would see, into `out`.
+        show_batches: only write `batches.png`, a picture of the first batch, into `out`; no training.
 
     Returns:
         The run's folder: best.safetensors, last.safetensors, state.safetensors, metrics.csv, curves.png,

@@ -7,15 +7,15 @@ from boxwright.config import require
 
 @dataclass(frozen=True)
 class Limits:
-    """How much is taken in. What is over a limit is refused with a reason, and costs little.
+    """What a request may contain. Anything over a limit is refused with a reason, at little cost.
 
     Attributes:
-        bytes: of a request, 16 MB by default.
-        pixels: of an image, as its header says; 33 million by default, which take 100 MB once decoded.
-        images: in a request.
-        seconds: for a request to arrive, and again for it to be computed.
-        queue: images that may be waiting or in work; who comes then is told to come back (503). Bodies on their way
-            take no place, but all together hold no more bytes than so many requests.
+        bytes: largest request; 16 MB by default.
+        pixels: largest image, by its header; 33 million by default, which take 100 MB when decoded.
+        images: most images per request.
+        seconds: longest time for a request to arrive, and again for it to be computed.
+        queue: most images waiting or being computed; further requests get status 503. Bodies that are still arriving
+            are not counted, but together have no more bytes than this many requests may have.
     """
 
     bytes: int = 2**24

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from boxwright.training.distill import distill
     from boxwright.training.run import train
     from boxwright.types import Batch, Detector, Predictions
+    from boxwright.visualization.boxes import draw
 
 __version__ = "0.1.0"
 
@@ -45,6 +46,7 @@ _PLACES = {
     "convert": "boxwright.data.convert",
     "demo": "boxwright.bundled.demo",
     "distill": "boxwright.training.distill",
+    "draw": "boxwright.visualization.boxes",
     "evaluate": "boxwright.evaluation.evaluate",
     "explain": "boxwright.explanation.explain",
     "import_weights": "boxwright.interop.import_weights",
@@ -57,8 +59,8 @@ _PLACES = {
 }
 __all__ = [
     "Augment", "Batch", "Comparison", "Detections", "Detector", "Optim", "Predictions", "Predictor", "UserError",
-    "check", "compare", "convert", "demo", "distill", "evaluate", "explain", "import_weights", "list_models", "load",
-    "merge", "predict", "read", "train",
+    "check", "compare", "convert", "demo", "distill", "draw", "evaluate", "explain", "import_weights", "list_models",
+    "load", "merge", "predict", "read", "train",
 ]  # fmt: skip
 
 

@@ -73,13 +73,13 @@ def child(device: str, repeats: int, side: int, window: int, fused: bool) -> Non
     """One setting; prints its cost."""
     from timm.layers import set_fused_attn
 
-    from boxwright.models.backbones.plain_vit import Windows
+    from boxwright.models.backbones.plain_vit import WindowedAttention
     from boxwright.models.registry import build
 
     set_fused_attn(fused)
     detector = build("dense", "base", NAMES, image_size=side, pretrained=False).to(device).eval()
     for module in detector.modules():
-        if isinstance(module, Windows):
+        if isinstance(module, WindowedAttention):
             module.side = window
     images_BCHW = torch.rand(1, 3, side, side, device=device)
     sizes_B2 = torch.tensor([[side, side]], device=device)

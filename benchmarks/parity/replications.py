@@ -73,7 +73,7 @@ def check_network(
 def watch(network: Replication, canvas_BCHW: Tensor, sizes_B2: Tensor) -> tuple[ReplicationOutputs, dict[str, Tensor]]:
     """What the network makes of the images, and what its first parts say."""
     seen: dict[str, Tensor] = {}
-    parts = {"feat": network.backbone, "input_proj": network.projection}
+    parts = {"feat": network.backbone.layer4, "input_proj": network.projection}
     hooks = [
         part.register_forward_hook(lambda _, __, output, stage=stage: seen.update({stage: output}))
         for stage, part in parts.items()

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import boxwright
 from boxwright.__main__ import main
@@ -15,6 +14,7 @@ from boxwright.interop import import_weights as importing
 from boxwright.interop.import_weights import import_weights
 from boxwright.interop.replications import PUBLISHED
 from boxwright.models import replication
+from boxwright.models.backbones.pix2seq_stems import Patches
 from boxwright.models.pix2seq import Pix2Seq
 from helpers.foreign_files import SUFFIX, official_index, their_weights, write_bundle, write_official
 
@@ -28,7 +28,7 @@ LAYOUT = {
 @pytest.fixture
 def stem(monkeypatch):
     """Replications with one convolution for a ResNet."""
-    monkeypatch.setattr(replication, "frozen_resnet", lambda name: nn.Sequential(nn.Conv2d(3, 2048, 32, 32)))
+    monkeypatch.setattr(replication, "FrozenResNet", lambda name: Patches(32, 2048))
 
 
 def save(file, variant, **changes):

@@ -14,7 +14,7 @@ from torch import nn
 from boxwright.config import UserError
 from boxwright.models import registry
 from boxwright.models.backbones.backbone import Backbone
-from boxwright.models.backbones.plain_vit import Plain, Windows
+from boxwright.models.backbones.plain_vit import PlainViT, WindowedAttention
 from boxwright.models.dense import SIZES, Dense
 from boxwright.models.registry import DETECTORS
 from boxwright.training import recipes
@@ -44,7 +44,7 @@ BUILDS = {
 @torch.no_grad()
 def test_one_window_is_the_transformer_as_pretrained(build):
     original = BUILDS[build]()
-    plain = Plain(copy.deepcopy(original), [8], window=6).eval()
+    plain = PlainViT(copy.deepcopy(original), [8], window=6).eval()
     pixels = torch.rand(2, 3, 40, 48)
     (said,) = plain(pixels)
     _, (cells,) = original.forward_intermediates(pixels, indices=1)
@@ -55,11 +55,11 @@ def test_one_window_is_the_transformer_as_pretrained(build):
 @pytest.mark.parametrize("build", BUILDS)
 @torch.no_grad()
 def test_windows_look_away_from_what_is_outside_of_them(build):
-    plain = Plain(BUILDS[build](), [8], window=3).eval()
+    plain = PlainViT(BUILDS[build](), [8], window=3).eval()
     for block in plain.vit.blocks:  # every block in windows; copies of the prefix would carry news between them
-        if not isinstance(block.attn, Windows):
-            block.attn = Windows(block.attn, plain.vit.num_prefix_tokens, 3)
-            plain.placed.append(block.attn)
+        if not isinstance(block.attn, WindowedAttention):
+            block.attn = WindowedAttention(block.attn, plain.vit.num_prefix_tokens, 3)
+            plain.grid_modules.append(block.attn)
     pixels = torch.rand(1, 3, 48, 48)
     changed = pixels.clone()
     changed[..., 24:, 24:] = 0
@@ -72,7 +72,7 @@ def test_windows_look_away_from_what_is_outside_of_them(build):
 @torch.no_grad()
 def test_windows_are_attention_under_a_mask():
     attention = Attention(16, num_heads=2).eval()
-    windows = Windows(attention, 0, 3)
+    windows = WindowedAttention(attention, 0, 3)
     windows.grid = (6, 4)
     rows, columns = torch.meshgrid(torch.arange(6) // 3, torch.arange(4) // 2, indexing="ij")
     number = (rows * 2 + columns).flatten()
@@ -84,7 +84,7 @@ def test_windows_are_attention_under_a_mask():
 @torch.no_grad()
 def test_the_prefix_is_the_mean_of_what_it_sees_in_each_window():
     attention = Attention(16, num_heads=2).eval()
-    windows = Windows(attention, 1, 2)
+    windows = WindowedAttention(attention, 1, 2)
     windows.grid = (2, 4)
     x_BNE = torch.rand(1, 9, 16)
     cells = x_BNE[:, 1:].unflatten(1, (2, 4))
@@ -95,7 +95,7 @@ def test_the_prefix_is_the_mean_of_what_it_sees_in_each_window():
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 5), st.integers(0, 2))
 @settings(max_examples=30, deadline=None)
 def test_windows_share_the_grid_and_give_it_back(rows, columns, side, prefix):
-    windows = Windows(nn.Identity(), prefix, side)
+    windows = WindowedAttention(nn.Identity(), prefix, side)
     windows.grid = (rows, columns)
     x_BNE = torch.rand(2, prefix + rows * columns, 3)
     windows_BWME = windows._split(x_BNE[:, prefix:])
@@ -107,21 +107,21 @@ def test_windows_share_the_grid_and_give_it_back(rows, columns, side, prefix):
 @settings(max_examples=10, deadline=None)
 @torch.no_grad()
 def test_maps_are_rounded_up_as_those_of_a_convolutional_network(height, width):
-    plain = Plain(vit(depth=4), (2, 4, 8, 16), window=3)
+    plain = PlainViT(vit(depth=4), (2, 4, 8, 16), window=3)
     maps = plain(torch.rand(1, 3, height, width))
     for x, channels, stride in zip(maps, plain.channels, plain.strides, strict=True):
         assert x.shape == (1, channels, -(-height // stride), -(-width // stride))
 
 
 def test_a_copy_knows_the_grid_of_its_own_images():
-    plain = Plain(vit(), [8], window=2)
+    plain = PlainViT(vit(), [8], window=2)
     other = copy.deepcopy(plain)
-    assert {id(m) for m in other.placed} <= {id(m) for m in other.modules()}
+    assert {id(m) for m in other.grid_modules} <= {id(m) for m in other.modules()}
 
 
 def test_a_patch_of_14_pixels_becomes_one_of_16_with_its_positions_as_they_were():
     original = VisionTransformer(img_size=56, **SHAPE | {"patch_size": 14})
-    plain = Plain(copy.deepcopy(original), [4, 16])
+    plain = PlainViT(copy.deepcopy(original), [4, 16])
     assert plain.patch == 16
     assert torch.equal(plain.vit.pos_embed, original.pos_embed)
     assert plain.vit.patch_embed.proj.weight.shape[-2:] == (16, 16)
@@ -132,7 +132,7 @@ def test_a_patch_of_14_pixels_becomes_one_of_16_with_its_positions_as_they_were(
 
 @torch.no_grad()
 def test_convolutions_begin_as_nothing_and_tell_where_edges_are():
-    plain = Plain(vit(), [8], window=3, convolved=True).eval()
+    plain = PlainViT(vit(), [8], window=3, convolved=True).eval()
     flat = torch.full((1, 3, 56, 56), 0.5)
     (cells,) = plain(flat)
     torch.testing.assert_close(cells, cells[..., :1, :1].expand_as(cells))
@@ -145,12 +145,12 @@ def test_convolutions_begin_as_nothing_and_tell_where_edges_are():
 
 def test_convolutions_need_a_plain_mlp():
     with pytest.raises(UserError, match="plain MLPs"):
-        Plain(eva(), [8], convolved=True)
+        PlainViT(eva(), [8], convolved=True)
 
 
 @pytest.mark.slow
 def test_it_can_be_exported():
-    plain = Plain(vit(reg_tokens=1, depth=4), (4, 8), window=3, convolved=True).eval()
+    plain = PlainViT(vit(reg_tokens=1, depth=4), (4, 8), window=3, convolved=True).eval()
     pixels = torch.rand(1, 3, 56, 40)
     exported = torch.export.export(plain, (pixels,)).module()
     for said, wanted in zip(exported(pixels), plain(pixels), strict=True):

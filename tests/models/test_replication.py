@@ -8,8 +8,10 @@ from torch import nn
 from boxwright.config import UserError
 from boxwright.interop.replications import PUBLISHED
 from boxwright.models import replication
+from boxwright.models.backbones.frozen_resnet import FrozenResNet
+from boxwright.models.backbones.pix2seq_stems import Patches
 from boxwright.models.layers.kv_cache import KeysValues
-from boxwright.models.layers.post_norm import frozen_resnet, sine_2d
+from boxwright.models.layers.post_norm import sine_2d
 from boxwright.models.replication import EncoderMemory, Replication, ReplicationOutputs, with_noise
 from boxwright.types import image_mask
 
@@ -28,7 +30,7 @@ VARIANTS = list(PUBLISHED)
 @pytest.fixture
 def make(monkeypatch):
     """A detector of a variant with a tiny transformer behind a tiny stem."""
-    monkeypatch.setattr(replication, "frozen_resnet", lambda name: nn.Conv2d(3, 2048, 32, 32))
+    monkeypatch.setattr(replication, "FrozenResNet", lambda name: Patches(32, 2048))
 
     def build(variant, names=("cat", "dog"), **changes):
         torch.manual_seed(0)
@@ -189,12 +191,12 @@ def test_a_row_of_sentences_shares_its_image(make):
 
 def test_the_norms_of_the_backbone_never_change():
     with torch.device("meta"):
-        network = frozen_resnet("resnet50").train()
+        network = FrozenResNet("resnet50").train()
     names = [name for name, _ in network.named_parameters()]
     assert len(names) == 53
     assert all("conv" in name or name.endswith("downsample.0.weight") for name in names)
     with pytest.raises(UserError, match="resnet18"):
-        frozen_resnet("resnet18")
+        FrozenResNet("resnet18")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -21,7 +21,6 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from boxwright.checkpoints.locate import BESIDE
 from boxwright.config import require
-from boxwright.models.backbones.backbone import Backbone
 from boxwright.types import Detector
 
 SCALE = 2  # of what B adds, whatever the rank: peft's alpha is twice the rank
@@ -78,8 +77,7 @@ def adapt(detector: Detector, rank: int | None, source: Detector | None, name: s
     require(rank is None or layers, f"no layer is large enough for an adapter of rank {rank}; take a smaller --rank.")
     resting = {key for key in tensors if key.startswith(("backbone.", *(f"{layer}." for layer in layers)))}
     learning = {key for key, p in detector.named_parameters() if p.requires_grad and key not in resting}
-    if isinstance(detector.backbone, Backbone):
-        detector.backbone.freeze()  # its norms keep their statistics
+    detector.backbone.freeze()  # its norms keep their statistics
     if layers:
         inject(detector, layers, rank or 0)
     for key, parameter in detector.named_parameters():

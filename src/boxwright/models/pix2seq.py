@@ -178,8 +178,8 @@ class Pix2Seq(SequenceDetector):
         require(fits, f"pix2seq has words for {most} classes, not for these {len(names)}; raise first_coordinate.")
         require(words <= config.length, f"{config.max_objects} objects are {words} words, over length={config.length}.")
         c = config
-        stem = make_stem(c.backbone, c.stride, c.encoder_dim)
-        self.backbone = Backbone(c.backbone, [c.stride], pretrained) if stem is None else stem
+        published = make_stem(c.backbone, c.stride, c.encoder_dim)
+        self.backbone = published or Backbone(c.backbone, [c.stride], pretrained)
         self.encoder = Pix2SeqEncoder(self.backbone.channels[0], c)
         self.bridge = Bridge(c)
         self.decoder = SequenceDecoder(
@@ -188,8 +188,8 @@ class Pix2Seq(SequenceDetector):
         )  # fmt: skip
 
     def backbone_parameters(self) -> list[nn.Parameter]:
-        """The timm network's; what stands in its place has no pretrained weights."""
-        return self.backbone.known_parameters() if isinstance(self.backbone, Backbone) else []
+        """The timm network's; published backbones have no pretrained weights."""
+        return self.backbone.known_parameters()
 
     def forward(self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None) -> Tensor:
         """What the decoder looks at, (B, cells, decoder_dim); H and W may be any size."""
@@ -291,7 +291,7 @@ class Pix2Seq(SequenceDetector):
         ids = choose_ids(self.names, c.class_ids, names, known)
         size, grid = image_size or self.image_size, self.encoder.positions.grid
         detector = Pix2Seq(replace(c, image_size=size, grid=grid, class_ids=ids), names, pretrained=False)
-        if pretrained and isinstance(detector.backbone, Backbone):
+        if pretrained:
             detector.backbone.freeze()
         detector.load_state_dict(self.state_dict())
         return detector

@@ -30,7 +30,7 @@ DETECTORS: dict[str, tuple[type[Any], type[Any], dict[str, Any]]] = {
 
 def check_image_size(detector: Detector) -> None:
     """Raise `UserError` unless the canvas is made of whole patches, where the backbone sees any."""
-    side, patch = detector.image_size, getattr(detector.backbone, "patch", 1)
+    side, patch = detector.image_size, detector.backbone.patch
     low = side // patch * patch
     sizes = f"{low} or {low + patch}" if low else str(patch)
     require(side == low, f"--image_size {side} is not made of whole patches of {patch} pixels; take {sizes}.")

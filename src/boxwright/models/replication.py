@@ -31,13 +31,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from boxwright.config import require
+from boxwright.models.backbones.frozen_resnet import FrozenResNet
 from boxwright.models.layers.class_rows import choose_ids
 from boxwright.models.layers.kv_cache import KeysValues, KVCache
 from boxwright.models.layers.post_norm import (
-    RESNET_CHANNELS,
     PostNormDecoderBlock,
     PostNormEncoderBlock,
-    frozen_resnet,
     sine_2d,
 )
 from boxwright.models.sequence.generate import Generated, generate
@@ -157,8 +156,8 @@ class Replication(Detector):
         self.register_buffer("class_words", torch.tensor(numbers) + c.first_class, persistent=False)
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
-        self.backbone = frozen_resnet(c.backbone)
-        self.projection = nn.Sequential(nn.Conv2d(RESNET_CHANNELS, c.dim, 1))
+        self.backbone = FrozenResNet(c.backbone)
+        self.projection = nn.Sequential(nn.Conv2d(self.backbone.channels[0], c.dim, 1))
         if not c.placed:
             self.projection.append(nn.GroupNorm(32, c.dim))
         self.encoder = nn.ModuleList(
@@ -168,7 +167,7 @@ class Replication(Detector):
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """The ResNet's."""
-        return list(self.backbone.parameters())
+        return self.backbone.known_parameters()
 
     def forward(self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None) -> ReplicationOutputs:
         """What the decoder looks at. A batch is padded only as far as its largest image, as the originals do it."""
@@ -186,7 +185,7 @@ class Replication(Detector):
 
     def features(self, normed_BCHW: Tensor) -> Tensor:
         """From normalised pixels to the encoder's input, (B, dim, H / 32, W / 32)."""
-        return self.projection(self.backbone(normed_BCHW.contiguous(memory_format=torch.channels_last)))
+        return self.projection(self.backbone(normed_BCHW.contiguous(memory_format=torch.channels_last))[0])
 
     def encode(self, features_BCHW: Tensor, seen_BHW: Tensor) -> EncoderMemory:
         """From the projected map, and where it is image, to what the decoder looks at."""

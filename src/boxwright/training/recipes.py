@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from boxwright.config import Augment, Optim
-from boxwright.models.backbones.backbone import is_plain
+from boxwright.models.backbones.backbone import is_plain_vit
 from boxwright.models.registry import DETECTORS, check_choice
 
 
@@ -77,7 +77,7 @@ def recipe(model: str, size: str = "nano", backbone: str | None = None) -> Recip
     if backbone is None and sizes:
         check_choice("size", size, sizes)
         backbone = sizes[size].backbone
-    if backbone is None or not is_plain(backbone):
+    if backbone is None or not is_plain_vit(backbone):
         return found
     rates: Any = found.optim
     return replace(found, optim=replace(rates, backbone_factor=min(rates.backbone_factor, PLAIN_RATE / rates.lr)))

@@ -150,7 +150,7 @@ def train(
         decided["teacher"] = checksum(lessons.detector.state_dict())
         card["taught by"] = f"{registry.name_of(lessons.detector)} of {teacher}"
         what += f", taught by the {card['taught by']} ({len(lessons.known)} of {len(names)} classes)"
-    if origin := getattr(detector.backbone, "origin", ""):
+    if origin := detector.backbone.origin:
         card["began from"] = origin
     digest, taught_by = _digest(decided, names, records), decided.get("teacher", "")
     plan = RunConfig(out, epochs, batch_size, augment, optim, seed, card, digest, taught_by)
@@ -244,7 +244,7 @@ def _detector(source: Detector | None, given: dict[str, Any], names: tuple[str, 
     if source is None:
         model, size, backbone = given["model"], given["size"], given["backbone"]
         detector = registry.build(model, size, names, image_size=image_size, backbone=backbone, pretrained=pretrained)
-        origin = getattr(detector.backbone, "origin", "")
+        origin = detector.backbone.origin
         return detector, f"{model} {size}" + (f" from {origin}" if origin else "")
     new = [name for name in names if name not in source.names]
     known = f"it knows {len(names) - len(new)} of the {len(names)} classes" + (f", not {', '.join(new)}" if new else "")

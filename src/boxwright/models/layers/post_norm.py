@@ -1,4 +1,4 @@
-"""The parts of DETR's kind of network: a ResNet that never changes its norms, codes of cells, blocks that norm last.
+"""The parts of DETR's kind of network: codes of cells, blocks that norm last.
 
 Against the pre-norm blocks of `boxwright.models.layers.attention`: each addition is followed by its norm (eps 1e-5),
 the MLP has a rectifier, and positions are not added once but to what asks and to the keys of every layer ("End-to-end
@@ -6,27 +6,13 @@ object detection with transformers", Carion et al. 2020; numbers as in facebookr
 """
 
 import math
-from collections import OrderedDict
 
 import torch
-import torchvision
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
 
-from boxwright.config import require
 from boxwright.models.layers.attention import Attention
 from boxwright.models.layers.dropout import Dropout
 from boxwright.models.layers.kv_cache import KeysValues, StepPositions
-
-RESNET_CHANNELS = 2048  # of the last map, at stride 32
-
-
-def frozen_resnet(name: str) -> nn.Module:
-    """A ResNet of torchvision up to its last map; batch norm has fixed numbers, in training too."""
-    require(name in ("resnet50", "resnet101"), f"this detector has a resnet50 or resnet101, not {name!r}.")
-    network = torchvision.models.get_model(name, weights=None, norm_layer=FrozenBatchNorm2d)
-    del network.avgpool, network.fc
-    return nn.Sequential(OrderedDict(network.named_children()))
 
 
 def sine_2d(seen_BHW: Tensor, dim: int, normalised: bool, shift: float = 0.0) -> Tensor:

@@ -1,4 +1,4 @@
-"""The verb `models`: which detectors there are, in which sizes, what is known of them and where their weights are from.
+"""The verb `models`: the detectors, their sizes, measured numbers, and where their weights come from.
 
 The numbers are in measured.json, which `benchmarks/zoo.py` writes.
 """
@@ -40,11 +40,11 @@ class Entry:
         backbone: of timm, or of the detector's own.
         image_size: side of the canvas, in pixels.
         parameters: how many; 0 where not measured.
-        cpu_ms: milliseconds an image on one CPU core, untrained, so that a sentence has its full length; 0 where not
+        cpu_ms: milliseconds per image on one CPU core, untrained, so that a sequence has its full length; 0 where not
             measured.
         scores: AP with data and settings, in words.
-        source: where the weights come from that it begins with.
-        licence: of those weights.
+        source: where its initial weights come from.
+        licence: that of those weights.
     """
 
     model: str
@@ -60,7 +60,7 @@ class Entry:
 
 
 def list_models() -> list[Entry]:
-    """Every detector in every size that can be begun, as the zoo has them."""
+    """Every detector of the registry in every size that can be trained from scratch."""
     measured = json.loads(MEASURED.read_text()) if MEASURED.is_file() else {}
     return [
         _entry(model, size, config, measured.get(f"{model}/{size}", {}))
@@ -128,7 +128,7 @@ def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 def _legend(first: Entry) -> str:
     return (
-        f"\nCPU ms: an image on one core, untrained, so that a sentence has its full length (benchmarks/zoo.py).\n"
+        f"\nCPU ms: per image on one core, untrained, so that a sequence has its full length (benchmarks/zoo.py).\n"
         f"{INSTALLED}: the weights came with the installation. hub: fetched once, when a training begins. {IMPORTED}: "
         f"none; begin from a published checkpoint.\nLicence of all code: {CODE}.\n"
         f"Train one: boxwright train DATA --model {first.model} --size {first.size}\n"

@@ -56,7 +56,7 @@ def images(batch: int, device: str = "cpu", dtype: torch.dtype = torch.float32) 
 
 
 def language(device: str = "cpu", free: bool = False) -> TokenConstraints:
-    return Vocabulary().grammar(80, free=free, device=device)
+    return Vocabulary().token_constraints(80, free=free, device=device)
 
 
 # -- the other ways ------------------------------------------------------------------------------------------------
@@ -239,11 +239,11 @@ def memory_of(batch: int) -> None:
     given = images(batch)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = status("VmRSS")
-    draft = Generation(decoder, given, grammar, OBJECTS, Sampling())
+    generation = Generation(decoder, given, grammar, OBJECTS, Sampling())
     with torch.inference_mode():
         for number in range(OBJECTS):
-            draft.write_object(number)
-    tensors = [t for layer in (*draft.cache.sentence, *draft.cache.image) for t in layer]
+            generation.generate_object(number)
+    tensors = [t for layer in (*generation.cache.sentence, *generation.cache.image) for t in layer]
     print(status("VmHWM") - before, sum(t.numel() * t.element_size() for t in tensors) / 2**20)
 
 
@@ -260,25 +260,25 @@ class Recorded:
     """The work for one object, recorded once for each bucket as a CUDA graph, and played for each object."""
 
     def __init__(self, decoder: SequenceDecoder, memory_BME: Tensor, grammar: TokenConstraints):
-        self.draft = Generation(decoder, memory_BME, grammar, OBJECTS, Sampling())
+        self.generation = Generation(decoder, memory_BME, grammar, OBJECTS, Sampling())
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
-            self.draft.write_object(0)
+            self.generation.generate_object(0)
         torch.cuda.synchronize()
         for number in range(OBJECTS):
-            bucket = self.draft.bucket(number)
+            bucket = self.generation.bucket(number)
             if bucket not in self.graphs:
                 self.graphs[bucket] = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(self.graphs[bucket]):
-                    self.draft.write_object(number)
+                    self.generation.generate_object(number)
 
     def write(self) -> Tensor:
-        self.draft.position_1.zero_()
+        self.generation.position_1.zero_()
         for number in range(OBJECTS):
-            self.graphs[self.draft.bucket(number)].replay()
+            self.graphs[self.generation.bucket(number)].replay()
         torch.cuda.synchronize()
-        return self.draft.tokens_BL[:, 1:].clone()
+        return self.generation.tokens_BL[:, 1:].clone()
 
 
 @torch.inference_mode()
@@ -294,7 +294,7 @@ def on_gpu() -> list[str]:
         same = (recorded.write() == eager).float().mean()
         taken = seconds(recorded.write, 10)
         weights = sum(p.numel() * p.element_size() for p in decoder.parameters())
-        caches = [t for layer in (*recorded.draft.cache.sentence, *recorded.draft.cache.image) for t in layer]
+        caches = [t for layer in (*recorded.generation.cache.sentence, *recorded.generation.cache.image) for t in layer]
         read = weights + sum(t.numel() * t.element_size() for t in caches[: len(caches) // 2]) / 2
         read += sum(t.numel() * t.element_size() for t in caches[len(caches) // 2 :])
         bound = read / bandwidth

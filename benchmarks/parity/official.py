@@ -73,13 +73,14 @@ def check_network(name: str, manifest: Mapping[str, Any], golden: Arrays) -> Res
 def check_writing(result: Result, network: Pix2Seq, memory: Tensor, canvas: tuple[int, int], golden: Arrays) -> None:
     """The sentence of most probable tokens, the scores before each, and what is read off it."""
     tokens = torch.from_numpy(golden["greedy_tokens"])
-    said = network.write(memory, objects=tokens.shape[1] // 5)
+    said = network.generate(memory, objects=tokens.shape[1] // 5)
     result.same("greedy tokens", said.tokens_BL, tokens)
     start = torch.full_like(tokens[:, :1], PROMPT)
     if "greedy_logits" in golden:
         ours = step_logits(network, memory, torch.cat([start, tokens], 1), 1)
         result.compare("greedy logits", ours, golden["greedy_logits"])
-    read, boxes = network.read(said), network.vocabulary.boxes(said.tokens_BL.unflatten(1, (-1, 5))[..., :4])
+    read = network.to_predictions(said)
+    boxes = network.vocabulary().boxes(said.tokens_BL.unflatten(1, (-1, 5))[..., :4])
     known = golden["det_class"] > 0
     if not known.all():
         result.notes.append("classes and scores where the best class is label 0, which no object ever has")
@@ -108,7 +109,7 @@ def check_prompt(result: Result, network: Pix2Seq, memory: Tensor, golden: Array
     result.compare("prompted logits", ours, golden[f"{prompt}_greedy_logits"])
     result.same("prompted tokens", ours.argmax(-1), tokens)
     if given.shape[1] % 5 == 1:
-        grammar = network.vocabulary.grammar(len(network.names), free=True, device=memory.device)
+        grammar = network.vocabulary().token_constraints(len(network.names), free=True, device=memory.device)
         objects = (given.shape[1] - 1 + tokens.shape[1]) // 5
         said = generate(network.decoder, memory, grammar, objects, Sampling(), given[:, 1:])
         result.same("prompted tokens", said.tokens_BL[:, given.shape[1] - 1 :], tokens)

@@ -143,12 +143,12 @@ def check_reading(result: Result, data: Mapping[str, Tensor], about: Mapping[str
         tokens = data.get(f"{kind}_pred_seq", torch.zeros(logits.shape[:2], dtype=torch.long))
         chances = logits[:, 4:length:5].log_softmax(-1)[..., FIRST_CLASS + 1 : first]
         said = Generated(tokens[:, :length], torch.zeros(tokens.shape), chances)
-        read = reader.read(said)
+        read = reader.to_predictions(said)
         known = data[f"{kind}_class"] > 0  # label 0 is no class of ours
         result.same("classes", read.labels_BD[known] + 1, data[f"{kind}_class"][known])
         result.compare("scores", read.scores_BD[known], data[f"{kind}_score"][known])
         if f"{kind}_bbox" in data:
-            boxes = reader.vocabulary.boxes(said.tokens_BL.unflatten(1, (-1, 5))[..., :4])
+            boxes = reader.vocabulary().boxes(said.tokens_BL.unflatten(1, (-1, 5))[..., :4])
             result.compare("boxes", boxes[..., [1, 0, 3, 2]], data[f"{kind}_bbox"])
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from boxwright.interop.replications import convert
-from boxwright.models.replication import EncoderMemory, Replication, ReplicationOutputs, image_part
+from boxwright.models.replication import EncoderMemory, Replication, ReplicationOutputs
 from boxwright.types import Predictions
 from golden import PADDED, SQUARE, Arrays, Result, canvas, is_sharp, read_arrays, weights
 
@@ -58,7 +58,7 @@ def check_network(
     canvas_BCHW, sizes_B2 = images(golden)
     raw, seen = watch(network, canvas_BCHW, sizes_B2)
     result.compare("feat", seen["feat"][:, ::4], golden["feat"], 3e-4)
-    thin = 4 if network.config.placed else 2
+    thin = 4 if network.config.has_positions else 2
     result.compare("input_proj", seen["input_proj"][:, ::thin], golden["input_proj"])
     height, width = golden["feat"].shape[-2:]
     positions_BEHW = (raw.memory.keys_BME - raw.memory.values_BME).mT.unflatten(2, (height, width))
@@ -93,13 +93,13 @@ def check_reading(
     tokens: Mapping[str, Any],
 ) -> None:
     """Given sentences: what the layers make of them, their scores and losses."""
-    if network.config.placed:
+    if network.config.has_positions:
         begun_BL, last = torch.from_numpy(golden["tf_input_tokens"]), [0, -1]
     else:
         begun_BL, last = begun(network, golden["tf_tokens"]), [-1]
     states = network.decoder.states(begun_BL, memory)
     ours = torch.stack([states[layer] for layer in last])
-    result.compare("decoder", ours if network.config.placed else ours[0], golden["decoder"])
+    result.compare("decoder", ours if network.config.has_positions else ours[0], golden["decoder"])
     scores_NBLV = torch.stack([network.decoder.head(x_BLE) for x_BLE in states])
     result.compare("tf_logits", scores_NBLV[-1, ..., ::2], golden["tf_logits"])
     if "tf_logits_layers_0_to_4" in golden:
@@ -123,9 +123,9 @@ def begun(network: Replication, tokens: Any) -> Tensor:
 
 def check_writing(network: Replication, raw: ReplicationOutputs, result: Result, golden: Arrays) -> None:
     """Greedy sentences, and what is read off them."""
-    said = network.write(raw)
+    said = network.generate(raw)
     length = said.tokens_BL.shape[1]
-    if network.config.placed:
+    if network.config.has_positions:
         result.same("greedy tokens", said.tokens_BL, golden["greedy_seq"][:, 1 : length + 1])
         result.compare("greedy_prob", said.log_probs_BL.exp(), golden["greedy_values"][:, :length])
         return
@@ -134,13 +134,13 @@ def check_writing(network: Replication, raw: ReplicationOutputs, result: Result,
     first_BL = begun(network, said.tokens_BL[:, :5])
     result.compare("greedy_logits", network.decoder(first_BL, raw.memory)[..., ::2], golden["greedy_logits_first6"])
     if "post_0_labels" in golden:
-        check_found(network.read(said, raw), raw, result, golden)
+        check_found(network.to_predictions(said, raw), network.vocabulary(raw).valid_ratios, result, golden)
 
 
-def check_found(found: Predictions, raw: ReplicationOutputs, result: Result, golden: Arrays) -> None:
+def check_found(found: Predictions, ratios_B14: Tensor, result: Result, golden: Arrays) -> None:
     """Boxes in pixels of the original images, scores and classes; a reversed box of theirs is an empty one of ours."""
     for image, original in enumerate(ORIGINALS):
-        scale_4 = torch.tensor(original[::-1] * 2) / image_part(raw)[image, 0]
+        scale_4 = torch.tensor(original[::-1] * 2) / ratios_B14[image, 0]
         if f"post_{image}_boxes" in golden:
             boxes, scores = golden[f"post_{image}_boxes"], golden[f"post_{image}_scores"]
         else:
@@ -163,11 +163,12 @@ def check_language(network: Replication, case: str, tokens: Mapping[str, Any]) -
             boxes_N4 = box_convert(torch.tensor(pair["boxes_cxcywh_normalised"]), "cxcywh", "xyxy") * sides_4
         else:
             boxes_N4 = torch.tensor(pair["boxes_xyxy_input_pixels"])
-        words_1N5 = network.words(boxes_N4[None] / CANVAS, torch.tensor([pair["labels"]]), raw)
+        vocabulary = network.vocabulary(raw)
+        words_1N5 = vocabulary.object_tokens(boxes_N4[None] / CANVAS, torch.tensor([pair["labels"]]))
         result.same("words", words_1N5[0], pair["tokens"])
         decoded = "decoded_xyxy_input_pixels" if "decoded_xyxy_input_pixels" in pair else "decoded_xyxy_original_pixels"
-        result.compare("boxes", network.boxes(words_1N5[..., :4], raw)[0] * CANVAS, pair[decoded], 1e-3)
-        said.append(network.targets(extended(words_1N5), torch.arange(100)[None] < words_1N5.shape[1]))
+        result.compare("boxes", vocabulary.boxes(words_1N5[..., :4])[0] * CANVAS, pair[decoded], 1e-3)
+        said.append(network.target_tokens(extended(words_1N5), torch.arange(100)[None] < words_1N5.shape[1]))
     if "target_seq" in tokens:
         result.same("targets", torch.cat(said), tokens["target_seq"])
     return result

@@ -13,7 +13,7 @@ from boxwright.types import Batch
 
 
 def test_probabilities_are_those_of_writing(writer: Pix2Seq, batch: Batch) -> None:
-    said = writer.write(writer(batch.images_BCHW, batch.sizes_B2))
+    said = writer.generate(writer(batch.images_BCHW, batch.sizes_B2))
     for row, sentence in enumerate(write_sentences(writer, batch)):
         assert sentence.tokens_N5.flatten().tolist() == said.tokens_BL[row].tolist()
         torch.testing.assert_close(torch.from_numpy(sentence.likelihoods()).log().flatten(), said.log_probs_BL[row])
@@ -75,11 +75,11 @@ def test_a_few_objects_are_the_first_ones(writer: Pix2Seq, batch: Batch) -> None
 
 
 def test_a_sentence_ends_with_its_end(writer: Pix2Seq, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = writer.write(writer(batch.images_BCHW, batch.sizes_B2))
+    said = writer.generate(writer(batch.images_BCHW, batch.sizes_B2))
     writer.config = replace(writer.config, noise=False)  # else sentences never end, and the word is one like any other
     said.tokens_BL[0, 5:] = PAD
     said.tokens_BL[1, 0:] = PAD
-    monkeypatch.setattr(writer, "write", lambda raw, objects: said)
+    monkeypatch.setattr(writer, "generate", lambda raw, objects: said)
     one, none = write_sentences(writer, batch)
     assert (len(one), len(one.found), len(none), len(none.found)) == (1, 1, 0, 0)
     assert one.end is not None

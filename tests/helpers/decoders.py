@@ -6,7 +6,7 @@ from boxwright.models.layers.kv_cache import KeysValues, KVCache
 from boxwright.models.sequence.decoder import SequenceDecoder
 from boxwright.models.sequence.vocabulary import Vocabulary
 
-BOXES = Vocabulary(12, 104, 120).grammar(3)  # 12 coordinates, 3 classes and noise
+BOXES = Vocabulary(12, 104, 120).token_constraints(3)  # 12 coordinates, 3 classes and noise
 
 
 def clear_decoder(tokens: int, length: int = 40) -> SequenceDecoder:

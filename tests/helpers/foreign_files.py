@@ -162,14 +162,14 @@ def their_shapes(config: ReplicationConfig) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         own = Replication(config, ()).state_dict()
     shapes: dict[str, tuple[int, ...]] = {}
-    rules = TO_THEIRS + (FRACTIONS if config.placed else PIXELS) + MMDET * (config.variant == "mmdet")
+    rules = TO_THEIRS + (FRACTIONS if config.has_positions else PIXELS) + MMDET * (config.variant == "mmdet")
     for name, value in own.items():
         fused = re.sub(r"\.(query|key|value)\.(weight|bias)$", r".in_proj_\2", name)
         rows = value.shape[0] * (3 if fused != name else 1)
         for pattern, theirs in rules:
             fused = re.sub(pattern, theirs, fused)
         shapes[fused] = (rows, *value.shape[1:])
-    if not config.placed:
+    if not config.has_positions:
         head = "bbox_head." if config.variant == "mmdet" else "transformer."
         rows, dim = shapes.pop("decoder.token_embedding")
         shapes |= {f"{head}vocal_embed.weight": (rows - 1, dim), f"{head}det_embed.weight": (1, dim)}

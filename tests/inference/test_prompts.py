@@ -44,7 +44,7 @@ def test_only_the_classes_asked_for(predictor):
 
 def test_the_written_classes_are_filtered_too(predictor):
     batch = torch.randint(0, 255, (1, 3, 64, 64), dtype=torch.uint8), torch.tensor([[64, 64]])
-    said = predictor.detector.write(predictor.detector(*batch), classes=[1])
+    said = predictor.detector.generate(predictor.detector(*batch), classes=[1])
     assert set(said.tokens_BL[0, 4::5].tolist()) <= {NOISE, 102}
 
 
@@ -69,10 +69,10 @@ def test_what_is_given_stands_in_the_sentence_where_it_is_in_the_image(predictor
     seen = {}
 
     def note(raw, objects, given, classes):
-        seen["tokens"] = predictor.detector.given_words(raw, given)
-        return type(predictor.detector).write(predictor.detector, raw, objects, given, classes)
+        seen["tokens"] = predictor.detector.given_tokens(raw, given)
+        return type(predictor.detector).generate(predictor.detector, raw, objects, given, classes)
 
-    monkeypatch.setattr(predictor.detector, "write", note)
+    monkeypatch.setattr(predictor.detector, "generate", note)
     predictor.predict(IMAGE, given=KNOWN)
     scale = 64 / 120 / 64 * 49  # pixels to bins: 120 of them fill the canvas
     expected = [*(round(v * scale) + 120 for v in (20, 10, 70, 60)), 102]

@@ -105,7 +105,7 @@ def test_published_vocabularies_get_the_names_and_labels_of_coco(tmp_path):
     assert isinstance(detector, Pix2Seq)
     assert len(detector.names) == 80
     assert detector.image_size == 640
-    assert detector.vocabulary.class_tokens(torch.tensor([0, 79])).tolist() == [101, 190]
+    assert detector.vocabulary().class_tokens(torch.tensor([0, 79])).tolist() == [101, 190]
     assert detector.card["guesses"] == []
 
 

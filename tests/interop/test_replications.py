@@ -34,7 +34,7 @@ def test_other_shapes_are_seen(variant):
     with torch.device("meta"):
         own = {name: value.shape for name, value in Replication(config, ()).state_dict().items()}
     assert {name: value.shape for name, value in found.state.items()} == own
-    assert found.numbers == (range(91) if not config.placed else range(497))
+    assert found.numbers == (range(91) if not config.has_positions else range(497))
 
 
 def test_fewer_classes_are_numbered_from_zero():
@@ -76,8 +76,8 @@ def test_the_originals_say_the_same(variant):
         images_BCHW[phase, :, :height, :width] = torch.from_numpy(picture_HWC).permute(2, 0, 1)
     with torch.no_grad():
         raw = detector(images_BCHW, sizes_B2)
-        given_BL = read.long() if found.config.placed else nn.functional.pad(read.long(), (1, 0), value=2092)
+        given_BL = read.long() if found.config.has_positions else nn.functional.pad(read.long(), (1, 0), value=2092)
         ours = detector.decoder(given_BL, raw.memory)[:, :, ::2][:, ::5, ::25]
         torch.testing.assert_close(raw.memory.values_BME[:, ::9, ::16], encoder, rtol=0, atol=5e-5)
         torch.testing.assert_close(ours, logits, rtol=0, atol=5e-5)
-        assert torch.equal(detector.write(raw).tokens_BL[:, :100], written.long())
+        assert torch.equal(detector.generate(raw).tokens_BL[:, :100], written.long())

@@ -6,7 +6,7 @@ import torch
 from boxwright.checkpoints.detector_file import load_detector, save_detector
 from boxwright.config import UserError
 from boxwright.models.patchseq import PUBLISHED, SIZES, PatchSeq, PatchSeqConfig
-from boxwright.models.sequence.likelihood import sentence_log_probs
+from boxwright.models.sequence.likelihood import sequence_log_probs
 from boxwright.models.sequence.vocabulary import PROMPT
 from boxwright.types import Batch
 
@@ -58,8 +58,8 @@ def test_an_untrained_network_gives_valid_predictions(detector, batch):
 
 def test_cached_writing_says_what_reading_says(detector, batch):
     raw = detector.eval()(batch.images_BCHW, batch.sizes_B2)
-    said = detector.write(raw)
-    read = sentence_log_probs(said.tokens_BL, detector.decoder, raw, PROMPT)
+    said = detector.generate(raw)
+    read = sequence_log_probs(said.tokens_BL, detector.decoder, raw, PROMPT)
     written = said.log_probs_BL != 0
     torch.testing.assert_close(said.log_probs_BL[written], read[written], atol=1e-4, rtol=1e-4)
 
@@ -67,7 +67,7 @@ def test_cached_writing_says_what_reading_says(detector, batch):
 def test_several_sentences_of_an_image_read_its_own_patches(batch):
     detector = build().eval()
     raw = detector(batch.images_BCHW, batch.sizes_B2)
-    tokens = detector.write(raw).tokens_BL.repeat_interleave(2, 0)
+    tokens = detector.generate(raw).tokens_BL.repeat_interleave(2, 0)
     with torch.no_grad():
         twice, once = detector.decoder(tokens, raw), detector.decoder(tokens[::2], raw)
     torch.testing.assert_close(twice[::2], once, atol=1e-5, rtol=1e-5)
@@ -119,10 +119,10 @@ def test_given_objects_are_continued(form, batch):
     detector = build(form).eval()
     raw = detector(batch.images_BCHW, batch.sizes_B2)
     given = int(batch.valid_BN.sum(1).max())
-    said = detector.write(raw, objects=given + 2, given=batch)
-    words = raw.vocabulary.words
+    said = detector.generate(raw, objects=given + 2, given=batch)
+    words = raw.vocabulary.slots
     assert said.tokens_BL.shape[1] == (given + 2) * words
-    first = detector.read(said, raw)
+    first = detector.to_predictions(said, raw)
     true = batch.valid_BN[0].nonzero()[0, 0]
     atol = 1.01 / 96 if detector.config.fine else 16.01 / 96
     torch.testing.assert_close(first.boxes_BD4[0, 0], batch.boxes_BN4[0, true], atol=atol, rtol=0)
@@ -140,9 +140,9 @@ def test_more_objects_than_room_are_refused(batch):
     detector = build().eval()
     raw = detector(batch.images_BCHW, batch.sizes_B2)
     with pytest.raises(UserError, match="1 to 6, not 7"):
-        detector.write(raw, objects=7)
+        detector.generate(raw, objects=7)
     with pytest.raises(UserError, match="can be said"):
-        detector.write(raw, objects=1, given=batch)
+        detector.generate(raw, objects=1, given=batch)
 
 
 @pytest.mark.slow

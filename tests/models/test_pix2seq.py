@@ -151,17 +151,17 @@ def test_only_the_labels_of_the_names_are_ever_detected(batch):
 def test_a_sentence_of_150_objects_begins_as_one_of_6(detector, batch, tmp_path):
     """Beyond the table; the first objects stay as they were, and a checkpoint keeps the room."""
     raw = detector.eval()(batch.images_BCHW, batch.sizes_B2)
-    before = detector.write(raw)
+    before = detector.generate(raw)
     with pytest.raises(UserError, match=r"1 to 6, not 150; `detector.lengthen\(150\)`"):
-        detector.write(raw, 150)
+        detector.generate(raw, 150)
     detector.lengthen(150)
-    said = detector.write(raw)
+    said = detector.generate(raw)
     assert said.tokens_BL.shape == (2, 750)
     assert (said.tokens_BL[:, :30] == before.tokens_BL).all()
     assert detector.decode(raw).boxes_BD4.shape == (2, 150, 4)
     save_detector(tmp_path / "long.safetensors", detector, {})
     again = load_detector(tmp_path / "long")
-    assert (again.write(raw).tokens_BL == said.tokens_BL).all()
+    assert (again.generate(raw).tokens_BL == said.tokens_BL).all()
 
 
 @pytest.mark.filterwarnings("ignore:an image has more objects")

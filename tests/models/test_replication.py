@@ -44,17 +44,17 @@ def test_what_is_written_is_what_whole_sentences_say(make, batch, variant):
     detector = make(variant)
     with torch.no_grad():
         raw = detector(batch.images_BCHW, batch.sizes_B2)
-        said = detector.write(raw)
+        said = detector.generate(raw)
         begun_BL = nn.functional.pad(said.tokens_BL[:, :-1], (1, 0), value=detector.config.start)
         scores_BLV = detector.decoder(begun_BL, raw.memory)
-    allowed_LV = detector.grammar().allowed_PV
+    allowed_LV = detector.token_constraints().allowed_PV
     assert torch.equal(scores_BLV.masked_fill(~allowed_LV, -torch.inf).argmax(-1), said.tokens_BL)
     log_probs_BL = scores_BLV.log_softmax(-1).gather(-1, said.tokens_BL[..., None])[..., 0]
     torch.testing.assert_close(log_probs_BL, said.log_probs_BL, rtol=0, atol=1e-5)
 
 
 def test_each_variant_has_its_own_rule(make):
-    rules = {variant: make(variant).grammar().allowed_PV.sum(1).tolist() for variant in VARIANTS}
+    rules = {variant: make(variant).token_constraints().allowed_PV.sum(1).tolist() for variant in VARIANTS}
     assert set(rules["pretrained"]) == set(rules["mmdet"]) == {2092}
     assert rules["stable"] == [1000, 1000, 1000, 1000, 1997] * 5
     assert rules["unofficial"] == [1000] * 4 + [2003] * 21
@@ -68,10 +68,10 @@ def test_padding_is_never_looked_at(make, batch, variant):
     with torch.no_grad():
         one, other = (detector(images, batch.sizes_B2).memory for images in (images_BCHW, noisy_BCHW))
         assert torch.equal(one.keys_BME, other.keys_BME)
-        hidden = one._replace(values_BME=one.values_BME + 9 * ~one.seen_BM[..., None])
+        hidden = one._replace(values_BME=one.values_BME + 9 * ~one.valid_BM[..., None])
         tokens = torch.full((2, 3), detector.config.start)
         assert torch.equal(detector.decoder(tokens, one), detector.decoder(tokens, hidden))
-    assert not one.seen_BM.all()
+    assert not one.valid_BM.all()
 
 
 def test_the_canvas_beyond_the_largest_image_changes_nothing(make):
@@ -90,28 +90,30 @@ def raw_of(sizes, canvas):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_boxes_come_back_within_a_bin(make, variant):
-    detector, raw = make(variant), raw_of([[400, 512], [512, 300]], (512, 512))
+    detector = make(variant)
+    vocabulary = detector.vocabulary(raw_of([[400, 512], [512, 300]], (512, 512)))
     boxes_BM4 = torch.tensor([[0.1, 0.2, 0.5, 0.7], [0, 0, 0.58, 0.78]]).repeat(2, 1, 1)
-    words_BM5 = detector.words(boxes_BM4, torch.tensor([[0, 1], [1, 0]]), raw)
+    words_BM5 = vocabulary.object_tokens(boxes_BM4, torch.tensor([[0, 1], [1, 0]]))
     assert (words_BM5[..., 4] - detector.config.first_class).tolist() == [[0, 1], [1, 0]]
-    torch.testing.assert_close(detector.boxes(words_BM5[..., :4], raw), boxes_BM4, rtol=0, atol=1.6 / 999)
+    torch.testing.assert_close(vocabulary.boxes(words_BM5[..., :4]), boxes_BM4, rtol=0, atol=1.6 / 999)
 
 
 def test_a_reversed_box_is_empty(make):
-    box_4 = make("mmdet").boxes(torch.tensor([[[30, 20, 10, 50]]]), raw_of([[64, 64]], (64, 64)))[0, 0]
+    vocabulary = make("mmdet").vocabulary(raw_of([[64, 64]], (64, 64)))
+    box_4 = vocabulary.boxes(torch.tensor([[[30, 20, 10, 50]]]))[0, 0]
     assert box_4[2] == box_4[0]
     assert box_4[3] > box_4[1]
 
 
 def test_what_should_be_said(make):
     words_BM5, real_BM = torch.arange(25).view(1, 5, 5), torch.tensor([[True, True, False, False, False]])
-    said = {variant: make(variant).targets(words_BM5, real_BM)[0].tolist() for variant in VARIANTS}
+    said = {variant: make(variant).target_tokens(words_BM5, real_BM)[0].tolist() for variant in VARIANTS}
     begun = list(range(10))
     assert said["pretrained"] == [*begun, *[2092, -100, -100, -100, 2093] * 3, 2092]
     assert said["mmdet"] == [*begun, *[-100, -100, -100, -100, 2093] * 3]
     assert said["stable"] == [*begun, *[2000, -100, -100, -100, 1998] * 3, 2000]
     assert said["unofficial"] == [*begun, 2000, *[-100] * 15]
-    full = make("unofficial").targets(words_BM5, torch.ones(1, 5, dtype=torch.bool))
+    full = make("unofficial").target_tokens(words_BM5, torch.ones(1, 5, dtype=torch.bool))
     assert full[0].tolist() == [*range(25), 2000]
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from boxwright.models.pix2seq import WORDS, Pix2Seq
+from boxwright.models.pix2seq import OBJECT_TOKENS, Pix2Seq
 from boxwright.models.sequence.decoder import SequenceDecoder
 from boxwright.models.sequence.token_constraints import TokenConstraints
 from boxwright.models.sequence.vocabulary import NOISE, PAD, PROMPT
@@ -85,8 +85,8 @@ def write_sentences(detector: Pix2Seq, batch: Batch, objects: int | None = None)
         objects: how many objects to write, by default all that a sentence holds.
     """
     memory_BME = detector(batch.images_BCHW, batch.sizes_B2)
-    said = detector.write(memory_BME, objects)
-    found = detector.read(said).to_detections(batch, detector.names, threshold=-1)
+    said = detector.generate(memory_BME, objects)
+    found = detector.to_predictions(said).to_detections(batch, detector.names, threshold=-1)
     read_BL = F.pad(said.tokens_BL[:, :-1], (1, 0), value=PROMPT)
     logits_BLV, attention_BLM = read_again(detector.decoder, read_BL, memory_BME)
     part_B2 = batch.sizes_B2 / torch.tensor(batch.images_BCHW.shape[-2:], device=batch.sizes_B2.device)
@@ -109,14 +109,13 @@ def _sentence(
     words: list[str],
 ) -> Sentence:
     """What one row of the batch comes to, up to the object in which the sentence ends."""
-    vocabulary, side = detector.vocabulary, math.isqrt(attention_LM.shape[-1])
-    cells_N5HW = attention_LM[:, -side * side :].unflatten(-1, (side, side)).unflatten(0, (-1, WORDS))
-    tokens_N5, logits_N5V = tokens_L.unflatten(0, (-1, WORDS)), logits_LV.unflatten(0, (-1, WORDS))
+    vocabulary, side = detector.vocabulary(), math.isqrt(attention_LM.shape[-1])
+    cells_N5HW = attention_LM[:, -side * side :].unflatten(-1, (side, side)).unflatten(0, (-1, OBJECT_TOKENS))
+    tokens_N5, logits_N5V = tokens_L.unflatten(0, (-1, OBJECT_TOKENS)), logits_LV.unflatten(0, (-1, OBJECT_TOKENS))
     coordinates = slice(vocabulary.first_coordinate, vocabulary.first_coordinate + vocabulary.bins)
     ends = (tokens_L == PAD).nonzero().flatten().tolist() if detector.config.sampling.may_end else []
-    n = ends[0] // WORDS if ends else len(tokens_N5)
-    grammar = vocabulary.grammar(len(detector.names), free=not detector.config.grammar, device=tokens_L.device)
-    allowed_N5V = _allowed(grammar, tokens_N5[:n])
+    n = ends[0] // OBJECT_TOKENS if ends else len(tokens_N5)
+    allowed_N5V = _allowed(detector.token_constraints(), tokens_N5[:n])
     places_N4R = logits_N5V[:n, :4, coordinates].masked_fill(~allowed_N5V[:, :4, coordinates], -torch.inf).softmax(-1)
     return Sentence(
         tokens_N5=tokens_N5[:n].cpu().numpy(),
@@ -160,7 +159,7 @@ def read_again(decoder: SequenceDecoder, read_BL: Tensor, memory_BME: Tensor) ->
 
 def spelling(detector: Pix2Seq) -> list[str]:
     """Each id of the vocabulary as it is shown: coordinates as numbers, classes by name."""
-    vocabulary = detector.vocabulary
+    vocabulary = detector.vocabulary()
     words = [f"#{token}" for token in range(vocabulary.size)]
     words[PAD], words[PROMPT], words[NOISE] = "end", ">", "noise"
     for place in range(vocabulary.bins):

@@ -78,8 +78,8 @@ class Predictor(BasePredictor):
 
     @property
     def generates_tokens(self) -> bool:
-        """Whether it is a sequence detector."""
-        return isinstance(self.detector, SequenceDetector)
+        """Whether it is a sequence detector that can be given objects, and streamed."""
+        return isinstance(self.detector, SequenceDetector) and self.detector.accepts_given
 
     def decode(self, image: Any) -> DecodedImage:
         """An image in any of the forms that `predict` takes, decoded."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boxwright.models.sequence.generate import write_on
+from boxwright.models.sequence.generate import continue_generation
 from boxwright.models.sequence.generation import Generated, Generation
 from boxwright.models.sequence.sequence_detector import SequenceDetector
 from boxwright.models.sequence.vocabulary import NOISE
@@ -20,10 +20,10 @@ from boxwright.types import Batch, Predictions
 
 def token_format(detector: SequenceDetector) -> TokenFormat:
     """What the tokens of a detector stand for; the same for images of every size."""
-    vocabulary, sampling = detector.words(), detector.config.sampling
+    vocabulary, sampling = detector.vocabulary(), detector.config.sampling
     tokens_K = vocabulary.class_tokens(torch.arange(len(detector.names))).tolist()
     classes = dict(zip(tokens_K, detector.names, strict=True)) | {NOISE: "noise"}
-    end = detector.grammar(vocabulary).end if sampling.may_end else None
+    end = detector.token_constraints().end if sampling.may_end else None
     return TokenFormat(detector.slots, classes, end, detector.config.max_objects)
 
 
@@ -42,12 +42,12 @@ def generate_objects(
         classes: positions of the classes that may be generated, by default all.
     """
     outputs = detector(batch.images_BCHW, batch.sizes_B2)
-    generation = detector.draft(outputs, None, batch, classes)
+    generation = detector.begin_generation(outputs, None, batch, classes)
     slots = len(detector.slots)
     for number in chain(range(given), _settled(generation)):
-        tokens = _one_object(generation.generated(), number, slots)
+        tokens = _one_object(generation.result(), number, slots)
         tokens_S = tokens.tokens_BL[0]
-        found = detector.read(tokens, outputs, classes).to_detections(batch, detector.names, threshold=-1)[0]
+        found = detector.to_predictions(tokens, outputs, classes).to_detections(batch, detector.names, threshold=-1)[0]
         yield ObjectTokens(
             tokens_S=tokens_S.cpu().numpy(),
             log_probs_S=tokens.log_probs_BL[0].cpu().numpy(),
@@ -55,13 +55,13 @@ def generate_objects(
             label=int(found.labels_N[0]),
             score=float(found.scores_N[0]),
             spelled=_spelled(detector, tokens_S, outputs, batch),
-            coarse=_spelled(detector, detector.roughly(tokens_S, outputs), outputs, batch),
+            coarse=_spelled(detector, detector.coarse(tokens_S, outputs), outputs, batch),
         )
 
 
 def _settled(generation: Generation) -> Iterator[int]:
     """Numbers of the objects that won't change any more, as they come."""
-    numbers = write_on(generation)
+    numbers = continue_generation(generation)
     return numbers if generation.sampling.beams == 1 else iter(list(numbers))
 
 
@@ -77,7 +77,7 @@ def _one_object(generated: Generated, number: int, slots: int) -> Generated:
 def _spelled(detector: SequenceDetector, tokens_S: Tensor, outputs: Any, batch: Batch) -> Box:
     """The box that tokens spell, in pixels of the image; its corners may be reversed."""
     corners_14 = tokens_S[[slot != "class" for slot in detector.slots]][None]
-    boxes_114 = detector.words(outputs).boxes(corners_14)[None]
+    boxes_114 = detector.vocabulary(outputs).boxes(corners_14)[None]
     one_11 = torch.ones(1, 1, device=boxes_114.device)
     found = Predictions(boxes_114, one_11, one_11.long()).to_detections(batch, detector.names)[0]
     return _box(found.boxes_N4[0])

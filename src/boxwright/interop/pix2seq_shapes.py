@@ -15,7 +15,7 @@ from boxwright.interop.foreign import Foreign
 from boxwright.interop.pix2seq_official import official_to_ours, our_name
 from boxwright.interop.renaming import Shapes
 from boxwright.models.backbones.pix2seq_stems import BLOCKS, PATCHES
-from boxwright.models.pix2seq import WORDS, Pix2Seq, Pix2SeqConfig
+from boxwright.models.pix2seq import OBJECT_TOKENS, Pix2Seq, Pix2SeqConfig
 from boxwright.models.sequence.vocabulary import FIRST_CLASS
 
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -131,7 +131,7 @@ def describe(
         decoder_positions="learned" if "decoder.position_embedding" in state else "sincos",
         shared_embedding="decoder.output_embedding" not in state,
         output_bias="decoder.output_bias" in state,
-        max_objects=min(settings.get("max_instances_per_image_test", MAX_OBJECTS), length // WORDS),
+        max_objects=min(settings.get("max_instances_per_image_test", MAX_OBJECTS), length // OBJECT_TOKENS),
         length=length,
         bins=bins,
         first_coordinate=first,

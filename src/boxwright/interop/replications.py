@@ -10,7 +10,7 @@ from torch import Tensor
 
 from boxwright.interop.foreign import Foreign
 from boxwright.interop.renaming import Shapes, heads_of
-from boxwright.models.replication import Replication, ReplicationConfig, Variant, most_classes
+from boxwright.models.replication import Replication, ReplicationConfig, Variant, max_classes
 
 _OF_IMAGE = ReplicationConfig("stable", coordinates=1000, first_class=1500, vocabulary=2003, length=501)
 PUBLISHED: dict[Variant, ReplicationConfig] = {
@@ -82,8 +82,8 @@ def convert(tensors: Mapping[str, Tensor], heads: Any = None) -> Foreign | None:
     state, sources = to_ours(tensors, variant)
     heads, _, notes = heads_of({"nheads": heads})
     config = describe(state, replace(PUBLISHED[variant], heads=heads))
-    numbers = range(most_classes(config))
-    coco = config.placed or len(numbers) == COCO_NUMBERS
+    numbers = range(max_classes(config))
+    coco = config.has_positions or len(numbers) == COCO_NUMBERS
     return Foreign(REPOSITORIES[variant], Replication, config, state, sources, [], numbers, coco, notes)
 
 
@@ -131,6 +131,6 @@ def describe(state: Mapping[str, Tensor], published: ReplicationConfig) -> Repli
         decoder_layers=shapes.count(r"decoder\.layers\.(\d+)\.", p.decoder_layers),
         dim=shapes.size("decoder.norm.weight", 0, p.dim),
         hidden=shapes.size("encoder.0.mlp.0.weight", 0, p.hidden),
-        vocabulary=shapes.size(f"decoder.head.{4 * p.placed}.weight", 0, p.vocabulary),
+        vocabulary=shapes.size(f"decoder.head.{4 * p.has_positions}.weight", 0, p.vocabulary),
         length=shapes.size("decoder.position_embedding", 0, p.length),
     )

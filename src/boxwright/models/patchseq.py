@@ -130,10 +130,10 @@ class PatchSeq(SequenceDetector):
             dropout=config.dropout, drop_path=config.drop_path,
         )  # fmt: skip
         self.encoder = Pix2SeqEncoder(self.backbone.channels[0], shape)
-        self.decoder = PatchDecoder(config, self.vocabulary(config.image_size, config.image_size))
+        self.decoder = PatchDecoder(config, self._vocabulary_for(config.image_size, config.image_size))
 
-    def vocabulary(self, height: int, width: int) -> PatchVocabulary:
-        """The words for images on a canvas of this size, in pixels."""
+    def _vocabulary_for(self, height: int, width: int) -> PatchVocabulary:
+        """The token ids for images on a canvas of this size, in pixels."""
         return PatchVocabulary(len(self.names), height, width, self.config.patch, self.config.fine)
 
     def backbone_parameters(self) -> list[nn.Parameter]:
@@ -145,29 +145,29 @@ class PatchSeq(SequenceDetector):
         mask_B1HW = image_mask(images_BCHW, sizes_B2)[:, None]
         filled_BCHW = torch.where(mask_B1HW, pixels(images_BCHW), self.backbone.mean)
         features_BCHW = self.backbone(filled_BCHW.contiguous(memory_format=torch.channels_last))[0]
-        return PatchSeqOutputs(self.encoder(features_BCHW), self.vocabulary(*images_BCHW.shape[-2:]))
+        return PatchSeqOutputs(self.encoder(features_BCHW), self._vocabulary_for(*images_BCHW.shape[-2:]))
 
-    def loss(self, raw: PatchSeqOutputs, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, outputs: PatchSeqOutputs, batch: Batch) -> dict[str, Tensor]:
         """`tokens`: cross-entropy of the next word, its mean over words by their weights."""
         c = self.config
-        length = raw.vocabulary.words * c.max_objects + 1
+        length = outputs.vocabulary.slots * c.max_objects + 1
         teach = sentences if c.noise else class_first
-        said = teach(batch, raw.vocabulary, c.max_objects, length, shuffle=c.shuffle)
-        return {"tokens": (self._surprise(raw, said) * said.weights_BL).sum() / (said.weights_BL.sum() + 1e-9)}
+        said = teach(batch, outputs.vocabulary, c.max_objects, length, shuffle=c.shuffle)
+        return {"tokens": (self._surprise(outputs, said) * said.weights_BL).sum() / (said.weights_BL.sum() + 1e-9)}
 
-    def likelihood(self, raw: PatchSeqOutputs, batch: Batch) -> tuple[Tensor, Tensor]:
+    def likelihood(self, outputs: PatchSeqOutputs, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log-likelihood of the true sentence of each image, in the data set's order, and its words, each (B,)."""
         c = self.config
         if c.noise:
-            said = spell(batch, raw.vocabulary, c.max_objects, ends=False)
+            said = spell(batch, outputs.vocabulary, c.max_objects, ends=False)
         else:
-            length = raw.vocabulary.words * c.max_objects + 1
-            said = class_first(batch, raw.vocabulary, c.max_objects, length, shuffle=False)
-        return -(self._surprise(raw, said) * said.weights_BL).sum(1), said.weights_BL.sum(1)
+            length = outputs.vocabulary.slots * c.max_objects + 1
+            said = class_first(batch, outputs.vocabulary, c.max_objects, length, shuffle=False)
+        return -(self._surprise(outputs, said) * said.weights_BL).sum(1), said.weights_BL.sum(1)
 
-    def _surprise(self, raw: PatchSeqOutputs, said: SequenceTargets) -> Tensor:
+    def _surprise(self, outputs: PatchSeqOutputs, said: SequenceTargets) -> Tensor:
         """Minus the log-probability of each word, (B, L)."""
-        return -log_probs(self.decoder, raw, said.inputs_BL, said.targets_BL)
+        return -log_probs(self.decoder, outputs, said.inputs_BL, said.targets_BL)
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -175,58 +175,60 @@ class PatchSeq(SequenceDetector):
         corners = [corner for corner in ("x1 y1", "x2 y2") for _ in range(2 if self.config.fine else 1)]
         return (*corners, "class") if self.config.noise else ("class", *corners)
 
-    def words(self, raw: PatchSeqOutputs | None = None) -> PatchVocabulary:
-        """A word for each patch."""
-        return self.vocabulary(self.image_size, self.image_size) if raw is None else raw.vocabulary
+    def vocabulary(self, outputs: PatchSeqOutputs | None = None, sizes_B2: Tensor | None = None) -> PatchVocabulary:
+        """See `SequenceDetector`. A token for each patch of the canvas."""
+        return self._vocabulary_for(self.image_size, self.image_size) if outputs is None else outputs.vocabulary
 
-    def grammar(
-        self, words: PatchVocabulary, classes: Sequence[int] | None = None, device: torch.device | str = "cpu"
+    def token_constraints(
+        self, outputs: PatchSeqOutputs | None = None, classes: Sequence[int] | None = None
     ) -> TokenConstraints:
-        """As of `SequenceDetector`."""
-        return words.grammar(self.config.noise, classes, device)
+        """See `SequenceDetector`."""
+        device = self.decoder.token_embedding.device
+        return self.vocabulary(outputs).token_constraints(self.config.noise, classes, device)
 
-    def memory(self, raw: PatchSeqOutputs) -> Tensor:
-        """The patches."""
-        return raw.patches_BPE
-
-    def roughly(self, tokens_W: Tensor, raw: PatchSeqOutputs) -> Tensor:
-        """Corners in the middle of their patches."""
-        fine, first = self.config.fine, raw.vocabulary.first_coordinate
+    def coarse(self, tokens_S: Tensor, outputs: PatchSeqOutputs) -> Tensor:
+        """See `SequenceDetector`. Corners lie in the middle of their patches."""
+        fine, first = self.config.fine, outputs.vocabulary.first_coordinate
         if not fine:
-            return tokens_W
-        tokens_W = tokens_W.clone()
-        offsets = [corner + 1 for corner in raw.vocabulary.corners(self.config.noise)]
-        tokens_W[offsets] = first + fine * (fine // 2) + fine // 2
-        return tokens_W
+            return tokens_S
+        tokens_S = tokens_S.clone()
+        offsets = [corner + 1 for corner in outputs.vocabulary.corners(self.config.noise)]
+        tokens_S[offsets] = first + fine * (fine // 2) + fine // 2
+        return tokens_S
 
     @torch.no_grad()
-    def read(
-        self, said: Generated, raw: PatchSeqOutputs | None = None, classes: Sequence[int] | Tensor | None = None
+    def to_predictions(
+        self,
+        generated: Generated,
+        outputs: PatchSeqOutputs | None = None,
+        classes: Sequence[int] | Tensor | None = None,
+        sizes_B2: Tensor | None = None,
     ) -> Predictions:
-        """Boxes and classes in the order in which they were written; of these classes only, where some are named.
+        """See `SequenceDetector`.
 
-        The score of an object is the probability of its class among all words: where the class comes last, of the
-        most probable class, whatever was written; where it comes first, of the one written, as the box is that one's.
+        The score of an object is the probability of its class among all tokens: where the class comes last, of the
+        most probable class, whichever was generated; where it comes first, of the one generated, as the box is that
+        one's.
         """
-        vocabulary, c = self.words(raw), self.config
-        words = vocabulary.words
-        tokens_BNW = said.tokens_BL.unflatten(1, (-1, words))
+        vocabulary, c = self.vocabulary(outputs), self.config
+        slots = vocabulary.slots
+        tokens_BNS = generated.tokens_BL.unflatten(1, (-1, slots))
         if c.noise:
-            scores_BN, labels_BN = score(said, "full", words, classes)
-            corners_BNC = tokens_BNW[..., :-1]
+            scores_BN, labels_BN = score(generated, "full", slots, classes)
+            corners_BNC = tokens_BNS[..., :-1]
         else:
-            labels_BN = (tokens_BNW[..., 0] - FIRST_CLASS - 1).clamp(0, len(self.names) - 1)
-            scores_BN = said.class_log_probs_BNK.gather(2, labels_BN[..., None])[..., 0].exp()
-            corners_BNC = tokens_BNW[..., 1:]
+            labels_BN = (tokens_BNS[..., 0] - FIRST_CLASS - 1).clamp(0, len(self.names) - 1)
+            scores_BN = generated.class_log_probs_BNK.gather(2, labels_BN[..., None])[..., 0].exp()
+            corners_BNC = tokens_BNS[..., 1:]
         boxes_BN4 = vocabulary.boxes(corners_BNC)
         first_BN2, second_BN2 = boxes_BN4[..., :2], boxes_BN4[..., 2:]  # in one patch, offsets can be the wrong way
         ordered_BN4 = torch.cat([torch.minimum(first_BN2, second_BN2), torch.maximum(first_BN2, second_BN2)], -1)
         return Predictions(ordered_BN4, scores_BN, labels_BN)
 
-    def given_words(self, raw: PatchSeqOutputs, given: Batch) -> Tensor:
-        """The words of the objects of a batch, one object after the other, -1 behind the last of each image."""
-        words_BNW = _objects(given.boxes_BN4, given.labels_BN, raw.vocabulary, self.config.noise)
-        return words_BNW.where(given.valid_BN[..., None], -1).flatten(1).to(raw.patches_BPE.device)
+    def given_tokens(self, outputs: PatchSeqOutputs, given: Batch) -> Tensor:
+        """See `SequenceDetector`."""
+        tokens_BNS = _objects(given.boxes_BN4, given.labels_BN, outputs.vocabulary, self.config.noise)
+        return tokens_BNS.where(given.valid_BN[..., None], -1).flatten(1).to(outputs.patches_BPE.device)
 
     @torch.no_grad()
     def with_classes(
@@ -263,7 +265,7 @@ def class_first(
     boxes_BM4, labels_BM, real_BM = ordered(batch.boxes_BN4, batch.labels_BN, batch.valid_BN, max_objects, shuffle)
     words_BMW = _objects(boxes_BM4, labels_BM, vocabulary, False).where(real_BM[..., None], PAD)
     truth_BL = line(words_BMW, length)
-    ends_B1 = real_BM.sum(1, keepdim=True) * vocabulary.words
+    ends_B1 = real_BM.sum(1, keepdim=True) * vocabulary.slots
     counted_BL = torch.arange(length, device=truth_BL.device) <= ends_B1
     prompt_B1 = torch.full_like(truth_BL[:, :1], PROMPT)
     return SequenceTargets(torch.cat([prompt_B1, truth_BL[:, :-1]], 1), truth_BL, counted_BL.float())
@@ -309,14 +311,14 @@ class PatchDecoder(nn.Module):
         super().__init__()
         self.fixed, self.grid = vocabulary.first_patch, vocabulary.grid
         self.token_embedding = nn.Parameter(table(self.fixed, c.dim))
-        length = vocabulary.words * c.max_objects + 1
-        self.position_embedding = nn.Parameter(positions(length, vocabulary.words, c.dim)) if c.positions else None
+        length = vocabulary.slots * c.max_objects + 1
+        self.position_embedding = nn.Parameter(positions(length, vocabulary.slots, c.dim)) if c.positions else None
         self.layers = nn.ModuleList(
             DecoderBlock(c.dim, c.hidden, c.heads, c.dropout, c.drop_path) for _ in range(c.decoder_layers)
         )
         self.norm = norm(c.dim)
         self.output_bias = nn.Parameter(torch.zeros(self.fixed))
-        self.words, self.corners = vocabulary.words, vocabulary.corners(c.noise)
+        self.words, self.corners = vocabulary.slots, vocabulary.corners(c.noise)
         self.pointer = Pointer(c.dim) if c.pointing else None
         if not c.pointing:
             self.patch_embedding = nn.Parameter(table(vocabulary.size - self.fixed, c.dim))

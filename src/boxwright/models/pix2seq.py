@@ -37,7 +37,7 @@ from boxwright.models.sequence.vocabulary import Vocabulary
 from boxwright.types import Batch, Predictions, image_mask, pixels
 
 PADDING = 0.3  # colour of the canvas beside the image, in [0, 1]; attention looks at it, too
-WORDS = 5  # an object: four coordinates and its class
+OBJECT_TOKENS = 5  # an object: four coordinates and its class
 Positions = Literal["learned", "sincos"]
 
 
@@ -166,13 +166,12 @@ class Pix2Seq(SequenceDetector):
     """
 
     explained_as = "sequence"
-    more_room = "; `detector.lengthen({})` makes room"
+    capacity_hint = "; `detector.lengthen({})` makes room"
 
     def __init__(self, config: Pix2SeqConfig, names: tuple[str, ...], pretrained: bool = True):
         super().__init__()
         self.config, self.names, self.image_size = config, tuple(names), config.image_size
-        self.vocabulary = Vocabulary(config.bins, config.first_coordinate, config.vocabulary, config.class_ids)
-        most, words = self.vocabulary.most_classes, WORDS * config.max_objects
+        most, words = self.vocabulary().max_classes, OBJECT_TOKENS * config.max_objects
         labels = config.class_ids or range(1, len(names) + 1)
         fits = len(labels) == len(names) and all(1 <= label <= most for label in labels)
         require(fits, f"pix2seq has words for {most} classes, not for these {len(names)}; raise first_coordinate.")
@@ -183,7 +182,7 @@ class Pix2Seq(SequenceDetector):
         self.encoder = Pix2SeqEncoder(self.backbone.channels[0], c)
         self.bridge = Bridge(c)
         self.decoder = SequenceDecoder(
-            c.vocabulary, c.length, WORDS, c.decoder_layers, c.decoder_dim, c.decoder_hidden, c.decoder_heads,
+            c.vocabulary, c.length, OBJECT_TOKENS, c.decoder_layers, c.decoder_dim, c.decoder_hidden, c.decoder_heads,
             c.dropout, c.drop_path, c.decoder_positions == "learned", c.shared_embedding, c.output_bias,
         )  # fmt: skip
 
@@ -206,61 +205,63 @@ class Pix2Seq(SequenceDetector):
         height, width = features_BCHW.shape[-2:]
         return self.bridge(self.encoder(features_BCHW), height, width)
 
-    def loss(self, raw: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
         """`tokens`: cross-entropy of the next word, its mean over words by their weights."""
         c = self.config
-        said = sentences(batch, self.vocabulary, c.max_objects, c.length, c.sentences, c.noise)
-        logits_BLV, weights_BL = self.decoder(said.inputs_BL, raw), said.weights_BL
+        said = sentences(batch, self.vocabulary(), c.max_objects, c.length, c.sentences, c.noise)
+        logits_BLV, weights_BL = self.decoder(said.inputs_BL, outputs), said.weights_BL
         each_BL = F.cross_entropy(logits_BLV.flatten(0, 1), said.targets_BL.flatten(), reduction="none").view_as(
             weights_BL
         )
         return {"tokens": (each_BL * weights_BL).sum() / (weights_BL.sum() + 1e-9)}
 
-    def likelihood(self, raw: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def likelihood(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log-likelihood of the true sentence of each image, and how many words it has, each (B,).
 
         Objects stand in the order in which the data set has them, all their classes are read as noise (as in half of
         training), and no noise objects follow; the word that ends the sentence counts where sentences end.
         """
-        said = spell(batch, self.vocabulary, self.config.max_objects, not self.config.noise)
-        each_BL = log_probs(self.decoder, raw, said.inputs_BL, said.targets_BL)
+        said = spell(batch, self.vocabulary(), self.config.max_objects, not self.config.noise)
+        each_BL = log_probs(self.decoder, outputs, said.inputs_BL, said.targets_BL)
         return (each_BL * said.weights_BL).sum(1), said.weights_BL.sum(1)
 
     @property
-    def room(self) -> int:
+    def capacity(self) -> int:
         """As many objects as the table of positions holds."""
-        return self.config.length // WORDS
+        return self.config.length // OBJECT_TOKENS
 
     @property
     def slots(self) -> tuple[str, ...]:
-        """The order of the words of an object."""
+        """See `SequenceDetector`."""
         return ("y1", "x1", "y2", "x2", "class")
 
-    def words(self, raw: Tensor | None = None) -> Vocabulary:
-        """The same for all images."""
-        return self.vocabulary
+    def vocabulary(self, outputs: Tensor | None = None, sizes_B2: Tensor | None = None) -> Vocabulary:
+        """See `SequenceDetector`. The same for all canvases."""
+        c = self.config
+        return Vocabulary(c.bins, c.first_coordinate, c.vocabulary, c.class_ids)
 
-    def grammar(
-        self, words: Vocabulary, classes: Sequence[int] | None = None, device: torch.device | str = "cpu"
+    def token_constraints(
+        self, outputs: Tensor | None = None, classes: Sequence[int] | None = None
     ) -> TokenConstraints:
-        """As of `SequenceDetector`."""
-        return words.grammar(len(self.names), classes, not self.config.grammar, device)
-
-    def memory(self, raw: Tensor) -> Tensor:
-        """What `forward` gives."""
-        return raw
+        """See `SequenceDetector`."""
+        device = self.decoder.token_embedding.device
+        return self.vocabulary().token_constraints(len(self.names), classes, not self.config.grammar, device)
 
     @torch.no_grad()
-    def read(
-        self, said: Generated, raw: Tensor | None = None, classes: Sequence[int] | Tensor | None = None
+    def to_predictions(
+        self,
+        generated: Generated,
+        outputs: Tensor | None = None,
+        classes: Sequence[int] | Tensor | None = None,
+        sizes_B2: Tensor | None = None,
     ) -> Predictions:
-        """Boxes and classes in the order in which they were written; of these classes only, where some are named.
+        """See `SequenceDetector`.
 
-        By default the score is the probability of the best class among all words of the vocabulary at the class slot,
-        whichever word was written there, noise included.
+        By default the score is the probability of the best class among all tokens of the vocabulary at the class slot,
+        whichever token was generated there, noise included.
         """
-        scores_BD, labels_BD = score(said, self.config.scores, WORDS, classes)
-        boxes_BD4 = self.vocabulary.boxes(said.tokens_BL.unflatten(1, (-1, WORDS))[..., :4])
+        scores_BD, labels_BD = score(generated, self.config.scores, OBJECT_TOKENS, classes)
+        boxes_BD4 = self.vocabulary().boxes(generated.tokens_BL.unflatten(1, (-1, OBJECT_TOKENS))[..., :4])
         boxes_BD4[..., 2:] = torch.maximum(boxes_BD4[..., :2], boxes_BD4[..., 2:])  # a reversed box is an empty one
         return Predictions(boxes_BD4, scores_BD, labels_BD)
 
@@ -272,22 +273,23 @@ class Pix2Seq(SequenceDetector):
         c, table_LE = self.config, self.decoder.position_embedding
         require(c.decoder_positions == "learned", "only learned positions can be lengthened; these are sines.")
         require(objects >= c.max_objects, f"a sentence has room for {c.max_objects} objects already, not {objects}.")
-        last_SE = table_LE[: WORDS * c.max_objects].detach()[-WORDS:]
+        last_SE = table_LE[: OBJECT_TOKENS * c.max_objects].detach()[-OBJECT_TOKENS:]
         more_LE = last_SE.repeat(objects - c.max_objects, 1)
-        end = WORDS * c.max_objects
+        end = OBJECT_TOKENS * c.max_objects
         self.decoder.position_embedding = nn.Parameter(torch.cat([table_LE[:end], more_LE, table_LE[end:]]).detach())
-        length = c.length + WORDS * (objects - c.max_objects)
+        length = c.length + OBJECT_TOKENS * (objects - c.max_objects)
         self.config = replace(c, max_objects=objects, length=length)
 
-    def given_words(self, raw: Tensor, given: Batch) -> Tensor:
-        """The words (B, 5 x N) of the objects of a batch, -1 behind the last of each image."""
-        classes_BN = self.vocabulary.class_tokens(given.labels_BN)
-        words_BN5 = torch.cat([self.vocabulary.coordinate_tokens(given.boxes_BN4), classes_BN[..., None]], -1)
-        return words_BN5.where(given.valid_BN[..., None], -1).flatten(1).to(raw.device)
+    def given_tokens(self, outputs: Tensor, given: Batch) -> Tensor:
+        """See `SequenceDetector`."""
+        vocabulary = self.vocabulary()
+        classes_BN1 = vocabulary.class_tokens(given.labels_BN)[..., None]
+        tokens_BN5 = torch.cat([vocabulary.coordinate_tokens(given.boxes_BN4), classes_BN1], -1)
+        return tokens_BN5.where(given.valid_BN[..., None], -1).flatten(1).to(outputs.device)
 
     def with_classes(self, names: tuple[str, ...], image_size: int | None = None, pretrained: bool = True) -> "Pix2Seq":
         """See `Detector`. The vocabulary stays; new classes get ids that are free."""
-        c, known = self.config, range(1, self.vocabulary.most_classes + 1)
+        c, known = self.config, range(1, self.vocabulary().max_classes + 1)
         ids = choose_ids(self.names, c.class_ids, names, known)
         size, grid = image_size or self.image_size, self.encoder.positions.grid
         detector = Pix2Seq(replace(c, image_size=size, grid=grid, class_ids=ids), names, pretrained=False)

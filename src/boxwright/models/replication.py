@@ -23,8 +23,9 @@ addition ("post-norm"), with positions added to what asks and to the keys:
     the end, and noise        never written   never written   never written     the end is written
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -39,14 +40,16 @@ from boxwright.models.layers.post_norm import (
     PostNormEncoderBlock,
     sine_2d,
 )
-from boxwright.models.sequence.generate import Generated, generate
-from boxwright.models.sequence.likelihood import sentence_log_probs
+from boxwright.models.sequence.generation import Generated
+from boxwright.models.sequence.likelihood import score, sequence_log_probs
+from boxwright.models.sequence.sampling import Sampling
+from boxwright.models.sequence.sequence_detector import SequenceDetector
 from boxwright.models.sequence.targets import ordered
 from boxwright.models.sequence.token_constraints import TokenConstraints
-from boxwright.types import Batch, Detector, Predictions, image_mask, pixels
+from boxwright.types import Batch, Predictions, image_mask, pixels
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet; padding is zero behind them
-WORDS = 5  # an object: four coordinates and its class
+OBJECT_TOKENS = 5  # an object: four coordinates and its class
 LONG_SIDE = 1333  # pixels that the last coordinate means where coordinates are pixels
 JITTER = 0.2  # most that a side of a repeated box moves, relative to its size
 NOISE_WEIGHT = {
@@ -92,9 +95,11 @@ class ReplicationConfig:
     vocabulary: int = 2094
     length: int = 0
     class_ids: tuple[int, ...] = ()
+    sampling: ClassVar[Sampling] = Sampling()
+    seed: ClassVar[None] = None
 
     @property
-    def placed(self) -> bool:
+    def has_positions(self) -> bool:
         """Whether it is one of the two with a table of places, which have more in common than that."""
         return self.variant in ("stable", "unofficial")
 
@@ -106,43 +111,112 @@ class ReplicationConfig:
     @property
     def end(self) -> int:
         """The word behind the last object."""
-        return self.vocabulary - (3 if self.placed else 2)
+        return self.vocabulary - (3 if self.has_positions else 2)
 
     @property
     def noise(self) -> int:
         """The word for an object that is none; `unofficial` does not know it."""
-        return self.vocabulary - (5 if self.placed else 1)
+        return self.vocabulary - (5 if self.has_positions else 1)
 
 
 class EncoderMemory(NamedTuple):
-    """What the decoder looks at: encoded cells with their positions, the cells alone, and which may be looked at."""
+    """What the decoder attends to.
+
+    Attributes:
+        keys_BME: encoded cells plus their position encodings.
+        values_BME: the encoded cells.
+        valid_BM: False where a cell is padding that must not be attended to.
+    """
 
     keys_BME: Tensor
     values_BME: Tensor
-    seen_BM: Tensor
+    valid_BM: Tensor
 
 
 class ReplicationOutputs(NamedTuple):
-    """What the decoder looks at, the sizes of the images, and height and width of the canvas."""
+    """The encoded images, and the canvas they lie on.
+
+    Attributes:
+        memory: what the decoder attends to.
+        sizes_B2: valid area of each image, as in `Batch`.
+        canvas: height and width, in pixels.
+    """
 
     memory: EncoderMemory
     sizes_B2: Tensor
     canvas: tuple[int, int]
 
 
-class Replication(Detector):
-    """The detector that writes as the replications do.
+@dataclass(frozen=True)
+class ReplicationVocabulary:
+    """The token ids for images on one canvas.
+
+    Attributes:
+        config: of the detector.
+        class_tokens_K: id of each class.
+        sizes_B2: valid area of each image, in canvas pixels.
+        canvas: height and width, in pixels.
+    """
+
+    config: ReplicationConfig
+    class_tokens_K: Tensor
+    sizes_B2: Tensor
+    canvas: tuple[int, int]
+
+    @property
+    def valid_ratios(self) -> Tensor:
+        """(B, 1, 4): width, height, width, height of the valid area in [0, 1] of the canvas."""
+        canvas_2 = torch.tensor(self.canvas, device=self.sizes_B2.device)
+        return (self.sizes_B2 / canvas_2).flip(-1).repeat(1, 2)[:, None]
+
+    def class_tokens(self, positions: Tensor) -> Tensor:
+        """Ids of class positions, of any shape."""
+        return self.class_tokens_K[positions]
+
+    def coordinate_tokens(self, boxes_BM4: Tensor) -> Tensor:
+        """Ids (B, M, 4) of boxes xyxy in [0, 1] of the canvas; rounded down, as published."""
+        last = self.config.coordinates - 1
+        if self.config.has_positions:
+            low_BM2, high_BM2 = (boxes_BM4 / self.valid_ratios).split(2, -1)
+            values_BM4 = torch.cat([(low_BM2 + high_BM2) / 2, high_BM2 - low_BM2], -1)
+        else:
+            values_BM4 = boxes_BM4 * self._canvas_4 / LONG_SIDE
+        return (values_BM4 * last).floor().long().clamp(0, last)
+
+    def object_tokens(self, boxes_BM4: Tensor, labels_BM: Tensor) -> Tensor:
+        """Ids (B, M, 5) of boxes and class positions."""
+        return torch.cat([self.coordinate_tokens(boxes_BM4), self.class_tokens(labels_BM)[..., None]], -1)
+
+    def boxes(self, tokens_BM4: Tensor) -> Tensor:
+        """Boxes xyxy in [0, 1] of the canvas; a reversed box becomes an empty one."""
+        values_BM4 = tokens_BM4 / (self.config.coordinates - 1)
+        if self.config.has_positions:
+            centre_BM2, half_BM2 = values_BM4[..., :2], values_BM4[..., 2:] / 2
+            return torch.cat([centre_BM2 - half_BM2, centre_BM2 + half_BM2], -1) * self.valid_ratios
+        values_BM4 = values_BM4 * LONG_SIDE / self._canvas_4
+        return torch.cat([values_BM4[..., :2], torch.maximum(values_BM4[..., :2], values_BM4[..., 2:])], -1)
+
+    @property
+    def _canvas_4(self) -> Tensor:
+        return torch.tensor(self.canvas, device=self.sizes_B2.device).flip(-1).repeat(2)
+
+
+class Replication(SequenceDetector):
+    """A sequence detector with the network of one of the replications.
 
     Args:
         config: its shape.
         names: the classes.
-        pretrained: means nothing here: all weights come from a checkpoint.
+        pretrained: no effect: all weights come from a checkpoint.
 
     Raises:
-        UserError: for classes without a word.
+        UserError: for classes without a token.
     """
 
-    class_words: Tensor
+    square_canvas = False
+    accepts_given = False
+
+    class_tokens_K: Tensor
     mean: Tensor
     std: Tensor
 
@@ -151,14 +225,14 @@ class Replication(Detector):
         c = config
         self.config, self.names, self.image_size = c, tuple(names), c.image_size
         numbers = c.class_ids or tuple(range(len(names)))
-        fits = len(numbers) == len(names) and all(0 <= number < most_classes(c) for number in numbers)
-        require(fits, f"this {c.variant} replication has words for {most_classes(c)} classes, not for {len(names)}.")
-        self.register_buffer("class_words", torch.tensor(numbers) + c.first_class, persistent=False)
+        fits = len(numbers) == len(names) and all(0 <= number < max_classes(c) for number in numbers)
+        require(fits, f"this {c.variant} replication has words for {max_classes(c)} classes, not for {len(names)}.")
+        self.register_buffer("class_tokens_K", torch.tensor(numbers) + c.first_class, persistent=False)
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
         self.backbone = FrozenResNet(c.backbone)
         self.projection = nn.Sequential(nn.Conv2d(self.backbone.channels[0], c.dim, 1))
-        if not c.placed:
+        if not c.has_positions:
             self.projection.append(nn.GroupNorm(32, c.dim))
         self.encoder = nn.ModuleList(
             PostNormEncoderBlock(c.dim, c.hidden, c.heads, c.dropout) for _ in range(c.encoder_layers)
@@ -166,11 +240,11 @@ class Replication(Detector):
         self.decoder = ReplicationDecoder(c)
 
     def backbone_parameters(self) -> list[nn.Parameter]:
-        """The ResNet's."""
+        """Parameters of the ResNet."""
         return self.backbone.known_parameters()
 
     def forward(self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None) -> ReplicationOutputs:
-        """What the decoder looks at. A batch is padded only as far as its largest image, as the originals do it."""
+        """The encoded images. A batch is padded only as far as its largest image, as in the published code."""
         cut_BCHW = images_BCHW
         if not torch.compiler.is_exporting():  # a graph gets images of one size, without padding
             height, width = sizes_B2.amax(0).tolist()
@@ -178,154 +252,157 @@ class Replication(Detector):
         mask_BHW = image_mask(cut_BCHW, sizes_B2)
         normed_BCHW = (pixels(cut_BCHW) - self.mean) / self.std * mask_BHW[:, None]
         features_BCHW = self.features(normed_BCHW)
-        seen_BHW = F.interpolate(mask_BHW[:, None].float(), size=features_BCHW.shape[-2:])[:, 0].bool()
-        return ReplicationOutputs(
-            self.encode(features_BCHW, seen_BHW), sizes_B2, (images_BCHW.shape[-2], images_BCHW.shape[-1])
-        )
+        valid_BHW = F.interpolate(mask_BHW[:, None].float(), size=features_BCHW.shape[-2:])[:, 0].bool()
+        canvas = (images_BCHW.shape[-2], images_BCHW.shape[-1])
+        return ReplicationOutputs(self.encode(features_BCHW, valid_BHW), sizes_B2, canvas)
 
     def features(self, normed_BCHW: Tensor) -> Tensor:
         """From normalised pixels to the encoder's input, (B, dim, H / 32, W / 32)."""
         return self.projection(self.backbone(normed_BCHW.contiguous(memory_format=torch.channels_last))[0])
 
-    def encode(self, features_BCHW: Tensor, seen_BHW: Tensor) -> EncoderMemory:
-        """From the projected map, and where it is image, to what the decoder looks at."""
+    def encode(self, features_BCHW: Tensor, valid_BHW: Tensor) -> EncoderMemory:
+        """From the projected map and its valid mask to what the decoder attends to."""
         c = self.config
-        numbered_BHW = seen_BHW | (c.variant == "pretrained")
-        seen_BM = seen_BHW.flatten(1) | (not c.placed)
-        positions_BME = sine_2d(numbered_BHW, c.dim, c.placed).to(features_BCHW.dtype)
+        counted_BHW = valid_BHW | (c.variant == "pretrained")
+        valid_BM = valid_BHW.flatten(1) | (not c.has_positions)
+        positions_BME = sine_2d(counted_BHW, c.dim, c.has_positions).to(features_BCHW.dtype)
         added_BME = positions_BME.half().to(positions_BME) if c.variant == "stable" else positions_BME  # as published
         x_BME = features_BCHW.flatten(2).transpose(1, 2)
         for block in self.encoder:
-            x_BME = block(x_BME, added_BME, seen_BM[:, None, None])
-        return EncoderMemory(x_BME + positions_BME, x_BME, seen_BM)
+            x_BME = block(x_BME, added_BME, valid_BM[:, None, None])
+        return EncoderMemory(x_BME + positions_BME, x_BME, valid_BM)
 
-    def loss(self, raw: ReplicationOutputs, batch: Batch) -> dict[str, Tensor]:
-        """`tokens`: cross-entropy of the next word, after the last layer; of `unofficial`, after every layer."""
-        boxes_BM4, labels_BM, real_BM = ordered(
-            batch.boxes_BN4, batch.labels_BN, batch.valid_BN, self.config.max_objects
-        )
-        read_BM5 = self.words(boxes_BM4, labels_BM, raw)
-        said_BL = self.targets(read_BM5, real_BM)
-        if self.config.variant != "unofficial":
-            noise_BM4, labels_BM = with_noise(boxes_BM4 / image_part(raw), labels_BM, real_BM, len(self.names))
-            read_BM5 = self.words(noise_BM4 * image_part(raw), labels_BM, raw)
-        begun_BL = F.pad(read_BM5.flatten(1), (1, 0), value=self.config.start)[:, : said_BL.shape[1]]
-        states = self.decoder.states(begun_BL, raw.memory)
-        judged = states if self.config.variant == "unofficial" else states[-1:]
-        return {"tokens": self.cross_entropy(torch.stack([self.decoder.head(x_BLE) for x_BLE in judged]), said_BL)}
+    def loss(self, outputs: ReplicationOutputs, batch: Batch) -> dict[str, Tensor]:
+        """`tokens`: cross-entropy of the next token, after the last layer; of `unofficial`, after every layer."""
+        c, vocabulary = self.config, self.vocabulary(outputs)
+        boxes_BM4, labels_BM, real_BM = ordered(batch.boxes_BN4, batch.labels_BN, batch.valid_BN, c.max_objects)
+        tokens_BM5 = vocabulary.object_tokens(boxes_BM4, labels_BM)
+        targets_BL = self.target_tokens(tokens_BM5, real_BM)
+        if c.variant != "unofficial":
+            ratios_B14 = vocabulary.valid_ratios
+            noised_BM4, labels_BM = with_noise(boxes_BM4 / ratios_B14, labels_BM, real_BM, len(self.names))
+            tokens_BM5 = vocabulary.object_tokens(noised_BM4 * ratios_B14, labels_BM)
+        inputs_BL = F.pad(tokens_BM5.flatten(1), (1, 0), value=c.start)[:, : targets_BL.shape[1]]
+        states = self.decoder.states(inputs_BL, outputs.memory)
+        states = states if c.variant == "unofficial" else states[-1:]
+        logits_NBLV = torch.stack([self.decoder.head(x_BLE) for x_BLE in states])
+        return {"tokens": self.cross_entropy(logits_NBLV, targets_BL)}
 
-    def likelihood(self, raw: ReplicationOutputs, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Log-likelihood of the true sentence of each image, and how many words it has, each (B,).
-
-        Objects stand in the order in which the data set has them; classes are read as they are, and what is behind the
-        last object does not count.
+    def likelihood(self, outputs: ReplicationOutputs, batch: Batch) -> tuple[Tensor, Tensor]:
+        """See `Detector`. Objects stand in the data set's order; the decoder reads their true classes, and the end is
+        not counted.
         """
         most = self.config.max_objects
-        said_BL = self.words(batch.boxes_BN4[:, :most], batch.labels_BN[:, :most], raw).flatten(1)
-        real_BL = batch.valid_BN[:, :most].repeat_interleave(WORDS, 1)
-        each_BL = sentence_log_probs(said_BL, self.decoder, raw.memory, self.config.start)
-        return (each_BL * real_BL).sum(1), real_BL.sum(1)
+        tokens_BM5 = self.vocabulary(outputs).object_tokens(batch.boxes_BN4[:, :most], batch.labels_BN[:, :most])
+        counted_BL = batch.valid_BN[:, :most].repeat_interleave(OBJECT_TOKENS, 1)
+        each_BL = sequence_log_probs(tokens_BM5.flatten(1), self.decoder, outputs.memory, self.config.start)
+        return (each_BL * counted_BL).sum(1), counted_BL.sum(1)
 
-    def words(self, boxes_BM4: Tensor, labels_BM: Tensor, raw: ReplicationOutputs) -> Tensor:
-        """Objects as words, (B, M, 5), of boxes xyxy in [0, 1] of the canvas; coordinates are always rounded down."""
+    def target_tokens(self, tokens_BM5: Tensor, real_BM: Tensor) -> Tensor:
+        """Targets (B, L): the tokens of real objects, which come first, then the end or that the rest is noise."""
         c = self.config
-        if c.placed:
-            low_BM2, high_BM2 = (boxes_BM4 / image_part(raw)).split(2, -1)
-            values_BM4 = torch.cat([(low_BM2 + high_BM2) / 2, high_BM2 - low_BM2], -1)
-        else:
-            values_BM4 = boxes_BM4 * torch.tensor(raw.canvas, device=boxes_BM4.device).flip(-1).repeat(2) / LONG_SIDE
-        bins_BM4 = (values_BM4 * (c.coordinates - 1)).floor().long().clamp(0, c.coordinates - 1)
-        return torch.cat([bins_BM4, self.class_words[labels_BM][..., None]], -1)
-
-    def targets(self, words_BM5: Tensor, real_BM: Tensor) -> Tensor:
-        """What should be said, (B, L): the real objects, which come first, then the end or that the rest is noise."""
-        c = self.config
-        rest_5 = torch.full((WORDS,), IGNORED, device=words_BM5.device)
+        rest_5 = torch.full((OBJECT_TOKENS,), IGNORED, device=tokens_BM5.device)
         if c.variant in ("pretrained", "stable"):
             rest_5[0] = c.end
         if c.variant != "unofficial":
             rest_5[-1] = c.noise
-        said_BL = F.pad(torch.where(real_BM[..., None], words_BM5, rest_5).flatten(1), (0, 1), value=c.end)
+        targets_BL = F.pad(torch.where(real_BM[..., None], tokens_BM5, rest_5).flatten(1), (0, 1), value=c.end)
         if c.variant == "unofficial":
-            said_BL[:, -1] = IGNORED
-            said_BL.scatter_(1, WORDS * real_BM.sum(1, keepdim=True), c.end)
-        return said_BL[:, :-1] if c.variant == "mmdet" else said_BL
+            targets_BL[:, -1] = IGNORED
+            targets_BL.scatter_(1, OBJECT_TOKENS * real_BM.sum(1, keepdim=True), c.end)
+        return targets_BL[:, :-1] if c.variant == "mmdet" else targets_BL
 
-    def cross_entropy(self, scores_NBLV: Tensor, targets_BL: Tensor) -> Tensor:
-        """Of N layers' scores, with each variant's weights; where places are known, the mean is weighted, too."""
+    def cross_entropy(self, logits_NBLV: Tensor, targets_BL: Tensor) -> Tensor:
+        """Of N layers' logits, with each variant's token weights; with positions, the mean is weighted by them, too."""
         c = self.config
-        weights_V = scores_NBLV.new_ones(c.vocabulary)
+        weights_V = logits_NBLV.new_ones(c.vocabulary)
         weights_V[c.noise], weights_V[c.end] = NOISE_WEIGHT[c.variant], END_WEIGHT[c.variant]
-        targets = targets_BL.expand(len(scores_NBLV), -1, -1).flatten()
-        each = F.cross_entropy(scores_NBLV.flatten(0, 2), targets, weights_V, reduction="none", ignore_index=IGNORED)
+        targets = targets_BL.expand(len(logits_NBLV), -1, -1).flatten()
+        each = F.cross_entropy(logits_NBLV.flatten(0, 2), targets, weights_V, reduction="none", ignore_index=IGNORED)
         counted = targets != IGNORED
-        return each.sum() / (weights_V[targets[counted]].sum() if c.placed else counted.sum())
+        return each.sum() / (weights_V[targets[counted]].sum() if c.has_positions else counted.sum())
 
-    def decode(self, raw: ReplicationOutputs) -> Predictions:
-        """Write, and read boxes and classes off the sentence, best first."""
-        return self.read(self.write(raw), raw).best_first()
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """See `SequenceDetector`."""
+        return ("cx", "cy", "w", "h", "class") if self.config.has_positions else ("x1", "y1", "x2", "y2", "class")
 
-    def write(self, raw: ReplicationOutputs) -> Generated:
-        """The most probable words one after the other."""
-        return generate(self.decoder, raw.memory, self.grammar(), self.config.max_objects)
+    def vocabulary(
+        self, outputs: ReplicationOutputs | None = None, sizes_B2: Tensor | None = None
+    ) -> ReplicationVocabulary:
+        """See `SequenceDetector`. Where coordinates are fractions of the image, ids depend on the valid area."""
+        if outputs is not None:
+            return ReplicationVocabulary(self.config, self.class_tokens_K, outputs.sizes_B2, outputs.canvas)
+        side = self.image_size
+        whole_12 = torch.full((1, 2), side, device=self.class_tokens_K.device)
+        sizes_B2 = whole_12 if sizes_B2 is None else sizes_B2
+        return ReplicationVocabulary(self.config, self.class_tokens_K, sizes_B2, (side, side))
 
-    def grammar(self) -> TokenConstraints:
-        """Which words each place of a sentence may hold, by the rule of the original."""
-        c, device = self.config, self.class_words.device
-        place_L = torch.arange(WORDS * c.max_objects, device=device)
-        boxes = {"stable": place_L % WORDS < WORDS - 1, "unofficial": place_L < WORDS - 1}
-        in_box_L = boxes.get(c.variant, torch.zeros_like(place_L, dtype=torch.bool))
-        words = {"stable": c.vocabulary - 6, "unofficial": c.vocabulary}.get(c.variant, c.end)
-        limit_L = torch.where(in_box_L, c.coordinates, words)
-        return TokenConstraints(
-            c.start, c.end, torch.arange(c.vocabulary, device=device) < limit_L[:, None], self.class_words
-        )
+    def token_constraints(
+        self, outputs: ReplicationOutputs | None = None, classes: Sequence[int] | None = None
+    ) -> TokenConstraints:
+        """See `SequenceDetector`; by the rule of the published code, for whichever classes."""
+        c, device = self.config, self.class_tokens_K.device
+        position_P = torch.arange(OBJECT_TOKENS * c.max_objects, device=device)
+        boxes = {
+            "stable": position_P % OBJECT_TOKENS < OBJECT_TOKENS - 1,
+            "unofficial": position_P < OBJECT_TOKENS - 1,
+        }
+        in_box_P = boxes.get(c.variant, torch.zeros_like(position_P, dtype=torch.bool))
+        others = {"stable": c.vocabulary - 6, "unofficial": c.vocabulary}.get(c.variant, c.end)
+        limit_P = torch.where(in_box_P, c.coordinates, others)
+        allowed_PV = torch.arange(c.vocabulary, device=device) < limit_P[:, None]
+        return TokenConstraints(c.start, c.end, allowed_PV, self.class_tokens_K)
+
+    def decoder_memory(self, outputs: ReplicationOutputs) -> EncoderMemory:
+        """See `SequenceDetector`."""
+        return outputs.memory
 
     @torch.no_grad()
-    def read(self, said: Generated, raw: ReplicationOutputs) -> Predictions:
-        """Boxes and classes in the order in which they were written.
+    def to_predictions(
+        self,
+        generated: Generated,
+        outputs: ReplicationOutputs | None = None,
+        classes: Sequence[int] | Tensor | None = None,
+        sizes_B2: Tensor | None = None,
+    ) -> Predictions:
+        """See `SequenceDetector`.
 
-        A coordinate is the most probable one at its place, a class the most probable of the names at its place,
-        whichever words were written there. The score is the probability of the class among all words; behind the end
-        it is 0.
+        A coordinate is the most probable one at its slot, a class the most probable of the names at its slot,
+        whichever tokens were generated. The score is the probability of the class among all tokens, and 0 behind the
+        end.
         """
-        words_BN5 = said.tokens_BL.unflatten(1, (-1, WORDS))
-        coordinates_BN4 = words_BN5[..., :-1]
+        tokens_BN5 = generated.tokens_BL.unflatten(1, (-1, OBJECT_TOKENS))
+        coordinates_BN4 = tokens_BN5[..., :-1]
         if bool((coordinates_BN4 >= self.config.coordinates).any()):
-            begun_BL = F.pad(said.tokens_BL[:, :-1], (1, 0), value=self.config.start)
-            scores_BN5V = self.decoder(begun_BL, raw.memory).unflatten(1, (-1, WORDS))
-            coordinates_BN4 = scores_BN5V[:, :, :-1, : self.config.coordinates].argmax(-1)
-        return self.found(coordinates_BN4, said, raw)
+            assert outputs is not None
+            inputs_BL = F.pad(generated.tokens_BL[:, :-1], (1, 0), value=self.config.start)
+            logits_BN5V = self.decoder(inputs_BL, outputs.memory).unflatten(1, (-1, OBJECT_TOKENS))
+            coordinates_BN4 = logits_BN5V[:, :, :-1, : self.config.coordinates].argmax(-1)
+        return self.found(coordinates_BN4, generated, outputs, classes, sizes_B2)
 
-    def found(self, coordinates_BN4: Tensor, said: Generated, raw: ReplicationOutputs) -> Predictions:
-        """Boxes of these coordinates, with the classes and scores of sentences."""
-        best_BN, labels_BN = said.class_log_probs_BNK.max(-1)
-        ended_BN = (said.tokens_BL == self.config.end).cumsum(1).unflatten(1, (-1, WORDS)).any(-1)
-        return Predictions(self.boxes(coordinates_BN4, raw), best_BN.exp().masked_fill(ended_BN, 0), labels_BN)
-
-    def boxes(self, coordinates_BN4: Tensor, raw: ReplicationOutputs) -> Tensor:
-        """Boxes xyxy in [0, 1] of the canvas; a reversed box becomes an empty one."""
-        said_BN4 = coordinates_BN4 / (self.config.coordinates - 1)
-        if self.config.placed:
-            centre_BN2, half_BN2 = said_BN4[..., :2], said_BN4[..., 2:] / 2
-            return torch.cat([centre_BN2 - half_BN2, centre_BN2 + half_BN2], -1) * image_part(raw)
-        said_BN4 = said_BN4 * LONG_SIDE / torch.tensor(raw.canvas, device=said_BN4.device).flip(-1).repeat(2)
-        return torch.cat([said_BN4[..., :2], torch.maximum(said_BN4[..., :2], said_BN4[..., 2:])], -1)
+    def found(
+        self,
+        coordinates_BN4: Tensor,
+        generated: Generated,
+        outputs: ReplicationOutputs | None = None,
+        classes: Sequence[int] | Tensor | None = None,
+        sizes_B2: Tensor | None = None,
+    ) -> Predictions:
+        """Boxes of these coordinates, with the classes and scores of generated sequences."""
+        scores_BN, labels_BN = score(generated, "full", OBJECT_TOKENS, classes)
+        ended_BN = (generated.tokens_BL == self.config.end).cumsum(1).unflatten(1, (-1, OBJECT_TOKENS)).any(-1)
+        boxes_BN4 = self.vocabulary(outputs, sizes_B2).boxes(coordinates_BN4)
+        return Predictions(boxes_BN4, scores_BN.masked_fill(ended_BN, 0), labels_BN)
 
     def with_classes(
         self, names: tuple[str, ...], image_size: int | None = None, pretrained: bool = True
     ) -> "Replication":
         """See `Detector`. The vocabulary stays; new classes get ids that are free."""
-        ids = choose_ids(self.names, self.config.class_ids, names, range(most_classes(self.config)))
+        ids = choose_ids(self.names, self.config.class_ids, names, range(max_classes(self.config)))
         detector = Replication(replace(self.config, image_size=image_size or self.image_size, class_ids=ids), names)
         detector.load_state_dict(self.state_dict())
         return detector
-
-
-def image_part(raw: ReplicationOutputs) -> Tensor:
-    """Width, height, width, height of the images as fractions of the canvas, (B, 1, 4)."""
-    canvas_2 = torch.tensor(raw.canvas, device=raw.sizes_B2.device)
-    return (raw.sizes_B2 / canvas_2).flip(-1).repeat(1, 2)[:, None]
 
 
 def with_noise(boxes_BM4: Tensor, labels_BM: Tensor, real_BM: Tensor, classes: int) -> tuple[Tensor, Tensor]:
@@ -346,9 +423,9 @@ def with_noise(boxes_BM4: Tensor, labels_BM: Tensor, real_BM: Tensor, classes: i
     return torch.where(real_BM[..., None], boxes_BM4, noise_BM4), torch.where(real_BM, labels_BM, noise_labels_BM)
 
 
-def most_classes(c: ReplicationConfig) -> int:
+def max_classes(c: ReplicationConfig) -> int:
     """How many class numbers have a word."""
-    return (c.vocabulary - 6 if c.placed else c.end) - c.first_class
+    return (c.vocabulary - 6 if c.has_positions else c.end) - c.first_class
 
 
 class ReplicationDecoder(nn.Module):
@@ -359,16 +436,16 @@ class ReplicationDecoder(nn.Module):
 
     def __init__(self, c: ReplicationConfig):
         super().__init__()
-        self.placed, self.dropout = c.placed, nn.Dropout(c.dropout)
-        self.token_embedding = nn.Parameter(torch.randn(c.vocabulary - (not c.placed), c.dim))
-        if c.placed:
+        self.has_positions, self.dropout = c.has_positions, nn.Dropout(c.dropout)
+        self.token_embedding = nn.Parameter(torch.randn(c.vocabulary - (not c.has_positions), c.dim))
+        if c.has_positions:
             self.position_embedding = nn.Parameter(torch.randn(c.length, c.dim))
             self.input_norm = nn.LayerNorm(c.dim)
         self.layers = nn.ModuleList(
             PostNormDecoderBlock(c.dim, c.hidden, c.heads, c.dropout) for _ in range(c.decoder_layers)
         )
         self.norm = nn.LayerNorm(c.dim)
-        hidden = [layer for _ in range(2 * c.placed) for layer in (nn.Linear(c.dim, c.dim), nn.ReLU())]
+        hidden = [layer for _ in range(2 * c.has_positions) for layer in (nn.Linear(c.dim, c.dim), nn.ReLU())]
         self.head = nn.Sequential(*hidden, nn.Linear(c.dim, c.vocabulary))
 
     def forward(self, tokens_BL: Tensor, memory: EncoderMemory) -> Tensor:
@@ -380,13 +457,13 @@ class ReplicationDecoder(nn.Module):
         x_BLE, places_LE = self._embed(tokens_BL, torch.arange(tokens_BL.shape[1], device=tokens_BL.device))
         states = []
         for layer, image in zip(self.layers, self._image(memory), strict=True):
-            x_BLE = layer(x_BLE, places_LE, image, memory.seen_BM[:, None, None])
+            x_BLE = layer(x_BLE, places_LE, image, memory.valid_BM[:, None, None])
             states.append(self.norm(x_BLE))
         return states
 
     def start(self, memory: EncoderMemory, length: int, each: int = 1) -> KVCache:
         """An empty cache for `each` sentences an image, of at most this length."""
-        return KVCache.empty(self._image(memory), length, each, memory.seen_BM[:, None, None])
+        return KVCache.empty(self._image(memory), length, each, memory.valid_BM[:, None, None])
 
     def step(self, tokens_BL: Tensor, positions_L: Tensor, cache: KVCache) -> Tensor:
         """Scores (B, V) of what follows the last of these words, which stand at these positions of their sentences."""
@@ -403,7 +480,7 @@ class ReplicationDecoder(nn.Module):
     def _embed(self, tokens_BL: Tensor, positions_L: Tensor) -> tuple[Tensor, Tensor | float]:
         """The words, and the places that each layer adds again to what asks."""
         x_BLE = self.token_embedding[tokens_BL]
-        if not self.placed:
+        if not self.has_positions:
             return x_BLE, 0.0
         places_LE = self.position_embedding[positions_L]
         return self.dropout(self.input_norm(x_BLE + places_LE)), places_LE

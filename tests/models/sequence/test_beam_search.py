@@ -32,8 +32,8 @@ def test_a_beam_of_one_is_greedy(decoder, memory, end_bias):
     with torch.no_grad():
         beams = BeamSearch(decoder, memory, BOXES, 6, Sampling(end_bias=end_bias))
         for number in range(6):
-            beams.write_object(number)
-    assert all(torch.equal(one, other) for one, other in zip(beams.generated(), greedy, strict=True))
+            beams.generate_object(number)
+    assert all(torch.equal(one, other) for one, other in zip(beams.result(), greedy, strict=True))
 
 
 @pytest.mark.parametrize("end_bias", [-torch.inf, 0.0])
@@ -90,7 +90,7 @@ def test_one_object_is_found_exhaustively_where_only_its_first_word_matters():
             scores[:, 102] = 20.0
             return scores
 
-    grammar = Vocabulary(12, 104, 120).grammar(3)
+    grammar = Vocabulary(12, 104, 120).token_constraints(3)
     greedy, beam = (generate(Astray(120, 0, 1.0), 1, grammar, 1, Sampling(beams=w)) for w in (1, 12))
     assert int(greedy.tokens_BL[0, 0]) == 104
     assert int(beam.tokens_BL[0, 0]) > 104

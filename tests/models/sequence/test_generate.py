@@ -100,9 +100,9 @@ def test_an_object_compiles_whole(memory, sampling):
     decoder = clear_decoder(120)
     with torch.no_grad():
         drafts = [Generation(decoder, memory, BOXES, 3, sampling) for _ in range(2)]
-        compiled = torch.compile(drafts[1].write_object, fullgraph=True, backend="aot_eager")
+        compiled = torch.compile(drafts[1].generate_object, fullgraph=True, backend="aot_eager")
         for number in range(2):
-            drafts[0].write_object(number)
+            drafts[0].generate_object(number)
             compiled(number)
     assert (drafts[0].tokens_BL == drafts[1].tokens_BL).all()
     torch.testing.assert_close(drafts[0].log_probs_BL, drafts[1].log_probs_BL, rtol=0, atol=1e-5)
@@ -129,7 +129,7 @@ BEAMS = st.builds(
     SAMPLINGS | BEAMS, st.integers(0, 10**6), st.sampled_from([0.1, 1.0, 30.0]), st.lists(st.integers(0, 3), max_size=2)
 )
 def test_every_sentence_is_a_list_of_boxes(sampling, seed, scale, only):
-    grammar = Vocabulary(12, 104, 120).grammar(4, only=only)
+    grammar = Vocabulary(12, 104, 120).token_constraints(4, only=only)
     said = generate(Babbler(120, seed, scale), 3, grammar, 7, sampling)
     for sentence in words(said):
         ended = (sentence == 0).all(1)
@@ -148,7 +148,7 @@ def test_without_repeats_all_objects_that_there_are_can_be_said(top_p, beams):
     """2 bins make 9 boxes, with 2 classes and noise 27 objects; dead ends would show."""
     if top_p and beams > 1:
         return
-    grammar = Vocabulary(2, 104, 106).grammar(2)
+    grammar = Vocabulary(2, 104, 106).token_constraints(2)
     said = words(generate(Babbler(106, 3, 2.0), 4, grammar, 27, Sampling(top_p, repeats=False, beams=beams)))
     assert all(len(sentence.unique(dim=0)) == 27 for sentence in said)
     with pytest.raises(AssertionError, match="no 28 different"):
@@ -157,7 +157,7 @@ def test_without_repeats_all_objects_that_there_are_can_be_said(top_p, beams):
 
 def test_given_objects_are_not_repeated():
     """27 objects of which 3 are given, two of these the same: 25 others are left."""
-    grammar = Vocabulary(2, 104, 106).grammar(2)
+    grammar = Vocabulary(2, 104, 106).token_constraints(2)
     given_BL = torch.tensor([[104, 104, 105, 105, 101], [104, 104, 104, 105, 102], [104, 104, 105, 105, 101]])
     given_BL = given_BL.flatten().expand(2, -1)
     said = words(generate(Babbler(106, 3, 2.0), 2, grammar, 27, Sampling(1.0, repeats=False), given_BL))

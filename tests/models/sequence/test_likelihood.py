@@ -6,7 +6,7 @@ import torch
 from boxwright.models.pix2seq import Pix2Seq
 from boxwright.models.sequence.generate import generate
 from boxwright.models.sequence.generation import Generated
-from boxwright.models.sequence.likelihood import of_objects, score, sentence_log_probs
+from boxwright.models.sequence.likelihood import object_log_probs, score, sequence_log_probs
 from boxwright.models.sequence.sampling import Sampling
 from boxwright.models.sequence.vocabulary import NOISE, PAD, PROMPT
 from boxwright.types import Batch
@@ -24,10 +24,10 @@ def detector():
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.9), Sampling(beams=2)])
 def test_generated_sentences_are_as_probable_as_when_read_again(detector, batch, sampling):
     raw = detector(batch.images_BCHW, batch.sizes_B2)
-    said = generate(detector.decoder, raw, detector.vocabulary.grammar(2), 6, sampling)
-    again = sentence_log_probs(said.tokens_BL, detector.decoder, raw, PROMPT)
+    said = generate(detector.decoder, raw, detector.vocabulary().token_constraints(2), 6, sampling)
+    again = sequence_log_probs(said.tokens_BL, detector.decoder, raw, PROMPT)
     torch.testing.assert_close(said.log_probs_BL, again, rtol=0, atol=1e-4)
-    torch.testing.assert_close(of_objects(said.log_probs_BL).sum(1), again.sum(1), rtol=0, atol=1e-3)
+    torch.testing.assert_close(object_log_probs(said.log_probs_BL).sum(1), again.sum(1), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("noise", [True, False])
@@ -38,8 +38,8 @@ def test_the_likelihood_of_the_truth_is_that_of_its_words(detector, batch, noise
     totals, words = detector.likelihood(raw, batch)
     for row in range(2):
         valid = batch.valid_BN[row]
-        coordinates = detector.vocabulary.coordinate_tokens(batch.boxes_BN4[row, valid]).tolist()
-        classes = detector.vocabulary.class_tokens(batch.labels_BN[row, valid]).tolist()
+        coordinates = detector.vocabulary().coordinate_tokens(batch.boxes_BN4[row, valid]).tolist()
+        classes = detector.vocabulary().class_tokens(batch.labels_BN[row, valid]).tolist()
         said = [word for box, label in zip(coordinates, classes, strict=True) for word in (*box, label)]
         read = [PROMPT, *(word for box in coordinates for word in (*box, NOISE))]
         said = said if noise else [*said, PAD]

@@ -60,7 +60,7 @@ def test_two_boxes_in_one_patch_are_told_apart_by_their_offsets():
 @pytest.mark.parametrize("fine", [0, 8])
 def test_the_grammar_admits_every_true_box_and_none_that_is_turned_round(noise, fine):
     words = PatchVocabulary(3, 96, 64, 16, fine)
-    grammar = words.grammar(noise)
+    grammar = words.token_constraints(noise)
     boxes = torch.rand(50, 2, 2)
     boxes = torch.cat([boxes.amin(1), boxes.amax(1)], -1)
     said = words.coordinate_tokens(boxes)

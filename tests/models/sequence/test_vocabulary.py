@@ -52,7 +52,7 @@ def test_a_box_is_written_top_left_bottom_right():
 
 def test_the_grammar_has_coordinates_then_a_class_or_noise():
     vocabulary = Vocabulary(50, 120, 180)
-    allowed = vocabulary.grammar(3).allowed_PV
+    allowed = vocabulary.token_constraints(3).allowed_PV
     assert allowed.shape == (5, 180)
     assert all(row.nonzero().flatten().tolist() == list(range(120, 170)) for row in allowed[:4])
     assert allowed[4].nonzero().flatten().tolist() == [NOISE, *vocabulary.class_tokens(torch.arange(3)).tolist()]
@@ -60,10 +60,10 @@ def test_the_grammar_has_coordinates_then_a_class_or_noise():
 
 def test_a_grammar_of_some_classes():
     vocabulary = Vocabulary(50, 120, 180)
-    grammar = vocabulary.grammar(3, only=[1])
+    grammar = vocabulary.token_constraints(3, only=[1])
     assert grammar.allowed_PV[4].nonzero().flatten().tolist() == [NOISE, int(vocabulary.class_tokens(torch.tensor(1)))]
     assert len(grammar.class_tokens_K) == 3
-    assert vocabulary.grammar(3, free=True).allowed_PV.all()
+    assert vocabulary.token_constraints(3, free=True).allowed_PV.all()
 
 
 def test_a_vocabulary_that_overlaps_itself_is_refused():
@@ -74,5 +74,5 @@ def test_a_vocabulary_that_overlaps_itself_is_refused():
 def test_classes_can_have_labels_with_holes():
     vocabulary = Vocabulary(class_ids=(1, 13, 90))
     assert vocabulary.class_tokens(torch.tensor([[2, 0], [1, 1]])).tolist() == [[190, 101], [113, 113]]
-    allowed_V = vocabulary.grammar(3).allowed_PV[4]
+    allowed_V = vocabulary.token_constraints(3).allowed_PV[4]
     assert allowed_V.nonzero().flatten().tolist() == [NOISE, 101, 113, 190]

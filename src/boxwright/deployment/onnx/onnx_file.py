@@ -10,11 +10,10 @@ from torch.export import Dim
 
 from boxwright.config import require
 from boxwright.deployment.onnx.letterbox import letterbox
-from boxwright.deployment.onnx.sequence_loop import writer_graph
+from boxwright.deployment.onnx.sequence_loop import sequence_graph
 from boxwright.deployment.onnx.to_onnx import CANVAS, OPSET, OUTPUTS, Core, converted, example, pads
 from boxwright.inference.sequence_stream import token_format
 from boxwright.models import registry
-from boxwright.models.replication import Replication
 from boxwright.models.sequence.sequence_detector import SequenceDetector
 from boxwright.runtime.onnx_detector import FORMAT
 from boxwright.types import Detector
@@ -57,7 +56,7 @@ def describe(model: onnx.ModelProto, detector: Detector, precision: str) -> None
         "card": json.dumps(vars(detector).get("card", {})),
         "opset": str(OPSET),
     }
-    if isinstance(detector, SequenceDetector):
+    if isinstance(detector, SequenceDetector) and detector.accepts_given:
         facts["sentence"] = token_format(detector).to_json()
     onnx.helper.set_model_props(model, facts)
 
@@ -78,8 +77,8 @@ def _name_axes(model: onnx.ModelProto) -> None:
 
 def _rest(detector: Detector) -> onnx.ModelProto:
     """All that follows the letterbox."""
-    if isinstance(detector, SequenceDetector | Replication):
-        return writer_graph(detector)
+    if isinstance(detector, SequenceDetector):
+        return sequence_graph(detector)
     rows = Dim.DYNAMIC
     canvas = {0: rows} if pads(detector) else {0: rows, 2: rows, 3: rows}
     return converted(Core(detector).eval(), example(detector), (canvas, None, None), CANVAS, OUTPUTS)

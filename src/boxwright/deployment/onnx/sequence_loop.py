@@ -16,7 +16,6 @@ from torch.export import Dim
 
 from boxwright.deployment.onnx.sequence_modules import ObjectStep, SequenceEnd, SequenceStart
 from boxwright.deployment.onnx.to_onnx import CANVAS, OUTPUTS, converted, example, pads
-from boxwright.models.replication import Replication
 from boxwright.models.sequence.sequence_detector import SequenceDetector
 
 INSIDE = "object."  # before all names in the loop
@@ -25,7 +24,7 @@ WANTED = "wanted_classes"
 SENTENCE = ("order", "words", "word_log_probs")  # see `boxwright.deployment.onnx.sequence_modules.SequenceEnd`
 
 
-def writer_graph(detector: SequenceDetector | Replication) -> onnx.ModelProto:
+def sequence_graph(detector: SequenceDetector) -> onnx.ModelProto:
     """All that follows the letterbox.
 
     Where words are drawn, `seed` int64 (B,) is an input more. Where it can be asked, so are `given_boxes` float32
@@ -48,7 +47,7 @@ def _names(kind: str, count: int) -> list[str]:
     return [f"{kind}_{n}" for n in range(count)]
 
 
-def _inputs(detector: SequenceDetector | Replication, one: ObjectStep) -> tuple[Tensor, ...]:
+def _inputs(detector: SequenceDetector, one: ObjectStep) -> tuple[Tensor, ...]:
     """An example of what comes before the first object."""
     canvas_BCHW, size_2, original_2 = example(detector)
     if not one.asked:
@@ -58,7 +57,7 @@ def _inputs(detector: SequenceDetector | Replication, one: ObjectStep) -> tuple[
 
 
 def _begin(
-    detector: SequenceDetector | Replication, begin: SequenceStart, inputs: tuple[Tensor, ...], state: int, seen: int
+    detector: SequenceDetector, begin: SequenceStart, inputs: tuple[Tensor, ...], state: int, seen: int
 ) -> onnx.ModelProto:
     rows, asked = Dim.DYNAMIC, len(inputs) > 2
     canvas = {0: rows} if pads(detector) else {0: rows, 2: rows, 3: rows}
@@ -99,13 +98,13 @@ def _object(
     one: ObjectStep, state: tuple[Tensor, ...], seen: tuple[Tensor, ...], given: tuple[Tensor, ...], grows: bool
 ) -> onnx.ModelProto:
     """The body of the loop; what is not carried is not among its inputs."""
-    slots, kept = one.language.grammar.slots, one.carried - 2 * one.layers
+    slots, kept = one.language.constraints.slots, one.carried - 2 * one.layers
     caches = [cache.new_zeros(*cache.shape[:2], 3 * slots, cache.shape[3]) for cache in state[kept:]]
     tensors, rows = [*state[:kept], *caches, *seen], Dim.DYNAMIC
     shapes = [{0: rows}] * kept + [{0: rows, 2: rows}] * len(caches) + [_dynamic(part, grows) for part in seen]
     names = [*_names("state", len(state)), *_names("seen", len(seen))]
     if given:
-        every_K = torch.ones(len(one.language.grammar.class_tokens_K), dtype=torch.bool)
+        every_K = torch.ones(len(one.language.constraints.class_tokens_K), dtype=torch.bool)
         tensors, names = [*tensors, *given, every_K], [*names, "given", WANTED]
         shapes = [*shapes, {0: rows, 1: rows}, None]
     if one.language.sampling.draws:
@@ -134,8 +133,8 @@ def _words(one: ObjectStep) -> list[str]:
     return ["tokens", "log_probs", "classes", *(["coordinates"] if one.coordinates else [])]
 
 
-def _end(detector: SequenceDetector | Replication, one: ObjectStep) -> onnx.ModelProto:
-    grammar, rows = one.language.grammar, Dim.DYNAMIC
+def _end(detector: SequenceDetector, one: ObjectStep) -> onnx.ModelProto:
+    grammar, rows = one.language.constraints, Dim.DYNAMIC
     slots, classes = grammar.slots, len(grammar.class_tokens_K)
     words = [torch.zeros(3, 2, slots, dtype=torch.int64), torch.zeros(3, 2, slots), torch.zeros(3, 2, classes)]
     if one.coordinates:

@@ -20,8 +20,7 @@ from boxwright.config import require
 from boxwright.deployment.onnx.to_onnx import in_pixels, prepared
 from boxwright.models.layers.kv_cache import KeysValues, KVCache
 from boxwright.models.patchseq import PatchCache, PatchSeq, PatchTokens
-from boxwright.models.replication import Replication, ReplicationOutputs
-from boxwright.models.sequence.generate import GREEDY
+from boxwright.models.replication import Replication
 from boxwright.models.sequence.generation import Generated, Generation
 from boxwright.models.sequence.no_repeat import NoRepeat
 from boxwright.models.sequence.pointer import History
@@ -36,32 +35,33 @@ class GenerationSettings:
     """What a detector writes in, and how it chooses its words.
 
     Attributes:
-        grammar: its language.
+        constraints: the tokens allowed at each position.
         objects: in a sentence.
         sampling: how words are chosen.
         class_PV: where a word stands that names a class, and only if the class is wanted.
     """
 
-    grammar: TokenConstraints
+    constraints: TokenConstraints
     objects: int
     sampling: Sampling
     class_PV: Tensor | None = None
 
 
-def language(detector: SequenceDetector | Replication) -> GenerationSettings:
+def language(detector: SequenceDetector) -> GenerationSettings:
     """As the detector's own `write` has it.
 
     Raises:
         UserError: for settings that are not in the graph.
     """
-    if isinstance(detector, Replication):
-        return GenerationSettings(detector.grammar(), detector.config.max_objects, GREEDY)
     sampling = detector.config.sampling
     sampling.check()
     only = "one file holds greedy writing and sampling"
     require(sampling.beams == 1, f"{only}, not beams={sampling.beams}; set beams=1.")
     require(sampling.repeats, f"{only}, and lets objects be repeated; set repeats=True.")
-    grammar, classless = (detector.grammar(detector.words(), classes) for classes in (None, []))
+    grammar = detector.token_constraints()
+    if not detector.accepts_given:
+        return GenerationSettings(grammar, detector.config.max_objects, sampling)
+    classless = detector.token_constraints(classes=[])
     class_PV = grammar.allowed_PV & ~classless.allowed_PV
     return GenerationSettings(grammar, detector.config.max_objects, sampling, class_PV)
 
@@ -97,9 +97,9 @@ class SequenceStart(nn.Module):
         detector: in evaluation mode.
     """
 
-    def __init__(self, detector: SequenceDetector | Replication):
+    def __init__(self, detector: SequenceDetector):
         super().__init__()
-        self.detector = prepared(detector)
+        self.detector: Any = prepared(detector)
 
     def forward(
         self, canvas_BCHW: Tensor, size_2: Tensor, original_2: Tensor | None = None,
@@ -116,8 +116,8 @@ class SequenceStart(nn.Module):
         rows = canvas_BCHW.shape[0]
         detector: Any = self.detector
         raw = detector(canvas_BCHW, size_2.expand(rows, -1))
-        cache = detector.decoder.start(raw.memory if isinstance(detector, Replication) else raw, 0)
-        start_B1 = torch.full((rows, 1), language(self.detector).grammar.start)  # type: ignore[arg-type]
+        cache = detector.decoder.start(detector.decoder_memory(raw), 0)
+        start_B1 = torch.full((rows, 1), language(self.detector).constraints.start)  # type: ignore[arg-type]
         ended_B1 = torch.zeros(rows, 1, dtype=torch.bool)
         said = list(cache.history) if isinstance(cache, PatchCache) else []
         state = (start_B1, ended_B1, *said, *_flat(cache.sentence))
@@ -125,7 +125,7 @@ class SequenceStart(nn.Module):
             return (*state, *seen(cache))
         given_BG4 = to_canvas(boxes_BG4, torch.tensor(canvas_BCHW.shape[-2:]), size_2, original_2)
         given = GivenBatch(given_BG4, labels_BG.clamp(min=0), labels_BG >= 0)
-        return (*state, *seen(cache), detector.given_words(raw, given))
+        return (*state, *seen(cache), detector.given_tokens(raw, given))
 
 
 def seen(cache: KVCache) -> list[Tensor]:
@@ -150,12 +150,12 @@ class ObjectStep(nn.Module):
         detector: in evaluation mode.
     """
 
-    def __init__(self, detector: SequenceDetector | Replication):
+    def __init__(self, detector: SequenceDetector):
         super().__init__()
         self.decoder, self.language = detector.decoder, language(detector)
         self.layers, self.points = len(detector.decoder.layers), isinstance(detector, PatchSeq)
-        self.masked, self.asked = isinstance(detector, Replication), isinstance(detector, SequenceDetector)
-        self.grid = detector.words().grid if isinstance(detector, PatchSeq) else (0, 0)
+        self.masked, self.asked = isinstance(detector, Replication), detector.accepts_given
+        self.grid = detector.vocabulary().grid if isinstance(detector, PatchSeq) else (0, 0)
         self.coordinates = detector.config.coordinates if isinstance(detector, Replication) else None
 
     @property
@@ -169,8 +169,8 @@ class ObjectStep(nn.Module):
 
         Args:
             number: of the object, from 0.
-            tensors: what `SequenceStart` gives; behind it which classes are wanted (K,), if it can be asked, and the seeds
-                (B,), if any are needed.
+            tensors: what `SequenceStart` gives; then the wanted classes (K,), if given
+                and the seeds (B,), if tokens are drawn.
         """
         (last_B1, ended_B1, *state), rest = tensors[: self.carried], list(tensors[self.carried :])
         seed_B = rest.pop() if self.language.sampling.draws else None
@@ -178,16 +178,16 @@ class ObjectStep(nn.Module):
         given_BP = rest.pop() if self.asked else None
         history = History(*(part.clone() for part in state[:2])) if self.points else None
         cache = self._cache(state[2 * self.points :], rest, history)
-        draft = ObjectGeneration(
+        generation = ObjectGeneration(
             self.decoder, self.language, cache, number, seed_B, last_B1, ended_B1, given_BP, wanted_K
         )  # fmt: skip
-        draft.write_object(0)
-        said = draft.generated()
-        goes_on = ~draft.ended_B1.all() if self.language.sampling.may_end else torch.ones((), dtype=torch.bool)
+        generation.generate_object(0)
+        said = generation.result()
+        goes_on = ~generation.ended_B1.all() if self.language.sampling.may_end else torch.ones((), dtype=torch.bool)
         told = list(cache.history) if isinstance(cache, PatchCache) else []
-        next_state = (said.tokens_BL[:, -1:], draft.ended_B1, *told, *_flat(cache.sentence))
+        next_state = (said.tokens_BL[:, -1:], generation.ended_B1, *told, *_flat(cache.sentence))
         words = (said.tokens_BL, said.log_probs_BL, said.class_log_probs_BNK[:, 0])
-        return (goes_on, *next_state, *words, *self._coordinates(draft))
+        return (goes_on, *next_state, *words, *self._coordinates(generation))
 
     def _cache(self, sentence: list[Tensor], rest: list[Tensor], history: History | None) -> KVCache:
         image, more = _pairs(rest[: 2 * self.layers], KeysValues), rest[2 * self.layers :]
@@ -198,14 +198,14 @@ class ObjectStep(nn.Module):
         words = PatchTokens(more[0], more[1], self.grid)
         return PatchCache(cache.sentence, cache.image, mask, words=words, history=history)
 
-    def _coordinates(self, draft: "ObjectGeneration") -> list[Tensor]:
+    def _coordinates(self, generation: "ObjectGeneration") -> list[Tensor]:
         if self.coordinates is None:
             return []
-        return [torch.stack([scores[:, : self.coordinates].argmax(-1) for scores in draft.seen_scores[:-1]], 1)]
+        return [torch.stack([scores[:, : self.coordinates].argmax(-1) for scores in generation.seen_scores[:-1]], 1)]
 
 
 class ObjectGeneration(Generation):
-    """A draft of one object, behind those that the cache knows.
+    """A generation of one object, behind those that the cache knows.
 
     Args:
         decoder, language, cache: of the sentences.
@@ -229,10 +229,10 @@ class ObjectGeneration(Generation):
         given_BP: Tensor | None = None,
         wanted_K: Tensor | None = None,
     ):
-        grammar, rows, slots = language.grammar, last_B1.shape[0], language.grammar.slots
+        grammar, rows, slots = language.constraints, last_B1.shape[0], language.constraints.slots
         self.decoder: Any = self
         self.full, self.seen_scores = decoder, []
-        self.grammar, self.sampling, self.cache = grammar, language.sampling, cache
+        self.constraints, self.sampling, self.cache = grammar, language.sampling, cache
         self.first_1 = (number * slots)[None]
         self.ids_V = torch.arange(grammar.allowed_PV.shape[1])
         added_NSV = grammar.additions(language.sampling.end_bias).unflatten(0, (-1, slots))
@@ -251,9 +251,9 @@ class ObjectGeneration(Generation):
             unwanted_V = torch.zeros_like(self.ids_V, dtype=torch.bool).index_put((grammar.class_tokens_K,), ~wanted_K)
             self.unwanted_PV = language.class_PV & unwanted_V
 
-    def write_object(self, number: int) -> None:
+    def generate_object(self, number: int) -> None:
         """The only one."""
-        for slot in range(self.grammar.slots):
+        for slot in range(self.constraints.slots):
             self._write(self.cache, slot, slot)
 
     def _grammatical(self, scores_BV: Tensor, place: int, slot: int) -> Tensor:
@@ -279,9 +279,9 @@ class SequenceEnd(nn.Module):
         detector: in evaluation mode.
     """
 
-    def __init__(self, detector: SequenceDetector | Replication):
+    def __init__(self, detector: SequenceDetector):
         super().__init__()
-        self.detector = prepared(detector)
+        self.detector: Any = prepared(detector)
 
     def forward(
         self, size_2: Tensor, original_2: Tensor, tokens_NBS: Tensor, log_probs_NBS: Tensor, class_NBK: Tensor,
@@ -299,15 +299,13 @@ class SequenceEnd(nn.Module):
         said = Generated(tokens_BL, log_probs_BL, class_NBK.transpose(0, 1))
         found = self._read(said, size_2, more)
         boxes = in_pixels(found.best_first(), torch.tensor([self.detector.image_size] * 2), size_2, original_2)
-        if not isinstance(self.detector, SequenceDetector):
+        if not self.detector.accepts_given:
             return boxes
         order_BN = found.scores_BD.sort(dim=1, descending=True, stable=True).indices  # as `best_first`
         return (*boxes, order_BN, tokens_NBS.transpose(0, 1), log_probs_NBS.transpose(0, 1))
 
     def _read(self, said: Generated, size_2: Tensor, more: Tensor) -> Predictions:
-        side = self.detector.image_size
-        if isinstance(self.detector, SequenceDetector):
-            return self.detector.read(said, None, more)
-        assert isinstance(self.detector, Replication)
-        raw = ReplicationOutputs(None, size_2.expand(said.tokens_BL.shape[0], -1), (side, side))  # type: ignore[arg-type]
-        return self.detector.found(more.transpose(0, 1), said, raw)
+        if self.detector.accepts_given:
+            return self.detector.to_predictions(said, None, more)
+        sizes_B2 = size_2.expand(said.tokens_BL.shape[0], -1)
+        return self.detector.found(more.transpose(0, 1), said, sizes_B2=sizes_B2)

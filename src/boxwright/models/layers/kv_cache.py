@@ -31,7 +31,7 @@ class KeysValues(NamedTuple):
         self.values_BHLE.index_copy_(2, positions_L, new.values_BHLE)
 
     def hidden(self, positions_L: Tensor) -> Tensor | None:
-        """`StepPositions.hidden_LR` of tokens that stand at these positions, which see themselves and all before them."""
+        """`StepPositions.hidden_LR` of tokens at these positions, which attend to themselves and all before them."""
         later_LR = torch.arange(self.keys_BHLE.shape[2], device=self.keys_BHLE.device) > positions_L[:, None]
         nothing_LR = torch.zeros_like(later_LR, dtype=self.keys_BHLE.dtype)
         return nothing_LR.masked_fill(later_LR, -torch.inf)

@@ -44,10 +44,10 @@ class BeamSearch(Generation):
         self.alive_BWW = torch.zeros_like(self.rows_BWW, dtype=torch.bool)
         self.alive_BWW[:, 0] = True  # so far all are the same
 
-    def write_object(self, number: int) -> None:
+    def generate_object(self, number: int) -> None:
         """The next object of every branch; then the best become the next sentences."""
         was_ended_BWW = self.ended_B1.view(self.rows_BWW.shape).clone()
-        super().write_object(number)
+        super().generate_object(number)
         self.alive_BWW &= ~was_ended_BWW | (self.rows_BWW % self.width == 0)  # what has ended has no branches
         marks_BWW = self._marks().masked_fill(~self.alive_BWW, -torch.inf)
         marks_BWW[:, 0, 0] = torch.inf  # the greedy sentence
@@ -56,11 +56,11 @@ class BeamSearch(Generation):
         parents_BW = self.rows_BWW.flatten(1).gather(1, best.indices)
         self._reorder(parents_BW.repeat_interleave(self.width, 1).flatten(), number + 1)
 
-    def generated(self) -> Generated:
+    def result(self) -> Generated:
         """The best sentence of each image."""
         marks_BW = self._marks().masked_fill(~self.alive_BWW, -torch.inf)[..., 0]
         rows_B = self.rows_BWW[..., 0].gather(1, marks_BW.argmax(1, keepdim=True)).flatten()
-        return Generated(*(tensor.index_select(0, rows_B) for tensor in super().generated()))
+        return Generated(*(tensor.index_select(0, rows_B) for tensor in super().result()))
 
     def _choose(self, scores_BV: Tensor, slot: int) -> Tensor:
         """Each branch begins an object with another token, the first with the best; then the best follow."""
@@ -76,7 +76,7 @@ class BeamSearch(Generation):
         chosen_B1, fixed_B1 = super()._fix(chosen_B1)
         self.count_B1 += ~fixed_B1
         if self.sampling.may_end:
-            self.bias_B1 += self.sampling.end_bias * ((chosen_B1 == self.grammar.end) & ~fixed_B1)
+            self.bias_B1 += self.sampling.end_bias * ((chosen_B1 == self.constraints.end) & ~fixed_B1)
         return chosen_B1, fixed_B1
 
     def _marks(self) -> Tensor:
@@ -86,7 +86,7 @@ class BeamSearch(Generation):
 
     def _reorder(self, rows_B: Tensor, objects: int) -> None:
         """Row i becomes what row `rows_B[i]` was; so many objects have been written."""
-        self.cache.first(objects * self.grammar.slots).reorder(rows_B)
+        self.cache.first(objects * self.constraints.slots).reorder(rows_B)
         written = (self.tokens_BL, self.log_probs_BL, self.class_log_probs_BNK)
         for tensor in (*written, self.ended_B1, self.count_B1, self.bias_B1):
             tensor.copy_(tensor.index_select(0, rows_B))

@@ -1,8 +1,7 @@
 """The autoregressive decoder: after each token it scores all tokens of the vocabulary for the next place.
 
-Training reads whole given sentences at once (`SequenceDecoder.forward`); generation makes one token after the other
-(`SequenceDecoder.step`), and keeps the keys and values of every layer, so that nothing is ever computed twice. Both give the
-same scores.
+Training passes whole sequences at once (`SequenceDecoder.forward`); generation passes one token after the other
+(`SequenceDecoder.step`) and keeps the keys and values of every layer in a cache. Both give the same logits.
 """
 
 from collections.abc import Iterator

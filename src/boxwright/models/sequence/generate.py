@@ -18,10 +18,10 @@ from boxwright.models.sequence.token_constraints import TokenConstraints
 GREEDY = Sampling()
 
 
-def begin(
+def begin_generation(
     decoder: StepDecoder,
     memory: Any,
-    grammar: TokenConstraints,
+    constraints: TokenConstraints,
     objects: int,
     sampling: Sampling = GREEDY,
     given_BL: Tensor | None = None,
@@ -29,30 +29,30 @@ def begin(
     """Sentences of which only the given objects stand; for the arguments see `generate`."""
     sampling.check()
     kind = Generation if sampling.beams == 1 else BeamSearch
-    return kind(decoder, memory, grammar, objects, sampling, given_BL)
+    return kind(decoder, memory, constraints, objects, sampling, given_BL)
 
 
-def write_on(draft: Generation) -> Iterator[int]:
+def continue_generation(generation: Generation) -> Iterator[int]:
     """Write the sentences, and say after each object which it was. With beams, it may still become another one."""
-    for number in range(draft.done, draft.length // draft.grammar.slots):
-        if draft.sampling.may_end and bool(draft.ended_B1.all()):
+    for number in range(generation.first_object, generation.length // generation.constraints.slots):
+        if generation.sampling.may_end and bool(generation.ended_B1.all()):
             break
-        draft.write_object(number)
+        generation.generate_object(number)
         yield number
 
 
-def finish(draft: Generation) -> Generated:
+def finish_generation(generation: Generation) -> Generated:
     """The whole sentences."""
-    for _ in write_on(draft):
+    for _ in continue_generation(generation):
         pass
-    return draft.generated()
+    return generation.result()
 
 
 @torch.no_grad()
 def generate(
     decoder: StepDecoder,
     memory: Any,
-    grammar: TokenConstraints,
+    constraints: TokenConstraints,
     objects: int,
     sampling: Sampling = GREEDY,
     given_BL: Tensor | None = None,
@@ -64,7 +64,7 @@ def generate(
     Args:
         decoder: in evaluation mode.
         memory: what it looks at.
-        grammar: its language.
+        constraints: its language.
         objects: how many, given ones included.
         sampling: how to choose.
         given_BL: the first tokens of each sentence, whole objects, and -1 behind the last of a row.
@@ -72,4 +72,4 @@ def generate(
     Raises:
         UserError: for settings that cannot be.
     """
-    return finish(begin(decoder, memory, grammar, objects, sampling, given_BL))
+    return finish_generation(begin_generation(decoder, memory, constraints, objects, sampling, given_BL))

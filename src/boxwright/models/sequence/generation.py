@@ -78,14 +78,14 @@ class Generation:
         given_BL: Tensor | None = None,
         each: int = 1,
     ):
-        self.decoder, self.grammar, self.sampling = decoder, grammar, sampling
+        self.decoder, self.constraints, self.sampling = decoder, grammar, sampling
         self.length, device = objects * grammar.slots, grammar.allowed_PV.device
         self.cache = decoder.start(memory, -(-self.length // 8) * 8, each)  # GPUs like lengths that 8 divides
         rows, classes = self.cache.rows, len(grammar.class_tokens_K)
         self.ids_V = torch.arange(grammar.allowed_PV.shape[1], device=device)
         self.added_PV = grammar.additions(sampling.end_bias)
         self.uniforms_BL = draws(sampling.seed, rows // each, self.length).repeat_interleave(each, 0).to(device)
-        self.done = 0
+        self.first_object = 0
         self.position_1 = torch.zeros(1, dtype=torch.int64, device=device)
         self.ended_B1 = torch.zeros(rows, 1, dtype=torch.bool, device=device)
         self.tokens_BL = torch.full((rows, self.length + 1), grammar.end, device=device)
@@ -97,13 +97,13 @@ class Generation:
             self._begin_with(given_BL.to(device))
         self.repeats = None if sampling.repeats else self._watch_repeats(given_BL, objects)
 
-    def generated(self) -> Generated:
+    def result(self) -> Generated:
         """What has been written."""
         return Generated(self.tokens_BL[:, 1:], self.log_probs_BL[:, 1:], self.class_log_probs_BNK)
 
-    def write_object(self, number: int) -> None:
+    def generate_object(self, number: int) -> None:
         """The next object, which is the `number`-th, of every sentence."""
-        slots = self.grammar.slots
+        slots = self.constraints.slots
         cache = self.cache.first(self.bucket(number))
         if self.repeats is not None:
             self.repeats.begin(self.position_1 // slots)
@@ -112,13 +112,13 @@ class Generation:
 
     def bucket(self, number: int) -> int:
         """How many places of the cache the `number`-th object looks at."""
-        return -(-(number + 1) // BUCKET) * BUCKET * self.grammar.slots
+        return -(-(number + 1) // BUCKET) * BUCKET * self.constraints.slots
 
     def _begin_with(self, given_BL: Tensor) -> None:
         """Objects that every sentence has are read at once; the others are put in place of what would be written."""
         counts_B = (given_BL >= 0).sum(1)
-        self.done = int(counts_B.min()) // self.grammar.slots
-        start = self.done * self.grammar.slots
+        self.first_object = int(counts_B.min()) // self.constraints.slots
+        start = self.first_object * self.constraints.slots
         self.tokens_BL[:, 1 : start + 1] = given_BL[:, :start]
         self.position_1.fill_(start)
         if start:
@@ -128,9 +128,9 @@ class Generation:
             self.forced_BL[:, : given_BL.shape[1]] = given_BL
 
     def _watch_repeats(self, given_BL: Tensor | None, objects: int) -> NoRepeat:
-        slots = self.grammar.slots
+        slots = self.constraints.slots
         given_BGS = None if given_BL is None else given_BL.to(self.ids_V.device).unflatten(1, (-1, slots))
-        repeats = NoRepeat(self.grammar, self.tokens_BL[:, 1:].unflatten(1, (-1, slots)), given_BGS)
+        repeats = NoRepeat(self.constraints, self.tokens_BL[:, 1:].unflatten(1, (-1, slots)), given_BGS)
         assert objects <= repeats.objects, f"there are no {objects} different objects"
         return repeats
 
@@ -141,11 +141,11 @@ class Generation:
         chosen_B1, fixed_B1 = self._fix(self._choose(self._grammatical(scores_BV, place, slot), slot))
         log_probs_B1 = (scores_BV.gather(1, chosen_B1) - total_B1).masked_fill(fixed_B1, 0)
         if self.sampling.may_end:
-            self.ended_B1 |= chosen_B1 == self.grammar.end
-        if slot == self.grammar.class_slot:
-            classes_BK = scores_BV.index_select(1, self.grammar.class_tokens_K) - total_B1
+            self.ended_B1 |= chosen_B1 == self.constraints.end
+        if slot == self.constraints.class_slot:
+            classes_BK = scores_BV.index_select(1, self.constraints.class_tokens_K) - total_B1
             classes_BK = classes_BK.masked_fill(fixed_B1 | self.ended_B1, -torch.inf)
-            self.class_log_probs_BNK.index_copy_(1, self.position_1 // self.grammar.slots, classes_BK[:, None])
+            self.class_log_probs_BNK.index_copy_(1, self.position_1 // self.constraints.slots, classes_BK[:, None])
         if self.repeats is not None:
             self.repeats.note(slot, chosen_B1)
         self.position_1 += 1
@@ -155,10 +155,10 @@ class Generation:
     def _grammatical(self, scores_BV: Tensor, place: int, slot: int) -> Tensor:
         """Scores with -inf for all that may not stand here."""
         scores_BV = scores_BV + self.added_PV[place % len(self.added_PV)]
-        low = self.grammar.at_least[slot] if self.grammar.at_least else None
+        low = self.constraints.at_least[slot] if self.constraints.at_least else None
         if low is not None:
             least_B1 = self.tokens_BL.index_select(1, self.position_1 + 1 - slot + low)
-            scores_BV = scores_BV.masked_fill(self.grammar.below(least_B1), -torch.inf)
+            scores_BV = scores_BV.masked_fill(self.constraints.below(least_B1), -torch.inf)
         if self.repeats is not None:
             begun_BS = self.tokens_BL.index_select(1, self.position_1 + 1 - slot + self.ids_V[:slot])
             scores_BV = scores_BV.masked_fill(self.repeats.used_up(slot, begun_BS), -torch.inf)
@@ -176,5 +176,5 @@ class Generation:
             chosen_B1 = torch.where(forced_B1 < 0, chosen_B1, forced_B1)
             fixed_B1 = fixed_B1 | (forced_B1 >= 0)
         if self.sampling.may_end:
-            chosen_B1 = chosen_B1.masked_fill(self.ended_B1, self.grammar.end)
+            chosen_B1 = chosen_B1.masked_fill(self.ended_B1, self.constraints.end)
         return chosen_B1, fixed_B1

@@ -27,12 +27,12 @@ def log_probs(decoder: Reading, memory: Any, read_BL: Tensor, said_BL: Tensor) -
     return -F.cross_entropy(scores_BLV.flatten(0, 1), said_BL.flatten(), reduction="none").view_as(said_BL)
 
 
-def sentence_log_probs(tokens_BL: Tensor, decoder: Reading, memory: Any, start: int) -> Tensor:
+def sequence_log_probs(tokens_BL: Tensor, decoder: Reading, memory: Any, start: int) -> Tensor:
     """The same of sentences that are read as they are said, classes included; as generated ones are."""
     return log_probs(decoder, memory, F.pad(tokens_BL[:, :-1], (1, 0), value=start), tokens_BL)
 
 
-def of_objects(log_probs_BL: Tensor, slots: int = 5) -> Tensor:
+def object_log_probs(log_probs_BL: Tensor, slots: int = 5) -> Tensor:
     """The log-probability of each object, all its tokens together, (B, N)."""
     return log_probs_BL.unflatten(1, (-1, slots)).sum(-1)
 

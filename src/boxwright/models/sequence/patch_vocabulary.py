@@ -46,7 +46,7 @@ class PatchVocabulary:
         return -(-self.height // self.patch), -(-self.width // self.patch)
 
     @property
-    def words(self) -> int:
+    def slots(self) -> int:
         """Words of an object: two corners and a class."""
         return 5 if self.fine else 3
 
@@ -105,7 +105,7 @@ class PatchVocabulary:
             cells_B22 = cells_B22 + cells_B22.new_tensor([[0], [1]])
         return (cells_B22 * self._unit(cells_B22)).clamp(0, 1).flatten(-2)
 
-    def grammar(
+    def token_constraints(
         self, noise: bool, only: Sequence[int] | None = None, device: torch.device | str = "cpu"
     ) -> TokenConstraints:
         """Corners hold patches and offsets, the second neither above nor left of the first.
@@ -123,16 +123,16 @@ class PatchVocabulary:
         named_V[class_tokens_K if only is None else class_tokens_K[list(only)]] = True
         corner = [patch_V, offset_V] if self.fine else [patch_V]
         slots, (first, second) = [*corner, *corner], self.corners(noise)
-        at_least: list[int | None] = [None] * self.words
+        at_least: list[int | None] = [None] * self.slots
         at_least[second] = first
         if noise:
             named_V[NOISE] = True
         allowed_SV = torch.stack([*slots, named_V] if noise else [named_V, *slots])
         places_V = (ids_V - self.first_patch).clamp(min=0)
         ranks_RV = torch.stack([places_V // self.grid[1], places_V % self.grid[1]])
-        class_slot = self.words - 1 if noise else 0
+        class_slot = self.slots - 1 if noise else 0
         return TokenConstraints(
-            PROMPT, PAD, allowed_SV, class_tokens_K, self.words, class_slot, tuple(at_least), ranks_RV
+            PROMPT, PAD, allowed_SV, class_tokens_K, self.slots, class_slot, tuple(at_least), ranks_RV
         )
 
     def _unit(self, like: Tensor) -> Tensor:

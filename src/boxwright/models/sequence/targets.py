@@ -75,9 +75,9 @@ def spell(batch: Batch, vocabulary: Language, max_objects: int, ends: bool) -> S
     """
     real_BM = batch.valid_BN[:, :max_objects]
     classes_BM = vocabulary.class_tokens(batch.labels_BN[:, :max_objects]).where(real_BM, PAD)
-    length = vocabulary.words * real_BM.shape[1] + ends
+    length = vocabulary.slots * real_BM.shape[1] + ends
     said = compose(batch.boxes_BN4[:, :max_objects], classes_BM, real_BM * NOISE, vocabulary, length)
-    words_B1 = vocabulary.words * real_BM.sum(1, keepdim=True) + ends
+    words_B1 = vocabulary.slots * real_BM.sum(1, keepdim=True) + ends
     return said._replace(weights_BL=(torch.arange(length, device=words_B1.device) < words_B1).float())
 
 

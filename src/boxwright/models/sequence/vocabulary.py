@@ -43,12 +43,12 @@ class Vocabulary:
         assert self.bins > 1
 
     @property
-    def words(self) -> int:
+    def slots(self) -> int:
         """Words of an object: four coordinates and a class."""
         return 5
 
     @property
-    def most_classes(self) -> int:
+    def max_classes(self) -> int:
         """How many classes have an id."""
         return self.first_coordinate - FIRST_CLASS - 1
 
@@ -74,7 +74,7 @@ class Vocabulary:
             return positions + FIRST_CLASS + 1
         return torch.tensor(self.class_ids, device=positions.device)[positions] + FIRST_CLASS
 
-    def grammar(
+    def token_constraints(
         self, classes: int, only: Sequence[int] | None = None, free: bool = False, device: torch.device | str = "cpu"
     ) -> TokenConstraints:
         """Coordinates in the first four slots of an object, y2 >= y1 and x2 >= x1; a class or noise in the last.

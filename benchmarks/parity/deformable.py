@@ -10,7 +10,7 @@ from common import build, by_name, check_found, check_input, compare_losses, ima
 from torch import Tensor
 
 from boxwright.models.deformable import Deformable, DeformableOutputs
-from boxwright.models.layers.deformable_attention import Points, gather_points
+from boxwright.models.layers.deformable_attention import SamplingPoints, gather_points
 from boxwright.models.layers.deformable_transformer import MultiScaleCells, Queries
 from boxwright.models.layers.post_norm import sine_2d
 from boxwright.models.losses.focal import focal_cost
@@ -33,7 +33,7 @@ def check_operator(folder: Path) -> Result:
     given = [golden.get(name, golden.get(f"{name}_xy")) for name in names]
     values, places, weights = (torch.from_numpy(array).requires_grad_() for array in given if array is not None)
     shapes = [(int(height), int(width)) for height, width in golden["spatial_shapes_hw"]]
-    found = gather_points(values, shapes, Points(places, weights))
+    found = gather_points(values, shapes, SamplingPoints(places, weights))
     result.compare("output", found.detach(), golden["output_float32"], 1e-6)
     gradients = torch.autograd.grad(found, (values, places, weights), torch.from_numpy(golden["cotangent"]))
     for name, ours in zip(names, gradients, strict=True):

@@ -12,7 +12,7 @@ from boxwright.explanation.attention_maps import Cells, Pass, Points, _cell, wat
 from boxwright.images import open_image
 from boxwright.inference.predictor import to_batch
 from boxwright.models.layers.attention import Attention
-from boxwright.models.layers.deformable_attention import Points as Sampled
+from boxwright.models.layers.deformable_attention import SamplingPoints as Sampled
 from boxwright.models.layers.deformable_attention import gather_points
 from boxwright.runtime.inputs import DecodedImage
 from boxwright.types import Batch

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from boxwright.models.detr import set_loss
-from boxwright.models.layers.deformable_attention import Points, gather_points
+from boxwright.models.layers.deformable_attention import SamplingPoints, gather_points
 from boxwright.models.losses.set_criterion import LayerPredictions, Targets
 from helpers.detr_files import convert, drawn, read
 from helpers.foreign_files import GOLDEN
@@ -43,7 +43,7 @@ def test_sampled_sums_and_their_gradients():
         golden = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     given = [golden[name] for name in ("value", "sampling_locations_xy", "attention_weights")]
     values, places, weights = (x.requires_grad_() for x in given)
-    found = gather_points(values, golden["spatial_shapes_hw"].tolist(), Points(places, weights))
+    found = gather_points(values, golden["spatial_shapes_hw"].tolist(), SamplingPoints(places, weights))
     torch.testing.assert_close(found, golden["output_float32"], rtol=0, atol=1e-6)
     gradients = torch.autograd.grad(found, (values, places, weights), golden["cotangent"])
     for name, ours in zip(("value", "sampling_locations", "attention_weights"), gradients, strict=True):

@@ -126,8 +126,8 @@ class Pass:
             shares_HLM = attention.weights(x_BLE[:, chosen], seen, named["mask"])[0]
             return [Cells(_array(shares_HLM[:, n].unflatten(-1, self.shapes[0]))) for n in range(len(chosen))]
         x_BLE, places_BLVX, *_, shapes = given
-        points = attention.look(x_BLE[:, chosen], places_BLVX[:, chosen], shapes)
-        pairs = zip(points.places_BQHVP2[0], points.weights_BQHVP[0], strict=True)
+        points = attention.sampling_points(x_BLE[:, chosen], places_BLVX[:, chosen], shapes)
+        pairs = zip(points.locations_BQHVP2[0], points.weights_BQHVP[0], strict=True)
         return [Points(_array(places_HVP2), _array(weights_HVP)) for places_HVP2, weights_HVP in pairs]
 
 

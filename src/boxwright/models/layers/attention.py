@@ -1,4 +1,4 @@
-"""Transformer blocks of the sentence writers: pre-norm, exact GELU, layer norm with eps 1e-6.
+"""Transformer blocks of sequence detectors: pre-norm, exact GELU, layer norm with eps 1e-6.
 
 The parts are those of google-research/pix2seq (architectures/transformers.py), so that its weights fit: separate query,
 key, value and output projections, all with biases; dropout only inside the MLP; one drop-path rate for all layers.
@@ -16,8 +16,8 @@ class Attention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017) in two halves, so that a decoder can keep keys and values.
 
     Args:
-        dim: width of what asks, of what is looked at, and of the answer.
-        heads: each is dim / heads wide, rounded down, so that heads which don't divide `dim` leave something out.
+        dim: width of queries, sources and outputs.
+        heads: each is dim / heads wide, rounded down; where heads don't divide `dim`, the inner width is smaller.
     """
 
     def __init__(self, dim: int, heads: int):
@@ -29,24 +29,24 @@ class Attention(nn.Module):
         self.output = dense(inner, dim)
 
     def keys_values(self, source_BME: Tensor, values_BME: Tensor | None = None) -> KeysValues:
-        """Keys and values of what can be looked at; DETR's kind makes values of something else, without positions."""
+        """Keys and values of a source; in DETR values come from `values_BME`, the source without positions."""
         values_BME = source_BME if values_BME is None else values_BME
         return KeysValues(self._split(self.key(source_BME)), self._split(self.value(values_BME)))
 
-    def forward(self, x_BLE: Tensor, seen: KeysValues, causal: bool = False, mask: Tensor | None = None) -> Tensor:
-        """(B, L, E): what each position gathers; `causal` hides all later positions, `mask` what it has False for."""
+    def forward(
+        self, x_BLE: Tensor, keys_values: KeysValues, causal: bool = False, mask: Tensor | None = None
+    ) -> Tensor:
+        """Attention output, (B, L, E); `causal` masks all later positions, `mask` is False where not to attend."""
         queries_BHLE = self._split(self.query(x_BLE))
         mixed_BHLE = F.scaled_dot_product_attention(
-            queries_BHLE, seen.keys_BHLE, seen.values_BHLE, attn_mask=mask, is_causal=causal
+            queries_BHLE, keys_values.keys_BHLE, keys_values.values_BHLE, attn_mask=mask, is_causal=causal
         )
         return self.output(mixed_BHLE.transpose(1, 2).flatten(2))
 
-    def weights(self, x_BLE: Tensor, seen: KeysValues, mask: Tensor | None = None) -> Tensor:
-        """(B, heads, L, M): the share that each position gathers from each thing seen, all 1 in sum. Only to look at:
-        `forward` never holds them.
-        """
+    def weights(self, x_BLE: Tensor, keys_values: KeysValues, mask: Tensor | None = None) -> Tensor:
+        """Attention weights, (B, heads, L, M), which sum to 1; only for explanation, `forward` never holds them."""
         queries_BHLE = self._split(self.query(x_BLE))
-        scores_BHLM = queries_BHLE @ seen.keys_BHLE.mT / queries_BHLE.shape[-1] ** 0.5
+        scores_BHLM = queries_BHLE @ keys_values.keys_BHLE.mT / queries_BHLE.shape[-1] ** 0.5
         return (scores_BHLM if mask is None else scores_BHLM.masked_fill(~mask, -torch.inf)).softmax(-1)
 
     def _split(self, x_BLE: Tensor) -> Tensor:
@@ -58,9 +58,9 @@ class Mlp(nn.Module):
 
     Args:
         dim: width.
-        hidden: width in between.
-        dropout: rate in between.
-        drop_path: rate at which the whole addition is left out of a row.
+        hidden: width of the hidden layer.
+        dropout: rate after the hidden layer.
+        drop_path: rate of stochastic depth, row by row.
     """
 
     def __init__(self, dim: int, hidden: int, dropout: float, drop_path: float):
@@ -70,7 +70,7 @@ class Mlp(nn.Module):
         self.dropout, self.drop_path = nn.Dropout(dropout), DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape as given."""
+        """Same shape as the input."""
         return x + self.drop_path(self.narrow(self.dropout(F.gelu(self.widen(self.norm(x))))))
 
 
@@ -84,14 +84,14 @@ class EncoderBlock(nn.Module):
         self.mlp = Mlp(dim, hidden, dropout, drop_path)
 
     def forward(self, x_BME: Tensor) -> Tensor:
-        """Same shape as given."""
+        """Same shape as the input."""
         normed_BME = self.self_norm(x_BME)
         attended_BME = self.self_attention(normed_BME, self.self_attention.keys_values(normed_BME))
         return self.mlp(x_BME + self.drop_path(attended_BME))
 
 
 class DecoderBlock(nn.Module):
-    """Self-attention over what is written so far, attention to the image, then an MLP."""
+    """Causal self-attention over the tokens, cross-attention to the image, then an MLP."""
 
     def __init__(self, dim: int, hidden: int, heads: int, dropout: float, drop_path: float):
         super().__init__()
@@ -103,37 +103,37 @@ class DecoderBlock(nn.Module):
     def forward(
         self, x_BLE: Tensor, image: KeysValues, cache: KeysValues | None = None, place: StepPositions | None = None
     ) -> Tensor:
-        """The next layer's view of the words.
+        """States of the tokens after this layer.
 
         Args:
-            x_BLE: words, either the whole sentence or those at `place`.
-            image: `cross_attention.keys_values(memory)`; one image may serve several consecutive rows of x.
-            cache: what is written so far, to which these words are added; None if x is the whole sentence.
-            place: where x stands in the sentence; None if x is the whole sentence.
+            x_BLE: states of the tokens, either of whole sequences or of those at `place`.
+            image: `cross_attention.keys_values(memory)`; several consecutive rows of x may share an image.
+            cache: keys and values of the tokens so far, to which these are added; None if x is the whole sequence.
+            place: positions of x in the sequence; None if x is the whole sequence.
         """
         normed_BLE = self.self_norm(x_BLE)
-        seen = self.self_attention.keys_values(normed_BLE)
+        keys_values = self.self_attention.keys_values(normed_BLE)
         if cache is None or place is None:
-            attended_BLE = self.self_attention(normed_BLE, seen, causal=True)
+            attended_BLE = self.self_attention(normed_BLE, keys_values, causal=True)
         else:
-            cache.write(place.positions_L, seen)
+            cache.write(place.positions_L, keys_values)
             attended_BLE = self.self_attention(normed_BLE, cache, mask=place.hidden_LR)
         x_BLE = x_BLE + self.drop_path(attended_BLE)
-        return self.mlp(x_BLE + self.drop_path(self._look_at_image(self.cross_norm(x_BLE), image)))
+        return self.mlp(x_BLE + self.drop_path(self._attend_image(self.cross_norm(x_BLE), image)))
 
-    def _look_at_image(self, x_BLE: Tensor, image: KeysValues) -> Tensor:
-        """Sentences of one image ask side by side, as one long row: its keys and values are used as they are."""
+    def _attend_image(self, x_BLE: Tensor, image: KeysValues) -> Tensor:
+        """Cross-attention; sequences of one image are one long row of queries, so that its keys are not copied."""
         images = image.keys_BHLE.shape[0]
         return self.cross_attention(x_BLE.reshape(images, -1, x_BLE.shape[-1]), image).view_as(x_BLE)
 
 
 def norm(dim: int) -> nn.LayerNorm:
-    """The layer norm of this family."""
+    """Layer norm with eps 1e-6, as in google-research/pix2seq."""
     return nn.LayerNorm(dim, eps=1e-6)
 
 
 def dense(inputs: int, outputs: int) -> nn.Linear:
-    """A linear layer that starts as Keras starts it: Glorot-uniform weights, zero biases."""
+    """A linear layer initialised as in Keras: Glorot-uniform weights, zero biases."""
     layer = nn.Linear(inputs, outputs)
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)

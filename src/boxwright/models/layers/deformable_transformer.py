@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from boxwright.models.layers.attention import Attention
-from boxwright.models.layers.deformable_attention import PointAttention, Shapes
+from boxwright.models.layers.deformable_attention import DeformableAttention, Shapes
 from boxwright.models.layers.dropout import Dropout
 from boxwright.models.layers.post_norm import mlp, sine_1d, sine_2d
 
@@ -118,7 +118,7 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, dim: int, hidden: int, heads: int, levels: int, points: int, dropout: float):
         super().__init__()
-        self.attention, self.mlp = PointAttention(dim, heads, levels, points), mlp(dim, hidden, dropout)
+        self.attention, self.mlp = DeformableAttention(dim, heads, levels, points), mlp(dim, hidden, dropout)
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.dropout = Dropout(dropout)
 
@@ -144,7 +144,7 @@ class DecoderLayer(nn.Module):
     def __init__(self, dim: int, hidden: int, heads: int, levels: int, points: int, dropout: float):
         super().__init__()
         self.self_attention = Attention(dim, heads)
-        self.attention, self.mlp = PointAttention(dim, heads, levels, points), mlp(dim, hidden, dropout)
+        self.attention, self.mlp = DeformableAttention(dim, heads, levels, points), mlp(dim, hidden, dropout)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
         self.dropout = Dropout(dropout)
 

@@ -1,4 +1,4 @@
-"""Dropout that costs a third less on a CPU, where drawing the numbers is most of its work."""
+"""Dropout that costs a third less on a CPU, where most of its time goes into random numbers."""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ class Dropout(nn.Dropout):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Same shape as given: elements are 0 or 1 / (1 - p) times what they were; in evaluation nothing changes."""
+        """Same shape as the input: each element is 0 or scaled by 1 / (1 - p); unchanged in evaluation mode."""
         if not self.training or self.p == 0 or input.device.type != "cpu":
             return F.dropout(input, self.p, self.training)
         draws = torch.empty(-(-input.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)

@@ -1,4 +1,4 @@
-"""Where a token stands: the sine and cosine codes of google-research/pix2seq, which are not those of DETR.
+"""The sine and cosine position encodings of google-research/pix2seq, which are not those of DETR.
 
 Sines fill the first half of the channels and cosines the second (they are not interleaved), and positions run from 0
 to 2 pi over the whole range, whatever the number of cells (architectures/transformers.py there).
@@ -12,16 +12,16 @@ from torch import Tensor
 
 
 def sincos(positions_N: Tensor, dim: int) -> Tensor:
-    """Codes (N, dim) of positions in any unit: all sines, then all cosines, with rates 1 / 10000^(2 i / dim)."""
+    """Encodings (N, dim) of positions in any unit: all sines, then all cosines, with rates 1 / 10000^(2 i / dim)."""
     half = torch.arange((dim + 1) // 2, device=positions_N.device)
     angles_NE = positions_N[:, None] / 10000 ** (2 * half / dim)
     return torch.cat([angles_NE.sin(), angles_NE[:, : dim // 2].cos()], 1)
 
 
 def sincos_2d(height: int, width: int, dim: int, device: torch.device | str = "cpu") -> Tensor:
-    """Codes (height * width, dim) of a grid, row by row: the first half of the channels says y, the second x.
+    """Encodings (height * width, dim) of a grid, row by row: y in the first half of the channels, x in the second.
 
-    A single row or column is a line, and its codes are those of a line.
+    A single row or column is encoded as a line.
     """
     if height == 1 or width == 1:
         return sincos(spread(height * width, device), dim)
@@ -31,7 +31,7 @@ def sincos_2d(height: int, width: int, dim: int, device: torch.device | str = "c
 
 
 def resize_2d(table_NE: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """A learned table (height * width, dim) for a grid of another size, bilinear; the same where the size is."""
+    """A learned table (height * width, dim) resized bilinearly for another grid; unchanged for the same grid."""
     if old == new:
         return table_NE
     grid_1EHW = table_NE.T.unflatten(1, old)[None]

@@ -52,12 +52,22 @@ class Detections:
             data={"class_name": np.array([self.names[i] for i in self.labels_N], dtype=object)},
         )
 
-    def to_coco(self, image_id: int | str, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
-        """COCO result rows (xywh pixels). `category_ids` maps class positions to ids; by default position + 1."""
+    def to_coco(
+        self, image_id: int | str, category_ids: Sequence[int] | None = None, rounded: bool = True
+    ) -> list[dict[str, Any]]:
+        """COCO result rows.
+
+        Args:
+            image_id: of the image.
+            category_ids: the id of each class; by default its position + 1.
+            rounded: boxes to thousandths of a pixel and scores to five digits, for files.
+        """
         ids = category_ids or range(1, len(self.names) + 1)
         x1, y1, x2, y2 = self.boxes_N4.T.astype(float)
-        xywh = np.stack([x1, y1, x2 - x1, y2 - y1], axis=1).round(3).tolist()
+        xywh_N4, scores = np.stack([x1, y1, x2 - x1, y2 - y1], axis=1), self.scores_N.tolist()
+        if rounded:
+            xywh_N4, scores = xywh_N4.round(3), [round(score, 5) for score in scores]
         return [
-            {"image_id": image_id, "category_id": int(ids[label]), "bbox": box, "score": round(float(score), 5)}
-            for box, score, label in zip(xywh, self.scores_N, self.labels_N, strict=True)
+            {"image_id": image_id, "category_id": int(ids[label]), "bbox": box, "score": score}
+            for label, box, score in zip(self.labels_N.tolist(), xywh_N4.tolist(), scores, strict=True)
         ]

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -178,26 +177,28 @@ def _truth(records: Sequence[Record], names: Sequence[str]) -> dict[str, list[di
 
 def _results(detections: Sequence[Detections], names: Sequence[str]) -> list[dict[str, Any]]:
     """The detections as COCO annotations with scores, by the numbers of `_truth`; twice as fast as ``loadRes``."""
-    rows: list[dict[str, Any]] = []
-    numbers = count(1)
-    for position, found in enumerate(detections, 1):
-        ids = class_positions(found.names, names)
-        x1, y1, x2, y2 = found.boxes_N4.astype(float).T
-        width, height = x2 - x1, y2 - y1
-        boxes, areas = np.stack([x1, y1, width, height], 1).tolist(), (width * height).tolist()
-        labels, scores = [ids[label] for label in found.labels_N.tolist()], found.scores_N.tolist()
-        rows += [
-            {"id": next(numbers), "image_id": position, "category_id": label, "bbox": box, "area": area, "score": score}
-            for box, area, label, score in zip(boxes, areas, labels, scores, strict=True)
-            if label >= 0
-        ]
+    ids = range(len(names))
+    rows = [
+        row
+        for position, found in enumerate(detections, 1)
+        for row in renamed(found, names).to_coco(position, ids, rounded=False)
+    ]
+    for number, row in enumerate(rows, 1):
+        row |= {"id": number, "area": row["bbox"][2] * row["bbox"][3]}
     return rows
 
 
-def class_positions(known: Sequence[str], names: Sequence[str]) -> list[int]:
-    """For each class of `known` its position in `names`; -1 where it is not there."""
+def renamed(found: Detections, names: Sequence[str]) -> Detections:
+    """The same detections with their classes' positions in `names`, without those of other classes."""
+    labels_N = positions_in(names, found.names)[found.labels_N]
+    keep_N = labels_N >= 0
+    return Detections(found.boxes_N4[keep_N], found.scores_N[keep_N], labels_N[keep_N], tuple(names))
+
+
+def positions_in(names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    """The position of each of these classes in `names`, int64; -1 where it is not there."""
     where = {name: position for position, name in enumerate(names)}
-    return [where.get(name, -1) for name in known]
+    return np.array([where.get(name, -1) for name in classes], np.int64)
 
 
 def _count(annotations: Sequence[dict[str, Any]], n_classes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from boxwright.data.records import Record
-from boxwright.evaluation.coco import class_positions
+from boxwright.evaluation.coco import positions_in
 from boxwright.types import Detections
 
 BACKGROUND = "background"
@@ -45,7 +45,7 @@ def confusion(
     matrix = np.zeros((len(names) + 1, len(names) + 1), np.int64)
     for record, found in zip(records, detections, strict=True):
         found = found.above(threshold)
-        labels_D = np.array(class_positions(found.names, names), np.int64)[found.labels_N]
+        labels_D = positions_in(names, found.names)[found.labels_N]
         order_D = np.argsort(-found.scores_N, kind="stable")
         order_D = order_D[labels_D[order_D] >= 0]
         _count_image(matrix, record, found.boxes_N4[order_D].astype(float), labels_D[order_D], iou)

@@ -19,7 +19,7 @@ from boxwright.data.cache import build
 from boxwright.data.read import read
 from boxwright.data.records import Dataset, Record
 from boxwright.device import choose_device
-from boxwright.evaluation.coco import RECALLS_R, Report, class_positions, score
+from boxwright.evaluation.coco import RECALLS_R, Report, renamed, score
 from boxwright.evaluation.confusion import confusion, to_csv
 from boxwright.evaluation.report import write_page
 from boxwright.evaluation.run import detect_batches
@@ -122,13 +122,6 @@ def missing_classes(known: Sequence[str], names: Sequence[str]) -> list[str]:
             "Classes are matched by name; rename them in the data."
         )
     return missing
-
-
-def renamed(found: Detections, names: Sequence[str]) -> Detections:
-    """The same detections with the data's class positions, without those of other classes."""
-    labels_N = np.array(class_positions(found.names, names), np.int64)[found.labels_N]
-    keep = labels_N >= 0
-    return Detections(found.boxes_N4[keep], found.scores_N[keep], labels_N[keep], tuple(names))
 
 
 def write_results(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ from boxwright.console import make_console
 from boxwright.files import write_whole
 from boxwright.images import open_image
 from boxwright.inference.open_detector import open_detector
+from boxwright.runtime.coco import Records, coco_records, write_coco
 from boxwright.runtime.predictor_base import ImageResult, check_batch_size, check_threshold
 from boxwright.runtime.sources import collect, short_names
 from boxwright.runtime.video import is_video
@@ -158,49 +157,32 @@ def _counted(named: Iterable[tuple[str, ImageResult]], summary: Summary) -> Iter
 
 
 def _write(named: Iterable[tuple[str, ImageResult]], out: Path, names: tuple[str, ...]) -> None:
-    """Drain the stream into both files; they get their names when all is well."""
+    """Write both files while the stream goes on; they get their names when everything is done."""
+    records = coco_records((name, result.size, result.detections) for name, result in named)
 
     def fill(json_path: Path, csv_path: Path) -> None:
         with (
             json_path.open("w", encoding="utf-8") as json_file,
             csv_path.open("w", encoding="utf-8", newline="") as csv_file,
-            tempfile.TemporaryFile("w+", encoding="utf-8") as images,
         ):
-            _fill_both(named, names, json_file, csv_file, images)
+            write_coco(_tabulated(records, names, csv_file), names, json_file)
 
     write_whole(
         out / "predictions.json", lambda first: write_whole(out / "predictions.csv", lambda second: fill(first, second))
     )
 
 
-def _fill_both(
-    named: Iterable[tuple[str, ImageResult]],
-    names: tuple[str, ...],
-    json_file: TextIO,
-    csv_file: TextIO,
-    images: TextIO,
-) -> None:
-    """A COCO data set whose annotations have scores, and a table; the JSON's images wait in a file of their own."""
-    table = csv.writer(csv_file)
+def _tabulated(records: Iterable[Records], names: tuple[str, ...], file: TextIO) -> Iterator[Records]:
+    """The same records, each object a row of the table as it passes."""
+    table = csv.writer(file)
     table.writerow(CSV_HEAD)
-    categories = json.dumps([{"id": i, "name": name} for i, name in enumerate(names, 1)])
-    json_file.write(f'{{"categories": {categories},\n"annotations": [')
-    number = 0
-    for image_id, (name, found) in enumerate(named, 1):
-        width, height = found.size
-        row = json.dumps({"id": image_id, "file_name": name, "width": width, "height": height})
-        images.write(f"{',' if image_id > 1 else ''}\n{row}")
-        for annotation in found.detections.to_coco(image_id):
-            number += 1
-            x, y, w, h = annotation["bbox"]
-            row = json.dumps({"id": number, **annotation, "area": round(w * h, 3), "iscrowd": 0})
-            json_file.write(f"{',' if number > 1 else ''}\n{row}")
-            label = names[annotation["category_id"] - 1]
-            table.writerow([name, label, annotation["score"], x, y, round(x + w, 3), round(y + h, 3)])
-    json_file.write('],\n"images": [')
-    images.seek(0)
-    json_file.writelines(images)
-    json_file.write("]}\n")
+    for image, rows in records:
+        for row in rows:
+            x, y, width, height = row["bbox"]
+            corners = (x, y, round(x + width, 3), round(y + height, 3))
+            label = names[row["category_id"] - 1]
+            table.writerow([image["file_name"], label, row["score"], *corners])
+        yield image, rows
 
 
 def _tell(console: Console, summary: Summary, overlays: bool, video: bool) -> None:

@@ -18,8 +18,7 @@ from PIL import Image
 from boxwright.data.records import Record
 from boxwright.deployment.onnx.letterbox import letterbox
 from boxwright.deployment.onnx.to_onnx import CANVAS, pads
-from boxwright.evaluation.coco import score
-from boxwright.evaluation.evaluate import renamed
+from boxwright.evaluation.coco import renamed, score
 from boxwright.evaluation.run import MOST
 from boxwright.images import fit, open_image
 from boxwright.runtime.onnx_detector import Detector as Exported

@@ -27,9 +27,10 @@ from boxwright.deployment.service.errors import Refused, described, in_words, re
 from boxwright.deployment.service.limits import Limits
 from boxwright.deployment.service.metrics import Metrics
 from boxwright.deployment.service.middleware import Guard, NoRoomError, Room, no_room
-from boxwright.deployment.service.schemas import Answer, Model, as_coco
+from boxwright.deployment.service.schemas import Answer, Model
 from boxwright.deployment.service.sequence_stream import DESCRIPTION, Lines, Watched, read_given
 from boxwright.deployment.service.uploads import decode, from_base64
+from boxwright.runtime.coco import coco_data_set
 from boxwright.runtime.predictor_base import BasePredictor
 
 PAGE = Path(__file__).parent / "page"
@@ -99,8 +100,9 @@ class Service:
                 )
                 found = await _all(asyncio.wrap_future(self.batcher.submit(one, wanted)) for one in ready)
         above = [detections.above(threshold) for detections in found]
-        said = as_coco([name for name, _ in images], [one.size for one in ready], above, self.detector.names)
-        return Response(json.dumps(said), media_type="application/json")
+        predicted = zip([name for name, _ in images], [one.size for one in ready], above, strict=True)
+        answer = coco_data_set(predicted, self.detector.names)
+        return Response(json.dumps(answer), media_type="application/json")
 
     async def watch(self, data: bytes, name: str, given: str) -> Response:
         """The sentence of an image, line by line as it is written; nothing is sent before its first object stands."""

@@ -21,8 +21,9 @@ from boxwright.evaluation.coco import score
 from boxwright.evaluation.run import detect
 from boxwright.models.pix2seq import SIZES, Pix2Seq
 from boxwright.training import recipes
+from boxwright.training.config import RunConfig
 from boxwright.training.fabric import make_fabric
-from boxwright.training.loop import Loop, RunConfig
+from boxwright.training.loop import Loop
 from boxwright.visualization import charts
 
 OUT = Path("runs/pix2seq-voc-cpu")
@@ -43,9 +44,10 @@ def main() -> None:
     chance = score(val_records, detect(detector, val_cache), dataset.names)
     recipe = recipes.recipe("pix2seq")
     augment = fill_in(Augment(scale=(0.8, 1.25)), recipe.augment)
-    plan = RunConfig(OUT, a.epochs, 16, augment, fill_in(Optim(lr=1e-3), recipe.optim), 0, {}, "")
+    optim = fill_in(Optim(lr=1e-3), recipe.optim)
+    run = RunConfig(a.folder, out=OUT, epochs=a.epochs, batch_size=16, augment=augment, optim=optim)
     fabric, _ = make_fabric("cpu", "32-true", 1, 1)
-    progress = Loop(fabric, detector, plan, cache, (val_cache, val_records), resume=False).run()
+    progress = Loop(fabric, detector, run, cache, (val_cache, val_records)).run()
     charts.curves(OUT / "metrics.csv", OUT / "curves.png")
     with (OUT / "metrics.csv").open() as stream:
         losses = [float(row["loss"]) for row in csv.DictReader(stream)]

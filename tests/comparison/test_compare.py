@@ -14,6 +14,7 @@ from boxwright.comparison.cost import measure, training_cost
 from boxwright.comparison.settings import Terms, chosen, trainable, usual_image_size
 from boxwright.config import UserError
 from boxwright.models import registry
+from boxwright.training.config import RunConfig
 
 COST = {"step_seconds": 1.0, "steps": 50, "end_seconds": 10.0, "training_mib": 900.0}  # an epoch is a minute
 SPEED = {"latency_ms": 12.0, "detection_mib": 500.0, "parameters": 3_000_000}
@@ -45,17 +46,22 @@ def _own_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture
 def quick(monkeypatch) -> list[tuple[str, int, bool]]:
-    """Everything but the measuring and the training, which would take minutes; gives the calls of `train`."""
+    """Everything but the measuring and the training, which would take minutes; gives the calls of `run`."""
     calls = []
 
-    def train(data, model, out, epochs, resume, image_size, **_) -> None:
-        calls.append((model, epochs, resume))
+    def run(config: RunConfig, resume: bool) -> None:
+        calls.append((config.model, config.epochs, resume))
         detector = registry.build(
-            "dense", "nano", ("a <square>",), image_size=image_size, backbone="test_efficientnet", pretrained=False
+            "dense",
+            "nano",
+            ("a <square>",),
+            image_size=config.image_size,
+            backbone="test_efficientnet",
+            pretrained=False,
         )
-        save_detector(out / "last.safetensors", detector, {})
+        save_detector(config.out / "last.safetensors", detector, {})
 
-    monkeypatch.setattr(verb, "train", train)
+    monkeypatch.setattr(verb, "run", run)
     monkeypatch.setattr(verb, "measure", lambda function, *_: dict(COST if "train" in function.__name__ else SPEED))
     monkeypatch.setattr(verb, "curve", lambda run: [(60.0, 0.1), (120.0, 0.2)])
     return calls
@@ -93,20 +99,20 @@ def test_what_is_done_is_not_done_again_and_detectors_may_be_added(data, quick, 
 
 def test_an_interrupted_training_goes_on_where_it_stopped(data, quick, tmp_path, monkeypatch):
     terms = {"epochs": 2, "image_size": 64, "out": tmp_path, "device": "cpu"}
-    whole = verb.train
+    whole = verb.run
 
-    def stop(model, out, **_) -> None:
-        (out / "best.safetensors").write_bytes(b"written before the first state")
-        (out / "state.safetensors").write_bytes(b"a state")
+    def stop(config, resume) -> None:
+        (config.out / "best.safetensors").write_bytes(b"written before the first state")
+        (config.out / "state.safetensors").write_bytes(b"a state")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(
-        verb, "train", lambda model, **given: (whole if model == "dense" else stop)(model=model, **given)
+        verb, "run", lambda config, resume: (whole if config.model == "dense" else stop)(config, resume)
     )
     (tmp_path / "detr").mkdir()
     with pytest.raises(KeyboardInterrupt):
         compare(data, "dense,detr", **terms)
-    monkeypatch.setattr(verb, "train", whole)
+    monkeypatch.setattr(verb, "run", whole)
     compare(data, "dense,detr", resume=True, **terms)
     assert quick == [("dense", 2, False), ("detr", 2, True)]
 
@@ -123,14 +129,14 @@ def test_what_was_killed_before_its_first_state_begins_anew(data, quick, tmp_pat
 
 
 def test_one_that_fails_is_named_and_the_others_compared(data, quick, tmp_path, monkeypatch):
-    whole = verb.train
+    whole = verb.run
 
-    def train(model, **given) -> None:
-        if model == "detr":
+    def run(config, resume) -> None:
+        if config.model == "detr":
             raise UserError("the loss is not finite.")
-        whole(model=model, **given)
+        whole(config, resume)
 
-    monkeypatch.setattr(verb, "train", train)
+    monkeypatch.setattr(verb, "run", run)
     done = compare(data, "dense,detr", epochs=1, image_size=64, out=tmp_path, device="cpu")
     assert done.failed == {"detr": "the loss is not finite."}
     assert done.exit_code == 1

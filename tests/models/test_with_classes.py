@@ -57,9 +57,9 @@ def test_a_writer_that_goes_on_asks_for_no_weights_of_imagenet_and_rests_as_if_i
 
 
 def test_a_size_is_told_by_the_shape_of_its_network():
-    published = Pix2Seq(replace(SIZES["nano"], image_size=64, max_objects=4, class_ids=(1, 7)), ("a", "b"), False)
-    assert registry.is_size(published, "nano")
-    assert not registry.is_size(published, "small")
+    published = replace(SIZES["nano"], image_size=64, max_objects=4, class_ids=(1, 7))
+    assert registry.is_size("pix2seq", published, "nano")
+    assert not registry.is_size("pix2seq", published, "small")
 
 
 def test_words_of_lost_classes_are_used_when_no_other_is_left():

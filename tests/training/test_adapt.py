@@ -37,7 +37,7 @@ def adapt(data, out, base, how, **more):
 def test_a_run_leaves_adapters_that_are_loaded_as_any_weights(data, base, tmp_path, capsys, how):
     out = adapt(data, tmp_path / "run", base, how, rank=2)
     said = capsys.readouterr().out
-    assert ("adapters of rank 2" if how == "lora" else "the backbone at rest") in said
+    assert ("adapters of rank 2" if how == "lora" else "the backbone frozen") in said
     assert "M parameters, 0." in said
     for name in ("best", "last"):
         assert header(out / f"{name}.safetensors")["format"] == "boxwright-adapter-1"
@@ -90,7 +90,7 @@ def test_a_run_over_a_base_that_has_changed_is_not_resumed(data, base, tmp_path)
     with torch.no_grad():
         other.pyramid.lateral[0].weight.add_(1)
     save_detector(copy, other, {})
-    with pytest.raises(UserError, match="was begun with other settings or data"):
+    with pytest.raises(UserError, match=r"begun with other data: .*, or the base that its adapters were trained on"):
         adapt(data, out, copy, "head", resume=True)
 
 

@@ -5,25 +5,25 @@ from torch import nn
 from boxwright.training.loop import TrainStep
 
 
-class Looks(nn.Module):
-    """Keeps what it is asked for."""
+class KeepsBatch(nn.Module):
+    """Keeps the batch that its loss is computed on."""
 
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1))
 
-    def forward(self, images_BCHW, sizes_B2):
+    def forward(self, images_BCHW, sizes_B2, targets=None):
         return self.weight * images_BCHW.float().mean()
 
-    def loss(self, raw, batch):
-        self.asked = batch
-        return {"all": raw}
+    def loss(self, outputs, batch):
+        self.batch = batch
+        return {"all": outputs}
 
 
 def test_boxes_keep_their_digits_in_mixed_precision(batch):
-    detector = Looks()
+    detector = KeepsBatch()
     fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
     step = fabric.setup(TrainStep(detector))  # type: ignore[bad-argument-type]
     step(lambda: batch)
-    assert detector.asked.boxes_BN4.dtype == torch.float32
-    assert torch.equal(detector.asked.boxes_BN4, batch.boxes_BN4)
+    assert detector.batch.boxes_BN4.dtype == torch.float32
+    assert torch.equal(detector.batch.boxes_BN4, batch.boxes_BN4)

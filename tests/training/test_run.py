@@ -1,12 +1,15 @@
 """The verb `train` as a user meets it: whole runs of a tiny detector on painted squares and discs."""
 
 import errno
+import inspect
 import json
 import os
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ import boxwright
 from boxwright.__main__ import main
 from boxwright.config import Augment, Optim, UserError, require
 from boxwright.models.dense import Dense
+from boxwright.training.config import RunConfig
 from helpers.training_runs import COMMON, LAUNCHER, SETTINGS, rows, start, train, wait_for_rows
 
 PROMISED = ("best.safetensors", "last.safetensors", "state.safetensors", "metrics.csv", "curves.png", "config.yaml")
@@ -177,10 +181,36 @@ def test_another_run_is_never_overwritten_nor_resumed_with_other_settings(data, 
     before = (out / "best.safetensors").read_bytes()
     with pytest.raises(UserError, match=r"holds a run already .*; add --resume"):
         train(data, out, epochs=1)
-    with pytest.raises(UserError, match="begun with other settings"):
-        train(data, out, epochs=2, resume=True)
+    differs = r"begun with other settings, --epochs 1 and not 2, --optim.lr 0.001 and not 0.5; resume with --config "
+    with pytest.raises(UserError, match=f"{differs}{out / 'config.yaml'}, or give another --out"):
+        train(data, out, epochs=2, resume=True, optim=Optim(lr=0.5))
+    with pytest.raises(UserError, match=r"settings, --model dense and not detr, --epochs 1 and not 2, --optim.lr "):
+        train(data, out, model="detr", resume=True)
     assert (out / "best.safetensors").read_bytes() == before
     assert yaml.safe_load((out / "config.yaml").read_text())["epochs"] == 1
+    (out / "config.yaml").unlink()
+    with pytest.raises(UserError, match="begun with other settings or data"):
+        train(data, out, epochs=2, resume=True)
+
+
+def test_a_run_is_not_resumed_with_other_data(data, tmp_path):
+    changed = tmp_path / "changed.json"
+    content = json.loads((data / "annotations" / "instances_train.json").read_text())
+    for image in content["images"]:
+        image["file_name"] = str(data / "train" / image["file_name"])
+    changed.write_text(json.dumps(content))
+    out = train(changed, tmp_path / "run", epochs=1)
+    content["annotations"][0]["bbox"][2] -= 2
+    changed.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="begun with other data: images, boxes or classes have changed since; put back"):
+        train(changed, out, epochs=1, resume=True)
+
+
+def test_settings_of_a_run_are_the_arguments_of_train():
+    arguments = {p.name: p.default for p in inspect.signature(boxwright.train).parameters.values()}
+    settings = RunConfig(Path("data"))
+    assert list(arguments) == [*settings.stored(), "resume", "show_batches"]
+    assert all(getattr(settings, f.name) == arguments[f.name] for f in fields(settings)[1:])
 
 
 def test_given_weights_decide_the_shape(data, tmp_path):

@@ -5,7 +5,8 @@ checkpoint is never code: nothing is unpickled.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,18 @@ def is_adapter(path: Path | str) -> bool:
     return read_tensors(find_weights(Path(path)), CHECKPOINT, header_only=True)[0].get("format") == ADAPTER
 
 
+def read_config(path: Path | str) -> tuple[str, Any]:
+    """Name and configuration of the detector stored at `path`, without its weights.
+
+    Raises:
+        UserError: as `load_detector`, of what a header can show.
+    """
+    file = find_weights(Path(path))
+    header, _ = _read(file, header_only=True)
+    with _fitting(file):
+        return header["model"], registry.configure(header["model"], json.loads(header["config"]))
+
+
 def _open(
     path: Path, device: torch.device, bases: dict[str, dict[str, Tensor]], base: Path | str | None = None
 ) -> Detector:
@@ -103,7 +116,7 @@ def _open(
     """
     file = find_weights(path)
     header, state = _read(file)
-    try:
+    with _fitting(file):
         names, config, card = (json.loads(header[key]) for key in ("names", "config", "card"))
         detector = registry.rebuild(header["model"], config, tuple(names))
         if header["format"] == ADAPTER:
@@ -116,20 +129,29 @@ def _open(
         else:
             require(base is None, f"{file} is no adapter and has no base.")
             detector.load_state_dict(state)
+    detector.card = card  # type: ignore[assignment]
+    return detector.to(device)
+
+
+@contextmanager
+def _fitting(file: Path) -> Iterator[None]:
+    """What a header that is not as we write it leads to becomes a `UserError`."""
+    try:
+        yield
     except UserError:
         raise
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(f"{file} does not fit the detector it names, or is damaged ({reason}).") from error
-    detector.card = card  # type: ignore[assignment]
-    return detector.to(device)
 
 
-def _read(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    header, state = read_tensors(file, CHECKPOINT)
+def _read(file: Path, header_only: bool = False) -> tuple[dict[str, str], dict[str, Tensor]]:
+    header, state = read_tensors(file, CHECKPOINT, header_only)
     if header.get("format") not in (FORMAT, ADAPTER):
         mend = f"give one that `train` wrote; {how_to_import(file)}"
         raise UserError(f"{file} is a safetensors file, but not a boxwright checkpoint; {mend}")
+    if header_only:
+        return header, state
     stored = header.get("checksum", "")
     require(stored in ("", checksum(state)), f"{file} is damaged: its tensors have another checksum than its header.")
     bad = next((key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()), None)

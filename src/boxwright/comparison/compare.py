@@ -29,7 +29,8 @@ from boxwright.evaluation.run import detect
 from boxwright.files import write_whole
 from boxwright.training import recipes
 from boxwright.training.checkpoint import FILE as STATE
-from boxwright.training.run import train
+from boxwright.training.resolve import resolve
+from boxwright.training.run import run
 
 PARTS = 10  # of the validation images, to tell noise from difference
 MINUTES = 10.0  # for each detector, where no budget is given
@@ -218,16 +219,16 @@ class _Plan:
 
 def _trained(plan: _Plan, model: str, console: Console) -> str:
     """Train it to its end unless that is done; what went wrong, if something did."""
-    run, epochs = plan.folder / model, int(plan.costs[model]["epochs"])
-    if (run / "result.json").is_file():
+    folder, epochs = plan.folder / model, int(plan.costs[model]["epochs"])
+    if (folder / "result.json").is_file():
         console.print(f"{model}: done before")
         return ""
-    resume = (run / STATE).is_file()
+    resume = (folder / STATE).is_file()
     for name in () if resume else ("best.safetensors", "last.safetensors"):  # killed in between: nothing to go on from
-        (run / name).unlink(missing_ok=True)
+        (folder / name).unlink(missing_ok=True)
     console.print(f"\n{model}: {epochs} epochs, about {plan.costs[model]['planned_minutes']:.1f} minutes")
     try:
-        train(model=model, out=run, epochs=epochs, resume=resume, **plan.terms.for_train())  # type: ignore[arg-type]
+        run(resolve(plan.terms.run_config(model, folder, epochs)), resume)
     except (UserError, torch.OutOfMemoryError) as error:
         said = " ".join(str(error).split())
         console.print(f"{model} failed: {said}")

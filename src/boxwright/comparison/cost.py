@@ -20,13 +20,13 @@ import torch
 
 from boxwright.checkpoints.detector_file import load_detector
 from boxwright.comparison.settings import Terms
-from boxwright.config import Augment, UserError
+from boxwright.config import UserError
 from boxwright.data.cache import build
 from boxwright.evaluation.run import detect_batch
-from boxwright.models import registry
-from boxwright.training import recipes
+from boxwright.training.begin import make_detector, read_data
 from boxwright.training.fabric import make_fabric
-from boxwright.training.loop import Loop, RunConfig
+from boxwright.training.loop import Loop
+from boxwright.training.resolve import resolve
 
 WARM_UP, LEAST, MOST, SECONDS = 3, 5, 50, 10.0  # of what is timed: images, and how long it goes on
 
@@ -35,16 +35,14 @@ def training_cost(terms: Terms, model: str) -> dict[str, float]:
     """``step_seconds``, ``steps`` of an epoch, ``end_seconds`` of what ends it (validation, pictures, saving), and
     ``training_mib``: the peak of memory.
     """
-    names, records, val_records = terms.records()
-    recipe = recipes.recipe(model)
-    fabric, _ = make_fabric(terms.device, "auto", 1, 1)
-    torch.manual_seed(terms.seed)
-    detector = registry.build(model, terms.size, names, image_size=terms.image_size)  # type: ignore[arg-type]
-    train, val = (build(part, terms.image_size, quiet=True) for part in (records, val_records))
     with TemporaryDirectory() as folder:
-        augment, optim = Augment(**terms.augment), recipe.optim
-        plan = RunConfig(Path(folder), 1, recipe.batch_size, augment, optim, terms.seed, {}, "")
-        loop = Loop(fabric, detector, plan, train, (val, val_records), resume=False)
+        config = resolve(terms.run_config(model, Path(folder), epochs=1))
+        names, records, val_records = read_data(config)
+        fabric, _ = make_fabric(config.device, config.precision, config.devices, config.nodes)
+        torch.manual_seed(config.seed)
+        detector, _ = make_detector(config, None, names)
+        train, val = (build(part, terms.image_size, quiet=True) for part in (records, val_records))
+        loop = Loop(fabric, detector, config, train, (val, val_records))
         step, end = loop.rehearse(LEAST, MOST, SECONDS)
     return {"step_seconds": step, "steps": loop.epoch_steps, "end_seconds": end, "training_mib": peak_mib(terms.device)}
 

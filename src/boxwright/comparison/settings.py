@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mode
 from typing import Any
 
 from boxwright.config import Augment, UserError, nearest
-from boxwright.data.read import merge_val, name_splits, read, train_and_val
 from boxwright.data.records import Record
 from boxwright.models import registry
+from boxwright.training.begin import read_data
+from boxwright.training.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -44,19 +45,23 @@ class Terms:
     seed: int
     device: str
 
+    def run_config(self, model: str | None = None, out: Path = Path(), epochs: int | None = None) -> RunConfig:
+        """The settings of the run of a detector; what its recipe decides is open.
+
+        Args:
+            model: the detector.
+            out: folder of its run.
+            epochs: passes over the training images.
+        """
+        return RunConfig(
+            Path(self.data), model, self.size, out, val_data=self.val_data, val=self.val,  # type: ignore[bad-argument-type]
+            train_split=self.train_split, val_split=self.val_split, epochs=epochs, image_size=self.image_size,
+            augment=Augment(**self.augment), seed=self.seed, device=self.device,
+        )  # fmt: skip
+
     def records(self) -> tuple[tuple[str, ...], list[Record], list[Record]]:
         """Classes, training images, validation images."""
-        dataset = name_splits(read(self.data), self.train_split, self.val_split)
-        if self.val_data is not None:
-            dataset = merge_val(dataset, read(self.val_data))
-        return dataset.names, *train_and_val(dataset, self.val, self.seed)
-
-    def for_train(self) -> dict[str, Any]:
-        """The arguments of `train` that these are."""
-        given = asdict(self)
-        for name in ("minutes", "epochs"):
-            del given[name]
-        return given | {"augment": Augment(**self.augment)}
+        return read_data(self.run_config())
 
 
 def digest(names: Sequence[str], *parts: Sequence[Record]) -> str:

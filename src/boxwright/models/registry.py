@@ -59,22 +59,26 @@ def check_choice(what: str, word: str, known: Iterable[str]) -> None:
     require(word in known, f"{what} can't be {word!r}{nearest(word, known)}, it must be one of: {', '.join(known)}.")
 
 
-def rebuild(model: str, config: dict[str, Any], names: tuple[str, ...], pretrained: bool = False) -> Detector:
-    """The detector that a checkpoint describes, without its weights; with those of its backbone if `pretrained`."""
+def configure(model: str, stored: dict[str, Any]) -> Any:
+    """The configuration of a detector, from its name and the fields that a checkpoint stores."""
     if model not in DETECTORS:
         raise UserError(f"this version knows the detectors {', '.join(DETECTORS)}, not {model!r}; update boxwright.")
-    network, shape, _ = DETECTORS[model]
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
-    return network(shape(**given), names, pretrained=pretrained)
+    fields_of = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
+    return DETECTORS[model][1](**fields_of)
 
 
-def is_size(detector: Detector, size: Size) -> bool:
-    """Whether a detector has the shape of a size, in all that tells sizes apart; images may be larger or smaller."""
-    _, shape, sizes = DETECTORS[name_of(detector)]
+def rebuild(model: str, stored: dict[str, Any], names: tuple[str, ...], pretrained: bool = False) -> Detector:
+    """The detector that a checkpoint describes, without its weights; with those of its backbone if `pretrained`."""
+    config = configure(model, stored)
+    return DETECTORS[model][0](config, names, pretrained=pretrained)
+
+
+def is_size(model: str, config: Any, size: Size) -> bool:
+    """Whether a configuration is that of a size, in all that tells sizes apart; images may be larger or smaller."""
+    _, config_class, sizes = DETECTORS[model]
     check_choice("size", size, sizes)
-    told_apart = {f.name for f in fields(shape) if len({getattr(config, f.name) for config in sizes.values()}) > 1}
-    own, wanted = detector.config, sizes[size]  # type: ignore[attr-defined]
-    return all(getattr(own, name) == getattr(wanted, name) for name in told_apart - {"image_size"})
+    varied = {f.name for f in fields(config_class) if len({getattr(other, f.name) for other in sizes.values()}) > 1}
+    return all(getattr(config, name) == getattr(sizes[size], name) for name in varied - {"image_size"})
 
 
 def name_of(detector: Detector) -> str:

@@ -49,14 +49,15 @@ def save_state(folder: Path, progress: Progress, model: nn.Module, average: nn.M
     write_whole(folder / FILE, lambda temporary: save_tensors(tensors, temporary, metadata=header))
 
 
-def load_state(
-    folder: Path, model: nn.Module, average: nn.Module | None, optimizer: Any, teacher: str = ""
-) -> Progress:
-    """Put the saved state back into the given parts and say how far the run was.
+def read_state(folder: Path, teacher: str = "") -> tuple[Progress, dict[str, Tensor]]:
+    """How far the run in `folder` was, and the tensors of its state, for `restore`.
+
+    Args:
+        folder: of the run.
+        teacher: checksum of the teacher that it goes on with; empty for none.
 
     Raises:
-        UserError: if there is no state in `folder`, or it is damaged, of another network, or of a run with another
-            teacher than that of this checksum.
+        UserError: if there is no state in `folder`, or it is damaged, or of a run with another teacher.
     """
     file = folder / FILE
     if not file.is_file():
@@ -68,6 +69,18 @@ def load_state(
     if progress.teacher not in (None, teacher):
         begun = "another teacher" if progress.teacher and teacher else "a teacher" if progress.teacher else "no teacher"
         raise UserError(f"{folder} was begun with {begun}; resume as its config.yaml says.")
+    return progress, tensors
+
+
+def restore(
+    folder: Path, tensors: dict[str, Tensor], model: nn.Module, average: nn.Module | None, optimizer: Any
+) -> None:
+    """Put the tensors of the state in `folder` back where they were.
+
+    Raises:
+        UserError: if they are those of another network.
+    """
+    file = folder / FILE
     try:
         model.load_state_dict(_part(tensors, "model."))
         if average is not None:
@@ -80,7 +93,6 @@ def load_state(
         for name, value in entries.items():
             if value.shape == parameter.shape:  # a fused step takes for granted that they lie alike in memory
                 entries[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
-    return progress
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

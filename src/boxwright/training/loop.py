@@ -8,8 +8,6 @@ import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from threading import current_thread, main_thread
 from types import FrameType
 from typing import Any
@@ -18,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from boxwright.checkpoints.detector_file import save_detector
+from boxwright.checkpoints.lora import is_adapted
 from boxwright.checkpoints.tensors import save_tensors
-from boxwright.config import Augment, Optim, UserError, require
+from boxwright.config import UserError, require
 from boxwright.data.cache import Cache
 from boxwright.data.loader import mix, steps_per_epoch, train_batches
 from boxwright.data.records import Record
@@ -27,7 +26,8 @@ from boxwright.evaluation.coco import STAT_NAMES, Report, score
 from boxwright.evaluation.run import Validation, validate
 from boxwright.explanation.validation_pictures import write_sheets
 from boxwright.files import write_whole
-from boxwright.training.checkpoint import Progress, load_state, save_state
+from boxwright.training.checkpoint import Progress, read_state, restore, save_state
+from boxwright.training.config import RunConfig, begun_otherwise
 from boxwright.training.fabric import Fabric
 from boxwright.training.optim import make_optimizer, moving_average, rate_factor, set_rate
 from boxwright.training.teacher import Teacher
@@ -35,32 +35,6 @@ from boxwright.training.watch import RunLogger
 from boxwright.types import Batch, Detections, Detector
 
 SAVE_SECONDS = 600  # a state is written at least this often, besides each epoch's end
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """A run, decided to the last setting.
-
-    Attributes:
-        folder: where everything is written.
-        epochs: passes over the training images.
-        batch_size: images a device sees at once.
-        augment, optim: without open fields.
-        seed: of all random draws.
-        card: what the checkpoint's card says of data and settings.
-        recipe: digest of what must stay the same when resuming.
-        teacher: checksum of the teacher; empty without one.
-    """
-
-    folder: Path
-    epochs: int
-    batch_size: int
-    augment: Augment
-    optim: Optim
-    seed: int
-    card: dict[str, Any]
-    recipe: str
-    teacher: str = ""
 
 
 class TrainStep(nn.Module):
@@ -84,42 +58,57 @@ class Loop:
     Args:
         fabric: launched, with device and precision decided.
         detector: fresh, or loaded from a checkpoint to fine-tune.
-        plan: the run.
+        config: the settings, none of them open.
         train: cached training images.
         val: cached validation images and their records.
-        resume: continue from the state in the folder.
+        card: facts to store with the weights.
+        digest: of the settings and data that must be the same when the run is resumed.
         teacher: what else there is to learn from.
+        resume: continue from the state in the run's folder.
+
+    Raises:
+        UserError: if there is no state to resume from, or it is that of another run.
     """
 
     def __init__(
         self,
         fabric: Fabric,
         detector: Detector,
-        plan: RunConfig,
+        config: RunConfig,
         train: Cache,
         val: tuple[Cache, Sequence[Record]],
-        resume: bool,
+        card: dict[str, Any] | None = None,
+        digest: str = "",
         teacher: Teacher | None = None,
+        resume: bool = False,
     ):
-        self.fabric, self.plan, self.train, self.val = fabric, plan, train, val
-        assert plan.augment.views is not None
-        batches = steps_per_epoch(len(train), plan.batch_size, fabric.world_size, plan.augment.views)
-        self.accumulate = min(plan.optim.accumulate or 1, batches)
+        self.fabric, self.config, self.train, self.val, self.card = fabric, config, train, val, card or {}
+        assert config.epochs is not None
+        assert config.batch_size is not None
+        assert config.augment.views is not None
+        self.batch_size = config.batch_size
+        batches = steps_per_epoch(len(train), config.batch_size, fabric.world_size, config.augment.views)
+        self.accumulate = min(config.optim.accumulate or 1, batches)
         self.epoch_steps = batches // self.accumulate
-        self.total = plan.epochs * self.epoch_steps
+        self.total = config.epochs * self.epoch_steps
         self.detector = detector.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimizer = make_optimizer(self.detector, plan.optim)
+        optimizer = make_optimizer(self.detector, config.optim)
         self.backbone = [p for p in self.detector.backbone_parameters() if p.requires_grad]
-        alone = fabric.world_size == 1 or not plan.optim.frozen
+        alone = fabric.world_size == 1 or not config.optim.frozen
         require(alone, "--optim.frozen works on one device; leave it at 0 on several.")  # DDP wants all gradients
-        self.average = moving_average(self.detector, plan.optim.ema) if plan.optim.ema else None
-        self.progress = Progress(recipe=plan.recipe, teacher=plan.teacher)
+        self.average = moving_average(self.detector, config.optim.ema) if config.optim.ema else None
+        self.progress = Progress(recipe=digest, teacher=teacher.checksum if teacher else "")
         if resume:
-            self.progress = load_state(plan.folder, self.detector, self.average, optimizer, plan.teacher)
-            same = self.progress.recipe == plan.recipe
-            require(same, f"{plan.folder} was begun with other settings or data; resume with those of its config.yaml.")
+            self._resume(optimizer)
         self.model, self.optimizer = fabric.setup(TrainStep(self.detector, teacher), optimizer)
         self.saved_at = time.monotonic()
+
+    def _resume(self, optimizer: torch.optim.Optimizer) -> None:
+        begun, tensors = read_state(self.config.out, self.progress.teacher or "")
+        if begun.recipe != self.progress.recipe:
+            raise UserError(begun_otherwise(self.config, is_adapted(self.detector)))
+        restore(self.config.out, tensors, self.detector, self.average, optimizer)
+        self.progress = begun
 
     def run(self) -> Progress:
         """Train to the end, or until interrupted; leaves a state to resume from in both cases.
@@ -128,7 +117,7 @@ class Loop:
             UserError: if the loss stops being finite, or a checkpoint can't be written.
             KeyboardInterrupt: after Ctrl-C or a polite kill, once the state is saved.
         """
-        watch = RunLogger(self.plan.folder, self.total, self.progress.step, self.fabric.is_global_zero)
+        watch = RunLogger(self.config.out, self.total, self.progress.step, self.fabric.is_global_zero)
         with watch, _Interrupt() as interrupt:
             while self.progress.step < self.total and not self._stale():
                 self._epoch(watch, interrupt)
@@ -142,7 +131,7 @@ class Loop:
         begun, taken, ends = time.perf_counter(), [], []
         batches = self._batches(0, 0)
         self.model.train()
-        with RunLogger(self.plan.folder, self.total, 0, active=True) as watch:
+        with RunLogger(self.config.out, self.total, 0, active=True) as watch:
             for step in range(1, min(most, self.epoch_steps) + 1):
                 started = time.perf_counter()
                 losses = self._step(batches)
@@ -164,7 +153,7 @@ class Loop:
             started = time.perf_counter()
             losses = self._step(batches)
             self.progress.step += 1
-            rate = self.plan.batch_size * self.accumulate * self.fabric.world_size / (time.perf_counter() - started)
+            rate = self.batch_size * self.accumulate * self.fabric.world_size / (time.perf_counter() - started)
             lr = self.optimizer.param_groups[-1]["lr"]
             watch.step(self.progress.step, self.progress.step / self.epoch_steps, lr, losses, rate)
             if interrupt.asked or time.monotonic() - self.saved_at > SAVE_SECONDS:
@@ -174,21 +163,21 @@ class Loop:
         self._finish_epoch(epoch + 1, watch)
 
     def _batches(self, epoch: int, first: int) -> Iterator[Batch]:
-        fabric, plan = self.fabric, self.plan
+        fabric, config = self.fabric, self.config
         return train_batches(
-            self.train, plan.batch_size, plan.augment, seed=plan.seed, epoch=epoch, first=first,
+            self.train, self.batch_size, config.augment, seed=config.seed, epoch=epoch, first=first,
             rank=fabric.global_rank, world=fabric.world_size, device=fabric.device,
         )  # fmt: skip
 
     def _step(self, batches: Iterator[Batch]) -> dict[str, float]:
         """One optimizer step over `accumulate` batches; the losses are their mean."""
-        set_rate(self.optimizer, rate_factor(self.progress.step, self.total, self.plan.optim))
-        self._let_backbone_learn(self.progress.step >= (self.plan.optim.frozen or 0) * self.total)
+        set_rate(self.optimizer, rate_factor(self.progress.step, self.total, self.config.optim))
+        self._let_backbone_learn(self.progress.step >= (self.config.optim.frozen or 0) * self.total)
         sums: dict[str, float] = {}
         for part in range(self.accumulate):
             batch = next(batches)
             draw = self.progress.step * self.accumulate + part
-            torch.manual_seed(mix(self.plan.seed, draw, self.fabric.global_rank))
+            torch.manual_seed(mix(self.config.seed, draw, self.fabric.global_rank))
             with self.fabric.no_backward_sync(self.model, enabled=part + 1 < self.accumulate):
                 losses = self.model(lambda batch=batch: batch)
                 values = torch.stack([value.detach() for value in losses.values()]).tolist()
@@ -196,8 +185,8 @@ class Loop:
                 self.fabric.backward(torch.stack(list(losses.values())).sum() / self.accumulate)
             for name, value in zip(losses, values, strict=True):
                 sums[name] = sums.get(name, 0.0) + value / self.accumulate
-        if self.plan.optim.clip:
-            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.plan.optim.clip)
+        if self.config.optim.clip:
+            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.config.optim.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
@@ -213,7 +202,7 @@ class Loop:
         wrong = {name: value for name, value in losses.items() if value - value != 0}
         if wrong:
             step = self.progress.step + 1
-            file = self.plan.folder / f"not-finite-step-{step}.safetensors"
+            file = self.config.out / f"not-finite-step-{step}.safetensors"
             tensors = {name: value.contiguous() for name, value in vars(batch).items()}
             write_whole(file, lambda temporary: save_tensors(tensors, temporary))
             raise UserError(
@@ -225,7 +214,7 @@ class Loop:
         """Validate what will be shipped, keep the last and the best, then the state."""
         shipped: Detector = self.average.module if self.average is not None else self.detector  # type: ignore[assignment]
         self.model.eval()
-        card = self.plan.card | {"epoch": epoch}
+        card = self.card | {"epoch": epoch}
         started = time.perf_counter()
         numbers, found = self._validate(shipped, *self.val)
         ap = numbers["val_ap"]
@@ -235,10 +224,10 @@ class Loop:
         if better:
             self.progress.best_ap, self.progress.best_epoch = ap, epoch
         if self.fabric.is_global_zero:
-            save_detector(self.plan.folder / "last.safetensors", shipped, card)
+            save_detector(self.config.out / "last.safetensors", shipped, card)
             if better:
-                save_detector(self.plan.folder / "best.safetensors", shipped, card)
-                write_sheets(shipped, *self.val, found, self.plan.folder)
+                save_detector(self.config.out / "best.safetensors", shipped, card)
+                write_sheets(shipped, *self.val, found, self.config.out)
         self._save_state()
 
     def _validate(
@@ -250,8 +239,8 @@ class Loop:
         at each validation.
         """
         fabric = self.fabric
-        torch.manual_seed(self.plan.seed)
-        share = validate(detector, cache, self.plan.batch_size, fabric.device, fabric.global_rank, fabric.world_size)
+        torch.manual_seed(self.config.seed)
+        share = validate(detector, cache, self.batch_size, fabric.device, fabric.global_rank, fabric.world_size)
         shares: list[Any] = [share]
         if fabric.world_size > 1:
             shares = [None] * fabric.world_size
@@ -262,12 +251,12 @@ class Loop:
 
     def _stale(self) -> bool:
         """Whether `patience` epochs have passed without a better AP."""
-        patience, done = self.plan.optim.patience, self.progress.step // self.epoch_steps
+        patience, done = self.config.optim.patience, self.progress.step // self.epoch_steps
         return bool(patience and done - self.progress.best_epoch >= patience)
 
     def _save_state(self) -> None:
         if self.fabric.is_global_zero:
-            save_state(self.plan.folder, self.progress, self.detector, self.average, self.optimizer)
+            save_state(self.config.out, self.progress, self.detector, self.average, self.optimizer)
         self.saved_at = time.monotonic()
         self.fabric.barrier()
 

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from boxwright.boxes import giou, iou
+from boxwright.checkpoints.lora import checksum
 from boxwright.config import require
 from boxwright.models.losses.focal import across_devices, quality_focal
 from boxwright.types import Batch, Detector, Predictions, pixels
@@ -50,6 +51,7 @@ class Teacher(nn.Module):
         require(self.known, f"the teacher knows none of the classes {classes}; give one that was trained on some.")
         self.detector = detector.eval().requires_grad_(False)
         own, other = student.feature_maps().strides, detector.feature_maps().strides
+        self.checksum = checksum(detector.state_dict())
         self.levels = [(own.index(stride), other.index(stride), stride) for stride in own if stride in other]
 
     def train(self, mode: bool = True) -> "Teacher":

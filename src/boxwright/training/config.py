@@ -1,0 +1,112 @@
+"""The settings of a run as one dataclass, and config.yaml, which stores them."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from boxwright.config import Adapt, Augment, DetectorName, Optim, Size
+from boxwright.files import write_whole
+from boxwright.training.fabric import Precision
+
+FILE = "config.yaml"
+MACHINE = ("data", "val_data", "teacher", "out", "device", "devices", "nodes", "precision", "cache")  # where, not what
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The arguments of `boxwright.train`, which explains each, with its defaults.
+
+    None means left open: `resolve` decides epochs and batch size, each field of `augment` and `optim` and, unless
+    `weights` bring them, model and size.
+    """
+
+    data: Path
+    model: DetectorName | None = None
+    size: Size | None = None
+    out: Path = Path("runs/train")
+    val_data: Path | str | None = None
+    val: float = 0.2
+    train_split: str | None = None
+    val_split: str | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    image_size: int | None = None
+    backbone: str | None = None
+    weights: Path | str | None = None
+    pretrained: bool = True
+    adapt: Adapt = "full"
+    rank: int = 8
+    teacher: Path | str | None = None
+    augment: Augment = field(default_factory=Augment)
+    optim: Optim = field(default_factory=Optim)
+    seed: int = 0
+    device: str = "auto"
+    precision: Precision = "auto"
+    devices: int = 1
+    nodes: int = 1
+    cache: Literal["auto", "pixels", "jpeg"] = "auto"
+
+    def stored(self) -> dict[str, Any]:
+        """All settings, as config.yaml stores them."""
+        return {name: _plain(value) for name, value in asdict(self).items()}
+
+    def lasting(self) -> dict[str, Any]:
+        """The stored settings that must stay the same when a run is resumed: all but those of machine and paths."""
+        return {name: value for name, value in self.stored().items() if name not in MACHINE}
+
+    def write(self) -> None:
+        """Write config.yaml into the run's folder."""
+        text = yaml.safe_dump(self.stored(), sort_keys=False)
+        write_whole(self.out / FILE, lambda temporary: temporary.write_text(text))
+
+
+def begun_otherwise(config: RunConfig, adapted: bool) -> str:
+    """Why a run can't be resumed with these settings, and how it can.
+
+    Args:
+        config: of the part that would go on; config.yaml in its folder says how the run was begun.
+        adapted: whether adapters are trained.
+    """
+    file = config.out / FILE
+    try:
+        begun = yaml.safe_load(file.read_text())
+        before = _flat({name: begun.get(name) for name in config.lasting()})
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        return f"{config.out} was begun with other settings or data; resume with those of its config.yaml."
+    after = _flat(config.lasting())
+    changed = [
+        f"--{name} {_shown(before.get(name))} and not {_shown(value)}"
+        for name, value in after.items()
+        if before.get(name) != value
+    ]
+    if changed:
+        settings = f"{config.out} was begun with other settings, {', '.join(changed)}"
+        return f"{settings}; resume with --config {file}, or give another --out."
+    base = ", or the base that its adapters were trained on is another" if adapted else ""
+    data = f"{config.out} was begun with other data: images, boxes or classes have changed since{base}"
+    return f"{data}; put back what it was begun with, or give another --out."
+
+
+def _plain(value: Any) -> Any:
+    """A setting as YAML can store it."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings under the names that options have: ``optim.lr``."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _shown(value: Any) -> str:
+    """A setting as it is given on the command line."""
+    return value if isinstance(value, str) else json.dumps(value)

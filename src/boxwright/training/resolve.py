@@ -1,0 +1,65 @@
+"""Every setting of a run that was left open is decided: by the weights, by the teacher, by the detector's recipe."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from boxwright.checkpoints.detector_file import read_config
+from boxwright.config import DetectorName, fill_in, require
+from boxwright.data.loader import check as check_augment
+from boxwright.models import registry
+from boxwright.training.config import RunConfig
+from boxwright.training.optim import check as check_optim
+from boxwright.training.recipes import Recipe, recipe
+
+LEAST = {"epochs": 1, "batch_size": 1, "image_size": 64, "devices": 1, "nodes": 1, "rank": 1}
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """The same settings with everything decided. Of weights and teacher only the header is read.
+
+    Raises:
+        UserError: for settings out of their range, or other than those of the weights.
+    """
+    _check_numbers(config)
+    if config.weights is None:
+        model = config.model or _default_model(config)
+        config = replace(config, model=model, size=config.size or "nano")
+        chosen = recipe(model, config.size or "nano", config.backbone)
+    else:
+        chosen = _recipe_of_weights(config.weights, config)
+    config = replace(
+        config,
+        epochs=config.epochs or chosen.epochs,
+        batch_size=config.batch_size or chosen.batch_size,
+        augment=fill_in(config.augment, chosen.augment),
+        optim=fill_in(config.optim, chosen.optim),
+    )
+    check_augment(config.augment)
+    check_optim(config.optim)
+    return config
+
+
+def _check_numbers(config: RunConfig) -> None:
+    for name, least in LEAST.items():
+        value = getattr(config, name)
+        require(value is None or value >= least, f"--{name} must be at least {least}, not {value}.")
+    require(0 <= config.seed < 2**63, f"--seed must be at least 0 and under 2^63, not {config.seed}.")
+
+
+def _default_model(config: RunConfig) -> DetectorName:
+    """The teacher's model, if it can be trained from scratch, else `dense`."""
+    if config.teacher is None:
+        return "dense"
+    model, _ = read_config(config.teacher)
+    return model if registry.DETECTORS[model][2] else "dense"  # type: ignore[return-value]
+
+
+def _recipe_of_weights(weights: Path | str, config: RunConfig) -> Recipe:
+    """The recipe of the detector in a checkpoint, which brings model, size and backbone."""
+    model, shape = read_config(weights)
+    require(config.model in (None, model), f"{weights} is a {model}, not a {config.model}; leave --model out.")
+    other = f"the backbone of {weights} is {shape.backbone}, not {config.backbone}"
+    require(config.backbone in (None, shape.backbone), f"{other}; leave --backbone out.")
+    fits = config.size is None or registry.is_size(model, shape, config.size)
+    require(fits, f"{weights} is not of size {config.size}; leave --size out.")
+    return recipe(model, backbone=shape.backbone)

@@ -16,33 +16,49 @@ OTHERS = ("*.index", "*.data-*-of-*", "model.safetensors", "pytorch_model.bin", 
 
 
 def find_weights(path: Path) -> Path:
-    """The file meant by ``runs/x``, ``runs/x/best`` or ``runs/x/best.safetensors``, or by the name of a hub repository,
-    ``owner/name`` or ``hf://owner/name@revision``.
+    """The checkpoint that a path means.
+
+    Args:
+        path: as in ``runs/x``, ``runs/x/best`` or ``runs/x/best.safetensors``, or the name of a hub repository,
+            ``owner/name`` or ``hf://owner/name@revision``, which is fetched.
+
+    Raises:
+        UserError: if there is none, or only an exported file.
     """
     repository = hub.repository(path)
     path = path if repository is None else hub.fetch(*repository)
-    found = weights_at(path)
+    found = _weights_at(path)
     if found is None:
-        beside = sorted(path.parent.glob(f"{escape(path.name)}.*")) if path.name else []
-        others = [path] if any(any(path.glob(pattern)) for pattern in OTHERS) else beside
-        other = next((one for one in others if one == path or any(one.match(pattern) for pattern in OTHERS)), None)
-        mend = "give a .safetensors file or the folder of a training run"
-        onnx = exported_at(path)
-        more = f"; {onnx} is an exported file, which `predict` and `serve` take." if onnx else "."
-        raise UserError(f"no weights at {path}; {mend}{'; ' + how_to_import(other) if other else more}")
+        raise _no_weights_at(path)
     wanted = "`predict` and `serve` take it; this wants a checkpoint, as the one that it was exported from"
-    require(exported_at(found) is None, f"{found} is an exported file: {wanted}.")
+    require(not is_exported(found), f"{found} is an exported file: {wanted}.")
     return found
 
 
-def weights_at(path: Path) -> Path | None:
-    """The file of weights that `path` means here, with or without its ending, or in the folder of a run; None if none.
+def results_folder(weights: Path | str) -> Path:
+    """Where results about a checkpoint go by default: its folder, or the current one if it comes from the hub."""
+    return find_weights(Path(weights)).parent if hub.repository(weights) is None else Path()
+
+
+def _weights_at(path: Path) -> Path | None:
+    """The file that `path` means here, with or without its ending, or in the folder of a run; None if there is none.
 
     It may be an exported file, or of another project.
     """
     named = [path.with_name(path.name + ".safetensors")] if path.name else []
     options = [path, *named, path / "best.safetensors", path / "last.safetensors"]
     return next((option for option in options if option.is_file()), None) or _only_one(path)
+
+
+def _no_weights_at(path: Path) -> UserError:
+    """What to do instead: import the checkpoint of another project, or use the exported file."""
+    beside = sorted(path.parent.glob(f"{escape(path.name)}.*")) if path.name else []
+    others = [path] if any(any(path.glob(pattern)) for pattern in OTHERS) else beside
+    other = next((one for one in others if one == path or any(one.match(pattern) for pattern in OTHERS)), None)
+    fix = "give a .safetensors file or the folder of a training run"
+    onnx = exported_at(path)
+    more = f"; {onnx} is an exported file, which `predict` and `serve` take." if onnx else "."
+    return UserError(f"no weights at {path}; {fix}{'; ' + how_to_import(other) if other else more}")
 
 
 def _only_one(folder: Path) -> Path | None:
@@ -61,6 +77,11 @@ def _is_ours(file: Path) -> bool:
 def how_to_import(source: Path) -> str:
     """What to do with a checkpoint of another project."""
     return f"`boxwright import-weights {source} OUT` converts checkpoints of other projects."
+
+
+def is_exported(path: Path) -> bool:
+    """Whether `path` is an exported file, by its ending or its content."""
+    return path.suffix.lower() == ".onnx" or (path.is_file() and exported_at(path) is not None)
 
 
 def exported_at(path: Path) -> Path | None:

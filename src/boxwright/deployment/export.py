@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from boxwright.checkpoints.detector_file import load_detector
-from boxwright.checkpoints.hub import repository
-from boxwright.checkpoints.locate import find_weights
+from boxwright.checkpoints.locate import find_weights, results_folder
 from boxwright.config import UserError, require
 from boxwright.console import make_console
 from boxwright.data.read import read
@@ -151,9 +150,8 @@ def _moved(model: onnx.ModelProto, detector: Detector, pictures: Pictures) -> st
 
 def _beside(weights: Path | str, precision: str) -> Path:
     """``best.onnx`` or ``best-int8.onnx``, beside the weights; here if they come from the hub."""
-    file = find_weights(Path(weights))
-    folder = file.parent if repository(weights) is None else Path()
-    return folder / (file.stem + ("" if precision == "fp32" else f"-{precision}") + ".onnx")
+    name = find_weights(Path(weights)).stem + ("" if precision == "fp32" else f"-{precision}")
+    return results_folder(weights) / f"{name}.onnx"
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ import numpy as np
 from rich.progress import track
 
 from boxwright.checkpoints.detector_file import load_detector
-from boxwright.checkpoints.hub import repository
-from boxwright.checkpoints.locate import find_weights
+from boxwright.checkpoints.locate import results_folder
 from boxwright.config import UserError, nearest, require
 from boxwright.console import make_console
 from boxwright.data.cache import build
@@ -65,7 +64,7 @@ def evaluate(
     split, reason = choose_split(dataset, split)
     records = dataset.splits[split]
     missing = missing_classes(detector.names, dataset.names)
-    out = Path(out or _home(weights) / f"evaluate-{_name(data)}-{split}")
+    out = Path(out or results_folder(weights) / f"evaluate-{_name(data)}-{split}")
 
     console.print(f"{weights} on {data}, split {split} ({reason}): {len(records)} images; {kind} ({why})")
     if missing:
@@ -82,11 +81,6 @@ def evaluate(
     write_results(out, report, records, detections, dataset, facts)
     console.print(f"written: {out / 'index.html'}, predictions.json, metrics.json and charts beside it")
     return report
-
-
-def _home(weights: Path | str) -> Path:
-    """The folder of the weights; this one if they are in the hub's cache."""
-    return find_weights(Path(weights)).parent if repository(weights) is None else Path()
 
 
 def choose_split(dataset: Dataset, split: str | None) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from PIL import Image
 from boxwright.__main__ import main
 from boxwright.checkpoints.detector_file import load_detector, save_detector
 from boxwright.config import UserError
-from boxwright.explanation.attention_maps import watch
+from boxwright.explanation.attention_maps import record_pass
 from boxwright.explanation.explain import explain
 from boxwright.explanation.generation_trace import Sentence, write_sentences
 from boxwright.explanation.sentence_page import write_page
@@ -100,14 +100,14 @@ def asker(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def test_the_page_of_a_query_shows_every_layer_and_head(asker: Path, image: Path, tmp_path: Path) -> None:
     text = explain(asker, image, tmp_path, query=3).read_text(encoding="utf-8")
     detector = load_detector(asker)
-    seen = watch(detector, to_batch([DecodedImage(open_image(image), (120, 80))], 96))  # type: ignore[arg-type]
+    seen = record_pass(detector, to_batch([DecodedImage(open_image(image), (120, 80))], 96))  # type: ignore[arg-type]
     assert re.findall(r'id="query-(\d+)"', text) == ["3"]
     assert not re.search(r"https?://|src=\"(?!data:)|<link|<script|@import|url\(", text)
     for layer in range(2):
-        label, score = seen.said(2, layer)
+        label, score = seen.prediction(2, layer)
         assert f"layer {layer + 1} <small>· {escape(seen.names[label])} {score:.2f}</small>" in text
     assert text.count("<h4>head ") == 4
-    assert text.count("data:image/jpeg;base64,") == 1 + 2 + 4 + len(seen.encoder) * len(seen.shapes)
+    assert text.count("data:image/jpeg;base64,") == 1 + 2 + 4 + len(seen.encoder) * len(seen.map_shapes)
     assert "<dog>" not in text
 
 

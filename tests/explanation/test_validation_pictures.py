@@ -9,7 +9,7 @@ from PIL import Image
 
 from boxwright.data import cache
 from boxwright.data.records import Record
-from boxwright.explanation.validation_pictures import sheet, write_sheets
+from boxwright.explanation.validation_pictures import sheet, write_validation_pictures
 from boxwright.models.pix2seq import Pix2Seq
 from boxwright.types import Detections, Detector
 from helpers.query_detectors import small_query_detector
@@ -34,7 +34,7 @@ def test_files_that_were_moved_away_are_not_missed(
 ) -> None:
     for record in images[1]:
         record.path.unlink()
-    write_sheets(white_boxes, *images, nothing_found(5), tmp_path)
+    write_validation_pictures(white_boxes, *images, nothing_found(5), tmp_path)
     assert len(list((tmp_path / "validation").iterdir())) == 3
 
 
@@ -42,7 +42,7 @@ def test_three_images_spread_over_the_split(
     writer: Pix2Seq, images: tuple[cache.Cache, list[Record]], tmp_path: Path
 ) -> None:
     for _ in range(2):
-        write_sheets(writer.train(), *images, nothing_found(5), tmp_path)
+        write_validation_pictures(writer.train(), *images, nothing_found(5), tmp_path)
         assert writer.training
         for folder in ("explain", "validation"):
             assert sorted(p.name for p in (tmp_path / folder).iterdir()) == [
@@ -59,7 +59,7 @@ def test_three_images_spread_over_the_split(
 @pytest.mark.parametrize("kind", ["detr", "deformable"])
 def test_queries_leave_where_they_looked(kind: str, images: tuple[cache.Cache, list[Record]], tmp_path: Path) -> None:
     detector = small_query_detector(kind).train()
-    write_sheets(detector, *images, nothing_found(5), tmp_path)
+    write_validation_pictures(detector, *images, nothing_found(5), tmp_path)
     assert detector.training
     assert sorted(p.name for p in (tmp_path / "explain").iterdir()) == ["00001-0.jpg", "00003-2.jpg", "00005-4.jpg"]
     with Image.open(tmp_path / "explain" / "00001-0.jpg") as picture:
@@ -69,7 +69,7 @@ def test_queries_leave_where_they_looked(kind: str, images: tuple[cache.Cache, l
 def test_a_detector_that_cannot_be_explained_leaves_what_it_found(
     white_boxes: Detector, images: tuple[cache.Cache, list[Record]], tmp_path: Path
 ) -> None:
-    write_sheets(white_boxes, *images, nothing_found(5), tmp_path)
+    write_validation_pictures(white_boxes, *images, nothing_found(5), tmp_path)
     assert not (tmp_path / "explain").exists()
     assert len(list((tmp_path / "validation").iterdir())) == 3
 

@@ -140,7 +140,7 @@ def test_training_goes_on_from_given_weights(data, tmp_path):
 
 def test_patience_ends_a_run_that_gets_no_better(data, tmp_path, monkeypatch):
     monkeypatch.setattr("boxwright.training.loop.Loop._validate", lambda *_: ({"val_ap": 0.1, "val_ap50": 0.2}, []))
-    monkeypatch.setattr("boxwright.training.loop.write_sheets", lambda *_: None)
+    monkeypatch.setattr("boxwright.training.loop.write_validation_pictures", lambda *_: None)
     out = train(data, tmp_path / "run", epochs=6, optim=Optim(patience=2))
     assert len(rows(out)) == 3 * 4
 

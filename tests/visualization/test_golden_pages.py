@@ -17,7 +17,7 @@ from boxwright.data.records import Record
 from boxwright.evaluation import report as evaluation
 from boxwright.evaluation.coco import STAT_NAMES, score
 from boxwright.explanation import query_page, sentence_page
-from boxwright.explanation.attention_maps import Cells, Pass, Points
+from boxwright.explanation.attention_maps import CellMap, PointMap, RecordedPass
 from boxwright.explanation.generation_trace import Sentence
 from boxwright.types import Detections
 
@@ -137,19 +137,19 @@ def test_sentence(n: int, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     check(tmp_path / "page.html", name)
 
 
-def queries(kind: str) -> Pass:
+def queries(kind: str) -> RecordedPass:
     """Two layers and four queries, which attend with four heads to one map or two."""
     shapes = [(4, 6)] if kind == "cells" else [(4, 6), (2, 3)]
     scores_LQK, boxes_LQ4 = shares(2, 4, 3), shares(2, 4, 4).cumsum(-1)
-    seen = Pass(scores_LQK, boxes_LQ4, CLASSES, shapes, [None], [None, None])  # type: ignore[list-item]
+    seen = RecordedPass(scores_LQK, boxes_LQ4, CLASSES, shapes, [None], [None, None])  # type: ignore[list-item]
 
-    def look(noted: object, rows: Sequence[int]) -> list[Cells] | list[Points]:
+    def look(noted: object, rows: Sequence[int]) -> list[CellMap] | list[PointMap]:
         if kind == "cells":
-            return [Cells(np.roll(shares(4, 24), n).reshape(4, 4, 6)) for n in rows]
-        places_HVP2, weights_HVP = shares(4, 2, 3, 2) * 1.5 - 0.25, shares(4, 6).reshape(4, 2, 3)
-        return [Points(places_HVP2, np.roll(weights_HVP, n)) for n in rows]
+            return [CellMap(np.roll(shares(4, 24), n).reshape(4, 4, 6)) for n in rows]
+        points_HVP2, weights_HVP = shares(4, 2, 3, 2) * 1.5 - 0.25, shares(4, 6).reshape(4, 2, 3)
+        return [PointMap(points_HVP2, np.roll(weights_HVP, n)) for n in rows]
 
-    seen._look = look  # type: ignore[method-assign,assignment]
+    seen._maps = look  # type: ignore[method-assign,assignment]
     return seen
 
 

@@ -1,8 +1,10 @@
-"""The verb `explain`: how a detector came to what it says, on one page."""
+"""The command `explain`: why a detector predicts what it predicts for an image, on one page."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from PIL import Image
 
@@ -11,12 +13,13 @@ from boxwright.config import require
 from boxwright.console import make_console
 from boxwright.device import choose_device
 from boxwright.explanation import query_page, sentence_page
-from boxwright.explanation.attention_maps import Pass, watch
+from boxwright.explanation.attention_maps import RecordedPass, record_pass
 from boxwright.explanation.generation_trace import write_sentences
 from boxwright.explanation.html_parts import SURE
 from boxwright.images import open_image
 from boxwright.inference.predictor import to_batch
 from boxwright.models.pix2seq import Pix2Seq
+from boxwright.models.registry import DETECTORS, name_of
 from boxwright.runtime.inputs import DecodedImage
 from boxwright.types import Detector
 
@@ -56,43 +59,48 @@ def explain(
     batch = to_batch([DecodedImage(photo, photo.size)], detector.image_size).to(kind)
     file, title, note = Path(out) / f"{path.name}.html", f"How {path.name} was read", f"{weights} on {image}."
     how = "written, in place of an earlier page" if file.exists() else "written"
+    _require_explained(detector, query, pixel)
     if detector.explained_as == "queries":
-        seen = watch(detector, batch)
-        queries, point = _chosen(seen, photo, query, pixel)
-        query_page.write_page(file, title, photo, seen, note, queries, point)
-        scores = seen.scores_LQK[-1].max(-1)
-        said = f"{seen.queries} queries"
+        recorded = record_pass(detector, batch)
+        queries, point = _choose(recorded, photo, query, pixel)
+        query_page.write_page(file, title, photo, recorded, note, queries, point)
+        scores = recorded.scores_LQK[-1].max(-1)
+        objects = f"{recorded.n_queries} queries"
     else:
-        writer = _require_writer(detector, query, pixel)
-        sentence = write_sentences(writer, batch)[0]
+        sentence = write_sentences(cast(Pix2Seq, detector), batch)[0]
         sentence_page.write_page(file, title, photo, sentence, note)
         scores = sentence.found.scores_N
-        said = f"{len(sentence)} objects written"
-    console.print(f"{path.name}: {said}, {int((scores > SURE).sum())} with a score over {SURE:.2f}")
+        objects = f"{len(sentence)} objects written"
+    console.print(f"{path.name}: {objects}, {int((scores > SURE).sum())} with a score over {SURE:.2f}")
     console.print(f"{how}: {file}")
     return file
 
 
-def _chosen(
-    seen: Pass, photo: Image.Image, query: int | None, pixel: tuple[int, int] | None
+def _require_explained(detector: Detector, query: int | None, pixel: tuple[int, int] | None) -> None:
+    """Raise `UserError` for a detector without a page, or for a query or pixel of one without queries."""
+    name, all_kinds = name_of(detector), {kind: network.explained_as for kind, (network, _, _) in DETECTORS.items()}
+    can = _listed([kind for kind, explained_as in all_kinds.items() if explained_as])
+    with_queries = _listed([kind for kind, explained_as in all_kinds.items() if explained_as == "queries"])
+    problem = f"a {name} can't be explained; a {can} can, and `predict` draws what any of them finds."
+    require(detector.explained_as, problem)
+    asked = query is not None or pixel is not None
+    problem = f"--query and --pixel are of a {with_queries}; this is a {name}."
+    require(detector.explained_as == "queries" or not asked, problem)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def _choose(
+    recorded: RecordedPass, photo: Image.Image, query: int | None, pixel: tuple[int, int] | None
 ) -> tuple[list[int], tuple[float, float] | None]:
     """The queries to show, counted from 0, and the middle of the pixel in fractions of the image."""
-    fits = query is None or 1 <= query <= seen.queries
-    require(fits, f"--query must be from 1 to {seen.queries}, which this detector has, not {query}.")
+    n = recorded.n_queries
+    require(query is None or 1 <= query <= n, f"--query must be from 1 to {n}, which this detector has, not {query}.")
     if pixel is None:
-        return query_page.choose(seen) if query is None else [query - 1], None
+        return query_page.choose(recorded) if query is None else [query - 1], None
     width, height = photo.size
     inside = 0 <= pixel[0] < width and 0 <= pixel[1] < height
     require(inside, f"--pixel must lie in the image, which is {width} wide and {height} high, not at {list(pixel)}.")
     return [] if query is None else [query - 1], ((pixel[0] + 0.5) / width, (pixel[1] + 0.5) / height)
-
-
-def _require_writer(detector: Detector, query: int | None, pixel: tuple[int, int] | None) -> Pix2Seq:
-    """The detector, if its sentences can be explained, and nothing is asked of queries that it hasn't got."""
-    kind = type(detector).__name__.lower()
-    said = (
-        f"a {kind} can't be explained; a pix2seq, detr or deformable can, and `predict` draws what any of them finds."
-    )
-    require(detector.explained_as == "sequence", said)
-    require(query is None and pixel is None, "--query and --pixel are of a detr or deformable; this is a pix2seq.")
-    return detector  # type: ignore[return-value]

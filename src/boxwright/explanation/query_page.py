@@ -1,4 +1,4 @@
-"""How a detector of queries came to its objects, on one page: where the decoder and the encoder looked."""
+"""The page that explains a detector of queries: the attention of its decoder and encoder."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from boxwright.explanation.attention_maps import Cells, Look, Pass, Points
+from boxwright.explanation.attention_maps import AttentionMap, CellMap, PointMap, RecordedPass
 from boxwright.explanation.html_parts import SURE, Picture, overview, resized
 from boxwright.visualization import heatmaps, html, images
 
-LEAST, MOST = 2, 6  # queries shown where none is asked for: those that are sure
-PEAK = 4  # a cell with so many times an even share is bright, even if none has more
-LOOKERS = 5  # queries shown that look most at a pixel
-_SMALL = 400  # long side of the pictures, in pixels
-_ABREAST = 8  # pictures side by side at most
-Point = tuple[float, float]
+LEAST, MOST = 2, 6  # queries shown by default: those with a high score
+PEAK = 4  # a cell with this many times a uniform weight has the brightest colour, even if none has more
+ATTENDING = 5  # queries shown that attend to a pixel most
+_SMALL = 400  # long side of the images, in pixels
+_ABREAST = 8  # images side by side at most
+Point = tuple[float, float]  # x and y in fractions of the image
+Box = tuple[float, float, float, float]  # xyxy in fractions of the image
 
 
 def write_page(
     file: Path,
     title: str,
     photo: Image.Image,
-    seen: Pass,
+    recorded: RecordedPass,
     note: str,
     queries: Sequence[int],
     pixel: Point | None = None,
@@ -36,13 +37,13 @@ def write_page(
         file: the HTML file.
         title: its heading.
         photo: the image in its original size.
-        seen: what the detector made of it.
+        recorded: a forward pass on it.
         note: a line under the heading.
-        queries: those to show in detail.
-        pixel: x and y in fractions of the image, to show where it looks and who looks at it.
+        queries: positions of those to show in detail.
+        pixel: a point, to show what it attends to and which queries attend to it.
     """
     small = resized(photo, _SMALL)
-    drawn, tiles = _overview(photo, seen, queries, pixel)
+    drawn, tiles = _overview(photo, recorded, queries, pixel)
     html.write_page(
         file,
         "explanation/query_page.html",
@@ -50,143 +51,141 @@ def write_page(
         note=note,
         image=drawn,
         tiles=tiles,
-        dots=[] if _of_cells(seen) else _dots(seen),
+        dots=_dots(recorded) if isinstance(recorded.query_maps(0)[0], PointMap) else [],
         peak=PEAK,
-        lookers=LOOKERS,
+        attending=ATTENDING,
         most_abreast=_ABREAST,
-        pixel=_pixel_card(small, photo.size, seen, pixel) if pixel else None,
-        queries=[_query_card(small, seen, query) for query in queries],
+        pixel=_pixel_card(small, photo.size, recorded, pixel) if pixel else None,
+        queries=[_query_card(small, recorded, query) for query in queries],
     )
 
 
-def choose(seen: Pass) -> list[int]:
-    """The queries worth a card: those that are sure of an object, best first, if there are not too few or too many."""
-    best = seen.best(MOST)
-    sure = sum(seen.said(query)[1] > SURE for query in best)
+def choose(recorded: RecordedPass) -> list[int]:
+    """The queries to show by default: those with a score over `SURE`, best first, at least `LEAST`, at most `MOST`."""
+    best = recorded.best(MOST)
+    sure = sum(recorded.prediction(query)[1] > SURE for query in best)
     return best[: max(sure, LEAST)]
 
 
 def _overview(
-    photo: Image.Image, seen: Pass, queries: Sequence[int], pixel: Point | None
+    photo: Image.Image, recorded: RecordedPass, queries: Sequence[int], pixel: Point | None
 ) -> tuple[Picture, list[tuple[str, str, str]]]:
     """The image with the queries shown, and the detector in numbers: each with its name and meaning."""
-    labels = [seen.said(query)[0] for query in queries]
-    texts = [f"{query + 1} {seen.names[label]}" for query, label in zip(queries, labels, strict=True)]
-    boxes_N4 = np.array([seen.box(query) for query in queries]).reshape(-1, 4) * np.array(photo.size * 2)
+    labels = [recorded.prediction(query)[0] for query in queries]
+    texts = [f"{query + 1} {recorded.names[label]}" for query, label in zip(queries, labels, strict=True)]
+    boxes_N4 = np.array([recorded.box(query) for query in queries]).reshape(-1, 4) * np.array(photo.size * 2)
     drawn = images.draw_named(photo, boxes_N4, texts, labels)
     if pixel:
         heatmaps.pin(drawn, pixel)
-    sure = sum(seen.said(query)[1] > SURE for query in range(seen.queries))
-    maps = " + ".join(f"{columns} x {rows}" for rows, columns in seen.shapes)
+    sure = sum(recorded.prediction(query)[1] > SURE for query in range(recorded.n_queries))
+    maps = " + ".join(f"{columns} x {rows}" for rows, columns in recorded.map_shapes)
     tiles = [
-        (str(seen.queries), "queries", "each says one box"),
+        (str(recorded.n_queries), "queries", "each says one box"),
         (str(sure), "of them sure", f"score over {SURE:.2f}"),
-        (f"{len(seen.encoder)} + {seen.layers}", "layers", "of the encoder and of the decoder"),
-        (str(sum(rows * columns for rows, columns in seen.shapes)), "cells", maps),
+        (f"{len(recorded.encoder)} + {recorded.n_layers}", "layers", "of the encoder and of the decoder"),
+        (str(sum(rows * columns for rows, columns in recorded.map_shapes)), "cells", maps),
     ]
     caption = "Numbers and boxes are those of the queries below." if queries else "The pixel below is marked."
     return overview(drawn, caption), tiles
 
 
-def _dots(seen: Pass) -> list[tuple[str, str]]:
+def _dots(recorded: RecordedPass) -> list[tuple[str, str]]:
     """The colour of each map's points, and the map's size."""
     return [
-        (heatmaps.DOTS[v % len(heatmaps.DOTS)], f"{columns} x {rows}") for v, (rows, columns) in enumerate(seen.shapes)
+        (heatmaps.DOTS[v % len(heatmaps.DOTS)], f"{columns} x {rows}")
+        for v, (rows, columns) in enumerate(recorded.map_shapes)
     ]
 
 
-def _query_card(photo: Image.Image, seen: Pass, query: int) -> dict[str, Any]:
-    """A query: where it looked layer by layer, head by head in the last, and the encoder from the middle of its box."""
-    looks, (label, score) = seen.query_looks(query), seen.said(query)
+def _query_card(photo: Image.Image, recorded: RecordedPass, query: int) -> dict[str, Any]:
+    """A query: its attention in each layer and in each head of the last, and the encoder's at the centre of its box."""
+    maps, (label, score) = recorded.query_maps(query), recorded.prediction(query)
     layers = []
-    for layer, look in enumerate(looks):
-        predicted, sure = seen.said(query, layer)
-        drawn = look_picture(photo, look, seen.box(query, layer))
-        layers.append(_picture(drawn, f"layer {layer + 1}", f"{seen.names[predicted]} {sure:.2f}"))
-    shown = max(1, _ABREAST // len(seen.shapes)) * len(seen.shapes)  # the last layers, as many as fit a row
+    for layer, attention_map in enumerate(maps):
+        label_then, score_then = recorded.prediction(query, layer)
+        drawn = attention_picture(photo, attention_map, recorded.box(query, layer))
+        layers.append(_picture(drawn, f"layer {layer + 1}", f"{recorded.names[label_then]} {score_then:.2f}"))
+    n_maps = len(recorded.map_shapes)
+    n_shown = max(1, _ABREAST // n_maps) * n_maps  # the last layers, as many as fit a row
     return {
         "number": query + 1,
         "colour": images.colour(label),
-        "name": seen.names[label],
+        "name": recorded.names[label],
         "score": score,
         "layers": layers,
-        "taken": _taken(seen, looks[-1]) if isinstance(looks[-1], Points) else "",
-        "heads": _heads(photo, looks[-1], seen.box(query)),
-        "encoder": encoder_pictures(photo, seen, seen.middle(query))[-shown:],
+        "shares": _shares(recorded, maps[-1]) if isinstance(maps[-1], PointMap) else "",
+        "heads": _heads(photo, maps[-1], recorded.box(query)),
+        "encoder": _encoder_pictures(photo, recorded, recorded.box_centre(query))[-n_shown:],
     }
 
 
-def _taken(seen: Pass, look: Points) -> str:
-    """How much is taken of each map, and how much of what is looked at lies beyond the image, where nothing is."""
-    shares_V = look.weights_HVP.sum((0, 2)) / look.weights_HVP.sum()
+def _shares(recorded: RecordedPass, attention_map: PointMap) -> str:
+    """The share of each feature map in the attention, and the share beyond the image, where features are zero."""
+    weights_HVP, points_HVP2 = attention_map.weights_HVP, attention_map.points_HVP2
+    shares_V = weights_HVP.sum((0, 2)) / weights_HVP.sum()
     maps = ", ".join(
-        f"{share:.0%} of {columns} x {rows}" for (rows, columns), share in zip(seen.shapes, shares_V, strict=True)
+        f"{share:.0%} of {columns} x {rows}"
+        for (rows, columns), share in zip(recorded.map_shapes, shares_V, strict=True)
     )
-    beyond_HVP = ((look.places_HVP2 < 0) | (look.places_HVP2 > 1)).any(-1)
-    beyond = look.weights_HVP[beyond_HVP].sum() / look.weights_HVP.sum()
+    beyond_HVP = ((points_HVP2 < 0) | (points_HVP2 > 1)).any(-1)
+    beyond = weights_HVP[beyond_HVP].sum() / weights_HVP.sum()
     return f"Its last layer takes {maps}; {beyond:.0%} from beyond the image."
 
 
-def _pixel_card(photo: Image.Image, size: tuple[int, int], seen: Pass, point: Point) -> dict[str, Any]:
-    """A pixel: where it looked in each layer of the encoder, and which queries of the decoder looked at it most."""
+def _pixel_card(photo: Image.Image, size: tuple[int, int], recorded: RecordedPass, point: Point) -> dict[str, Any]:
+    """A pixel: its attention in each layer of the encoder, and the queries of the decoder that attend to it most."""
     x, y = (int(at * length) for at, length in zip(point, size, strict=True))
-    shares_Q = seen.lookers(point)
-    lookers = []
-    for query in np.argsort(-shares_Q, kind="stable")[:LOOKERS].tolist():
-        label, score = seen.said(query)
-        drawn = look_picture(photo, seen.query_looks(query)[-1], seen.box(query), point)
-        detail = f"{seen.names[label]} {score:.2f} · {shares_Q[query]:.1%}"
-        lookers.append(_picture(drawn, f"query {query + 1}", detail))
-    last = seen.pixel_looks(point)[-1][0]
+    weights_Q = recorded.attention_to(point)
+    queries = []
+    for query in np.argsort(-weights_Q, kind="stable")[:ATTENDING].tolist():
+        label, score = recorded.prediction(query)
+        drawn = attention_picture(photo, recorded.query_maps(query)[-1], recorded.box(query), point)
+        detail = f"{recorded.names[label]} {score:.2f} · {weights_Q[query]:.1%}"
+        queries.append(_picture(drawn, f"query {query + 1}", detail))
+    last = recorded.pixel_maps(point)[-1][0]
     return {
         "x": x,
         "y": y,
-        "encoder": encoder_pictures(photo, seen, point),
-        "heads": _heads(photo, last, None, point) if isinstance(last, Cells) else [],
-        "queries": lookers,
+        "encoder": _encoder_pictures(photo, recorded, point),
+        "heads": _heads(photo, last, None, point) if isinstance(last, CellMap) else [],
+        "queries": queries,
     }
 
 
-def encoder_pictures(photo: Image.Image, seen: Pass, point: Point) -> list[Picture]:
-    """Where a point looks in each layer of the encoder, a picture (and its title) for each map that it is a cell of."""
+def _encoder_pictures(photo: Image.Image, recorded: RecordedPass, point: Point) -> list[Picture]:
+    """Attention of a point in each layer of the encoder, a picture for each feature map that has a cell there."""
     pictures = []
-    for layer, looks in enumerate(seen.pixel_looks(point)):
-        for (rows, columns), look in zip(seen.shapes, looks, strict=True):
-            cell = f"from its cell of {columns} x {rows}" if len(looks) > 1 else ""
-            pictures.append(_picture(look_picture(photo, look, None, point), f"layer {layer + 1}", cell))
+    for layer, maps in enumerate(recorded.pixel_maps(point)):
+        for (rows, columns), attention_map in zip(recorded.map_shapes, maps, strict=True):
+            cell = f"from its cell of {columns} x {rows}" if len(maps) > 1 else ""
+            drawn = attention_picture(photo, attention_map, None, point)
+            pictures.append(_picture(drawn, f"layer {layer + 1}", cell))
     return pictures
 
 
-def look_picture(
-    photo: Image.Image, look: Look, box: tuple[float, float, float, float] | None = None, point: Point | None = None
+def attention_picture(
+    photo: Image.Image, attention_map: AttentionMap, box: Box | None = None, point: Point | None = None
 ) -> Image.Image:
-    """Where something looked, all heads together, with a box and a cross."""
-    if isinstance(look, Cells):
-        shares_RC = look.shares_HRC.mean(0)
-        drawn = heatmaps.attention_heat(photo, shares_RC, (1.0, 1.0), box, full=PEAK / shares_RC.size)
+    """Attention over the photograph, all heads together, with a box and a cross at a point."""
+    if isinstance(attention_map, CellMap):
+        weights_RC = attention_map.weights_HRC.mean(0)
+        drawn = heatmaps.attention_heat(photo, weights_RC, (1.0, 1.0), box, full=PEAK / weights_RC.size)
     else:
-        places_VN2 = look.places_HVP2.swapaxes(0, 1).reshape(look.places_HVP2.shape[1], -1, 2)
-        drawn = heatmaps.point_heat(
-            photo, places_VN2, look.weights_HVP.swapaxes(0, 1).reshape(len(places_VN2), -1), box
-        )
+        points_VN2 = attention_map.points_HVP2.swapaxes(0, 1).reshape(attention_map.points_HVP2.shape[1], -1, 2)
+        weights_VN = attention_map.weights_HVP.swapaxes(0, 1).reshape(len(points_VN2), -1)
+        drawn = heatmaps.point_heat(photo, points_VN2, weights_VN, box)
     if point is not None:
         heatmaps.pin(drawn, point)
     return drawn
 
 
 def _heads(
-    photo: Image.Image,
-    look: Look,
-    box: tuple[float, float, float, float] | None = None,
-    point: Point | None = None,
+    photo: Image.Image, attention_map: AttentionMap, box: Box | None = None, point: Point | None = None
 ) -> list[Picture]:
-    heads = look.shares_HRC if isinstance(look, Cells) else look.weights_HVP
-    return [_picture(look_picture(photo, look.head(h), box, point), f"head {h + 1}") for h in range(len(heads))]
+    n_heads = len(attention_map.weights_HRC if isinstance(attention_map, CellMap) else attention_map.weights_HVP)
+    heads = [attention_picture(photo, attention_map.head(h), box, point) for h in range(n_heads)]
+    return [_picture(drawn, f"head {h + 1}") for h, drawn in enumerate(heads)]
 
 
 def _picture(drawn: Image.Image, title: str, detail: str = "") -> Picture:
     return Picture(html.image_address(drawn), title=title, detail=detail)
-
-
-def _of_cells(seen: Pass) -> bool:
-    return isinstance(seen.query_looks(0)[0], Cells)

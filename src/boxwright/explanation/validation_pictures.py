@@ -1,4 +1,4 @@
-"""What validation leaves behind, so that learning can be watched: what is found in a few images, and why."""
+"""Pictures that each validation writes, to follow learning: detections in a few images, and what explains them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from PIL import Image
 from boxwright.data.cache import Cache
 from boxwright.data.records import Record
 from boxwright.evaluation.run import evaluating
-from boxwright.explanation.attention_maps import Pass, watch
+from boxwright.explanation.attention_maps import RecordedPass, record_pass
 from boxwright.explanation.generation_trace import Sentence, write_sentences
 from boxwright.explanation.html_parts import resized
-from boxwright.explanation.query_page import look_picture
+from boxwright.explanation.query_page import attention_picture
 from boxwright.explanation.sentence_page import corner_picture
 from boxwright.files import write_whole
 from boxwright.models.pix2seq import Pix2Seq
@@ -26,21 +26,23 @@ IMAGES, OBJECTS = 3, 3
 _PANEL = 320  # long side of each picture, in pixels
 
 
-def write_sheets(
+def write_validation_pictures(
     detector: Detector, cache: Cache, records: Sequence[Record], found: Sequence[Detections], folder: Path
 ) -> None:
-    """Write pictures of a few images, always the same ones: `validation/NUMBER-NAME.jpg`, what is found at three
-    thresholds beside what is true, and `explain/NUMBER-NAME.jpg`, how it is found, of detectors that can be explained.
+    """Write pictures of a few images, always the same ones.
+
+    `validation/NUMBER-NAME.jpg` shows detections at three thresholds beside the annotated objects;
+    `explain/NUMBER-NAME.jpg`, if the detector can be explained, tokens or attention of its first predictions.
 
     Args:
-        detector: left in the mode it was in.
-        cache: the images.
-        records: the same images, as they are annotated.
-        found: what the detector says of each image.
-        folder: of the run.
+        detector: keeps its mode, training or evaluation.
+        cache: the validation images.
+        records: their annotations.
+        found: detections in each image.
+        folder: folder of the run.
     """
     chosen = np.unique(np.linspace(0, len(cache) - 1, min(IMAGES, len(cache))).round().astype(int)).tolist()
-    for position in chosen:  # of the cache, because the files may have been moved since the run began
+    for position in chosen:  # from the cache: image files may have been moved since the run began
         record, batch = records[position], cache.batch([position])
         height, width = batch.originals_B2[0].tolist()
         image = _photo(batch).resize((width, height), Image.Resampling.BICUBIC)
@@ -58,29 +60,33 @@ def _save(picture: Image.Image, folder: Path, position: int, record: Record) -> 
 
 
 def _explained(detector: Detector, batch: Batch) -> Image.Image:
-    """How what is said of the one image of a batch came about."""
+    """What explains the predictions for the one image of a batch."""
     photo, batch = resized(_photo(batch), _PANEL), batch.to(next(detector.parameters()).device)
     if detector.explained_as == "queries":
-        return query_sheet(photo, watch(detector, batch))
+        return query_picture(photo, record_pass(detector, batch))
     return sheet(photo, write_sentences(cast(Pix2Seq, detector), batch, min(OBJECTS, detector.config.max_objects))[0])
 
 
-def query_sheet(photo: Image.Image, seen: Pass) -> Image.Image:
-    """A row for each of the surest queries: its box, where it looked in the first and in the last layer of the
-    decoder, and where the encoder looked from the middle of the box.
+def query_picture(photo: Image.Image, recorded: RecordedPass) -> Image.Image:
+    """A row for each of the best queries: its box, its attention in the first and in the last layer of the decoder, and
+    the encoder's attention at the centre of the box.
     """
     pictures, captions = [], []
-    for query in seen.best(OBJECTS):
-        (label, score), looks, middle = seen.said(query), seen.query_looks(query), seen.middle(query)
-        said = photo.copy()
-        heatmaps.outline(said, seen.box(query))
+    for query in recorded.best(OBJECTS):
+        (label, score), maps, centre = (
+            recorded.prediction(query),
+            recorded.query_maps(query),
+            recorded.box_centre(query),
+        )
+        box = photo.copy()
+        heatmaps.outline(box, recorded.box(query))
         pictures += [
-            said,
-            look_picture(photo, looks[0], seen.box(query, 0)),
-            look_picture(photo, looks[-1], seen.box(query)),
-            look_picture(photo, seen.pixel_looks(middle)[-1][0], None, middle),
+            box,
+            attention_picture(photo, maps[0], recorded.box(query, 0)),
+            attention_picture(photo, maps[-1], recorded.box(query)),
+            attention_picture(photo, recorded.pixel_maps(centre)[-1][0], None, centre),
         ]
-        captions += [f"query {query + 1}: {seen.names[label]} {score:.2f}", "decoder, first layer"]
+        captions += [f"query {query + 1}: {recorded.names[label]} {score:.2f}", "decoder, first layer"]
         captions += ["decoder, last layer", "encoder, last layer"]
     return images.grid(pictures, captions, columns=4, largest=_PANEL)
 

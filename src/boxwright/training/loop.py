@@ -24,7 +24,7 @@ from boxwright.data.loader import mix, steps_per_epoch, train_batches
 from boxwright.data.records import Record
 from boxwright.evaluation.coco import STAT_NAMES, Report, score
 from boxwright.evaluation.run import Validation, validate
-from boxwright.explanation.validation_pictures import write_sheets
+from boxwright.explanation.validation_pictures import write_validation_pictures
 from boxwright.files import write_whole
 from boxwright.training.checkpoint import Progress, read_state, restore, save_state
 from boxwright.training.config import RunConfig, begun_otherwise
@@ -227,7 +227,7 @@ class Loop:
             save_detector(self.config.out / "last.safetensors", shipped, card)
             if better:
                 save_detector(self.config.out / "best.safetensors", shipped, card)
-                write_sheets(shipped, *self.val, found, self.config.out)
+                write_validation_pictures(shipped, *self.val, found, self.config.out)
         self._save_state()
 
     def _validate(

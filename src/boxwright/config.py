@@ -9,8 +9,6 @@ from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar
 
-DetectorName = Literal["dense", "pix2seq", "patchseq", "detr", "deformable"]
-Size = Literal["nano", "small", "medium", "base", "resnet50", "resnet50-c4", "vit-b", "vit-l"]
 Adapt = Literal["full", "head", "lora"]
 Rule = Literal["torch", "keras", "keras-kernels"]
 

@@ -19,7 +19,7 @@ from boxwright.comparison.cost import detection_cost, measure, training_cost
 from boxwright.comparison.learning_curve import curve
 from boxwright.comparison.report import write_report
 from boxwright.comparison.settings import Terms, chosen, digest, usual_image_size
-from boxwright.config import Augment, Size, UserError, fill_in, require
+from boxwright.config import Augment, UserError, fill_in, require
 from boxwright.console import make_console
 from boxwright.data.cache import Cache, build
 from boxwright.data.records import Record
@@ -27,6 +27,7 @@ from boxwright.device import choose_device
 from boxwright.evaluation.coco import STAT_NAMES, score, shown
 from boxwright.evaluation.run import detect
 from boxwright.files import write_whole
+from boxwright.models.registry import Size
 from boxwright.training import recipes
 from boxwright.training.checkpoint import FILE as STATE
 from boxwright.training.resolve import resolve

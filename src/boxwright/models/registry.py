@@ -1,10 +1,10 @@
-"""The detectors by name, and their sizes."""
+"""The detectors by name, and their sizes. A new one is one line in `DETECTORS`."""
 
 from collections.abc import Iterable
 from dataclasses import fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from boxwright.config import DetectorName, Size, UserError, nearest, require
+from boxwright.config import UserError, nearest, require
 from boxwright.models.deformable import SIZES as DEFORMABLE_SIZES
 from boxwright.models.deformable import Deformable, DeformableConfig
 from boxwright.models.dense import SIZES as DENSE_SIZES
@@ -18,18 +18,38 @@ from boxwright.models.pix2seq import Pix2Seq, Pix2SeqConfig
 from boxwright.models.replication import Replication, ReplicationConfig
 from boxwright.types import Detector
 
-DETECTORS: dict[str, tuple[type[Any], type[Any], dict[str, Any]]] = {
-    "dense": (Dense, DenseConfig, DENSE_SIZES),
-    "pix2seq": (Pix2Seq, Pix2SeqConfig, PIX2SEQ_SIZES),
-    "patchseq": (PatchSeq, PatchSeqConfig, PATCHSEQ_SIZES),
-    "detr": (Detr, DetrConfig, DETR_SIZES),
-    "deformable": (Deformable, DeformableConfig, DEFORMABLE_SIZES),
-    "replication": (Replication, ReplicationConfig, {}),  # only imported, never begun
+
+class Entry(NamedTuple):
+    """A detector of the library.
+
+    Attributes:
+        network: the class, a `boxwright.types.Detector` built from (config, names, pretrained).
+        config: the dataclass of its shape.
+        sizes: shapes that can be trained from scratch; empty where weights are only imported.
+    """
+
+    network: type[Any]
+    config: type[Any]
+    sizes: dict[str, Any]
+
+
+DETECTORS = {
+    "dense": Entry(Dense, DenseConfig, DENSE_SIZES),
+    "pix2seq": Entry(Pix2Seq, Pix2SeqConfig, PIX2SEQ_SIZES),
+    "patchseq": Entry(PatchSeq, PatchSeqConfig, PATCHSEQ_SIZES),
+    "detr": Entry(Detr, DetrConfig, DETR_SIZES),
+    "deformable": Entry(Deformable, DeformableConfig, DEFORMABLE_SIZES),
+    "replication": Entry(Replication, ReplicationConfig, {}),
 }
+if TYPE_CHECKING:
+    DetectorName = Size = str
+else:  # what the command line offers
+    DetectorName = Literal[*(name for name, entry in DETECTORS.items() if entry.sizes)]
+    Size = Literal[*dict.fromkeys(size for entry in DETECTORS.values() for size in entry.sizes)]
 
 
 def check_image_size(detector: Detector) -> None:
-    """Raise `UserError` unless the canvas is made of whole patches, where the backbone sees any."""
+    """Raise `UserError` unless the canvas is made of whole patches, where the backbone has any."""
     side, patch = detector.image_size, detector.backbone.patch
     low = side // patch * patch
     sizes = f"{low} or {low + patch}" if low else str(patch)
@@ -64,17 +84,17 @@ def configure(model: str, stored: dict[str, Any]) -> Any:
     if model not in DETECTORS:
         raise UserError(f"this version knows the detectors {', '.join(DETECTORS)}, not {model!r}; update boxwright.")
     fields_of = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
-    return DETECTORS[model][1](**fields_of)
+    return DETECTORS[model].config(**fields_of)
 
 
 def rebuild(model: str, stored: dict[str, Any], names: tuple[str, ...], pretrained: bool = False) -> Detector:
     """The detector that a checkpoint describes, without its weights; with those of its backbone if `pretrained`."""
     config = configure(model, stored)
-    return DETECTORS[model][0](config, names, pretrained=pretrained)
+    return DETECTORS[model].network(config, names, pretrained=pretrained)
 
 
 def is_size(model: str, config: Any, size: Size) -> bool:
-    """Whether a configuration is that of a size, in all that tells sizes apart; images may be larger or smaller."""
+    """Whether a configuration is that of a size, in all that differs between sizes but the image size."""
     _, config_class, sizes = DETECTORS[model]
     check_choice("size", size, sizes)
     varied = {f.name for f in fields(config_class) if len({getattr(other, f.name) for other in sizes.values()}) > 1}
@@ -82,5 +102,5 @@ def is_size(model: str, config: Any, size: Size) -> bool:
 
 
 def name_of(detector: Detector) -> str:
-    """The name under which a detector stands in the zoo."""
+    """The name of a detector in `DETECTORS`."""
     return next(name for name, (network, _, _) in DETECTORS.items() if type(detector) is network)

@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 import yaml
 
-from boxwright.config import Adapt, Augment, DetectorName, Optim, Size
+from boxwright.config import Adapt, Augment, Optim
 from boxwright.files import write_whole
+from boxwright.models.registry import DetectorName, Size
 from boxwright.training.fabric import Precision
 
 FILE = "config.yaml"

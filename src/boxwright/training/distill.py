@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from boxwright.config import DetectorName, Size
+from boxwright.models.registry import DetectorName, Size
 from boxwright.training.run import train
 
 

@@ -1,4 +1,4 @@
-"""How each detector is trained unless told otherwise."""
+"""How each detector is trained by default."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +10,7 @@ from boxwright.models.registry import DETECTORS, check_choice
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a detector is trained where the user leaves it open."""
+    """Training settings of a detector, where the user leaves them open."""
 
     epochs: int
     batch_size: int
@@ -66,14 +66,17 @@ RECIPES = {
     ),
 }  # fmt: skip
 
-RECIPES["replication"] = RECIPES["pix2seq"]  # fine-tuned, never begun
-PLAIN_RATE = 5e-5  # of a plain transformer, at most; ViTDet's goes from 1e-4 at its last block down by 0.7 each
+RECIPES["replication"] = RECIPES["pix2seq"]  # only fine-tuned
+PLAIN_RATE = 5e-5  # highest learning rate of a plain ViT; ViTDet's goes from 1e-4 at its last block down by 0.7 each
 
 
 def recipe(model: str, size: str = "nano", backbone: str | None = None) -> Recipe:
-    """The recipe of a detector, the same for each size, but that plain transformers learn slower."""
-    check_choice("model", model, RECIPES)
-    found, sizes = RECIPES[model], DETECTORS[model][2]
+    """The recipe of a detector, the same for each size, but with a lower rate for plain ViTs.
+
+    A detector without a recipe of its own is trained as `dense` is.
+    """
+    check_choice("model", model, DETECTORS)
+    found, sizes = RECIPES.get(model, RECIPES["dense"]), DETECTORS[model].sizes
     if backbone is None and sizes:
         check_choice("size", size, sizes)
         backbone = sizes[size].backbone

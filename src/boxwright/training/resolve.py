@@ -4,9 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from boxwright.checkpoints.detector_file import read_config
-from boxwright.config import DetectorName, fill_in, require
+from boxwright.config import fill_in, require
 from boxwright.data.loader import check as check_augment
 from boxwright.models import registry
+from boxwright.models.registry import DetectorName
 from boxwright.training.config import RunConfig
 from boxwright.training.optim import check as check_optim
 from boxwright.training.recipes import Recipe, recipe

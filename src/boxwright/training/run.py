@@ -12,7 +12,7 @@ from rich.console import Console
 
 from boxwright.checkpoints.detector_file import load_detector
 from boxwright.checkpoints.lora import is_adapted
-from boxwright.config import Adapt, Augment, DetectorName, Optim, Size, UserError, require
+from boxwright.config import Adapt, Augment, Optim, UserError, require
 from boxwright.console import make_console
 from boxwright.data.cache import Cache
 from boxwright.data.cache import build as build_cache
@@ -20,6 +20,7 @@ from boxwright.data.loader import train_batches
 from boxwright.data.records import Record
 from boxwright.files import write_whole
 from boxwright.models import registry
+from boxwright.models.registry import DetectorName, Size
 from boxwright.training.begin import make_detector, read_data
 from boxwright.training.checkpoint import FILE as STATE
 from boxwright.training.config import RunConfig

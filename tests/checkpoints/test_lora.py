@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import boxwright
 from boxwright.checkpoints.detector_file import load_detector, load_together, merge, save_detector
-from boxwright.checkpoints.lora import adapt, checksum, fold, inject, is_a_or_b, own_state
+from boxwright.checkpoints.lora import adapt, checksum, inject, is_a_or_b, merge_adapter, own_state
 from boxwright.config import Optim, UserError
 from boxwright.models import registry
 from boxwright.models.deformable import SIZES as DEFORMABLE_SIZES
@@ -204,7 +204,7 @@ def test_adapters_of_different_ranks_and_classes_share_one_base(base, batch, tmp
     ]
     plain, *others = places
     assert all(plain <= other for other in others), "there is one copy of the base"
-    fold(together["rank1"].detector)
+    merge_adapter(together["rank1"].detector)
     assert_alike(outputs(expected["plain"], batch), outputs(together["plain"].detector, batch))
 
 

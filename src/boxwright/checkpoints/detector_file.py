@@ -1,7 +1,7 @@
-"""Weights on disk: one safetensors file whose header holds the shape of the network, its classes and its card.
+"""Detectors on disk: one safetensors file, whose header holds the configuration, the classes and the card.
 
-An adapter is such a file, too: it holds only what is not in its base, and the header says which base that is. A
-checkpoint is never code: nothing is unpickled.
+An adapter is such a file, too: it holds only the tensors that are not in its base, and its header names the base. A
+checkpoint can't run code: nothing is unpickled.
 """
 
 import json
@@ -14,8 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boxwright.checkpoints.locate import ADAPTER, BESIDE, CHECKPOINT, FORMAT, find_weights, how_to_import
-from boxwright.checkpoints.lora import Base, backbone_state, checksum, fold, is_adapted, lay_over, own_state
+from boxwright.checkpoints.locate import ADAPTER, BASE_FILE, CHECKPOINT, FORMAT, find_weights, how_to_import
+from boxwright.checkpoints.lora import (
+    Base,
+    backbone_state,
+    checksum,
+    is_adapted,
+    load_adapter,
+    merge_adapter,
+    own_state,
+)
 from boxwright.checkpoints.tensors import read_tensors, save_tensors
 from boxwright.config import UserError, require
 from boxwright.files import write_whole
@@ -26,27 +34,27 @@ from boxwright.types import Detector
 def save_detector(
     path: Path, detector: Detector, card: dict[str, Any], check: Callable[[Path], Any] = lambda file: None
 ) -> None:
-    """Write the detector to `path` (whole or not at all); of an adapted one, only what is not in its base.
+    """Write the detector to `path`, whole or not at all; of an adapted one, only the tensors that are not in its base.
 
     Args:
         path: the file.
         detector: what to write.
         card: any facts about its making that fit into JSON.
-        check: called with what was written before it gets its name; it keeps its name from it by an exception.
+        check: called with the temporary file that was written; if it raises, there will be no file at `path`.
 
     Raises:
-        UserError: if the file can't be written; what was there before stays.
+        UserError: if the file can't be written; one that was there before stays.
     """
     base: Base | None = vars(detector).get("adapted_from")
     header = {
         "format": FORMAT if base is None else ADAPTER,
         "model": registry.name_of(detector),
-        "config": json.dumps(asdict(detector.config)),  # type: ignore[arg-type]
+        "config": json.dumps(asdict(detector.config)),
         "names": json.dumps(detector.names),
         "card": json.dumps(card),
     }
     if base is not None:
-        header["base"] = json.dumps(asdict(base.seen_from(path.parent)))
+        header["base"] = json.dumps(asdict(base.relative_to(path.parent)))
     tensors = detector.state_dict() if base is None else own_state(detector)
     state = {key: value.contiguous() for key, value in tensors.items()}
     header["checksum"] = checksum(state)
@@ -65,20 +73,20 @@ def load_detector(path: Path | str, device: torch.device | str = "cpu", base: Pa
         path: a ``.safetensors`` file, with or without the ending, or the folder of a run. An adapter is merged into its
             base.
         device: where to put it.
-        base: the checkpoint that an adapter was trained on, where it is not at the place that the adapter names.
+        base: the checkpoint that an adapter was trained on, if it is not where the adapter names it.
 
     Raises:
-        UserError: if there is no such file, or it is not ours, or cut short, or a pickle; or an adapter without its
-            base.
+        UserError: if there is no such file, or it is not boxwright's, damaged, or a pickle; or the base of an adapter
+            is missing.
     """
-    return fold(_open(Path(path), torch.device("cpu"), {}, base)).to(device).eval()
+    return merge_adapter(_open(Path(path), torch.device("cpu"), {}, base)).to(device).eval()
 
 
 def load_together(paths: Mapping[str, Path | str], device: torch.device | str = "cpu") -> dict[str, Detector]:
-    """Several detectors, in evaluation mode. Adapters share the tensors of their base, with the base itself, too.
+    """Several detectors, in evaluation mode; adapters share memory with each other and with their base.
 
     Args:
-        paths: as for `load_detector`, under any names.
+        paths: as for `load_detector`, under any keys.
         device: where to put them.
     """
     bases: dict[str, dict[str, Tensor]] = {}
@@ -92,7 +100,7 @@ def load_together(paths: Mapping[str, Path | str], device: torch.device | str = 
 
 
 def is_adapter(path: Path | str) -> bool:
-    """Whether the file that is meant is an adapter."""
+    """Whether the file that `path` means is an adapter."""
     return read_tensors(find_weights(Path(path)), CHECKPOINT, header_only=True)[0].get("format") == ADAPTER
 
 
@@ -100,23 +108,28 @@ def read_config(path: Path | str) -> tuple[str, Any]:
     """Name and configuration of the detector stored at `path`, without its weights.
 
     Raises:
-        UserError: as `load_detector`, of what a header can show.
+        UserError: see `load_detector`; the tensors are not checked.
     """
     file = find_weights(Path(path))
     header, _ = _read(file, header_only=True)
-    with _fitting(file):
+    with _header_errors(file):
         return header["model"], registry.configure(header["model"], json.loads(header["config"]))
 
 
 def _open(
     path: Path, device: torch.device, bases: dict[str, dict[str, Tensor]], base: Path | str | None = None
 ) -> Detector:
-    """A detector on the device; that of an adapter has A and B beside its layers. `bases` are those that are read
-    already, by checksum; the one that an adapter needs is added.
+    """The detector on the device; of an adapter, with A and B as modules of their own.
+
+    Args:
+        path: see `load_detector`.
+        device: where to put it.
+        bases: tensors of the bases read so far, by checksum; the one that an adapter needs is added.
+        base: see `load_detector`.
     """
     file = find_weights(path)
     header, state = _read(file)
-    with _fitting(file):
+    with _header_errors(file):
         names, config, card = (json.loads(header[key]) for key in ("names", "config", "card"))
         detector = registry.rebuild(header["model"], config, tuple(names))
         if header["format"] == ADAPTER:
@@ -125,17 +138,17 @@ def _open(
                 found = _find_base(file, header, wanted, base)
                 bases[wanted.checksum] = {key: value.to(device) for key, value in found.items()}
             own = {key: value.to(device) for key, value in state.items()}
-            lay_over(wanted, bases[wanted.checksum], own, detector.to(device))
+            load_adapter(detector.to(device), wanted, bases[wanted.checksum], own)
         else:
             require(base is None, f"{file} is no adapter and has no base.")
             detector.load_state_dict(state)
-    detector.card = card  # type: ignore[assignment]
+    detector.card = card
     return detector.to(device)
 
 
 @contextmanager
-def _fitting(file: Path) -> Iterator[None]:
-    """What a header that is not as we write it leads to becomes a `UserError`."""
+def _header_errors(file: Path) -> Iterator[None]:
+    """Raise the errors that a damaged or foreign header leads to as `UserError`."""
     try:
         yield
     except UserError:
@@ -146,54 +159,61 @@ def _fitting(file: Path) -> Iterator[None]:
 
 
 def _read(file: Path, header_only: bool = False) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Header and tensors of a boxwright checkpoint; the tensors are checked against checksum, NaN and infinity."""
     header, state = read_tensors(file, CHECKPOINT, header_only)
     if header.get("format") not in (FORMAT, ADAPTER):
-        mend = f"give one that `train` wrote; {how_to_import(file)}"
-        raise UserError(f"{file} is a safetensors file, but not a boxwright checkpoint; {mend}")
+        fix = f"give one that `train` wrote; {how_to_import(file)}"
+        raise UserError(f"{file} is a safetensors file, but not a boxwright checkpoint; {fix}")
     if header_only:
         return header, state
     stored = header.get("checksum", "")
     require(stored in ("", checksum(state)), f"{file} is damaged: its tensors have another checksum than its header.")
     bad = next((key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()), None)
-    mend = "fetch it again, or if its training diverged, train with a lower --optim.lr"
-    require(bad is None, f"{file} holds numbers that are none (NaN, or infinite), first in {bad}; {mend}.")
+    fix = "fetch it again, or if its training diverged, train with a lower --optim.lr"
+    require(bad is None, f"{file} holds numbers that are none (NaN, or infinite), first in {bad}; {fix}.")
     return header, state
 
 
 def _find_base(file: Path, header: dict[str, str], wanted: Base, given: Path | str | None) -> dict[str, Tensor]:
-    """The tensors that an adapter was trained on, wherever they are, known by their checksum."""
+    """The tensors of the base that an adapter was trained on, found by their checksum."""
     if not wanted.path:
         require(given is None, f"the base of {file} is timm's {wanted.name}, which need not be given.")
-        names, config = json.loads(header["names"]), json.loads(header["config"])
-        found = backbone_state(registry.rebuild(header["model"], config, tuple(names), pretrained=True))
-        other = f"{file} adapts other weights of {wanted.name} than timm has here"
-        require(checksum(found) == wanted.checksum, f"{other}; install the version of timm that it was trained with.")
-        return found
-    places = wanted.places(file) if given is None else [find_weights(Path(given))]
-    there = [place for place in places if place.is_file()]
-    for place in there:
-        found = {key: value.float() if value.is_floating_point() else value for key, value in _read(place)[1].items()}
-        if checksum(found) == wanted.checksum:  # of the tensors as they are loaded; a file may hold half precision
-            return found
-    said = f"{file} adapts {wanted.name} (checksum {wanted.checksum[:12]})"
-    but = f"{there[0]} is another checkpoint" if there else f"{places[0]} is not there"
-    mend = f"lay that one beside the adapter as {BESIDE}, or give it: boxwright.load(adapter, base=...)"
-    raise UserError(f"{said}, but {but}; {mend}.")
+        return _timm_base(file, header, wanted)
+    paths = wanted.candidates(file) if given is None else [find_weights(Path(given))]
+    files = [path for path in paths if path.is_file()]
+    for candidate in files:
+        state = _read(candidate)[1]
+        state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+        if checksum(state) == wanted.checksum:  # of the tensors as they are loaded; a file may hold half precision
+            return state
+    what = f"{file} adapts {wanted.name} (checksum {wanted.checksum[:12]})"
+    but = f"{files[0]} is another checkpoint" if files else f"{paths[0]} is not there"
+    fix = f"lay that one beside the adapter as {BASE_FILE}, or give it: boxwright.load(adapter, base=...)"
+    raise UserError(f"{what}, but {but}; {fix}.")
+
+
+def _timm_base(file: Path, header: dict[str, str], wanted: Base) -> dict[str, Tensor]:
+    """The pretrained tensors of timm that an adapter was trained on."""
+    names, config = json.loads(header["names"]), json.loads(header["config"])
+    state = backbone_state(registry.rebuild(header["model"], config, tuple(names), pretrained=True))
+    other = f"{file} adapts other weights of {wanted.name} than timm has here"
+    require(checksum(state) == wanted.checksum, f"{other}; install the version of timm that it was trained with.")
+    return state
 
 
 def merge(adapter: Path | str, out: Path | str, base: Path | str | None = None) -> Path:
-    """Write an ordinary checkpoint that finds what the adapter finds, and needs no base.
+    """Write an ordinary checkpoint that predicts what the adapter predicts, and needs no base.
 
     Args:
         adapter: its file, or the folder of its run.
         out: the new file.
-        base: as for `load_detector`.
+        base: see `load_detector`.
 
     Raises:
-        UserError: if `out` is there already; and all of `load_detector`.
+        UserError: if `out` exists already; else see `load_detector`.
     """
     out = Path(out)
     require(not out.exists(), f"{out} is there already; give another name.")
     detector = load_detector(adapter, base=base)
-    save_detector(out, detector, detector.card)  # type: ignore[arg-type]
+    save_detector(out, detector, detector.card)
     return out

@@ -12,7 +12,7 @@ def read_header(file: Path) -> dict[str, str]:
     """The metadata of a safetensors file; empty if it has none.
 
     Raises:
-        UserError: if the file can't be read, or is no whole safetensors file.
+        UserError: if the file can't be read, is cut short, or is no safetensors file.
     """
     try:
         with file.open("rb") as stream:

@@ -1,4 +1,4 @@
-"""Which file of weights a path means. Nothing here needs torch."""
+"""Which weights file a path means. Nothing here needs torch."""
 
 from contextlib import suppress
 from glob import escape
@@ -11,16 +11,16 @@ from boxwright.config import UserError, require
 FORMAT = "boxwright-1"
 ADAPTER = "boxwright-adapter-1"
 CHECKPOINT = "a boxwright checkpoint"
-BESIDE = "base.safetensors"  # looked for beside an adapter
-OTHERS = ("*.index", "*.data-*-of-*", "model.safetensors", "pytorch_model.bin", "*.pth", "*.pt", "*.bin")
+BASE_FILE = "base.safetensors"  # the name under which a base is looked for in the folder of its adapter
+OTHER_PROJECTS = ("*.index", "*.data-*-of-*", "model.safetensors", "pytorch_model.bin", "*.pth", "*.pt", "*.bin")
 
 
 def find_weights(path: Path) -> Path:
     """The checkpoint that a path means.
 
     Args:
-        path: as in ``runs/x``, ``runs/x/best`` or ``runs/x/best.safetensors``, or the name of a hub repository,
-            ``owner/name`` or ``hf://owner/name@revision``, which is fetched.
+        path: ``runs/x``, ``runs/x/best`` or ``runs/x/best.safetensors``, or the name of a hub repository,
+            ``owner/name`` or ``hf://owner/name@revision``, which is downloaded if need be.
 
     Raises:
         UserError: if there is none, or only an exported file.
@@ -29,7 +29,7 @@ def find_weights(path: Path) -> Path:
     path = path if repository is None else hub.fetch(*repository)
     found = _weights_at(path)
     if found is None:
-        raise _no_weights_at(path)
+        raise UserError(_no_weights_at(path))
     wanted = "`predict` and `serve` take it; this wants a checkpoint, as the one that it was exported from"
     require(not is_exported(found), f"{found} is an exported file: {wanted}.")
     return found
@@ -41,29 +41,36 @@ def results_folder(weights: Path | str) -> Path:
 
 
 def _weights_at(path: Path) -> Path | None:
-    """The file that `path` means here, with or without its ending, or in the folder of a run; None if there is none.
+    """The file that a local path means, with or without its ending, or best or last of the folder of a run; or None.
 
-    It may be an exported file, or of another project.
+    It is not opened: it may also be an exported file, or of another project.
     """
     named = [path.with_name(path.name + ".safetensors")] if path.name else []
     options = [path, *named, path / "best.safetensors", path / "last.safetensors"]
     return next((option for option in options if option.is_file()), None) or _only_one(path)
 
 
-def _no_weights_at(path: Path) -> UserError:
-    """What to do instead: import the checkpoint of another project, or use the exported file."""
-    beside = sorted(path.parent.glob(f"{escape(path.name)}.*")) if path.name else []
-    others = [path] if any(any(path.glob(pattern)) for pattern in OTHERS) else beside
-    other = next((one for one in others if one == path or any(one.match(pattern) for pattern in OTHERS)), None)
+def _no_weights_at(path: Path) -> str:
+    """The error message where there are none: import the checkpoint of another project, or use the exported file."""
     fix = "give a .safetensors file or the folder of a training run"
+    if other := _other_project_at(path):
+        return f"no weights at {path}; {fix}; {how_to_import(other)}"
     onnx = exported_at(path)
-    more = f"; {onnx} is an exported file, which `predict` and `serve` take." if onnx else "."
-    return UserError(f"no weights at {path}; {fix}{'; ' + how_to_import(other) if other else more}")
+    more = f"; {onnx} is an exported file, which `predict` and `serve` take" if onnx else ""
+    return f"no weights at {path}; {fix}{more}."
+
+
+def _other_project_at(path: Path) -> Path | None:
+    """The folder or file of another project's checkpoint that a path means, with or without its ending."""
+    if any(any(path.glob(pattern)) for pattern in OTHER_PROJECTS):
+        return path
+    files = sorted(path.parent.glob(f"{escape(path.name)}.*")) if path.name else []
+    return next((file for file in files if any(file.match(pattern) for pattern in OTHER_PROJECTS)), None)
 
 
 def _only_one(folder: Path) -> Path | None:
-    """The one file of ours in a folder that was fetched from a hub, where any name will do."""
-    files = [file for file in sorted(folder.glob("*.safetensors")) if file.name != BESIDE]
+    """The only boxwright file in a folder, whatever its name: hub repositories have any."""
+    files = [file for file in sorted(folder.glob("*.safetensors")) if file.name != BASE_FILE]
     ours = [file for file in files if _is_ours(file)]
     return ours[0] if len(ours) == 1 else None
 
@@ -75,7 +82,7 @@ def _is_ours(file: Path) -> bool:
 
 
 def how_to_import(source: Path) -> str:
-    """What to do with a checkpoint of another project."""
+    """The sentence of an error message on a checkpoint of another project."""
     return f"`boxwright import-weights {source} OUT` converts checkpoints of other projects."
 
 
@@ -85,14 +92,14 @@ def is_exported(path: Path) -> bool:
 
 
 def exported_at(path: Path) -> Path | None:
-    """The ONNX file that is meant by its name, with or without the ending, or by its folder; None where there is none.
+    """The ONNX file that a path means: its name with or without the ending, or its folder; None if there is none.
 
-    Whatever its name, such a file begins with a version, where safetensors have a length.
+    A file of another name is recognised by its first bytes: ONNX has a version where safetensors has a length.
     """
     if path.is_file():
         with path.open("rb") as file:
             start = file.read(9)
         onnx = len(start) == 9 and start[0] == 8 and 3 <= start[1] < 32 and start[8:] != b"{"
         return path if onnx or path.suffix.lower() == ".onnx" else None
-    beside = [path.with_name(f"{path.name}.onnx")] if path.name else []
-    return next((file for file in [*beside, *sorted(path.glob("*.onnx"))] if file.is_file()), None)
+    named = [path.with_name(f"{path.name}.onnx")] if path.name else []
+    return next((file for file in [*named, *sorted(path.glob("*.onnx"))] if file.is_file()), None)

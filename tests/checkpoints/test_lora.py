@@ -76,17 +76,17 @@ def adapted(base: Path, names=OTHERS, rank=2, seed=1):
 
 @torch.no_grad()
 def outputs(detector, batch):
-    """Losses, and what is said where its order is fixed."""
+    """Losses, and outputs whose order is fixed."""
     torch.manual_seed(0)
-    raw = detector.eval()(batch.images_BCHW, batch.sizes_B2)
-    said = {
-        Dense: lambda: raw.boxes_BQ4,
-        Detr: lambda: raw.layers.logits_LBQR,
-        Deformable: lambda: raw.cells.x_BTE,
-        PatchSeq: lambda: raw.patches_BPE,
-        Pix2Seq: lambda: raw,
+    made = detector.eval()(batch.images_BCHW, batch.sizes_B2, batch)
+    ordered = {
+        Dense: lambda: made.boxes_BQ4,
+        Detr: lambda: made.layers.logits_LBQR,
+        Deformable: lambda: made.cells.x_BTE,
+        PatchSeq: lambda: made.patches_BPE,
+        Pix2Seq: lambda: made,
     }
-    return [said[type(detector)](), *detector.loss(raw, batch).values()]
+    return [ordered[type(detector)](), *detector.loss(made, batch).values()]
 
 
 def assert_alike(first, second, tolerance=1e-5):

@@ -85,7 +85,7 @@ def main() -> None:
         for said, bias in (("to its end", 0.0), ("on", -math.inf)) if ends else (("on", None),):
             if bias is not None:
                 trained.config = replace(trained.config, end_bias=bias)
-            report = score(val_records, validate(trained, val_cache, 16, a.device).found, dataset.names)
+            report = score(val_records, validate(trained, val_cache, 16, a.device).detections, dataset.names)
             sizes = " | ".join(f"{value:.3f}" if value >= 0 else "-" for value in report.stats[3:6])
             lines.append(f"| {name} | {said} | {steps} | {loss:.3f} | {report.ap:.3f} | {report.ap50:.3f} | {sizes} |")
             print(lines[-1], flush=True)

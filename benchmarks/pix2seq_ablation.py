@@ -123,7 +123,7 @@ def main() -> None:
         for said, config in decoded(trained.config).items():
             trained.config = config
             done = validate(trained, val_cache, 16, a.device)
-            report, word = score(val_records, done.found, dataset.names), done.likelihood / done.words
+            report, word = score(val_records, done.detections, dataset.names), done.likelihood / done.tokens
             lines.append(
                 f"| {name} | {said} | {steps} | {loss:.3f} | {word:.3f} | {report.ap:.3f} | {report.ap50:.3f} |"
             )

@@ -22,7 +22,7 @@ from boxwright.data.read import read
 from boxwright.data.records import Record
 from boxwright.evaluation.coco import score
 from boxwright.evaluation.evaluate import choose_split
-from boxwright.evaluation.run import MOST, detect, detect_batch
+from boxwright.evaluation.run import MAX_DETECTIONS, detect, detect_batch
 from boxwright.types import Batch, Detections, Detector, Predictions
 
 T = TypeVar("T")
@@ -42,11 +42,11 @@ class Blind(Detector):
 
     def decode(self, raw: int) -> Predictions:
         """Random boxes."""
-        corners_BD4 = torch.rand(raw, MOST, 4, generator=self.generator)
+        corners_BD4 = torch.rand(raw, MAX_DETECTIONS, 4, generator=self.generator)
         corners_BD4[..., 2:] = corners_BD4[..., :2] + corners_BD4[..., 2:] * 0.4
-        scores_BD = torch.rand(raw, MOST, generator=self.generator).sort(descending=True).values
+        scores_BD = torch.rand(raw, MAX_DETECTIONS, generator=self.generator).sort(descending=True).values
         return Predictions(
-            corners_BD4, scores_BD, torch.randint(len(self.names), (raw, MOST), generator=self.generator)
+            corners_BD4, scores_BD, torch.randint(len(self.names), (raw, MAX_DETECTIONS), generator=self.generator)
         )
 
 
@@ -76,7 +76,7 @@ def main(
         where = f"{data.name}, {split}, images of 256 px read from the cache"
     report, scoring = _timed(lambda: score(records, detections, names))
     boxes = sum(len(record.boxes_N4) for record in records)
-    print(f"{len(records)} images, {boxes} objects of {len(names)} classes, {MOST} detections each ({where})")
+    print(f"{len(records)} images, {boxes} objects of {len(names)} classes, {MAX_DETECTIONS} detections each ({where})")
     print(f"  batches and boxes in original pixels  {seconds:6.2f} s")
     print(f"  COCO's twelve numbers                 {scoring:6.2f} s   (AP {report.ap:.4f}, by chance)")
     print(f"  together                              {seconds + scoring:6.2f} s")

@@ -1,4 +1,4 @@
-"""COCO's numbers: what share of the objects a detector finds, and how much of what it says is true.
+"""COCO's numbers: average precision and recall.
 
 The matching and the averages are faster-coco-eval's; tests/evaluation/test_coco.py shows them equal to pycocotools'.
 """
@@ -107,7 +107,7 @@ def score(records: Sequence[Record], detections: Sequence[Detections], names: Se
 
     - Classes are matched by name: a detection whose class is not in `names` is left out, and a class that the detector
       does not know scores 0 where it occurs.
-    - An ignored object (`Record.ignore_N`) is a crowd to COCO: it is not to be found, and a detection of its class that
+    - An ignored object (`Record.ignore_N`) is a COCO crowd: it need not be detected, and a detection of its class that
       lies on it (half of the detection's area or more, at IoU 0.5) is neither right nor wrong.
     - The area that sorts objects into small, medium and large is that of the box. Boxes without area are left out.
     - Of each class, the 100 best detections of an image count.
@@ -118,18 +118,18 @@ def score(records: Sequence[Record], detections: Sequence[Detections], names: Se
         names: the classes of the data.
     """
     assert len(records) == len(detections)
-    truth = _truth(records, names)
+    truth = _ground_truth(records, names)
     quiet = {"print_function": _silent}
-    ground = COCO(truth, **quiet)
+    annotated = COCO(truth, **quiet)
     results = COCO(truth | {"annotations": _results(detections, names)}, **quiet)
-    judge = COCOeval_faster(ground, results, iouType="bbox", **quiet)
-    judge.evaluate()
-    judge.accumulate()
-    judge.summarize()
+    evaluator = COCOeval_faster(annotated, results, iouType="bbox", **quiet)
+    evaluator.evaluate()
+    evaluator.accumulate()
+    evaluator.summarize()
     images_K, boxes_K = _count(truth["annotations"], len(names))
     # Area ranges are (all, small, medium, large), limits of detections (1, 10, 100).
-    precision_TRK = np.asarray(judge.eval["precision"])[..., 0, 2]
-    stats = tuple(float(value) for value in judge.stats)
+    precision_TRK = np.asarray(evaluator.eval["precision"])[..., 0, 2]
+    stats = tuple(float(value) for value in evaluator.stats)
     return Report(tuple(names), stats, precision_TRK, images_K, boxes_K, len(records))
 
 
@@ -139,7 +139,7 @@ def shown(value: float) -> str:
 
 
 def _silent(*_: Any) -> None:
-    """Takes what the library would print."""
+    """Swallow what the library would print."""
 
 
 def _line(what: str, iou: float | None, area: str, limit: int, value: float) -> str:
@@ -148,7 +148,7 @@ def _line(what: str, iou: float | None, area: str, limit: int, value: float) -> 
     return f" {title:<18} ({what}) @[ IoU={span:<9} | area={area:>6s} | maxDets={limit:>3d} ] = {value:0.3f}"
 
 
-def _truth(records: Sequence[Record], names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+def _ground_truth(records: Sequence[Record], names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     """The records as a COCO data set in memory; images are numbered from 1 in their order."""
     rows = [
         (position, int(label), bool(ignore), *box)
@@ -162,7 +162,7 @@ def _truth(records: Sequence[Record], names: Sequence[str]) -> dict[str, list[di
         "categories": [{"id": k, "name": name} for k, name in enumerate(names)],
         "annotations": [
             {
-                "id": number,  # from 1: the judge takes 0 for "not matched"
+                "id": number,  # from 1: the evaluator takes 0 for "not matched"
                 "image_id": image,
                 "category_id": label,
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
@@ -176,7 +176,7 @@ def _truth(records: Sequence[Record], names: Sequence[str]) -> dict[str, list[di
 
 
 def _results(detections: Sequence[Detections], names: Sequence[str]) -> list[dict[str, Any]]:
-    """The detections as COCO annotations with scores, by the numbers of `_truth`; twice as fast as ``loadRes``."""
+    """The detections as COCO annotations with scores, numbered as in `_ground_truth`; twice as fast as ``loadRes``."""
     ids = range(len(names))
     rows = [
         row

@@ -1,7 +1,7 @@
-"""What the detector takes for what.
+"""The confusion matrix: which classes a detector takes for which.
 
-The convention: rows are what is there, columns are what the detector says; the last row and the last column are the
-background. A missed object counts in the last column of its row, a false alarm in the last row of its column, and the
+Rows are the annotated classes, columns the predicted ones; the last row and the last column are the background.
+A missed object counts in the last column of its row, a false alarm in the last row of its column, and the
 corner of both stays 0. Each object and each detection is counted once.
 """
 
@@ -27,19 +27,18 @@ def confusion(
     threshold: float = 0.5,
     iou: float = 0.5,
 ) -> np.ndarray:
-    """Count who was taken for whom, (K + 1, K + 1) int64.
+    """Count annotated against predicted classes, (K + 1, K + 1) int64.
 
-    The detections of an image, best first, each take one free object that they overlap: of their own class if there is
-    one, else of any, and of several the one with the highest IoU. A detection left over is a false alarm, unless it
-    lies on an ignored object of its class (with half of its own area or more, COCO's rule for crowds): then it is not
-    counted, and neither is the ignored object.
+    In the order of their scores, each detection is matched to one free object that it overlaps, the one of highest IoU;
+    objects of its own class come first. A detection left over is a false alarm, unless it lies on an ignored object of
+    its class (with half of its own area or more, COCO's rule for crowds): then neither counts.
 
     Args:
         records: the images; `labels_N` are positions in `names`.
         detections: one for each record, in the same order; classes are matched by name, others are left out.
         names: the classes of the data.
         threshold: detections with this score or less are not counted.
-        iou: the least overlap of a detection with the object it takes.
+        iou: the least overlap of a detection with the object that it matches.
     """
     assert len(records) == len(detections)
     matrix = np.zeros((len(names) + 1, len(names) + 1), np.int64)
@@ -71,16 +70,16 @@ def _count_image(matrix: np.ndarray, record: Record, boxes_D4: np.ndarray, label
         same_N = record.labels_N == label
         candidates_N = free_N & (overlap_N >= iou)
         if candidates_N.any():
-            taken = np.argmax(np.where(candidates_N, overlap_N + same_N, -1))
-            free_N[taken] = False
-            matrix[record.labels_N[taken], label] += 1
+            matched = np.argmax(np.where(candidates_N, overlap_N + same_N, -1))
+            free_N[matched] = False
+            matrix[record.labels_N[matched], label] += 1
         elif not (ignored_N & same_N & (cover_N >= iou)).any():
             matrix[-1, label] += 1
     np.add.at(matrix[:, -1], record.labels_N[free_N], 1)
 
 
 def _overlaps(boxes_D4: np.ndarray, boxes_N4: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """IoU of each detection with each object, and the part of the detection that lies on it, both (D, N)."""
+    """IoU of each detection with each object, and the fraction of the detection inside the object, both (D, N)."""
     corner_DN2 = np.minimum(boxes_D4[:, None, 2:], boxes_N4[:, 2:]) - np.maximum(boxes_D4[:, None, :2], boxes_N4[:, :2])
     shared_DN = corner_DN2.clip(min=0).prod(-1)
     area_D1 = (boxes_D4[:, 2:] - boxes_D4[:, :2]).prod(-1)[:, None]

@@ -1,4 +1,4 @@
-"""The verb `evaluate`: a detector's score on annotated images, and the pictures that explain it."""
+"""The verb `evaluate`: a detector's scores on annotated images, with pictures."""
 
 from __future__ import annotations
 
@@ -126,7 +126,16 @@ def write_results(
     dataset: Dataset,
     facts: dict[str, Any],
 ) -> None:
-    """Everything `evaluate` writes; `detections` have the data's class positions."""
+    """Write all files of `evaluate`.
+
+    Args:
+        out: the folder.
+        report: the scores.
+        records: the images.
+        detections: of each image, with class positions in the data.
+        dataset: which the records are of.
+        facts: further entries of metrics.json, shown on the page: weights, data, split, unknown_classes.
+    """
     names = dataset.names
     matrix = confusion(records, detections, names, THRESHOLD, IOU)
     results = [
@@ -157,7 +166,7 @@ def write_results(
 def draw_some(
     records: Sequence[Record], detections: Sequence[Detections], names: Sequence[str], folder: Path
 ) -> list[tuple[str, Path]]:
-    """Pictures of a few images spread over the split, at three score thresholds and as annotated: (caption, file)."""
+    """Draw a few images spread over the split, at three score thresholds and as annotated: (caption, file) of each."""
     chosen = np.unique(np.linspace(0, len(records) - 1, min(PICTURES, len(records))).round().astype(int))
     pictures = []
     for position in chosen.tolist():
@@ -174,7 +183,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _name(data: Path | str) -> str:
-    """A short name of a data set: its folder's."""
+    """A short name for a data set: its folder's."""
     path = Path(data).resolve()
     return path.parent.name if path.is_file() else path.name
 

@@ -1,4 +1,4 @@
-"""One page that says how good a detector is: a single HTML file, with its pictures inside and nothing fetched."""
+"""The page with the results of an evaluation: one HTML file with its pictures inside, which loads nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write_page(
         path: the HTML file.
         title: its heading.
         report: the twelve numbers and the classes.
-        pictures: caption and PNG or JPEG file of each picture; they stand in a grid and grow when clicked.
+        pictures: caption and PNG or JPEG file of each picture; shown in a grid, enlarged when clicked.
         notes: paragraphs under the heading: which weights, which data, how to read the page.
         charts: caption and PNG or JPEG file of each chart, such as curves or the confusion matrix.
 

@@ -1,4 +1,4 @@
-"""A detector over a data set: which device, and what it says of every image."""
+"""Run a detector over all images of a cache: its detections, and for validation its losses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from boxwright.types import Batch, Detections, Detector, Predictions
 if TYPE_CHECKING:
     from boxwright.data.cache import Cache
 
-MOST = 100  # detections an image: what COCO's numbers look at
+MAX_DETECTIONS = 100  # per image; COCO's numbers count no more
 
 
 def detect(
@@ -27,54 +27,63 @@ def detect(
     rank: int = 0,
     world: int = 1,
 ) -> list[Detections]:
-    """What the detector says of each image of the cache, in its order, at most `MOST` an image, in original pixels.
+    """The detections of each image of the cache, in its order, in original pixels, at most `MAX_DETECTIONS` per image.
 
-    The detector must be on `device`; it is left in the mode (training or evaluation) it was in. With `world` processes
-    each gets the images that `eval_batches` deals to its `rank`.
+    Args:
+        detector: on `device`; it is left in the mode (training or evaluation) it was in.
+        cache: the images.
+        batch_size: images per batch.
+        device: where to compute.
+        rank: of this process; it gets the images that `eval_batches` deals to it.
+        world: number of processes.
     """
     return [found for batch in detect_batches(detector, cache, batch_size, device, rank, world) for found in batch]
 
 
 @dataclass
 class Validation:
-    """What a detector says of images, and how far that is from what is true of them.
+    """Detections of images, and how far they are from the annotations.
 
     Attributes:
-        found: the detections of each image, as `detect` has them.
-        losses: each term of the loss, the sum over the images; that of a batch is the same for all of its images.
-        likelihood: log-likelihood of what is true of the images; 0 for a detector that doesn't say objects in words.
-        words: how many words that is the sum of.
+        detections: of each image, as from `detect`.
+        losses: the sum of each loss over the images; every image of a batch counts with the loss of its batch.
+        likelihood: log-likelihood of the annotated objects; 0 for a detector that doesn't generate tokens.
+        tokens: how many tokens `likelihood` is the sum of.
     """
 
-    found: list[Detections] = field(default_factory=list)
+    detections: list[Detections] = field(default_factory=list)
     losses: dict[str, float] = field(default_factory=dict)
     likelihood: float = 0.0
-    words: float = 0.0
+    tokens: float = 0.0
 
 
 def validate(
     detector: Detector, cache: Cache, batch_size: int, device: torch.device | str, rank: int = 0, world: int = 1
 ) -> Validation:
-    """`detect`, and what training is judged by; a loss that draws at random does so from torch's global generator."""
-    done = Validation()
+    """Detections, losses and likelihood; a loss that needs random numbers takes them from torch's global generator.
+
+    The arguments are those of `detect`.
+    """
+    total = Validation()
     with evaluating(detector), torch.inference_mode(), without_synchronisation():
         for batch in eval_batches(cache, batch_size, device=device, rank=rank, world=world):
             outputs = detector(batch.images_BCHW, batch.sizes_B2, batch)
-            done.found += most_of(detector.decode(outputs)).to_detections(batch, detector.names)
+            total.detections += best_of(detector.decode(outputs)).to_detections(batch, detector.names)
             losses = detector.loss(outputs, batch)
             values = torch.stack(list(losses.values())).tolist()
             for name, value in zip(losses, values, strict=True):
-                done.losses[name] = done.losses.get(name, 0.0) + value * len(batch)
-            pair = detector.likelihood(outputs, batch)
-            if pair is not None:
-                done.likelihood += float(pair[0].double().sum())
-                done.words += float(pair[1].sum())
-    return done
+                total.losses[name] = total.losses.get(name, 0.0) + value * len(batch)
+            likelihood = detector.likelihood(outputs, batch)
+            if likelihood is not None:
+                log_likelihoods_B, tokens_B = likelihood
+                total.likelihood += float(log_likelihoods_B.double().sum())
+                total.tokens += float(tokens_B.sum())
+    return total
 
 
 @contextmanager
 def evaluating(detector: Detector) -> Iterator[None]:
-    """Evaluation mode, and then the mode (training or evaluation) as it was."""
+    """Put the detector into evaluation mode, and afterwards back into the mode it was in."""
     was_training = detector.training
     detector.eval()
     try:
@@ -86,7 +95,7 @@ def evaluating(detector: Detector) -> Iterator[None]:
 def detect_batches(
     detector: Detector, cache: Cache, batch_size: int, device: torch.device | str, rank: int = 0, world: int = 1
 ) -> Iterator[list[Detections]]:
-    """`detect`, a batch at a time, for whoever shows the progress."""
+    """`detect`, batch by batch, so that progress can be shown."""
     with evaluating(detector):
         for batch in eval_batches(cache, batch_size, device=device, rank=rank, world=world):
             yield detect_batch(detector, batch)
@@ -95,10 +104,11 @@ def detect_batches(
 @torch.inference_mode()
 def detect_batch(detector: Detector, batch: Batch, threshold: float = 0.0) -> list[Detections]:
     """Detections of one batch, in original pixels, with score above `threshold`; the detector must be in eval mode."""
-    said = detector.decode(detector(batch.images_BCHW, batch.sizes_B2))
-    return most_of(said).to_detections(batch, detector.names, threshold)
+    predictions = detector.decode(detector(batch.images_BCHW, batch.sizes_B2))
+    return best_of(predictions).to_detections(batch, detector.names, threshold)
 
 
-def most_of(said: Predictions) -> Predictions:
-    """The best `MOST` of each image."""
-    return Predictions(said.boxes_BD4[:, :MOST], said.scores_BD[:, :MOST], said.labels_BD[:, :MOST])
+def best_of(predictions: Predictions) -> Predictions:
+    """The best `MAX_DETECTIONS` of each image."""
+    best = slice(MAX_DETECTIONS)
+    return Predictions(predictions.boxes_BD4[:, best], predictions.scores_BD[:, best], predictions.labels_BD[:, best])

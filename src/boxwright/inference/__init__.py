@@ -1,1 +1,1 @@
-"""A detector at work: images from anywhere in, boxes out."""
+"""Prediction with any detector, from Python and from the command line."""

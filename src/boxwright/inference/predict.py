@@ -1,4 +1,4 @@
-"""The verb `predict`: finds objects in any number of images, and writes them down as it goes."""
+"""The verb `predict`: detects objects in any number of images, and writes the results image by image."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TextIO
 
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -37,7 +38,7 @@ class Summary:
         folder: where the results are.
         images: how many images were read.
         objects: how many objects were found, by class name.
-        skipped: one error for each image that could not be read, or of a video that ends before its time.
+        skipped: one error for each image that could not be read, or for a video that ends before its time.
     """
 
     folder: Path
@@ -84,23 +85,23 @@ def predict(
     check_threshold(threshold)
     check_batch_size(batch_size)
     paths = None if is_video(source) else _outside(collect(source), out, source)
-    finder = open_detector(weights, device)
-    wanted = class_positions(split_classes(classes, finder.names), finder.names)
+    predictor = open_detector(weights, device)
+    wanted = class_positions(split_classes(classes, predictor.names), predictor.names)
     summary = Summary(out)
 
-    def find(what: Any) -> Iterator[ImageResult]:
-        return finder.find(what, batch_size, threshold, summary.skipped, wanted)
+    def find(images: Any) -> Iterator[ImageResult]:
+        return predictor.find(images, batch_size, threshold, summary.skipped, wanted)
 
-    named = _frames(find(source), console) if paths is None else _files(find(_shown(paths, console)), paths)
-    named = chain(list(islice(named, 1)), named)  # what cannot begin leaves no folder behind
+    named = _frames(find(source), console) if paths is None else _files(find(_with_progress(paths, console)), paths)
+    named = chain(list(islice(named, 1)), named)  # where the first image fails, no folder is made
     drawn = _draw(named, out / "overlays", threshold) if overlays else named
-    _write(_counted(drawn, summary), out, finder.names)
-    _tell(console, summary, overlays, paths is None)
+    _write(_counted(drawn, summary), out, predictor.names)
+    _print(console, summary, overlays, paths is None)
     return summary
 
 
 def _outside(paths: list[Path], out: Path, source: Path | str) -> list[Path]:
-    """Without the overlays that an earlier call may have left in a folder below the source."""
+    """The paths outside of `out`, where an earlier call may have written overlays."""
     folder = out.resolve()
     kept = [path for path in paths if folder not in path.resolve().parents]
     require(kept, f"all images of {source} lie in {out}, where the results go; give another --out.")
@@ -110,22 +111,22 @@ def _outside(paths: list[Path], out: Path, source: Path | str) -> list[Path]:
 def _files(stream: Iterable[ImageResult], paths: list[Path]) -> Iterator[tuple[str, ImageResult]]:
     """Each image with its short name."""
     names = dict(zip(paths, short_names(paths), strict=True))
-    for found in stream:
-        assert found.path is not None
-        yield names[found.path], found
+    for result in stream:
+        assert result.path is not None
+        yield names[result.path], result
 
 
 def _frames(stream: Iterable[ImageResult], console: Console) -> Iterator[tuple[str, ImageResult]]:
-    """Each frame of a video, named after it and numbered from 0; a count shows that it goes on."""
+    """Each frame of a video, with the video's name and its number from 0; a count is shown as progress."""
     columns = (TextColumn("detecting"), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        for found in progress.track(stream, total=None):
-            assert found.path is not None
-            yield f"{found.path.stem}/{found.number:06}.jpg", found
+        for result in progress.track(stream, total=None):
+            assert result.path is not None
+            yield f"{result.path.stem}/{result.number:06}.jpg", result
 
 
-def _shown(paths: list[Path], console: Console) -> Iterator[Path]:
-    """The paths, with a progress bar as they are taken."""
+def _with_progress(paths: list[Path], console: Console) -> Iterator[Path]:
+    """The same paths; a progress bar shows how many have been taken."""
     columns = (TextColumn("detecting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield from progress.track(paths)
@@ -134,30 +135,31 @@ def _shown(paths: list[Path], console: Console) -> Iterator[Path]:
 def _draw(
     named: Iterable[tuple[str, ImageResult]], folder: Path, threshold: float
 ) -> Iterator[tuple[str, ImageResult]]:
-    """Write each overlay as it passes, under the image's own name and subfolder."""
-    for name, found in named:
+    """The same results; each image with its boxes is written under its own name and subfolder."""
+    for name, result in named:
         suffix = Path(name).suffix.lower()
         file = folder / (name if suffix in _FORMATS else f"{name}.jpg")
-        assert found.path is not None
-        image = found.image if found.image.size == found.size else open_image(found.path)
-        picture = draw(image, found.detections, threshold)
-        write_whole(file, _saver(picture, _FORMATS.get(suffix, "jpeg")))
-        yield name, found
+        assert result.path is not None
+        image = result.image if result.image.size == result.size else open_image(result.path)
+        overlay = draw(image, result.detections, threshold)
+        write_whole(file, _saver(overlay, _FORMATS.get(suffix, "jpeg")))
+        yield name, result
 
 
-def _saver(picture: Any, kind: str) -> Callable[[Path], None]:
-    return lambda temporary: picture.save(temporary, format=kind, quality=90)
+def _saver(image: Image.Image, kind: str) -> Callable[[Path], None]:
+    return lambda temporary: image.save(temporary, format=kind, quality=90)
 
 
 def _counted(named: Iterable[tuple[str, ImageResult]], summary: Summary) -> Iterator[tuple[str, ImageResult]]:
-    for name, found in named:
+    """The same results, counted in the summary."""
+    for name, result in named:
         summary.images += 1
-        summary.objects.update(found.detections.names[label] for label in found.detections.labels_N)
-        yield name, found
+        summary.objects.update(result.detections.names[label] for label in result.detections.labels_N)
+        yield name, result
 
 
 def _write(named: Iterable[tuple[str, ImageResult]], out: Path, names: tuple[str, ...]) -> None:
-    """Write both files while the stream goes on; they get their names when everything is done."""
+    """Write predictions.json and predictions.csv image by image; they get their names when everything is done."""
     records = coco_records((name, result.size, result.detections) for name, result in named)
 
     def fill(json_path: Path, csv_path: Path) -> None:
@@ -173,7 +175,7 @@ def _write(named: Iterable[tuple[str, ImageResult]], out: Path, names: tuple[str
 
 
 def _tabulated(records: Iterable[Records], names: tuple[str, ...], file: TextIO) -> Iterator[Records]:
-    """The same records, each object a row of the table as it passes."""
+    """The same records; each object becomes a row of the table."""
     table = csv.writer(file)
     table.writerow(CSV_HEAD)
     for image, rows in records:
@@ -185,23 +187,19 @@ def _tabulated(records: Iterable[Records], names: tuple[str, ...], file: TextIO)
         yield image, rows
 
 
-def _tell(console: Console, summary: Summary, overlays: bool, video: bool) -> None:
+def _print(console: Console, summary: Summary, overlays: bool, video: bool) -> None:
     counts = ", ".join(f"{name} {count}" for name, count in summary.objects.most_common())
-    objects, images = _counted_in_words(summary.objects.total(), "object"), _counted_in_words(summary.images, "image")
+    objects, images = _count_of(summary.objects.total(), "object"), _count_of(summary.images, "image")
     console.print(f"{objects} in {images}{': ' + counts if counts else ''}")
-    pictures = f"{summary.folder / 'overlays'}, " if overlays and summary.images else ""
-    console.print(f"written: {pictures}{summary.folder / 'predictions.json'} and predictions.csv")
+    drawn = f"{summary.folder / 'overlays'}, " if overlays and summary.images else ""
+    console.print(f"written: {drawn}{summary.folder / 'predictions.json'} and predictions.csv")
     if summary.skipped:
-        total = _counted_in_words(summary.images + len(summary.skipped), "image")
-        said = (
-            "the video could not be read to its end"
-            if video
-            else f"{len(summary.skipped)} of {total} could not be read"
-        )
-        console.print(f"{said}:")
+        total = _count_of(summary.images + len(summary.skipped), "image")
+        unread = f"{len(summary.skipped)} of {total} could not be read"
+        console.print(f"{'the video could not be read to its end' if video else unread}:")
         for error in summary.skipped:
             console.print(f"  {error}")
 
 
-def _counted_in_words(count: int, thing: str) -> str:
+def _count_of(count: int, thing: str) -> str:
     return f"{count} {thing}{'' if count == 1 else 's'}"

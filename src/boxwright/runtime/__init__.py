@@ -1,4 +1,4 @@
-"""Detectors without torch: an exported file, and all that finds, reads and hands out images.
+"""Prediction without torch: the predictor of an exported file, and what all predictors share.
 
 `from boxwright.runtime import Detector` needs numpy, Pillow and onnxruntime, and nothing else.
 """

@@ -1,4 +1,4 @@
-"""What to detect on: a file, a folder, a glob or a text file of paths becomes a list of image files."""
+"""Find image files: a file, a folder, a glob or a text file of paths becomes a list."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _ENDINGS = " ".join(sorted(IMAGE_SUFFIXES))
 
 
 def collect(source: str | Path) -> list[Path]:
-    """The image files that `source` means, in sorted order (a text file's own order), each once.
+    """The image files that `source` names, in sorted order (a text file's own order), each once.
 
     - An image file is itself.
-    - A folder means all images in it and in its subfolders; other files and hidden ones are passed over.
+    - A folder means all images in it and in its subfolders; other files and hidden ones are skipped.
     - A glob such as ``shots/*.jpg`` or ``shots/**/*.png`` (quoted, so that the shell leaves it alone) means the images
       among its matches.
     - A ``.txt`` file names one image a line, relative to the text file's own folder. Empty lines and lines that start
-      with ``#`` are passed over. Nothing is checked here: a wrong line shows itself when the image is opened.
+      with ``#`` are skipped. Nothing is checked here: a wrong path is found when the image is opened.
 
     Raises:
         UserError: if there is no such file, its ending is not an image's, or no image is found.
@@ -43,7 +43,7 @@ def collect(source: str | Path) -> list[Path]:
 
 
 def short_names(paths: Iterable[Path]) -> list[str]:
-    """Each path relative to the deepest folder that holds them all, with forward slashes: short, and different."""
+    """Each path relative to the deepest folder that holds them all, with forward slashes: short, but distinct."""
     whole = [path.absolute() for path in paths]
     root = Path(os.path.commonpath([path.parent for path in whole]))
     return [path.relative_to(root).as_posix() for path in whole]
@@ -58,7 +58,7 @@ def _images(paths: Iterable[Path]) -> Iterable[Path]:
 
 
 def _walk(folder: Path) -> Iterable[Path]:
-    """Everything below a folder but what is hidden."""
+    """All files below a folder, without hidden files and folders."""
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(parent, name) for name in files if not name.startswith("."))

@@ -13,12 +13,12 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".m
 
 
 def is_video(path: Path | str) -> bool:
-    """Whether its name ends as a video's does."""
+    """Whether the path ends in one of `VIDEO_SUFFIXES`."""
     return Path(path).suffix.lower() in VIDEO_SUFFIXES
 
 
 def frames(path: Path) -> Iterator[tuple[float, np.ndarray]]:
-    """Each frame as displayed, (H, W, 3) uint8 RGB, after the second at which it is shown. Decoded one at a time.
+    """The time in seconds and the pixels, (H, W, 3) uint8 RGB as displayed, of each frame; decoded one at a time.
 
     Raises:
         UserError: the file is missing, has no picture, or no frame of it can be read; PyAV is not installed; or, after
@@ -48,13 +48,13 @@ def frames(path: Path) -> Iterator[tuple[float, np.ndarray]]:
             raise UserError(f"{path}: damaged after the frame at {second:.2f} s, the last one read: {why}.") from error
         raise UserError(f"{path}: cannot be read as a video: {why}.") from error
     require(count, f"{path}: cannot be read as a video: there is no frame in it, or it is cut short.")
-    # What a file says of its length is not exact.
+    # The length in a file's header is not exact.
     short = whole - end > max(0.5, 0.02 * whole)
     require(not short, f"{path}: cut short: it ends after {end:.2f} of {whole:.2f} s.")
 
 
 def _end(packet: Any) -> float:
-    """The second up to which a packet is shown or heard; 0 if it doesn't say."""
+    """The time in seconds at which a packet ends; 0 if it doesn't say."""
     return 0.0 if packet.pts is None else float((packet.pts + (packet.duration or 0)) * packet.time_base)
 
 

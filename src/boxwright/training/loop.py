@@ -245,7 +245,7 @@ class Loop:
         if fabric.world_size > 1:
             shares = [None] * fabric.world_size
             torch.distributed.all_gather_object(shares, share)
-        dealt = _even([share.found for share in shares])
+        dealt = _even([share.detections for share in shares])
         found = [detections for turn in zip(*dealt, strict=True) for detections in turn][: len(cache)]
         return _numbers(score(records, found, detector.names), shares), found
 
@@ -269,12 +269,12 @@ def _numbers(report: Report, shares: Sequence[Validation]) -> dict[str, float]:
     numbers = {"val_ap": report.ap, "val_ap50": report.ap50}
     sizes = {"small": "APs", "medium": "APm", "large": "APl"}
     numbers |= {f"val_ap_{size}": stats[name] for size, name in sizes.items() if stats[name] >= 0}
-    images = sum(len(share.found) for share in shares)
+    images = sum(len(share.detections) for share in shares)
     losses = {name: sum(share.losses.get(name, 0.0) for share in shares) / images for name in shares[0].losses}
     numbers |= {"val_loss": sum(losses.values())} | {f"val_loss_{name}": value for name, value in losses.items()}
-    words = sum(share.words for share in shares)
-    if words:
-        numbers["val_log_likelihood"] = sum(share.likelihood for share in shares) / words
+    tokens = sum(share.tokens for share in shares)
+    if tokens:
+        numbers["val_log_likelihood"] = sum(share.likelihood for share in shares) / tokens
     return numbers
 
 

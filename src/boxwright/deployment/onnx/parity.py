@@ -19,7 +19,7 @@ from boxwright.data.records import Record
 from boxwright.deployment.onnx.letterbox import letterbox
 from boxwright.deployment.onnx.to_onnx import CANVAS, pads
 from boxwright.evaluation.coco import renamed, score
-from boxwright.evaluation.run import MOST
+from boxwright.evaluation.run import MAX_DETECTIONS
 from boxwright.images import fit, open_image
 from boxwright.runtime.onnx_detector import Detector as Exported
 from boxwright.types import Batch, Detections, Detector
@@ -259,7 +259,7 @@ def _moved(one: Detections, other: Detections, spoken: float, near: float) -> tu
 def average_precision(
     records: Sequence[Record], found: Sequence[Detections], names: Sequence[str], detector: Detector
 ) -> float | None:
-    """AP in points of 100, of the best `MOST` boxes of each image and the classes that both have; None without any.
+    """AP in points of 100, of the best `MAX_DETECTIONS` boxes of each image and the classes that both have; None without any.
 
     Args:
         records: the images, whose classes are `names`.
@@ -267,7 +267,12 @@ def average_precision(
         names: these classes.
         detector: whose classes are shared.
     """
-    best = [Detections(one.boxes_N4[:MOST], one.scores_N[:MOST], one.labels_N[:MOST], one.names) for one in found]
+    best = [
+        Detections(
+            one.boxes_N4[:MAX_DETECTIONS], one.scores_N[:MAX_DETECTIONS], one.labels_N[:MAX_DETECTIONS], one.names
+        )
+        for one in found
+    ]
     per_class = score(records, [renamed(one, names) for one in best], names).per_class
     shared = [row["ap"] for name, row in per_class.items() if name in detector.names and row["ap"] >= 0]
     return 100 * sum(shared) / len(shared) if shared else None

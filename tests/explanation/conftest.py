@@ -1,4 +1,4 @@
-"""A detector that writes, small enough for tests."""
+"""A small sequence detector."""
 
 import pytest
 import torch
@@ -7,8 +7,8 @@ from boxwright.models.pix2seq import Pix2Seq, Pix2SeqConfig
 
 
 @pytest.fixture
-def writer() -> Pix2Seq:
-    """Untrained: its sentences mean nothing, but all laws hold for them."""
+def pix2seq() -> Pix2Seq:
+    """Untrained: its sequences mean nothing, but keep all rules."""
     torch.manual_seed(0)
     config = Pix2SeqConfig(
         backbone="test_efficientnet", image_size=96, encoder_layers=1, encoder_dim=32, encoder_hidden=64,

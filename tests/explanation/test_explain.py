@@ -1,4 +1,4 @@
-"""The page: all words are on it, it needs nothing else, and what can't be explained says so."""
+"""The page of `explain`: all tokens are on it, it needs no other file, and detectors that have none are refused."""
 
 import re
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from boxwright.checkpoints.detector_file import load_detector, save_detector
 from boxwright.config import UserError
 from boxwright.explanation.attention_maps import record_pass
 from boxwright.explanation.explain import explain
-from boxwright.explanation.generation_trace import Sentence, write_sentences
-from boxwright.explanation.sentence_page import write_page
+from boxwright.explanation.generation_trace import GenerationTrace, trace_generation
+from boxwright.explanation.sequence_page import write_page
 from boxwright.images import open_image
 from boxwright.inference.predictor import to_batch
 from boxwright.models import registry
@@ -24,9 +24,9 @@ from helpers.query_detectors import small_query_detector
 
 
 @pytest.fixture
-def weights(writer: Pix2Seq, tmp_path: Path) -> Path:
-    save_detector(tmp_path / "writer.safetensors", writer, {})
-    return tmp_path / "writer.safetensors"
+def weights(pix2seq: Pix2Seq, tmp_path: Path) -> Path:
+    save_detector(tmp_path / "pix2seq.safetensors", pix2seq, {})
+    return tmp_path / "pix2seq.safetensors"
 
 
 @pytest.fixture
@@ -34,19 +34,19 @@ def image(paint: Callable[..., Path], tmp_path: Path) -> Path:
     return paint(tmp_path / "a <b>.png", (120, 80), (30, 20, 90, 60))
 
 
-def sentence_of(writer: Pix2Seq, image: Path) -> tuple[Image.Image, Sentence]:
+def trace_of(pix2seq: Pix2Seq, image: Path) -> tuple[Image.Image, GenerationTrace]:
     photo = open_image(image)
-    return photo, write_sentences(writer, to_batch([DecodedImage(photo, photo.size)], writer.image_size))[0]
+    return photo, trace_generation(pix2seq, to_batch([DecodedImage(photo, photo.size)], pix2seq.image_size))[0]
 
 
-def test_every_word_is_on_the_page(writer: Pix2Seq, weights: Path, image: Path, tmp_path: Path) -> None:
+def test_every_token_is_on_the_page(pix2seq: Pix2Seq, weights: Path, image: Path, tmp_path: Path) -> None:
     page = explain(weights, image, tmp_path / "out")
     assert page == tmp_path / "out" / "a <b>.png.html"
     text = page.read_text(encoding="utf-8")
-    _, sentence = sentence_of(writer, image)
-    said = re.findall(r'<span class="word" tabindex="0" style="--p:([\d.]+)"><i>(.*?)</i>', text)
-    assert [word for _, word in said] == [escape(sentence.words[token]) for token in sentence.tokens_N5.flatten()]
-    assert [float(p) for p, _ in said] == pytest.approx(sentence.likelihoods().flatten().tolist(), abs=6e-4)
+    _, trace = trace_of(pix2seq, image)
+    tokens = re.findall(r'<span class="word" tabindex="0" style="--p:([\d.]+)"><i>(.*?)</i>', text)
+    assert [name for _, name in tokens] == [escape(trace.token_names[token]) for token in trace.tokens_N5.flatten()]
+    assert [float(p) for p, _ in tokens] == pytest.approx(trace.token_probabilities().flatten().tolist(), abs=6e-4)
     assert "&lt;dog&gt;" in text
     assert "<dog>" not in text
     assert text.count('class="tip"') == 4 * 5
@@ -59,12 +59,12 @@ def test_the_page_needs_nothing_else(weights: Path, image: Path, tmp_path: Path)
     assert sorted(set(re.findall(r'href="#(.*?)"', text))) == sorted(set(re.findall(r'id="(.*?)"', text)))
 
 
-def test_a_sentence_of_nothing_has_a_page(writer: Pix2Seq, image: Path, tmp_path: Path) -> None:
-    photo, sentence = sentence_of(writer, image)
-    for name in ("tokens_N5", "probabilities_N5V", "allowed_N5V", "places_N4R", "chosen_N4", "attention_N5HW"):
-        setattr(sentence, name, getattr(sentence, name)[:0])
-    sentence.found, sentence.end = sentence.found.above(2), 0.87
-    write_page(tmp_path / "none.html", "None", photo, sentence, "")
+def test_an_empty_sequence_has_a_page(pix2seq: Pix2Seq, image: Path, tmp_path: Path) -> None:
+    photo, trace = trace_of(pix2seq, image)
+    for name in ("tokens_N5", "probabilities_N5V", "allowed_N5V", "coordinates_N4R", "corners_N4", "attention_N5HW"):
+        setattr(trace, name, getattr(trace, name)[:0])
+    trace.found, trace.end = trace.found.above(2), 0.87
+    write_page(tmp_path / "none.html", "None", photo, trace, "")
     text = (tmp_path / "none.html").read_text()
     assert "The end, with a probability of 0.87" in text
     assert 'class="word"' not in text
@@ -91,35 +91,35 @@ def test_an_image_that_is_none_is_named(
 
 
 @pytest.fixture(params=["detr", "deformable"])
-def asker(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+def query_detector(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     detector = small_query_detector(request.param)
-    save_detector(tmp_path / "asker.safetensors", detector, {})
-    return tmp_path / "asker"
+    save_detector(tmp_path / "query_detector.safetensors", detector, {})
+    return tmp_path / "query_detector"
 
 
-def test_the_page_of_a_query_shows_every_layer_and_head(asker: Path, image: Path, tmp_path: Path) -> None:
-    text = explain(asker, image, tmp_path, query=3).read_text(encoding="utf-8")
-    detector = load_detector(asker)
-    seen = record_pass(detector, to_batch([DecodedImage(open_image(image), (120, 80))], 96))  # type: ignore[arg-type]
+def test_the_page_of_a_query_shows_every_layer_and_head(query_detector: Path, image: Path, tmp_path: Path) -> None:
+    text = explain(query_detector, image, tmp_path, query=3).read_text(encoding="utf-8")
+    detector = load_detector(query_detector)
+    recorded = record_pass(detector, to_batch([DecodedImage(open_image(image), (120, 80))], 96))  # type: ignore[arg-type]
     assert re.findall(r'id="query-(\d+)"', text) == ["3"]
     assert not re.search(r"https?://|src=\"(?!data:)|<link|<script|@import|url\(", text)
     for layer in range(2):
-        label, score = seen.prediction(2, layer)
-        assert f"layer {layer + 1} <small>· {escape(seen.names[label])} {score:.2f}</small>" in text
+        label, score = recorded.prediction(2, layer)
+        assert f"layer {layer + 1} <small>· {escape(recorded.names[label])} {score:.2f}</small>" in text
     assert text.count("<h4>head ") == 4
-    assert text.count("data:image/jpeg;base64,") == 1 + 2 + 4 + len(seen.encoder) * len(seen.map_shapes)
+    assert text.count("data:image/jpeg;base64,") == 1 + 2 + 4 + len(recorded.encoder) * len(recorded.map_shapes)
     assert "<dog>" not in text
 
 
-def test_the_page_of_a_pixel_shows_who_looks_at_it(asker: Path, image: Path, tmp_path: Path) -> None:
-    text = explain(asker, image, tmp_path, pixel=(119, 0)).read_text(encoding="utf-8")
+def test_the_page_of_a_pixel_shows_what_attends_to_it(query_detector: Path, image: Path, tmp_path: Path) -> None:
+    text = explain(query_detector, image, tmp_path, pixel=(119, 0)).read_text(encoding="utf-8")
     assert "<h3>pixel 119, 0</h3>" in text
     assert "id=" not in text
     assert len(re.findall(r"<h4>query \d+ <small>", text)) == 5
 
 
-def test_the_surest_queries_are_shown_where_none_is_asked_for(asker: Path, image: Path, tmp_path: Path) -> None:
-    shown = re.findall(r'id="query-(\d+)"', explain(asker, image, tmp_path).read_text(encoding="utf-8"))
+def test_the_best_queries_are_shown_by_default(query_detector: Path, image: Path, tmp_path: Path) -> None:
+    shown = re.findall(r'id="query-(\d+)"', explain(query_detector, image, tmp_path).read_text(encoding="utf-8"))
     assert 2 <= len(shown) <= 6
 
 
@@ -136,15 +136,15 @@ def test_the_surest_queries_are_shown_where_none_is_asked_for(asker: Path, image
 def test_a_query_or_pixel_that_is_not_there_is_named(
     image: Path, tmp_path: Path, given: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save_detector(tmp_path / "asker.safetensors", small_query_detector("detr"), {})
-    assert main(["explain", str(tmp_path / "asker"), str(image), "--out", str(tmp_path / "out"), *given]) == 2
+    save_detector(tmp_path / "query_detector.safetensors", small_query_detector("detr"), {})
+    assert main(["explain", str(tmp_path / "query_detector"), str(image), "--out", str(tmp_path / "out"), *given]) == 2
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_a_sentence_has_no_queries(weights: Path, image: Path, tmp_path: Path) -> None:
+def test_a_sequence_has_no_queries(weights: Path, image: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--query and --pixel are of a detr or deformable; this is a pix2seq"):
         explain(weights, image, tmp_path / "out", query=1)
 

@@ -1,4 +1,4 @@
-"""What validation leaves of the sentences: the same pictures each time, and nothing where nothing is written."""
+"""Pictures of each validation: always of the same images, with an explanation where there is one."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ from PIL import Image
 
 from boxwright.data import cache
 from boxwright.data.records import Record
-from boxwright.explanation.validation_pictures import sheet, write_validation_pictures
+from boxwright.explanation.validation_pictures import sequence_picture, write_validation_pictures
 from boxwright.models.pix2seq import Pix2Seq
 from boxwright.types import Detections, Detector
 from helpers.query_detectors import small_query_detector
@@ -39,11 +39,11 @@ def test_files_that_were_moved_away_are_not_missed(
 
 
 def test_three_images_spread_over_the_split(
-    writer: Pix2Seq, images: tuple[cache.Cache, list[Record]], tmp_path: Path
+    pix2seq: Pix2Seq, images: tuple[cache.Cache, list[Record]], tmp_path: Path
 ) -> None:
     for _ in range(2):
-        write_validation_pictures(writer.train(), *images, nothing_found(5), tmp_path)
-        assert writer.training
+        write_validation_pictures(pix2seq.train(), *images, nothing_found(5), tmp_path)
+        assert pix2seq.training
         for folder in ("explain", "validation"):
             assert sorted(p.name for p in (tmp_path / folder).iterdir()) == [
                 "00001-0.jpg",
@@ -57,7 +57,7 @@ def test_three_images_spread_over_the_split(
 
 
 @pytest.mark.parametrize("kind", ["detr", "deformable"])
-def test_queries_leave_where_they_looked(kind: str, images: tuple[cache.Cache, list[Record]], tmp_path: Path) -> None:
+def test_queries_leave_their_attention(kind: str, images: tuple[cache.Cache, list[Record]], tmp_path: Path) -> None:
     detector = small_query_detector(kind).train()
     write_validation_pictures(detector, *images, nothing_found(5), tmp_path)
     assert detector.training
@@ -66,7 +66,7 @@ def test_queries_leave_where_they_looked(kind: str, images: tuple[cache.Cache, l
         assert picture.width > 4 * 320
 
 
-def test_a_detector_that_cannot_be_explained_leaves_what_it_found(
+def test_a_detector_that_cannot_be_explained_leaves_its_detections(
     white_boxes: Detector, images: tuple[cache.Cache, list[Record]], tmp_path: Path
 ) -> None:
     write_validation_pictures(white_boxes, *images, nothing_found(5), tmp_path)
@@ -74,9 +74,9 @@ def test_a_detector_that_cannot_be_explained_leaves_what_it_found(
     assert len(list((tmp_path / "validation").iterdir())) == 3
 
 
-def test_a_sentence_of_nothing_has_a_sheet() -> None:
+def test_an_empty_sequence_has_a_picture() -> None:
     class Nothing:
         def __len__(self) -> int:
             return 0
 
-    assert sheet(Image.new("RGB", (320, 200)), Nothing()).size[0] > 320  # type: ignore[arg-type]
+    assert sequence_picture(Image.new("RGB", (320, 200)), Nothing()).size[0] > 320  # type: ignore[arg-type]

@@ -16,9 +16,9 @@ from boxwright.data.cache import build
 from boxwright.data.records import Record
 from boxwright.evaluation import report as evaluation
 from boxwright.evaluation.coco import STAT_NAMES, score
-from boxwright.explanation import query_page, sentence_page
+from boxwright.explanation import query_page, sequence_page
 from boxwright.explanation.attention_maps import CellMap, PointMap, RecordedPass
-from boxwright.explanation.generation_trace import Sentence
+from boxwright.explanation.generation_trace import GenerationTrace
 from boxwright.types import Detections
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pages"
@@ -106,34 +106,34 @@ def test_comparison(paint: Callable[..., Path], tmp_path: Path, monkeypatch: pyt
     check(tmp_path / "index.html", "comparison")
 
 
-def sentence(n: int) -> Sentence:
+def trace(n: int) -> GenerationTrace:
     """The first `n` of three objects; the vocabulary holds 9 coordinates (ids 10 to 18), 3 classes and noise."""
-    words = [f"#{token}" for token in range(24)]
-    words[10:19], words[20:24] = [str(bin) for bin in range(9)], [*CLASSES, "noise"]
+    names = [f"#{token}" for token in range(24)]
+    names[10:19], names[20:24] = [str(bin) for bin in range(9)], [*CLASSES, "noise"]
     tokens_N5 = np.array([[10, 12, 14, 16, 21], [11, 11, 17, 18, 22], [15, 12, 18, 13, 23]])
     allowed_N5V = np.zeros((3, 5, 24), bool)
     allowed_N5V[:, :4, 10:19] = allowed_N5V[:, 4, 20:] = True
-    return Sentence(
+    return GenerationTrace(
         tokens_N5=tokens_N5[:n],
         probabilities_N5V=shares(3, 5, 24)[:n],
         allowed_N5V=allowed_N5V[:n],
-        places_N4R=shares(3, 4, 9)[:n],
-        chosen_N4=(tokens_N5[:n, :4] - 10) / 8,
+        coordinates_N4R=shares(3, 4, 9)[:n],
+        corners_N4=(tokens_N5[:n, :4] - 10) / 8,
         attention_N5HW=shares(3, 5, 16).reshape(3, 5, 4, 4)[:n],
-        part_2=(0.6666, 1.0),
+        valid_2=(0.6666, 1.0),
         end=0.625 if n else None,
         found=Detections(
             np.array([[15, 0, 45, 30], [8, 8, 60, 40], [15, 40, 23, 60]], np.float32)[:n],
             np.array([0.75, 0.25, 0.5], np.float32)[:n], np.array([1, 2, 0])[:n], CLASSES,
         ),
-        words=words,
+        token_names=names,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("n", "name"), [(3, "sentence"), (0, "sentence-of-nothing")])
-def test_sentence(n: int, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sentence_page, "BEST", 2)
-    sentence_page.write_page(tmp_path / "page.html", "How <a> was read", photo(), sentence(n), "x & y on z.")
+@pytest.mark.parametrize(("n", "name"), [(3, "sequence"), (0, "sequence-empty")])
+def test_sequence(n: int, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sequence_page, "BEST", 2)
+    sequence_page.write_page(tmp_path / "page.html", "How <a> was read", photo(), trace(n), "x & y on z.")
     check(tmp_path / "page.html", name)
 
 
@@ -141,16 +141,16 @@ def queries(kind: str) -> RecordedPass:
     """Two layers and four queries, which attend with four heads to one map or two."""
     shapes = [(4, 6)] if kind == "cells" else [(4, 6), (2, 3)]
     scores_LQK, boxes_LQ4 = shares(2, 4, 3), shares(2, 4, 4).cumsum(-1)
-    seen = RecordedPass(scores_LQK, boxes_LQ4, CLASSES, shapes, [None], [None, None])  # type: ignore[list-item]
+    recorded = RecordedPass(scores_LQK, boxes_LQ4, CLASSES, shapes, [None], [None, None])  # type: ignore[list-item]
 
-    def look(noted: object, rows: Sequence[int]) -> list[CellMap] | list[PointMap]:
+    def maps(call: object, rows: Sequence[int]) -> list[CellMap] | list[PointMap]:
         if kind == "cells":
             return [CellMap(np.roll(shares(4, 24), n).reshape(4, 4, 6)) for n in rows]
         points_HVP2, weights_HVP = shares(4, 2, 3, 2) * 1.5 - 0.25, shares(4, 6).reshape(4, 2, 3)
         return [PointMap(points_HVP2, np.roll(weights_HVP, n)) for n in rows]
 
-    seen._maps = look  # type: ignore[method-assign,assignment]
-    return seen
+    recorded._maps = maps  # type: ignore[method-assign,assignment]
+    return recorded
 
 
 @pytest.mark.parametrize("kind", ["cells", "points"])

@@ -12,14 +12,14 @@ from boxwright.checkpoints.detector_file import load_detector
 from boxwright.config import require
 from boxwright.console import make_console
 from boxwright.device import choose_device
-from boxwright.explanation import query_page, sentence_page
+from boxwright.explanation import query_page, sequence_page
 from boxwright.explanation.attention_maps import RecordedPass, record_pass
-from boxwright.explanation.generation_trace import write_sentences
+from boxwright.explanation.generation_trace import trace_generation
 from boxwright.explanation.html_parts import SURE
 from boxwright.images import open_image
 from boxwright.inference.predictor import to_batch
-from boxwright.models.pix2seq import Pix2Seq
 from boxwright.models.registry import DETECTORS, name_of
+from boxwright.models.sequence.sequence_detector import SequenceDetector
 from boxwright.runtime.inputs import DecodedImage
 from boxwright.types import Detector
 
@@ -67,10 +67,10 @@ def explain(
         scores = recorded.scores_LQK[-1].max(-1)
         objects = f"{recorded.n_queries} queries"
     else:
-        sentence = write_sentences(cast(Pix2Seq, detector), batch)[0]
-        sentence_page.write_page(file, title, photo, sentence, note)
-        scores = sentence.found.scores_N
-        objects = f"{len(sentence)} objects written"
+        trace = trace_generation(cast(SequenceDetector, detector), batch)[0]
+        sequence_page.write_page(file, title, photo, trace, note)
+        scores = trace.found.scores_N
+        objects = f"{len(trace)} objects written"
     console.print(f"{path.name}: {objects}, {int((scores > SURE).sum())} with a score over {SURE:.2f}")
     console.print(f"{how}: {file}")
     return file

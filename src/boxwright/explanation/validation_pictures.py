@@ -13,12 +13,12 @@ from boxwright.data.cache import Cache
 from boxwright.data.records import Record
 from boxwright.evaluation.run import evaluating
 from boxwright.explanation.attention_maps import RecordedPass, record_pass
-from boxwright.explanation.generation_trace import Sentence, write_sentences
+from boxwright.explanation.generation_trace import GenerationTrace, trace_generation
 from boxwright.explanation.html_parts import resized
 from boxwright.explanation.query_page import attention_picture
-from boxwright.explanation.sentence_page import corner_picture
+from boxwright.explanation.sequence_page import corner_picture
 from boxwright.files import write_whole
-from boxwright.models.pix2seq import Pix2Seq
+from boxwright.models.sequence.sequence_detector import SequenceDetector
 from boxwright.types import Batch, Detections, Detector
 from boxwright.visualization import heatmaps, images
 
@@ -64,7 +64,9 @@ def _explained(detector: Detector, batch: Batch) -> Image.Image:
     photo, batch = resized(_photo(batch), _PANEL), batch.to(next(detector.parameters()).device)
     if detector.explained_as == "queries":
         return query_picture(photo, record_pass(detector, batch))
-    return sheet(photo, write_sentences(cast(Pix2Seq, detector), batch, min(OBJECTS, detector.config.max_objects))[0])
+    sequence_detector = cast(SequenceDetector, detector)
+    objects = min(OBJECTS, sequence_detector.config.max_objects)
+    return sequence_picture(photo, trace_generation(sequence_detector, batch, objects)[0])
 
 
 def query_picture(photo: Image.Image, recorded: RecordedPass) -> Image.Image:
@@ -91,26 +93,25 @@ def query_picture(photo: Image.Image, recorded: RecordedPass) -> Image.Image:
     return images.grid(pictures, captions, columns=4, largest=_PANEL)
 
 
-def sheet(photo: Image.Image, sentence: Sentence) -> Image.Image:
-    """A row for each object: its words and its box, where both corners may lie, where the decoder looked."""
+def sequence_picture(photo: Image.Image, trace: GenerationTrace) -> Image.Image:
+    """A row for each object: its tokens and its box, the distributions of both corners, and the decoder's attention."""
     pictures, captions = [], []
-    for n in range(len(sentence)):
-        words = " ".join(sentence.words[token] for token in sentence.tokens_N5[n])
-        written = photo.copy()
-        heatmaps.outline(written, sentence.box(n))
-        looked_HW = sentence.attention_N5HW[n].mean(0)
+    for n in range(len(trace)):
+        tokens = " ".join(trace.token_names[token] for token in trace.tokens_N5[n])
+        box = photo.copy()
+        heatmaps.outline(box, trace.box(n))
         pictures += [
-            written,
-            corner_picture(photo, sentence, n, 1),
-            corner_picture(photo, sentence, n, 3),
-            heatmaps.attention_heat(photo, looked_HW, sentence.part_2, sentence.box(n)),
+            box,
+            corner_picture(photo, trace, n, 1),
+            corner_picture(photo, trace, n, 3),
+            heatmaps.attention_heat(photo, trace.attention_N5HW[n].mean(0), trace.valid_2, trace.box(n)),
         ]
-        score = f"score {sentence.found.scores_N[n]:.2f}"
-        captions += [f"{n + 1}: {words}", "upper left corner", "lower right corner", f"attention; {score}"]
+        score = f"score {trace.found.scores_N[n]:.2f}"
+        captions += [f"{n + 1}: {tokens}", "upper left corner", "lower right corner", f"attention; {score}"]
     return images.grid(pictures or [photo], captions or ["ended before its first object"], columns=4, largest=_PANEL)
 
 
 def _photo(batch: Batch) -> Image.Image:
-    """The part of the canvas that is image, of the one image of a batch."""
+    """The valid area of the one image of a batch."""
     height, width = batch.sizes_B2[0].tolist()
     return Image.fromarray(batch.images_BCHW[0, :, :height, :width].permute(1, 2, 0).cpu().numpy())

@@ -1,0 +1,176 @@
+"""The page that explains a sequence detector: every token with its alternatives, and attention token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from boxwright.explanation.generation_trace import SLOTS, GenerationTrace
+from boxwright.explanation.html_parts import SURE, Picture, overview, resized
+from boxwright.visualization import heatmaps, html, images
+
+BEST = 8  # objects shown in detail
+ALTERNATIVES, FAINTEST = 5, 0.005  # tokens shown for each position, and the least probability of one not chosen
+_SMALL, _LARGE = 440, 720  # long sides of the images, in pixels
+_CLASS = len(SLOTS) - 1
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A token that might stand at a position."""
+
+    name: str
+    probability: float
+    chosen: bool
+    allowed: bool
+
+
+@dataclass(frozen=True)
+class _Token:
+    """A generated token; `pixels` says where in the image a coordinate is, and images are those of a card."""
+
+    slot: str
+    name: str
+    pixels: str
+    probability: float
+    candidates: list[_Candidate]
+    coordinate: Picture | None = None
+    attention: Picture | None = None
+    corner: Picture | None = None
+
+
+@dataclass(frozen=True)
+class _Object:
+    """An object: a line of the sequence, or a card; `detailed` says whether there is one."""
+
+    number: int
+    name: str
+    colour: str
+    score: float
+    tokens: list[_Token]
+    detailed: bool = True
+
+
+def write_page(file: Path, title: str, photo: Image.Image, trace: GenerationTrace, note: str) -> None:
+    """Write the page of one sequence, whole or not at all.
+
+    Args:
+        file: the HTML file.
+        title: its heading.
+        photo: the image in its original size.
+        trace: how its sequence was generated.
+        note: a line under the heading.
+    """
+    best = trace.best(BEST)
+    drawn, tiles = _overview(photo, trace, best)
+    html.write_page(
+        file,
+        "explanation/sequence_page.html",
+        title=title,
+        note=note,
+        image=drawn,
+        tiles=tiles,
+        sure=SURE,
+        slots=SLOTS,
+        objects=[_line(photo, trace, n, n in best) for n in range(len(trace))],
+        end=trace.end,
+        cards=[_card(photo, trace, n) for n in best],
+    )
+
+
+def _overview(
+    photo: Image.Image, trace: GenerationTrace, best: Sequence[int]
+) -> tuple[Picture, list[tuple[str, str, str]]]:
+    """The image with the best objects, and the sequence in numbers: each with its name and meaning."""
+    found = trace.found
+    texts = [f"{n + 1} {found.names[found.labels_N[n]]}" for n in best]
+    drawn = images.draw_named(photo, found.boxes_N4[best], texts, found.labels_N[best].tolist())
+    tokens = trace.tokens_N5.size
+    tiles = [
+        (str(len(trace)), "objects written", f"{tokens} words"),
+        (str(int((found.scores_N > SURE).sum())), "of them sure", f"score over {SURE:.2f}"),
+        (f"{trace.log_likelihood:.1f}", "log-likelihood", "of the whole sentence, in nats"),
+        (f"{trace.log_likelihood / max(tokens, 1):.2f}", "a word", "log-likelihood, mean over the words"),
+    ]
+    return overview(drawn, f"The best {len(best)} objects; numbers count them as they were written."), tiles
+
+
+def _line(photo: Image.Image, trace: GenerationTrace, n: int, detailed: bool) -> _Object:
+    """An object in the list of all."""
+    tokens = [_token(photo, trace, n, slot, ALTERNATIVES) for slot in range(len(SLOTS))]
+    return _object(trace, n, tokens, detailed)
+
+
+def _card(photo: Image.Image, trace: GenerationTrace, n: int) -> _Object:
+    """An object in detail: coordinates and attention as heat maps, and both corners."""
+    small, large = resized(photo, _SMALL), resized(photo, _LARGE)
+    tokens = []
+    for slot, name in enumerate(SLOTS):
+        attention = attention_picture(small, trace, n, slot)
+        pictures = {"attention": _picture(attention, f"object {n + 1}: attention at {name}")}
+        if slot != _CLASS:
+            coordinate = coordinate_picture(small, trace, n, slot)
+            pictures["coordinate"] = _picture(coordinate, f"object {n + 1}: {name}")
+        if slot in (1, 3):
+            corner = "upper left corner" if slot == 1 else "lower right corner"
+            pictures["corner"] = _picture(corner_picture(large, trace, n, slot), f"object {n + 1}: {corner}", corner)
+        tokens.append(_token(photo, trace, n, slot, ALTERNATIVES if slot == _CLASS else 3, **pictures))
+    return _object(trace, n, tokens)
+
+
+def _object(trace: GenerationTrace, n: int, tokens: list[_Token], detailed: bool = True) -> _Object:
+    label, score = int(trace.found.labels_N[n]), float(trace.found.scores_N[n])
+    return _Object(n + 1, trace.found.names[label], images.colour(label), score, tokens, detailed)
+
+
+def _token(photo: Image.Image, trace: GenerationTrace, n: int, slot: int, most: int, **pictures: Picture) -> _Token:
+    """The token of a slot with up to `most` of the most probable ones."""
+    token = int(trace.tokens_N5[n, slot])
+    probability = float(trace.probabilities_N5V[n, slot, token])
+    pixels = _pixels(photo, trace, n, slot)
+    candidates = _candidates(trace, n, slot, most)
+    return _Token(SLOTS[slot], trace.token_names[token], pixels, probability, candidates, **pictures)
+
+
+def _candidates(trace: GenerationTrace, n: int, slot: int, most: int) -> list[_Candidate]:
+    """The most probable tokens of a slot, and the chosen one."""
+    chosen, most_probable = int(trace.tokens_N5[n, slot]), trace.most_probable(n, slot, most)
+    probabilities_V, allowed_V = trace.probabilities_N5V[n, slot], trace.allowed_N5V[n, slot]
+    return [
+        _Candidate(trace.token_names[token], float(probabilities_V[token]), token == chosen, bool(allowed_V[token]))
+        for token in most_probable + [chosen] * (chosen not in most_probable)
+        if token == chosen or probabilities_V[token] >= FAINTEST
+    ]
+
+
+def _pixels(photo: Image.Image, trace: GenerationTrace, n: int, slot: int) -> str:
+    """A coordinate in pixels of the image; nothing for a class."""
+    if slot == _CLASS:
+        return ""
+    axis = slot % 2
+    return f"{trace.corners_N4[n, slot] / trace.valid_2[axis] * photo.size[1 - axis]:.0f} px"
+
+
+def _picture(drawn: Image.Image, caption: str, title: str = "") -> Picture:
+    return Picture(html.image_address(drawn), caption, title)
+
+
+def coordinate_picture(photo: Image.Image, trace: GenerationTrace, n: int, slot: int) -> Image.Image:
+    """The distribution of a coordinate over the image."""
+    at = float(trace.corners_N4[n, slot])
+    return heatmaps.place_heat(photo, trace.coordinates_N4R[n, slot], trace.valid_2, at, axis=slot % 2)
+
+
+def corner_picture(photo: Image.Image, trace: GenerationTrace, n: int, slot: int) -> Image.Image:
+    """The distribution of the corner whose x is in this slot; the lower right one is drawn with its box."""
+    y_R, x_R = trace.coordinates_N4R[n, slot - 1 : slot + 1]
+    y, x = trace.corners_N4[n, slot - 1 : slot + 1].tolist()
+    return heatmaps.corner_heat(photo, y_R, x_R, trace.valid_2, (y, x), trace.box(n) if slot == 3 else None)
+
+
+def attention_picture(photo: Image.Image, trace: GenerationTrace, n: int, slot: int) -> Image.Image:
+    """The decoder's attention when it chose the token of this slot, and the box."""
+    return heatmaps.attention_heat(photo, trace.attention_N5HW[n, slot], trace.valid_2, trace.box(n))

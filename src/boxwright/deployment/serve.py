@@ -19,7 +19,7 @@ from boxwright.extras import how_to_install
 from boxwright.inference.open_detector import open_detector
 
 KEY = "BOXWRIGHT_API_KEY"
-_HERE = ("127.0.0.1", "::1", "localhost")
+_LOCAL = ("127.0.0.1", "::1", "localhost")
 _BACKLOG = 2048
 
 
@@ -52,42 +52,42 @@ def serve(
         from boxwright.deployment.service.app import make_app
     except ModuleNotFoundError as error:
         raise UserError(how_to_install("serving", error.name)) from None
-    with _callers_mistakes_unlogged(), _listening(host, port) as listener:
+    with _upload_errors_unlogged(), _listening(host, port) as listener:
         detector = open_detector(model, device)
         blank = Image.new("RGB", (detector.image_size,) * 2)
-        # The first time takes longer, and shows whether the model computes at all.
+        # The first batch takes longer, and shows whether the model can be computed at all.
         detector.detect([detector.decode(blank)], 0.5, None)
         config = uvicorn.Config(
             make_app(detector, limits, key), log_level="warning", access_log=False, backlog=_BACKLOG, ws="none",
             timeout_graceful_shutdown=int(limits.seconds) + 1, server_header=False,
         )  # fmt: skip
-        with _wording(host, port):  # of two that bound it at once, one comes to listen
-            listener.listen(_BACKLOG)  # who reads the address may ask at once
-        shown = f"[{host}]" if ":" in host else host
+        with _listen_errors(host, port):  # two may have bound the address at once; only one can listen
+            listener.listen(_BACKLOG)  # before the address is printed: requests may follow at once
+        address = f"[{host}]" if ":" in host else host
         console = make_console()
-        console.print(f"{model}: http://{shown}:{listener.getsockname()[1]} (Ctrl-C ends it)")
-        if host not in _HERE and key is None:
+        console.print(f"{model}: http://{address}:{listener.getsockname()[1]} (Ctrl-C ends it)")
+        if host not in _LOCAL and key is None:
             console.print(f"anybody who reaches this machine may ask; set {KEY} to demand a key")
         try:
             uvicorn.Server(config).run(sockets=[listener])
-        except KeyboardInterrupt:  # uvicorn has ended cleanly, and says again why
+        except KeyboardInterrupt:  # raised again by uvicorn after a clean end
             console.print("ended")
 
 
 def _key() -> str | None:
-    """The key that callers must send, or None: as a file has it, perhaps with a line's end."""
-    given = os.environ.get(KEY)
-    if given is None:
+    """The key that callers must send, or None; whitespace around it, as from a file, is removed."""
+    value = os.environ.get(KEY)
+    if value is None:
         return None
-    key = given.strip()
+    key = value.strip()
     require(key, f"{KEY} is set, but empty; give it a key, or unset it to let anybody ask.")
     require(key.isascii(), f"{KEY} must be of ASCII characters, as they go into a header.")
     return key
 
 
 @contextmanager
-def _callers_mistakes_unlogged() -> Iterator[None]:
-    """Keep out of the log what libraries report about broken uploads; the caller gets an answer that says it."""
+def _upload_errors_unlogged() -> Iterator[None]:
+    """Keep libraries from logging broken uploads, which callers are told of in the response."""
     loggers = [logging.getLogger(name) for name in ("python_multipart", "python_multipart.multipart", "PIL")]
     before = [logger.level for logger in loggers]
     for logger in loggers:
@@ -100,8 +100,8 @@ def _callers_mistakes_unlogged() -> Iterator[None]:
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """A socket at this address, or why there is none."""
-    with _wording(host, port):
+    """A socket bound to this address."""
+    with _listen_errors(host, port):
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -110,11 +110,11 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 @contextmanager
-def _wording(host: str, port: int) -> Iterator[None]:
-    """Why nobody can listen there, as one sentence."""
+def _listen_errors(host: str, port: int) -> Iterator[None]:
+    """Raise an error of the socket as a `UserError`."""
     try:
         yield
     except OSError as error:
         wrong = "host" if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL else "port"
-        said = f"{host}:{port} can't be listened at: {error.strerror or error}. Choose another --{wrong}."
-        raise UserError(said) from error
+        reason = f"{host}:{port} can't be listened at: {error.strerror or error}"
+        raise UserError(f"{reason}. Choose another --{wrong}.") from error

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from boxwright.deployment.service.errors import Refused
+from boxwright.deployment.service.errors import RequestError
 from boxwright.deployment.service.uploads import FORMATS, decode, from_base64
 from helpers.uploads import picture
 
@@ -35,7 +35,7 @@ def check(data: bytes) -> None:
         warnings.simplefilter("ignore")  # Pillow's, of damaged metadata
         try:
             ready = decode(data, "it", 32, LIMIT)
-        except Refused as error:
+        except RequestError as error:
             refused = error
         else:
             assert ready.image.mode == "RGB"
@@ -54,7 +54,7 @@ def test_any_bytes_are_an_image_or_are_refused(data):
 
 @pytest.mark.parametrize("text", ["AAA", "AA==\n", "data:image/png;base64,AAAA", "grö", "\ud800", "\0", "A" * 5])
 def test_text_that_is_no_base64(text):
-    with pytest.raises(Refused, match="it is not base64") as refused:
+    with pytest.raises(RequestError, match="it is not base64") as refused:
         from_base64(text, "it")
     assert refused.value.status == 400
 
@@ -66,7 +66,7 @@ def test_nothing_is_decoded_of_a_bomb():
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0))
-    with pytest.raises(Refused, match="20000 x 20000 pixels") as refused:
+    with pytest.raises(RequestError, match="20000 x 20000 pixels") as refused:
         decode(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))), "it", 32, 2**25)
     assert refused.value.status == 413
 
@@ -85,7 +85,7 @@ def test_the_first_frame_of_an_animation_counts():
 def test_formats_that_start_programs_are_not_read():
     file = io.BytesIO()
     Image.new("RGB", (9, 9)).save(file, "eps")
-    with pytest.raises(Refused, match="unknown format"):
+    with pytest.raises(RequestError, match="unknown format"):
         decode(file.getvalue(), "it", 32, LIMIT)
 
 

@@ -259,7 +259,7 @@ def _moved(one: Detections, other: Detections, spoken: float, near: float) -> tu
 def average_precision(
     records: Sequence[Record], found: Sequence[Detections], names: Sequence[str], detector: Detector
 ) -> float | None:
-    """AP in points of 100, of the best `MAX_DETECTIONS` boxes of each image and the classes that both have; None without any.
+    """AP in points of 100, over the classes that both have; None without any. `MAX_DETECTIONS` per image count.
 
     Args:
         records: the images, whose classes are `names`.

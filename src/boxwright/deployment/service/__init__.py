@@ -1,1 +1,1 @@
-"""The HTTP service: what it takes, how it is computed together, what it says. Nothing here needs torch."""
+"""The HTTP service: its routes, limits, batches and answers. Nothing here needs torch."""

@@ -1,4 +1,4 @@
-"""The routes of the service, with the OpenAPI description that comes of their types."""
+"""The routes of the service; their types make its OpenAPI description."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from fastapi import Depends, FastAPI, File, Form, HTTPException, Request, Respon
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
 from fastapi.security import HTTPBearer
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.formparsers import MultiPartParser
@@ -23,135 +22,122 @@ from boxwright import __version__
 from boxwright.classes import class_positions
 from boxwright.config import UserError, nearest
 from boxwright.deployment.service.batching import Batcher
-from boxwright.deployment.service.errors import Refused, described, in_words, refusal
+from boxwright.deployment.service.errors import RequestError, described, error_response, in_words
 from boxwright.deployment.service.limits import Limits
 from boxwright.deployment.service.metrics import Metrics
-from boxwright.deployment.service.middleware import Guard, NoRoomError, Room, no_room
-from boxwright.deployment.service.schemas import Answer, Model
-from boxwright.deployment.service.sequence_stream import DESCRIPTION, Lines, Watched, read_given
+from boxwright.deployment.service.middleware import Capacity, OverCapacityError, ServiceMiddleware, over_capacity
+from boxwright.deployment.service.schemas import CLASSES, Answer, Asked, Model, Threshold
+from boxwright.deployment.service.sequence_stream import DESCRIPTION, ObjectStream, ObjectStreamResponse, read_given
 from boxwright.deployment.service.uploads import decode, from_base64
 from boxwright.runtime.coco import coco_data_set
 from boxwright.runtime.predictor_base import BasePredictor
 
 PAGE = Path(__file__).parent / "page"
 _PAGE_FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js", "/write.js": "write.js"}
-_OPEN = frozenset([*_PAGE_FILES, "/healthz"])  # these need no key: there is nothing of the user's in them
+_OPEN = frozenset([*_PAGE_FILES, "/healthz"])  # these need no key: they hold no data of the user
 _POLICY = "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; base-uri 'none'"
-_DECODERS = 2  # threads; each may hold a decoded image of the most pixels
-_FAULTS = described(400, 401, 408, 413, 422, 500, 503)
+_DECODERS = 2  # threads; each may hold a decoded image of the largest size
+_ERRORS = described(400, 401, 408, 413, 422, 500, 503)
 
-Threshold = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, description="Objects with a score over this.")]
 _GIVEN = (
     'Objects that are known, with which the sentence begins: a JSON list of {"category": name, "bbox": [x, y, width, '
     "height]}."
 )
-_ADVICE = ": ask for objects="  # of a detector to who calls it from Python; there is no such thing to ask here
+_PYTHON_ADVICE = ": ask for objects="  # in errors for callers from Python; there is no such field here
 _SEVERAL = ("images", "classes")  # fields that may be repeated
-_CLASSES = "Names of the classes to look for; by default all."
-
-
-class Asked(BaseModel):
-    """Images as text."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    images: Annotated[list[str], Field(min_length=1, description="Each an image file in base64.")]
-    threshold: Threshold = 0.5
-    classes: Annotated[list[str], Field(description=_CLASSES)] = []
 
 
 class Service:
     """What the routes share.
 
     Args:
-        detector: who finds.
-        limits: what is taken in.
+        detector: predicts.
+        limits: of requests.
     """
 
     def __init__(self, detector: BasePredictor, limits: Limits):
         limits.check()
         self.detector, self.limits, self.metrics = detector, limits, Metrics()
-        self.room = Room(limits.queue, self.metrics)
-        self.batcher = Batcher(detector, told=self.metrics.computed)
+        self.capacity = Capacity(limits.queue, self.metrics)
+        self.batcher = Batcher(detector, on_computed=self.metrics.count_batch)
         self.decoders = ThreadPoolExecutor(_DECODERS, "decoder")
 
     def close(self) -> None:
-        """Let what was taken in be computed, then stop."""
+        """Finish what was accepted, then stop."""
         self.decoders.shutdown()
         self.batcher.close()
 
-    def wait(self) -> int:
-        """Seconds after which all that waits will have been computed."""
-        return self.batcher.wait(self.room.taken)
+    def retry_after(self) -> int:
+        """Expected seconds until everything that is waiting has been computed."""
+        return self.batcher.seconds_for(self.capacity.used)
 
-    async def answer(self, images: Sequence[tuple[str, bytes]], threshold: float, classes: Sequence[str]) -> Response:
-        """What is in these images, each with its name."""
+    async def detect(self, images: Sequence[tuple[str, bytes]], threshold: float, classes: Sequence[str]) -> Response:
+        """The objects in images (name and file) as a COCO data set."""
         self.check_count(len(images))
         try:
             wanted = class_positions(list(classes) or None, self.detector.names)
         except UserError as error:
-            raise Refused(422, f"classes: {error}") from None
-        with self.room.take(len(images)):
+            raise RequestError(422, f"classes: {error}") from None
+        with self.capacity.reserve(len(images)):
             async with asyncio.timeout(self.limits.seconds):
                 loop, limit = asyncio.get_running_loop(), self.limits.pixels
-                ready = await _all(
+                decoded = await _all(
                     loop.run_in_executor(self.decoders, decode, data, name, self.detector.image_size, limit)
                     for name, data in images
                 )
-                found = await _all(asyncio.wrap_future(self.batcher.submit(one, wanted)) for one in ready)
+                found = await _all(asyncio.wrap_future(self.batcher.submit(one, wanted)) for one in decoded)
         above = [detections.above(threshold) for detections in found]
-        predicted = zip([name for name, _ in images], [one.size for one in ready], above, strict=True)
+        predicted = zip([name for name, _ in images], [one.size for one in decoded], above, strict=True)
         answer = coco_data_set(predicted, self.detector.names)
         return Response(json.dumps(answer), media_type="application/json")
 
-    async def watch(self, data: bytes, name: str, given: str) -> Response:
-        """The sentence of an image, line by line as it is written; nothing is sent before its first object stands."""
+    async def stream_objects(self, data: bytes, name: str, given: str) -> Response:
+        """The objects of an image while they are generated; nothing is sent before the first one is complete."""
         if not self.detector.generates_tokens:
-            said = "this detector does not write; only pix2seq and patchseq can be watched."
-            raise Refused(422, said)
+            raise RequestError(422, "this detector does not write; only pix2seq and patchseq can be watched.")
         loop, limits, side = asyncio.get_running_loop(), self.limits, self.detector.image_size
         with ExitStack() as held:
-            held.enter_context(self.room.take(1))
+            held.enter_context(self.capacity.reserve(1))
             async with asyncio.timeout(limits.seconds):
-                ready = await loop.run_in_executor(self.decoders, decode, data, name, side, limits.pixels)
-                known = read_given(given, ready.size, self.detector)
-                watched = Watched(lambda: self.detector.stream_tokens(ready, known))
-                held.callback(watched.stop)
-                self.batcher.write(watched.sentence)
+                image = await loop.run_in_executor(self.decoders, decode, data, name, side, limits.pixels)
+                given_objects = read_given(given, image.size, self.detector)
+                objects = ObjectStream(lambda: self.detector.stream_tokens(image, given_objects))
+                held.callback(objects.stop)
+                self.batcher.submit_sequence(objects.job)
                 try:
-                    await watched.begun()
+                    await objects.wait_for_first()
                 except UserError as error:
-                    raise Refused(422, f"{str(error).partition(_ADVICE)[0].rstrip('.')}.") from None
-            return Lines(watched, limits.seconds, held.pop_all())
+                    raise RequestError(422, f"{str(error).partition(_PYTHON_ADVICE)[0].rstrip('.')}.") from None
+            return ObjectStreamResponse(objects, limits.seconds, held.pop_all())
 
     def check_count(self, images: int) -> None:
-        """Refuse too many."""
+        """Refuse too many images."""
         if images > self.limits.images:
-            raise Refused(413, f"{images} images are over the limit of {self.limits.images} a request.")
+            raise RequestError(413, f"{images} images are over the limit of {self.limits.images} a request.")
 
 
 async def _all(coming: Any) -> list[Any]:
-    """All results; of several errors the first, once none is at work any more."""
-    done = await asyncio.gather(*coming, return_exceptions=True)
-    for one in done:
-        if isinstance(one, BaseException):
-            raise one
-    return done
+    """All results; if some fail, the first error, when all are finished."""
+    results = await asyncio.gather(*coming, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
 
 
 def make_app(detector: BasePredictor, limits: Limits = Limits(), key: str | None = None) -> FastAPI:  # noqa: B008
     """The service as an ASGI application.
 
     Args:
-        detector: who finds; it is called by one thread, with batches.
-        limits: what is taken in.
-        key: what callers must send as ``Authorization: Bearer``; None lets anybody ask.
+        detector: predicts; called by one thread, with batches.
+        limits: of requests.
+        key: what callers must send as ``Authorization: Bearer``; None needs none.
 
     Raises:
         UserError: for limits that let nothing through.
     """
     service = Service(detector, limits)
-    # An upload over this would go into a file; no body that passes `Guard` is.
+    # Larger uploads would be written to a file; `ServiceMiddleware` lets none of them pass.
     MultiPartParser.spool_max_size = max(MultiPartParser.spool_max_size, limits.bytes)
 
     @asynccontextmanager
@@ -159,7 +145,9 @@ def make_app(detector: BasePredictor, limits: Limits = Limits(), key: str | None
         yield
         await asyncio.to_thread(service.close)
 
-    security = [] if key is None else [Security(HTTPBearer(auto_error=False))]  # `Guard` looks at it; this describes it
+    security = (
+        [] if key is None else [Security(HTTPBearer(auto_error=False))]
+    )  # `ServiceMiddleware` checks it; this describes it
     app = FastAPI(
         title="boxwright", version=__version__, summary="Finds objects in images.", lifespan=lifespan,
         docs_url=None, redoc_url=None, dependencies=security,  # FastAPI's pages would fetch scripts from elsewhere
@@ -167,68 +155,66 @@ def make_app(detector: BasePredictor, limits: Limits = Limits(), key: str | None
     )  # fmt: skip
     _add_routes(app, service)
     _add_page(app)
-    _add_faults(app, service)
+    _add_error_handlers(app, service)
     known = frozenset(path for route in app.routes if (path := getattr(route, "path", None)))
     app.add_middleware(
-        Guard, limits=limits, room=service.room, metrics=service.metrics, key=key, known=known, open_paths=_OPEN,
-        wait=service.wait,
+        ServiceMiddleware, limits=limits, capacity=service.capacity, metrics=service.metrics, key=key, known=known,
+        open_paths=_OPEN, retry_after=service.retry_after,
     )  # fmt: skip
     return app
 
 
 def _takes(*fields: str) -> Callable[[Request], Awaitable[None]]:
-    """What refuses form fields other than these, one field twice, and parameters in the address: they would do
-    nothing, unnoticed.
-    """
+    """A check that refuses other form fields, repeated ones and parameters in the address, which would be ignored."""
 
     async def check(request: Request) -> None:
         if request.query_params:
             named = ", ".join(request.query_params)
-            raise Refused(422, f"{named}: send it in the body; behind the ? of an address nothing is read.")
+            raise RequestError(422, f"{named}: send it in the body; behind the ? of an address nothing is read.")
         form = await request.form() if fields else FormData()
         for name in form:
             if name not in fields:
                 hint = f"{nearest(name, fields)}; there are {', '.join(fields)}."
-                raise Refused(422, f"there is no field {name[:50]!r}{hint}")
+                raise RequestError(422, f"there is no field {name[:50]!r}{hint}")
             if name not in _SEVERAL and len(form.getlist(name)) > 1:
-                raise Refused(422, f"{name}: send it once, not {len(form.getlist(name))} times.")
+                raise RequestError(422, f"{name}: send it once, not {len(form.getlist(name))} times.")
 
     return check
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
     @app.post(
-        "/detect", response_model=Answer, responses=_FAULTS, summary="Find objects in uploaded files",
+        "/detect", response_model=Answer, responses=_ERRORS, summary="Find objects in uploaded files",
         dependencies=[Depends(_takes("images", "threshold", "classes"))],
     )  # fmt: skip
     async def detect(
         images: Annotated[list[UploadFile], File(description="Image files.")],
         threshold: Annotated[Threshold, Form()] = 0.5,
-        classes: Annotated[list[str], Form(description=_CLASSES)] = [],  # noqa: B006
+        classes: Annotated[list[str], Form(description=CLASSES)] = [],  # noqa: B006
     ) -> Response:
         service.check_count(len(images))
         named = [(file.filename or f"image {i}", await file.read()) for i, file in enumerate(images, 1)]
-        return await service.answer(named, threshold, classes)
+        return await service.detect(named, threshold, classes)
 
     @app.post(
-        "/detect/base64", response_model=Answer, responses=_FAULTS, summary="Find objects in images as text",
+        "/detect/base64", response_model=Answer, responses=_ERRORS, summary="Find objects in images as text",
         dependencies=[Depends(_takes())],
     )  # fmt: skip
-    async def detect_base64(asked: Asked) -> Response:
-        service.check_count(len(asked.images))
-        names = [f"image {i}" for i in range(1, len(asked.images) + 1)]
-        named = [(name, from_base64(text, name)) for name, text in zip(names, asked.images, strict=True)]
-        return await service.answer(named, asked.threshold, asked.classes)
+    async def detect_base64(request: Asked) -> Response:
+        service.check_count(len(request.images))
+        names = [f"image {i}" for i in range(1, len(request.images) + 1)]
+        named = [(name, from_base64(text, name)) for name, text in zip(names, request.images, strict=True)]
+        return await service.detect(named, request.threshold, request.classes)
 
     @app.post(
-        "/write", response_class=Response, responses=DESCRIPTION | _FAULTS, summary="Watch objects being written",
+        "/write", response_class=Response, responses=DESCRIPTION | _ERRORS, summary="Watch objects being written",
         dependencies=[Depends(_takes("image", "given"))],
     )  # fmt: skip
     async def write(
         image: Annotated[UploadFile, File(description="An image file.")],
         given: Annotated[str, Form(description=_GIVEN)] = "[]",
     ) -> Response:
-        return await service.watch(await image.read(), image.filename or "image", given)
+        return await service.stream_objects(await image.read(), image.filename or "image", given)
 
     @app.get("/model", response_model=Model, responses=described(401, 500), summary="What the detector knows")
     async def model() -> Model:
@@ -257,34 +243,34 @@ def _add_page(app: FastAPI) -> None:
         add(path, file)
 
 
-def _add_faults(app: FastAPI, service: Service) -> None:
-    """Each error as one sentence with its status."""
+def _add_error_handlers(app: FastAPI, service: Service) -> None:
+    """Answer each error with its status and one sentence."""
 
-    async def told(_: Request, error: Exception) -> Response:
+    async def http_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, StarletteHTTPException)
-        return refusal(error.status_code, str(error.detail), error.headers)
+        return error_response(error.status_code, str(error.detail), error.headers)
 
     async def refused(_: Request, error: Exception) -> Response:
-        assert isinstance(error, Refused)
-        return refusal(error.status, str(error))
+        assert isinstance(error, RequestError)
+        return error_response(error.status, str(error))
 
     async def invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         for one in error.errors():
             if one["type"] == "json_invalid":
-                said = f"the body is not JSON: {one['ctx']['error']}, at character {one['loc'][-1] + 1}."
-                return refusal(400, said)
-        return refusal(422, in_words(error.errors()))
+                reason = f"the body is not JSON: {one['ctx']['error']}, at character {one['loc'][-1] + 1}."
+                return error_response(400, reason)
+        return error_response(422, in_words(error.errors()))
 
-    async def late(_: Request, error: Exception) -> Response:
-        return no_room(service.wait())
+    async def overloaded(_: Request, error: Exception) -> Response:
+        return over_capacity(service.retry_after())
 
     async def failed(_: Request, error: Exception) -> Response:
-        return refusal(500, "the service failed; its log says why.")
+        return error_response(500, "the service failed; its log says why.")
 
-    app.add_exception_handler(StarletteHTTPException, told)
+    app.add_exception_handler(StarletteHTTPException, http_error)
     app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(Refused, refused)
-    app.add_exception_handler(NoRoomError, late)
-    app.add_exception_handler(TimeoutError, late)
+    app.add_exception_handler(RequestError, refused)
+    app.add_exception_handler(OverCapacityError, overloaded)
+    app.add_exception_handler(TimeoutError, overloaded)
     app.add_exception_handler(Exception, failed)

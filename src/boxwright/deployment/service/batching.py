@@ -1,6 +1,6 @@
-"""Requests of many callers, computed together by the one thread that holds the detector.
+"""One thread holds the detector and computes the images of all requests in batches.
 
-Between two batches it goes on with a sentence that somebody watches, by one object: neither waits long for the other.
+Between two batches it generates the next object of a sequence that is being streamed: neither waits long for the other.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Thread
+from typing import TypeAlias
 
 from boxwright.detections import Detections
 from boxwright.runtime.inputs import DecodedImage
@@ -20,71 +21,71 @@ from boxwright.runtime.predictor_base import BasePredictor
 from boxwright.runtime.sequence_types import StreamObject, StreamToken
 
 BATCH_SIZE = 8
-PATIENCE = 0.003  # seconds that the first of a batch waits for others
+PATIENCE = 0.003  # seconds that the first image of a batch waits for others
+
+ObjectParts: TypeAlias = list[StreamToken | StreamObject]  # the tokens of an object, and the object
+StreamItem: TypeAlias = ObjectParts | Exception | None  # the next object; an error; the end
 
 
 @dataclass
-class Job:
-    """One image, and where its answer goes."""
+class ImageJob:
+    """One image to compute; `result` is set when it is done."""
 
-    ready: DecodedImage
+    image: DecodedImage
     classes: tuple[int, ...] | None
-    found: Future[Detections] = field(default_factory=Future)
-
-
-Object = list[StreamToken | StreamObject]  # its words, and itself
-Told = Object | Exception | None  # the next object; why nothing more comes; the end
+    result: Future[Detections] = field(default_factory=Future)
 
 
 @dataclass
-class Sentence:
-    """A sentence to be written object by object, one sentence after the other.
+class SequenceJob:
+    """A sequence to generate, object by object.
 
     Attributes:
-        begin: of `BasePredictor.write`.
-        tell: is called by the detector's thread.
-        stopped: set it when nobody listens any more.
+        begin: starts `BasePredictor.stream_tokens`; called by the detector's thread, as is `send`.
+        send: takes each item of the stream.
+        stopped: set it when nobody needs the rest.
+        seconds: computed so far.
     """
 
     begin: Callable[[], Iterator[StreamToken | StreamObject]]
-    tell: Callable[[Told], None]
+    send: Callable[[StreamItem], None]
     stopped: bool = False
     seconds: float = 0.0
-    _coming: Iterator[StreamToken | StreamObject] | None = None
+    _parts: Iterator[StreamToken | StreamObject] | None = None
 
-    def write_object(self) -> bool:
-        """Tell the next object; whether there may be more."""
+    def generate_object(self) -> bool:
+        """Send the next object; True if there may be more."""
         if self.stopped:
             return False
         started = time.perf_counter()
         try:
-            told = self._next()
+            parts = self._next_object()
         except Exception as error:
-            self.tell(error)
+            self.send(error)
             return False
         self.seconds += time.perf_counter() - started
-        self.tell(told or None)
-        return bool(told)
+        self.send(parts or None)
+        return bool(parts)
 
-    def _next(self) -> Object:
-        if self._coming is None:
-            self._coming = self.begin()
-        told: Object = []
-        for one in self._coming:
-            told.append(one)
-            if isinstance(one, StreamObject):
+    def _next_object(self) -> ObjectParts:
+        if self._parts is None:
+            self._parts = self.begin()
+        parts: ObjectParts = []
+        for part in self._parts:
+            parts.append(part)
+            if isinstance(part, StreamObject):
                 break
-        return told
+        return parts
 
 
 class Batcher:
-    """Gathers images for a few milliseconds and computes them at once.
+    """Gathers images for a few milliseconds and computes them as one batch.
 
     Args:
-        detector: is called by one thread only.
-        size: most images of a batch.
+        detector: called by one thread only.
+        size: most images in a batch.
         patience: seconds to wait for a batch to fill.
-        told: is given the number of images and the seconds of each batch.
+        on_computed: called with the number of images and the seconds of each batch.
     """
 
     def __init__(
@@ -92,100 +93,100 @@ class Batcher:
         detector: BasePredictor,
         size: int = BATCH_SIZE,
         patience: float = PATIENCE,
-        told: Callable[[int, float], None] = lambda images, seconds: None,
+        on_computed: Callable[[int, float], None] = lambda images, seconds: None,
     ):
-        self.detector, self.size, self.patience, self.told = detector, size, patience, told
-        self.seconds_each = 0.1  # of an image, as it was lately
-        self._waiting: queue.SimpleQueue[Job | Sentence | None] = queue.SimpleQueue()
-        self._sentences: deque[Sentence] = deque()
+        self.detector, self.size, self.patience, self.on_computed = detector, size, patience, on_computed
+        self.seconds_each = 0.1  # running mean of the time per image
+        self._waiting: queue.SimpleQueue[ImageJob | SequenceJob | None] = queue.SimpleQueue()
+        self._sequences: deque[SequenceJob] = deque()
         self._open = True
         self._thread = Thread(target=self._work, name="detector", daemon=True)
         self._thread.start()
 
     @property
     def alive(self) -> bool:
-        """Whether there is somebody to compute."""
+        """Whether the detector's thread is running."""
         return self._thread.is_alive()
 
-    def submit(self, ready: DecodedImage, classes: Sequence[int] | None) -> Future[Detections]:
-        """All objects of these classes that the detector says are in the image, whatever their scores."""
-        job = Job(ready, None if classes is None else tuple(sorted(set(classes))))
+    def submit(self, image: DecodedImage, classes: Sequence[int] | None) -> Future[Detections]:
+        """All objects of these classes in the image, whatever their scores."""
+        job = ImageJob(image, None if classes is None else tuple(sorted(set(classes))))
         self._waiting.put(job)
-        return job.found
+        return job.result
 
-    def write(self, sentence: Sentence) -> None:
-        """Write a sentence when those before it are written."""
-        self._waiting.put(sentence)
+    def submit_sequence(self, job: SequenceJob) -> None:
+        """Generate a sequence after those submitted before."""
+        self._waiting.put(job)
 
-    def wait(self, images: int) -> int:
-        """Seconds after which so many images will have been computed, at least 1."""
+    def seconds_for(self, images: int) -> int:
+        """Expected seconds to compute this many images, at least 1."""
         return max(1, math.ceil(images * self.seconds_each))
 
     def close(self) -> None:
-        """Compute what waits, then stop."""
+        """Compute what is waiting, then stop."""
         self._waiting.put(None)
         self._thread.join()
 
     def _work(self) -> None:
-        while self._open or self._sentences:
+        while self._open or self._sequences:
             if jobs := self._gather():
                 self._compute(jobs)
-            if self._sentences and not self._sentences[0].write_object():
-                self.told(1, self._sentences.popleft().seconds)
+            if self._sequences and not self._sequences[0].generate_object():
+                self.on_computed(1, self._sequences.popleft().seconds)
 
-    def _compute(self, jobs: list[Job]) -> None:
+    def _compute(self, jobs: list[ImageJob]) -> None:
         started = time.perf_counter()
-        for alike in _of_the_same_classes(jobs):
-            self._answer(alike)
+        for group in _by_classes(jobs):
+            self._detect(group)
         seconds = time.perf_counter() - started
         self.seconds_each += 0.2 * (seconds / len(jobs) - self.seconds_each)
-        self.told(len(jobs), seconds)
+        self.on_computed(len(jobs), seconds)
 
-    def _gather(self) -> list[Job]:
-        """The next batch; an empty one where nothing waits and there is a sentence to write, or nothing will come."""
-        jobs: list[Job] = []
+    def _gather(self) -> list[ImageJob]:
+        """The next batch; empty if no image is waiting and there is a sequence to generate, or the service closes."""
+        jobs: list[ImageJob] = []
         end = None  # of the patience
         while self._open and len(jobs) < self.size:
             try:
-                job = self._waiting.get(timeout=self._patience(end))
+                job = self._waiting.get(timeout=self._timeout(end))
             except queue.Empty:
                 break
             if job is None:
                 self._open = False
-            elif isinstance(job, Sentence):
-                self._sentences.append(job)
+            elif isinstance(job, SequenceJob):
+                self._sequences.append(job)
             else:
                 jobs.append(job)
                 end = end or time.perf_counter() + self.patience
         return jobs
 
-    def _patience(self, end: float | None) -> float | None:
-        """Seconds to wait for another image: none while there is a sentence; for the first of a batch, for ever."""
-        if self._sentences:
+    def _timeout(self, end: float | None) -> float | None:
+        """Seconds to wait for another image: none while there is a sequence; unlimited for the first of a batch."""
+        if self._sequences:
             return 0.0
         return None if end is None else max(0.0, end - time.perf_counter())
 
-    def _answer(self, jobs: list[Job]) -> None:
-        """What fails in company is tried alone, so that nobody pays for another's image."""
-        jobs = [job for job in jobs if job.found.running() or job.found.set_running_or_notify_cancel()]
+    def _detect(self, jobs: list[ImageJob]) -> None:
+        """Compute images together; if that fails, one by one, so that a bad image fails alone."""
+        jobs = [job for job in jobs if job.result.running() or job.result.set_running_or_notify_cancel()]
         if not jobs:
             return
         try:
-            found = self.detector.detect([job.ready for job in jobs], 0.0, jobs[0].classes)
+            found = self.detector.detect([job.image for job in jobs], 0.0, jobs[0].classes)
         except Exception as error:
             if len(jobs) == 1:
-                jobs[0].found.set_exception(error)
+                jobs[0].result.set_exception(error)
                 return
             for job in jobs:
-                self._answer([job])
+                self._detect([job])
             return
         for job, detections in zip(jobs, found, strict=True):
-            job.found.set_result(detections)
+            job.result.set_result(detections)
 
 
-def _of_the_same_classes(jobs: list[Job]) -> list[list[Job]]:
-    """A detector that writes sentences writes only of the classes that it is asked for."""
-    groups: dict[tuple[int, ...] | None, list[Job]] = {}
+def _by_classes(jobs: list[ImageJob]) -> list[list[ImageJob]]:
+    """Jobs of the same classes together, as a sequence detector generates only the classes of its batch."""
+    groups: dict[tuple[int, ...] | None, list[ImageJob]] = {}
     for job in jobs:
         groups.setdefault(job.classes, []).append(job)
     return list(groups.values())

@@ -1,26 +1,20 @@
-"""What is wrong with a request, as its status and one sentence."""
+"""Errors of requests: a status and one sentence."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
 
 from boxwright.config import UserError
+from boxwright.deployment.service.schemas import Fault
 
 
-class Refused(UserError):  # noqa: N818 (it is an answer)
-    """A request that is not answered, and with which status."""
+class RequestError(UserError):
+    """A request that is refused, with its status."""
 
     def __init__(self, status: int, detail: str):
         super().__init__(detail)
         self.status = status
-
-
-class Fault(BaseModel):
-    """Why there is no answer."""
-
-    detail: str
 
 
 REASONS = {
@@ -35,25 +29,25 @@ REASONS = {
 
 
 def described(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The faults of a route, for its OpenAPI description."""
-    said: dict[int | str, dict[str, Any]] = {}
+    """The errors of a route, for its OpenAPI description."""
+    responses: dict[int | str, dict[str, Any]] = {}
     for status in statuses:
-        said[status] = {"model": Fault, "description": REASONS[status]}
-    if 503 in said:
-        said[503]["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
-    if 401 in said:
-        said[401]["headers"] = {"WWW-Authenticate": {"description": "Bearer.", "schema": {"type": "string"}}}
-    return said
+        responses[status] = {"model": Fault, "description": REASONS[status]}
+    if 503 in responses:
+        responses[503]["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
+    if 401 in responses:
+        responses[401]["headers"] = {"WWW-Authenticate": {"description": "Bearer.", "schema": {"type": "string"}}}
+    return responses
 
 
-def refusal(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """The answer that says what is wrong; what no text can hold, as a lone surrogate, is replaced."""
-    said = detail.encode("utf-8", "replace").decode()
-    return JSONResponse({"detail": said}, status, dict(headers or {}))
+def error_response(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The response to a refused request; characters that UTF-8 can't encode, as a lone surrogate, are replaced."""
+    text = detail.encode("utf-8", "replace").decode()
+    return JSONResponse({"detail": text}, status, dict(headers or {}))
 
 
 def in_words(errors: Sequence[Mapping[str, Any]]) -> str:
-    """Pydantic's errors as one sentence, without what was given, which may be an image."""
+    """Pydantic's errors as one sentence, without the input, which may be an image."""
     return "; ".join(dict.fromkeys(map(_in_words, errors[:5])))
 
 

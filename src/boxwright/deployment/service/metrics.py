@@ -1,4 +1,4 @@
-"""What the service counts, as Prometheus reads it."""
+"""Counters of the service for Prometheus."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -7,7 +7,7 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
 class Metrics:
-    """Counters of one service; several in one process don't get in each other's way."""
+    """Counters of one service, in a registry of its own, so that one process may hold several."""
 
     content_type = CONTENT_TYPE_LATEST
 
@@ -27,16 +27,16 @@ class Metrics:
         )
         self.waiting = Gauge("boxwright_images_waiting", "Images waiting or in work.", registry=self.registry)
 
-    def answered(self, path: str, status: int, seconds: float) -> None:
-        """Count a request."""
+    def count_request(self, path: str, status: int, seconds: float) -> None:
+        """Count an answered request."""
         self._requests.labels(path, str(status)).inc()
         self._seconds.labels(path).observe(seconds)
 
-    def computed(self, images: int, seconds: float) -> None:
-        """Count a batch."""
+    def count_batch(self, images: int, seconds: float) -> None:
+        """Count a computed batch."""
         self._batches.observe(images)
         self._computing.inc(seconds)
 
     def text(self) -> bytes:
-        """All of it in Prometheus's text format."""
+        """All counters in Prometheus's text format."""
         return generate_latest(self.registry)

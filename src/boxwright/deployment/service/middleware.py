@@ -1,4 +1,4 @@
-"""What stands before every route: the key, the limits, the count. A request is refused before its body is read."""
+"""Checks before every route: the API key and the limits. A request is refused before its body is read."""
 
 import asyncio
 import secrets
@@ -11,76 +11,76 @@ from python_multipart.multipart import parse_options_header
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from boxwright.deployment.service.errors import refusal
+from boxwright.deployment.service.errors import error_response
 from boxwright.deployment.service.limits import Limits
 from boxwright.deployment.service.metrics import Metrics
 
-_TAIL = 1024  # bytes, in which a form closes; behind that it may have a few that mean nothing
-NO_ROOM = "too many images are waiting; come back later, as Retry-After says."
+_TAIL = 1024  # bytes at the end of a form that must hold its closing boundary; a few bytes may follow it
+OVER_CAPACITY = "too many images are waiting; come back later, as Retry-After says."
 
 
-class NoRoomError(Exception):
-    """There is no room for more images."""
+class OverCapacityError(Exception):
+    """Too many images are waiting already."""
 
 
-class Room:
-    """How many images may be waiting or in work; asked by one thread, that of the event loop.
+class Capacity:
+    """How many images may be waiting or being computed; used by one thread, that of the event loop.
 
     Args:
-        size: so many.
-        metrics: is told how many there are.
+        size: the most images.
+        metrics: shows how many there are.
     """
 
     def __init__(self, size: int, metrics: Metrics):
-        self.size, self.taken = size, 0
-        metrics.waiting.set_function(lambda: self.taken)
+        self.size, self.used = size, 0
+        metrics.waiting.set_function(lambda: self.used)
 
     @contextmanager
-    def take(self, images: int) -> Iterator[None]:
-        """Room for this many; `NoRoomError` where there is none."""
-        if self.taken + images > self.size:
-            raise NoRoomError
-        self.taken += images
+    def reserve(self, images: int) -> Iterator[None]:
+        """Hold places for this many images; raise `OverCapacityError` if there are not enough."""
+        if self.used + images > self.size:
+            raise OverCapacityError
+        self.used += images
         try:
             yield
         finally:
-            self.taken -= images
+            self.used -= images
 
 
-class Guard:
+class ServiceMiddleware:
     """An ASGI layer around the routes.
 
     Args:
         app: the routes.
-        limits, room, metrics: of the service.
-        key: the API key, or None where anybody may ask.
+        limits, capacity, metrics: of the service.
+        key: the API key; None needs none.
         known: the paths of the routes.
         open_paths: those that need no key.
-        wait: how many seconds to come back in.
+        retry_after: gives the seconds after which to try again.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         limits: Limits,
-        room: Room,
+        capacity: Capacity,
         metrics: Metrics,
         key: str | None,
         known: frozenset[str],
         open_paths: frozenset[str],
-        wait: Callable[[], int],
+        retry_after: Callable[[], int],
     ):
-        self.app, self.limits, self.room, self.metrics = app, limits, room, metrics
-        self.key, self.known, self.open_paths, self.wait = key, known, open_paths, wait
-        self.held = 0  # bytes of bodies of requests that are not answered yet
+        self.app, self.limits, self.capacity, self.metrics = app, limits, capacity, metrics
+        self.key, self.known, self.open_paths, self.retry_after = key, known, open_paths, retry_after
+        self.held_bytes = 0  # of the bodies of requests that are not answered yet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
+        """Pass a request on, or refuse it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         started, status = time.perf_counter(), 500
-        bodiless = scope["method"] == "HEAD"  # otherwise as GET
+        bodiless = scope["method"] == "HEAD"  # otherwise treated as GET
         if bodiless:
             scope = {**scope, "method": "GET"}
 
@@ -90,25 +90,25 @@ class Guard:
             await send({**message, "body": b""} if bodiless and "body" in message else message)
 
         try:
-            await self._guarded(scope, receive, counted)
+            await self._checked(scope, receive, counted)
         finally:
             path = scope["path"] if scope["path"] in self.known else "other"
-            self.metrics.answered(path, status, time.perf_counter() - started)
+            self.metrics.count_request(path, status, time.perf_counter() - started)
 
-    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _checked(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
         if self.key is not None and scope["path"] not in self.open_paths and not self._has_key(headers):
-            refused = refusal(401, "the API key is missing or wrong.", {"WWW-Authenticate": "Bearer"})
+            refused = error_response(401, "the API key is missing or wrong.", {"WWW-Authenticate": "Bearer"})
             await refused(scope, receive, send)
         elif scope["method"] != "POST":
             await self.app(scope, receive, send)
         elif _length(headers) > self.limits.bytes:
-            await refusal(413, self._too_long())(scope, receive, send)
-        elif self.room.taken >= self.room.size:
-            await no_room(self.wait())(scope, receive, send)
+            await error_response(413, self._too_long())(scope, receive, send)
+        elif self.capacity.used >= self.capacity.size:
+            await over_capacity(self.retry_after())(scope, receive, send)
         else:
             with self._limited(receive, _ending(headers)) as limited:
-                # The routes take the places, once the images are there.
+                # The routes reserve the places when the images have arrived.
                 await self.app(scope, limited, send)
 
     def _has_key(self, headers: dict[bytes, bytes]) -> bool:
@@ -118,11 +118,11 @@ class Guard:
 
     @contextmanager
     def _limited(self, receive: Receive, ending: bytes) -> Iterator[Receive]:
-        """The body, as long as it is not too long, comes in time and whole, and all here together are not too long.
+        """The body, unless it or all bodies together are too long, or it is late or cut short.
 
         Args:
             receive: gives the body.
-            ending: what stands near its end, as of a form that is not cut short.
+            ending: must occur near its end.
         """
         end, size, more, tail = time.monotonic() + self.limits.seconds, 0, True, b"\r\n"
 
@@ -135,11 +135,12 @@ class Guard:
             except TimeoutError:
                 raise HTTPException(408, f"the request took over {self.limits.seconds:g} s to arrive.") from None
             body, more = message.get("body", b""), message.get("more_body", False)
-            size, self.held, tail = size + len(body), self.held + len(body), (tail + body[-_TAIL:])[-_TAIL:]
+            size, self.held_bytes = size + len(body), self.held_bytes + len(body)
+            tail = (tail + body[-_TAIL:])[-_TAIL:]
             if size > self.limits.bytes:
                 raise HTTPException(413, self._too_long())
-            if self.held > self.limits.queue * self.limits.bytes:
-                raise HTTPException(503, NO_ROOM, {"Retry-After": str(self.wait())})
+            if self.held_bytes > self.limits.queue * self.limits.bytes:
+                raise HTTPException(503, OVER_CAPACITY, {"Retry-After": str(self.retry_after())})
             if message["type"] == "http.request" and not more and ending not in tail:
                 raise HTTPException(400, "the form is cut short: its closing boundary is missing.")
             return message
@@ -147,24 +148,24 @@ class Guard:
         try:
             yield limited
         finally:
-            self.held -= size
+            self.held_bytes -= size
 
     def _too_long(self) -> str:
         return f"the request is over {self.limits.bytes:,} bytes, which is the limit."
 
 
-def no_room(seconds: int) -> Response:
-    """The answer to who comes while there is no room."""
-    return refusal(503, NO_ROOM, {"Retry-After": str(seconds)})
+def over_capacity(seconds: int) -> Response:
+    """The response while too many images are waiting."""
+    return error_response(503, OVER_CAPACITY, {"Retry-After": str(seconds)})
 
 
 def _ending(headers: dict[bytes, bytes]) -> bytes:
-    """What closes a form of several parts; nothing where the body is none, or has parts without a boundary."""
+    """The closing boundary of a multipart form; empty for other bodies, or where no boundary is declared."""
     kind, options = parse_options_header(headers.get(b"content-type"))
     boundary = options.get(b"boundary") if kind == b"multipart/form-data" else None
     return b"\r\n--" + boundary + b"--" if boundary else b""
 
 
 def _length(headers: dict[bytes, bytes]) -> int:
-    said = headers.get(b"content-length", b"0")
-    return int(said) if said.isdigit() else 0
+    declared = headers.get(b"content-length", b"0")
+    return int(declared) if declared.isdigit() else 0

@@ -1,6 +1,24 @@
-"""What the service says: a COCO data set whose annotations have scores, as `boxwright predict` writes it."""
+"""The models of requests and answers. Names and docstrings of most are part of the OpenAPI document.
 
-from pydantic import BaseModel
+What is found is answered as a COCO data set whose annotations have scores, as `boxwright predict` writes it.
+"""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Threshold = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, description="Objects with a score over this.")]
+CLASSES = "Names of the classes to look for; by default all."
+
+
+class Asked(BaseModel):
+    """Images as text."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    images: Annotated[list[str], Field(min_length=1, description="Each an image file in base64.")]
+    threshold: Threshold = 0.5
+    classes: Annotated[list[str], Field(description=CLASSES)] = []
 
 
 class Image(BaseModel):
@@ -47,3 +65,46 @@ class Model(BaseModel):
     names: list[str]
     image_size: int
     writes: bool
+
+
+class Fault(BaseModel):
+    """Why there is no answer."""
+
+    detail: str
+
+
+class Given(BaseModel):
+    """A given object: its class, and x, y, width, height in pixels of the image as displayed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    category: str
+    bbox: tuple[float, float, float, float]
+
+
+class WordLine(BaseModel):
+    """A word of the object number `object`."""
+
+    object: int
+    slot: Annotated[str, Field(description="y1, x1, y2, x2, class; x1 y1 or x2 y2 for a whole corner; end.")]
+    text: Annotated[str, Field(description="Pixels of the image, a class, or noise.")]
+    probability: float
+    given: bool
+
+
+class ObjectLine(BaseModel):
+    """An object of which all words are written; `bbox` is x, y, width, height in pixels of the image as displayed."""
+
+    object: int
+    category_id: int
+    name: str
+    bbox: tuple[float, float, float, float]
+    score: float
+    given: bool
+
+
+class LastLine(BaseModel):
+    """The sentence is complete, or why it is not."""
+
+    done: bool
+    detail: str | None = None

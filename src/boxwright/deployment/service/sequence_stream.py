@@ -1,4 +1,4 @@
-"""A sentence sent while it is written: one line of JSON for each word and each object."""
+"""Objects sent while they are generated: one line of JSON for each token and each object."""
 
 from __future__ import annotations
 
@@ -6,92 +6,56 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from starlette.types import Receive, Scope, Send
 
 from boxwright.classes import position
 from boxwright.config import UserError, require
-from boxwright.deployment.service.batching import Object, Sentence, Told
-from boxwright.deployment.service.errors import Refused, in_words
+from boxwright.deployment.service.batching import ObjectParts, SequenceJob, StreamItem
+from boxwright.deployment.service.errors import RequestError, in_words
+from boxwright.deployment.service.schemas import Given, LastLine, ObjectLine, WordLine
 from boxwright.runtime.predictor_base import BasePredictor
 from boxwright.runtime.sequence_types import Box, GivenObjects, StreamObject, StreamToken, is_inside
 
-_ROUNDED = 0.01  # pixels: what a COCO file loses by rounding may reach out of the image
-
-
-class Given(BaseModel):
-    """A known object: its class, and x, y, width, height in pixels of the image as displayed."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    category: str
-    bbox: tuple[float, float, float, float]
-
-
-class WordLine(BaseModel):
-    """A word of the object number `object`."""
-
-    object: int
-    slot: Annotated[str, Field(description="y1, x1, y2, x2, class; x1 y1 or x2 y2 for a whole corner; end.")]
-    text: Annotated[str, Field(description="Pixels of the image, a class, or noise.")]
-    probability: float
-    given: bool
-
-
-class ObjectLine(BaseModel):
-    """An object of which all words are written; `bbox` is x, y, width, height in pixels of the image as displayed."""
-
-    object: int
-    category_id: int
-    name: str
-    bbox: tuple[float, float, float, float]
-    score: float
-    given: bool
-
-
-class LastLine(BaseModel):
-    """The sentence is complete, or why it is not."""
-
-    done: bool
-    detail: str | None = None
-
-
+_ROUNDED = 0.01  # pixels by which a box may reach out of the image, as numbers in COCO files are rounded
 _LISTS = TypeAdapter(list[Given])
 _SCHEMA = {"oneOf": [kind.model_json_schema() for kind in (WordLine, ObjectLine, LastLine)]}
 DESCRIPTION = {200: {"description": "JSON, line by line.", "content": {"application/x-ndjson": {"schema": _SCHEMA}}}}
 
 
 def read_given(text: str, size: tuple[int, int], detector: BasePredictor) -> GivenObjects:
-    """Known objects from JSON.
+    """Given objects from JSON.
 
     Args:
         text: a list of `Given`.
         size: width and height of the image.
-        detector: who must know the classes.
+        detector: which must know the classes.
 
     Raises:
-        Refused: for what is no such list, an unknown class, or a box outside the image.
+        RequestError: for what is no such list, an unknown class, or a box outside the image.
     """
     try:
         objects = _LISTS.validate_json(text)
     except ValidationError as error:
-        said = in_words([{**one, "loc": ("given", *one["loc"])} for one in error.errors()])
-        raise Refused(422, f"given: {said}") from None
-    return [_known(one, size, detector.names) for one in objects]
+        reasons = in_words([{**one, "loc": ("given", *one["loc"])} for one in error.errors()])
+        raise RequestError(422, f"given: {reasons}") from None
+    return [_checked(one, size, detector.names) for one in objects]
 
 
-def _known(one: Given, size: tuple[int, int], names: Sequence[str]) -> tuple[str, Box]:
-    """A known object, or why it is none: its box in the form in which it was sent."""
+def _checked(one: Given, size: tuple[int, int], names: Sequence[str]) -> tuple[str, Box]:
+    """A given object; an error shows its box as it was sent."""
     box = _corners(one.bbox, size)
-    said = f"the bbox {list(one.bbox)} is no box x, y, width, height inside its image of {size[0]} x {size[1]} pixels."
+    outside = (
+        f"the bbox {list(one.bbox)} is no box x, y, width, height inside its image of {size[0]} x {size[1]} pixels."
+    )
     try:
         position(one.category, names)
-        require(is_inside(box, size), said)
+        require(is_inside(box, size), outside)
     except UserError as error:
-        raise Refused(422, f"given: {error}") from None
+        raise RequestError(422, f"given: {error}") from None
     return one.category, box
 
 
@@ -102,16 +66,16 @@ def _corners(bbox: tuple[float, ...], size: tuple[int, int]) -> Box:
     return x1, y1, x2, y2
 
 
-def line(told: StreamToken | StreamObject) -> bytes:
-    """A word or an object as a line."""
-    if isinstance(told, StreamToken):
+def to_line(part: StreamToken | StreamObject) -> bytes:
+    """A token or an object as a line."""
+    if isinstance(part, StreamToken):
         return _line(
-            object=told.object, slot=told.slot, text=told.text, probability=round(told.probability, 5), given=told.given
+            object=part.object, slot=part.slot, text=part.text, probability=round(part.probability, 5), given=part.given
         )
-    x1, y1, x2, y2 = told.box
+    x1, y1, x2, y2 = part.box
     return _line(
-        object=told.number, category_id=told.label + 1, name=told.name,
-        bbox=[round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)], score=round(told.score, 5), given=told.given,
+        object=part.number, category_id=part.label + 1, name=part.name,
+        bbox=[round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)], score=round(part.score, 5), given=part.given,
     )  # fmt: skip
 
 
@@ -119,72 +83,72 @@ def _line(**values: Any) -> bytes:
     return json.dumps(values).encode() + b"\n"
 
 
-class Watched:
-    """A sentence of the detector's thread, as the event loop sees it.
+class ObjectStream:
+    """The objects of a `SequenceJob`, received by the event loop.
 
     Args:
-        begin: of `BasePredictor.write`.
+        begin: as in `SequenceJob`.
     """
 
     def __init__(self, begin: Callable[[], Iterator[StreamToken | StreamObject]]):
-        self._told: asyncio.Queue[Told] = asyncio.Queue()
-        self._first: list[Object | None] = []
+        self._items: asyncio.Queue[StreamItem] = asyncio.Queue()
+        self._first: list[ObjectParts | None] = []
         loop = asyncio.get_running_loop()
 
-        def tell(told: Told) -> None:
+        def send(item: StreamItem) -> None:
             with suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(self._told.put_nowait, told)
+                loop.call_soon_threadsafe(self._items.put_nowait, item)
 
-        self.sentence = Sentence(begin, tell)
+        self.job = SequenceJob(begin, send)
 
-    async def begun(self) -> None:
-        """Wait for the first object, which `next` gives again; raise what prevents it."""
-        self._first.append(await self._take())
+    async def wait_for_first(self) -> None:
+        """Wait for the first object, which `next` then returns; raise what prevents it."""
+        self._first.append(await self._receive())
 
-    async def next(self, end: float) -> Object | None:
-        """The next object, None behind the last; `TimeoutError` when the clock of the loop says `end`."""
+    async def next(self, end: float) -> ObjectParts | None:
+        """The next object, None after the last; `TimeoutError` when the loop's clock reaches `end`."""
         if self._first:
             return self._first.pop()
         async with asyncio.timeout_at(end):
-            return await self._take()
+            return await self._receive()
 
     def stop(self) -> None:
-        """Nobody listens any more."""
-        self.sentence.stopped = True
+        """Stop generating: nobody needs the rest."""
+        self.job.stopped = True
 
-    async def _take(self) -> Object | None:
-        told = await self._told.get()
-        if isinstance(told, Exception):
-            raise told
-        return told
+    async def _receive(self) -> ObjectParts | None:
+        item = await self._items.get()
+        if isinstance(item, Exception):
+            raise item
+        return item
 
 
-class Lines(StreamingResponse):
-    """The answer that follows the writer. When the caller goes away or takes too long, the writer stops.
+class ObjectStreamResponse(StreamingResponse):
+    """Sends objects as they come. When the caller goes away or takes too long, generation stops.
 
     Args:
-        watched: with its first object told already.
-        seconds: for the rest to be written, and again for it to be taken away.
-        held: is left at the end, and lets go of the writer and its place.
+        objects: whose first object is there.
+        seconds: for the rest to be generated, and again for it to be received.
+        held: closed at the end; it stops the stream and frees its place.
     """
 
     media_type = "application/x-ndjson"
 
-    def __init__(self, watched: Watched, seconds: float, held: AbstractContextManager[Any]):
-        self.watched, self.seconds, self.held = watched, seconds, held
+    def __init__(self, objects: ObjectStream, seconds: float, held: AbstractContextManager[Any]):
+        self.objects, self.seconds, self.held = objects, seconds, held
         super().__init__(self._lines(), headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
-        with self.held, suppress(TimeoutError):  # nobody takes it
+        with self.held, suppress(TimeoutError):  # the caller doesn't receive it
             async with asyncio.timeout(2 * self.seconds):
                 await super().__call__(scope, receive, send)
 
     async def _lines(self) -> AsyncIterator[bytes]:
         end = asyncio.get_running_loop().time() + self.seconds
         try:
-            while told := await self.watched.next(end):
-                yield b"".join(map(line, told))
+            while parts := await self.objects.next(end):
+                yield b"".join(map(to_line, parts))
         except TimeoutError:
             yield _line(done=False, detail=f"the sentence took over {self.seconds:g} s.")
         except Exception:

@@ -7,7 +7,7 @@ import pytest
 
 from boxwright.config import UserError
 from boxwright.data.check import check
-from boxwright.data.faults import KINDS
+from boxwright.data.faults import FAULT_KINDS
 from boxwright.data.read import read
 from helpers import datasets as samples
 
@@ -211,7 +211,7 @@ def _with_folder(root):
 
 
 def test_every_kind_is_planted():
-    assert {kind for kind, _, _ in PLANTED} == set(KINDS)
+    assert {kind for kind, _, _ in PLANTED} == set(FAULT_KINDS)
 
 
 @pytest.mark.parametrize(("kind", "plant", "place"), PLANTED, ids=[f"{k}-{i}" for i, (k, _, _) in enumerate(PLANTED)])
@@ -223,7 +223,7 @@ def test_fault_is_found_with_its_place(tmp_path, kind, plant, place):
     assert place in found[0].where
     assert len(found) == 1 or kind in ("missing-image", "unlisted-image", "broken-record", "not-a-number"), found
     assert report.exit_code == int(any(fault.level == "error" for fault in report.faults))
-    if KINDS[kind].level == "error":
+    if FAULT_KINDS[kind].level == "error":
         assert report.exit_code == 1
 
 
@@ -231,7 +231,7 @@ def test_fault_is_found_with_its_place(tmp_path, kind, plant, place):
 def test_reading_refuses_exactly_what_cannot_be_used(tmp_path, kind, plant, place):
     plant(tmp_path)
     # Where the record tells the size, an image is opened only to decode it, by the cache.
-    if KINDS[kind].fatal and place != "JPEGImages/c.jpg" and plant not in (cut_short, turned):
+    if FAULT_KINDS[kind].fatal and place != "JPEGImages/c.jpg" and plant not in (cut_short, turned):
         with pytest.raises(UserError, match=r"^[^\n]+$"):
             read(tmp_path)
     else:
@@ -292,7 +292,7 @@ def test_all_faults_in_one_report(tmp_path, capsys):
     printed = capsys.readouterr().out
     for fault in report.faults:
         assert f"{fault.where}: {fault.what}" in printed
-        assert fault.mend in printed
+        assert fault.fix in printed
     assert "gone[1].jpg" in printed
     assert "Training will refuse" in printed
 
@@ -307,5 +307,5 @@ def test_several_fatal_faults_make_one_line_that_counts_them(tmp_path):
 
 def test_document_names_every_kind():
     page = (Path(__file__).parents[2] / "docs" / "check.md").read_text(encoding="utf-8")
-    for kind, entry in KINDS.items():
+    for kind, entry in FAULT_KINDS.items():
         assert f"| `{kind}` | {entry.level} | {'refuses' if entry.fatal else ''}" in page

@@ -14,7 +14,7 @@ from boxwright.data import convert as convert_module
 from boxwright.data.check import check
 from boxwright.data.convert import convert
 from boxwright.data.parsed import to_dataset
-from boxwright.data.read import read_raw
+from boxwright.data.read import parse
 from helpers import datasets as samples
 
 FORMATS = ("coco", "yolo", "voc")
@@ -67,7 +67,7 @@ def write_files(root, files):
 
 def load(path):
     """Every finite box, as `convert` reads."""
-    return to_dataset(read_raw(path), empty_boxes=True)[0]
+    return to_dataset(parse(path), empty_boxes=True)[0]
 
 
 def pixels(record):

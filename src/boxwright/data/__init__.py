@@ -1,1 +1,1 @@
-"""From files of many formats to batches on the device."""
+"""From annotation files in COCO, PASCAL VOC or YOLO format to batches on the device."""

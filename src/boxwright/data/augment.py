@@ -1,4 +1,4 @@
-"""Augmentation of the whole batch at once, on its device; each image has its own draw.
+"""Augmentation of a whole batch at once, on its device; each image has its own random numbers.
 
     canvas           scale 0.5            scale 1.5, cropped     flipped
     +--------+       +--------+           +--------+             +--------+
@@ -7,13 +7,13 @@
     |--------|       |        |           |--------|             |--------|
     +--------+       +--------+           +--------+             +--------+
 
-Scale, crop and flip are one affine map an image, applied to the pixels by one resampling and to the boxes exactly. The
-map is y' = scale * y + shift on each axis, in canvas pixels: nothing here rotates, so its matrix is diagonal. The part
-that is image stays at the top left of the canvas, as `Batch.sizes_B2` has it.
+Scale, crop and flip are one affine map per image, applied to the pixels by one resampling and to the boxes exactly. The
+map is y' = scale * y + shift on each axis, in canvas pixels: nothing rotates, so its matrix is diagonal. The valid area
+stays at the top left of the canvas, with its size in `Batch.sizes_B2`.
 
 Large-scale jitter after Ghiasi et al. 2021 and the official Pix2Seq (`scale_jitter`, `fixed_size_crop`, `random flip`);
 unlike there, the two crop offsets are independent (the official code draws one for both, so crops lie on the diagonal),
-unless the settings ask for that code's `pix2seq` geometry, which is then followed to the pixel.
+unless the settings ask for that code's `pix2seq` geometry, which is equal to it to the pixel.
 """
 
 from dataclasses import dataclass, fields
@@ -27,17 +27,17 @@ from boxwright.config import Augment
 from boxwright.types import Batch
 
 GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, as Pillow and torchvision use it
-HALVE_UNDER = 0.6  # images that shrink more are sampled from their half-size copy; nearest to antialiased as measured
-CPU_CHUNK = 4  # images painted together on a CPU: temporaries stay in its cache and off the page tables
+HALVE_UNDER = 0.6  # images that shrink more are sampled from a half-size copy; measured as closest to antialiasing
+CPU_CHUNK = 4  # images processed together on a CPU: temporaries stay in its cache and off the page tables
 
 
 @dataclass
 class _Plan:
-    """What happens to each image: a window of it is resized to a new size in whole pixels, then perhaps flipped.
+    """Augmentation of each image: a window of it is resized to a new size in whole pixels, then perhaps flipped.
 
-    Windows lie on whole pixels, too, but not in the `pix2seq` geometry: there the resized image is what is cut.
-    Sizes and places are (y, x) in canvas pixels. Everything is drawn on the CPU, so that every device sees the same
-    augmentation; `halve_B` stays there, so that choosing rows by it waits for no device.
+    Windows lie on whole pixels, except in the `pix2seq` geometry, which crops the resized image. Sizes and corners are
+    (y, x) in canvas pixels. All random numbers are drawn on the CPU, so that augmentation is the same on every device;
+    `halve_B` stays there, so that choosing rows by it need not wait for a device.
     """
 
     source_B: Tensor
@@ -61,40 +61,40 @@ class _Plan:
 
 
 def augment(batch: Batch, settings: Augment, seed: int) -> Batch:
-    """Scaled, cropped, flipped and coloured anew; float images in [0, 1] on the batch's device.
+    """Scale, crop, flip and recolour images; the new ones are float in [0, 1] on the batch's device.
 
     Args:
         batch: B images, uint8 or float, each at the top left of its canvas.
-        settings: what is None is not done. With `views` = k the result holds B * k images, the k views of an image
-            next to each other, each with its own draw.
-        seed: decides every draw; the same on every device.
+        settings: None in one of them leaves that step out. With `views` = k the result holds B * k images, the k views
+            of an image next to each other, each with its own random numbers.
+        seed: of all random numbers, which are the same on every device.
 
     Returns:
-        The same objects in the new place: clipped to the image, left out where less than `min_visible` of the area
-        remains, valid rows first. `sizes_B2` is the part of the canvas that is image now; `originals_B2` stays that of
-        the file, so detections on an augmented batch cannot be mapped back.
+        Boxes are moved along, clipped to the image, and left out where less than `min_visible` of their area remains;
+        valid rows come first. `sizes_B2` is the new valid area; `originals_B2` stays the size of the file, so
+        detections on an augmented batch can't be mapped back.
     """
     canvas = (batch.images_BCHW.shape[-2], batch.images_BCHW.shape[-1])
     return _apply(batch, _plan(batch, settings, seed), settings, canvas)
 
 
-def official_view(batch: Batch, canvas: tuple[int, int], scale_B: Tensor, place_B: Tensor, flip_B: Tensor) -> Batch:
-    """The training images of google-research/pix2seq (data/transforms.py there), all draws given.
+def official_view(batch: Batch, canvas: tuple[int, int], scale_B: Tensor, offset_B: Tensor, flip_B: Tensor) -> Batch:
+    """The training images of google-research/pix2seq (its data/transforms.py), with given random numbers.
 
     Args:
         batch: images of any size, each at the top left of its canvas.
         canvas: height and width of the result.
         scale_B: relative to the image fitted into the canvas.
-        place_B: of the crop, in [0, 1): along both sides at once.
-        flip_B: bool.
+        offset_B: of the crop, in [0, 1), the same along both sides.
+        flip_B: whether to flip, bool.
     """
     settings = Augment(geometry="pix2seq")
     rows_B, colour_B3 = torch.arange(len(batch)), torch.ones(len(batch), 3)
-    return _apply(batch, _official_plan(batch, rows_B, canvas, scale_B, place_B, flip_B, colour_B3), settings, canvas)
+    return _apply(batch, _official_plan(batch, rows_B, canvas, scale_B, offset_B, flip_B, colour_B3), settings, canvas)
 
 
 def official_size(old_B2: Tensor, canvas_2: Tensor, scale_B: Tensor) -> Tensor:
-    """Heights and widths before the crop, in float32 and in the original's order, so that they are cut alike."""
+    """Heights and widths before the crop, in float32 and in the original's order, so that they are rounded alike."""
     scale_B1 = (canvas_2 * scale_B[:, None] / old_B2).amin(1, keepdim=True)
     return (old_B2 * scale_B1).long().clamp(min=1)
 
@@ -102,7 +102,7 @@ def official_size(old_B2: Tensor, canvas_2: Tensor, scale_B: Tensor) -> Tensor:
 def _apply(batch: Batch, plan: _Plan, settings: Augment, canvas: tuple[int, int]) -> Batch:
     boxes_BN4, labels_BN, valid_BN = _move_boxes(batch, plan, settings.min_visible or 0.0, canvas)
     return Batch(
-        images_BCHW=_paint(batch.images_BCHW, plan, canvas, settings.geometry == "pix2seq"),
+        images_BCHW=_resample(batch.images_BCHW, plan, canvas, settings.geometry == "pix2seq"),
         sizes_B2=plan.new_B2,
         originals_B2=batch.originals_B2[plan.source_B],
         boxes_BN4=boxes_BN4,
@@ -118,12 +118,12 @@ def _plan(batch: Batch, settings: Augment, seed: int) -> _Plan:
     low, high = settings.scale or (1.0, 1.0)
     jitter_B1 = low + (high - low) * draws[:, :1]
     colour_B3 = 1 + (settings.colour or 0.0) * (2 * draws[:, 1:4] - 1)
-    place_B2, flip_B = draws[:, 4:6].to(device), draws[:, 6] < (settings.flip or 0.0)
+    offset_B2, flip_B = draws[:, 4:6].to(device), draws[:, 6] < (settings.flip or 0.0)
 
     source_B = torch.arange(count, device=device) // (settings.views or 1)
     if settings.geometry == "pix2seq":
         return _official_plan(
-            batch, source_B, (side, side), jitter_B1[:, 0].to(device), place_B2[:, 0], flip_B.to(device), colour_B3
+            batch, source_B, (side, side), jitter_B1[:, 0].to(device), offset_B2[:, 0], flip_B.to(device), colour_B3
         )
     old_B2 = batch.sizes_B2[source_B]
     scaled_B2, window_B1 = old_B2 * jitter_B1.to(device), (side / jitter_B1).round().clamp(min=1).long().to(device)
@@ -131,7 +131,7 @@ def _plan(batch: Batch, settings: Augment, seed: int) -> _Plan:
     room_B2 = old_B2 - window_B2
     return _Plan(
         source_B=source_B,
-        corner_B2=torch.minimum((place_B2 * (room_B2 + 1)).long(), room_B2),
+        corner_B2=torch.minimum((offset_B2 * (room_B2 + 1)).long(), room_B2),
         window_B2=window_B2,
         old_B2=old_B2,
         new_B2=scaled_B2.round().clamp(1, side).long(),
@@ -146,19 +146,19 @@ def _official_plan(
     source_B: Tensor,
     canvas: tuple[int, int],
     scale_B: Tensor,
-    place_B: Tensor,
+    offset_B: Tensor,
     flip_B: Tensor,
     colour_B3: Tensor,
 ) -> _Plan:
     old_B2 = batch.sizes_B2[source_B]
     canvas_2 = torch.tensor(canvas, device=old_B2.device)
-    whole_B2 = official_size(old_B2, canvas_2, scale_B)
-    offset_B2 = ((whole_B2 - canvas_2).clamp(min=0) * place_B[:, None]).long()
-    new_B2 = torch.minimum(whole_B2 - offset_B2, canvas_2)
+    resized_B2 = official_size(old_B2, canvas_2, scale_B)
+    offset_B2 = ((resized_B2 - canvas_2).clamp(min=0) * offset_B[:, None]).long()
+    new_B2 = torch.minimum(resized_B2 - offset_B2, canvas_2)
     return _Plan(
         source_B=source_B,
-        corner_B2=offset_B2 * old_B2 / whole_B2,
-        window_B2=new_B2 * old_B2 / whole_B2,
+        corner_B2=offset_B2 * old_B2 / resized_B2,
+        window_B2=new_B2 * old_B2 / resized_B2,
         old_B2=old_B2,
         new_B2=new_B2,
         flip_B=flip_B,
@@ -167,39 +167,39 @@ def _official_plan(
     )
 
 
-def _paint(images_BCHW: Tensor, plan: _Plan, canvas: tuple[int, int], whole: bool) -> Tensor:
-    """The new images, float in [0, 1]; on a CPU, `whole` images are resized before they are cut."""
+def _resample(images_BCHW: Tensor, plan: _Plan, canvas: tuple[int, int], whole: bool) -> Tensor:
+    """The new images, float in [0, 1]; on a CPU, `whole` images are resized before they are cropped."""
     count, unit = len(plan.source_B), 255.0 if images_BCHW.dtype == torch.uint8 else 1.0
     out_BCHW = torch.empty(count, images_BCHW.shape[1], *canvas, device=images_BCHW.device)
     on_cpu = images_BCHW.device.type == "cpu"
     for start in range(0, count, CPU_CHUNK if on_cpu else count):
         rows = slice(start, start + CPU_CHUNK if on_cpu else count)
-        part, out = plan[rows], out_BCHW[rows]
+        chosen, out = plan[rows], out_BCHW[rows]
         if on_cpu:
-            new_BCHW = (_resize_whole if whole else _resize_each)(images_BCHW, part, canvas)
+            new_BCHW = (_resize_whole if whole else _resize_each)(images_BCHW, chosen, canvas)
         else:
-            new_BCHW = _sample_together(images_BCHW, part, canvas)
-        _recolour(new_BCHW, _colours(new_BCHW, part, unit), part, out)
+            new_BCHW = _sample_together(images_BCHW, chosen, canvas)
+        _recolour(new_BCHW, _colours(new_BCHW, chosen, unit), chosen, out)
     return out_BCHW
 
 
 def _resize_whole(images_BCHW: Tensor, plan: _Plan, canvas: tuple[int, int]) -> Tensor:
-    """The CPU's way in the `pix2seq` geometry: resized as a whole, in floats and not antialiased, then cut."""
+    """The CPU's way in the `pix2seq` geometry: images are resized in floats, without antialiasing, then cropped."""
     new_BCHW = torch.zeros(len(plan.source_B), 3, *canvas)
     scale_B2 = plan.new_B2 / plan.window_B2
-    wholes_B2, offsets_B2 = (plan.old_B2 * scale_B2).round().long(), (plan.corner_B2 * scale_B2).round().long()
-    geometry = torch.cat([plan.source_B[:, None], plan.old_B2, wholes_B2, offsets_B2, plan.new_B2], -1).tolist()
-    for out_CHW, flip, (source, *old, whole_y, whole_x, y, x, height, width) in zip(
+    resized_B2, offsets_B2 = (plan.old_B2 * scale_B2).round().long(), (plan.corner_B2 * scale_B2).round().long()
+    geometry = torch.cat([plan.source_B[:, None], plan.old_B2, resized_B2, offsets_B2, plan.new_B2], -1).tolist()
+    for out_CHW, flip, (source, *old, resized_y, resized_x, y, x, height, width) in zip(
         new_BCHW, plan.flip_B.tolist(), geometry, strict=True
     ):
         old_1CHW = images_BCHW[source : source + 1, :, : old[0], : old[1]].float()
-        cut_CHW = F.interpolate(old_1CHW, (whole_y, whole_x), mode="bilinear")[0, :, y : y + height, x : x + width]
+        cut_CHW = F.interpolate(old_1CHW, (resized_y, resized_x), mode="bilinear")[0, :, y : y + height, x : x + width]
         out_CHW[:, :height, :width] = cut_CHW.flip(-1) if flip else cut_CHW
     return new_BCHW
 
 
 def _resize_each(images_BCHW: Tensor, plan: _Plan, canvas: tuple[int, int]) -> Tensor:
-    """The CPU's way: resizing of bytes, antialiased, is three times as fast there as `grid_sample` of floats."""
+    """The CPU's way: antialiased resizing of bytes, three times as fast there as `grid_sample` of floats."""
     new_BCHW = torch.zeros(len(plan.source_B), 3, *canvas, dtype=images_BCHW.dtype)
     geometry = torch.cat([plan.source_B[:, None], plan.corner_B2, plan.window_B2, plan.new_B2], -1).tolist()
     for out_CHW, flip, (source, y, x, rows, columns, height, width) in zip(
@@ -212,8 +212,7 @@ def _resize_each(images_BCHW: Tensor, plan: _Plan, canvas: tuple[int, int]) -> T
 
 
 def _sample_together(images_BCHW: Tensor, plan: _Plan, canvas: tuple[int, int]) -> Tensor:
-    """The way of other devices: one bilinear sampling of all images, and of those that shrink much a second one, from
-    their half-size copy."""
+    """Other devices' way: bilinear sampling of all images, and for those that shrink much, of their half-size copy."""
     images_BCHW = images_BCHW.index_select(0, plan.source_B).float()
     scale_B2, shift_B2 = plan.affine()
     new_BCHW = _sample(images_BCHW, plan.old_B2, scale_B2, shift_B2, canvas)
@@ -228,7 +227,7 @@ def _sample_together(images_BCHW: Tensor, plan: _Plan, canvas: tuple[int, int]) 
 def _sample(
     images_BCHW: Tensor, sizes_B2: Tensor, scale_B2: Tensor, shift_B2: Tensor, canvas: tuple[int, int]
 ) -> Tensor:
-    """The map inverted at each pixel centre of the new canvas; samples stay inside the image, clear of the padding."""
+    """Sample at the inverse map of each pixel centre of the new canvas; samples stay off the padding."""
     grid_BHW2 = torch.empty(len(images_BCHW), *canvas, 2, device=images_BCHW.device)
     for axis, (new, old) in enumerate(zip(canvas, images_BCHW.shape[-2:], strict=True)):
         centres_S = torch.arange(0.5, new, device=images_BCHW.device)
@@ -240,9 +239,9 @@ def _sample(
 
 
 def _colours(images_BCHW: Tensor, plan: _Plan, unit: float) -> Tensor:
-    """(B, 3, 4): saturation about the pixel's grey, contrast about the image's mean grey, brightness, in this order.
+    """(B, 3, 4): saturation around the pixel's grey, contrast around the image's mean grey, brightness, in this order.
 
-    As torchvision's ColorJitter defines them, but clamped once, at the end. From values up to `unit` to [0, 1].
+    As in torchvision's ColorJitter, but clamped once, at the end. Maps values up to `unit` to [0, 1].
     """
     grey_3 = torch.tensor(GREY, device=images_BCHW.device)
     mean_B = images_BCHW.sum((2, 3)) @ grey_3 / plan.new_B2.prod(-1)
@@ -255,7 +254,7 @@ def _colours(images_BCHW: Tensor, plan: _Plan, unit: float) -> Tensor:
 
 
 def _recolour(images_BCHW: Tensor, colours_B34: Tensor, plan: _Plan, out_BCHW: Tensor) -> None:
-    """The colour matrix applied; the padding, which its fourth column would tint, is zero again."""
+    """Apply the colour matrix; the padding, which its fourth column would tint, becomes zero again."""
     out_B3P = out_BCHW.flatten(2)
     torch.bmm(colours_B34[:, :, :3], images_BCHW.flatten(2), out=out_B3P)
     out_B3P.add_(colours_B34[:, :, 3:]).clamp_(0, 1)
@@ -263,7 +262,7 @@ def _recolour(images_BCHW: Tensor, colours_B34: Tensor, plan: _Plan, out_BCHW: T
 
 
 def _mask(images_BCHW: Tensor, plan: _Plan) -> Tensor:
-    """(B, 1, H, W) float, 1 on what is image; cheaper than bytes, which every multiplication would convert again."""
+    """(B, 1, H, W) float, 1 on the valid area; cheaper than bool, which each multiplication would convert again."""
     rows_BS, columns_BS = (
         (torch.arange(length, device=size_B1.device) < size_B1).float()
         for length, size_B1 in zip(images_BCHW.shape[-2:], plan.new_B2.split(1, -1), strict=True)
@@ -274,7 +273,7 @@ def _mask(images_BCHW: Tensor, plan: _Plan) -> Tensor:
 def _move_boxes(
     batch: Batch, plan: _Plan, min_visible: float, canvas: tuple[int, int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes, labels and validity after the map, the valid rows first and the others zero."""
+    """Boxes, labels and valid mask after the map, valid rows first and the others zero."""
     old_2, new_2 = (
         torch.tensor(size[::-1], device=plan.new_B2.device) for size in (batch.images_BCHW.shape[2:], canvas)
     )
@@ -285,7 +284,7 @@ def _move_boxes(
     limit_B14 = (plan.new_B2.flip(-1) / new_2).repeat(1, 2)[:, None]
     clipped_BN4 = torch.minimum(whole_BN4.clamp(min=0), limit_B14)
     visible_BN = boxes.area(clipped_BN4)
-    enough_BN = visible_BN >= min_visible * (1 - 1e-5) * boxes.area(whole_BN4)  # rounding must drop no box seen whole
+    enough_BN = visible_BN >= min_visible * (1 - 1e-5) * boxes.area(whole_BN4)  # rounding drops no fully visible box
     keep_BN = batch.valid_BN[plan.source_B] & (visible_BN > 0) & enough_BN
     order_BN = (~keep_BN).long().argsort(dim=-1, stable=True)
     valid_BN = keep_BN.gather(1, order_BN)

@@ -1,16 +1,16 @@
-"""Images decoded once, fitted into the canvas, and kept with their targets in memory-mapped tensors.
+"""A cache of images, decoded and resized to the canvas once, and their targets, in memory-mapped tensors.
 
-A finished cache is a folder named by its key, never changed again:
+A cache is a folder named by its key. It never changes:
 
     cache.json      version, mode, side, number of images, bytes
     images.bin      mode `pixels`: (n, S, S, 3) uint8; mode `jpeg`: the fitted images as JPEG files, one after another
-    targets/        a TensorDict: sizes_B2, originals_B2; boxes and labels of all images one after another, with
-                    `starts` saying where each image's begin: one crowded image must not pad the other million
+    targets/        a TensorDict: sizes_B2, originals_B2; boxes and labels of all images one after another, and in
+                    `starts` the first row of each image: so one crowded image does not pad a million others
 
-The key is a hash of all that decides the content: the version of this code, side, mode, and for each image its path,
-size in bytes, time of change and annotation. It is built in a temporary folder beside it and renamed, so a folder of
-that name is always whole; of two builders at once, the later one adopts what the earlier one made. Any cache may be
-deleted when nothing runs: it is built again.
+The key is a hash of all that decides the content: side, mode, version, and for each image its path, size in bytes, time
+of change and annotation. A cache is built in a temporary folder and then renamed, so it is always complete; of two
+processes that build it at the same time, the later one uses the cache of the earlier. Caches can be deleted while
+nothing runs: they are built again.
 """
 
 from __future__ import annotations
@@ -47,20 +47,20 @@ from boxwright.types import Batch
 Mode = Literal["auto", "pixels", "jpeg"]
 VERSION = 1
 JPEG_BYTES_PER_PIXEL = 0.55  # at quality 95 without chroma subsampling, measured on photographs at 256 px
-LARGEST_SHARE = 0.5  # of free disk and of memory that `auto` gives to raw pixels
-ABANDONED_AFTER = 24 * 3600.0  # seconds; a temporary folder whose builder cannot be asked is swept after this time
+LARGEST_SHARE = 0.5  # of the free disk and of the memory that `auto` lets pixels take
+ABANDONED_AFTER = 24 * 3600.0  # seconds; then a temporary folder of another machine's process is removed
 
 
 @dataclass(frozen=True)
 class Cache:
-    """A finished cache, open for reading. Safe to share between threads.
+    """A complete cache, open for reading; threads can share it.
 
     Attributes:
         folder: where it lies.
         side: of the square canvas, in pixels.
         mode: `pixels` or `jpeg`.
         images: uint8; (n, S, S, 3) pixels, or (bytes,) JPEG files.
-        targets: what `images` is not; see the head of the file.
+        targets: sizes, boxes, labels; see the top of the file.
     """
 
     folder: Path
@@ -73,13 +73,13 @@ class Cache:
         return len(self.targets["sizes_B2"])
 
     def batch(self, indices: Sequence[int] | Tensor, *, pin: bool = False) -> Batch:
-        """The images at these positions, uint8, on the CPU, with targets padded to the most objects of any of them.
+        """The images at these positions, uint8, on the CPU, with targets padded to the most objects of an image.
 
-        The images are channels-last in memory, as decoders write and resizing and convolutions read them fastest.
+        The images are channels-last in memory, which is fastest for decoders, resizing and convolutions.
 
         Args:
-            indices: at least one position, from 0.
-            pin: put the images into page-locked memory, from where they copy to a CUDA device without waiting.
+            indices: at least one position, counted from 0.
+            pin: put the images into page-locked memory, for asynchronous copies to a CUDA device.
         """
         index_B = torch.as_tensor(indices, dtype=torch.int64)
         images_BHWC = torch.empty(len(index_B), self.side, self.side, 3, dtype=torch.uint8, pin_memory=pin)
@@ -125,20 +125,20 @@ def default_folder() -> Path:
 def build(
     records: Sequence[Record], side: int, *, mode: Mode = "auto", folder: Path | None = None, quiet: bool = False
 ) -> Cache:
-    """The cache of these images at this canvas: found where it was built before, or built now.
+    """The cache of these images for this canvas, built unless it exists.
 
     Args:
-        records: the images in their order; `Batch.index_B` counts in it. Ignored objects are left out of the targets,
-            the others clipped to the image; those without area are left out.
+        records: the images, in the order of `Batch.index_B`. Ignored objects, and those without area after clipping,
+            are left out of the targets.
         side: of the square canvas, in pixels.
-        mode: `pixels` for speed, `jpeg` for about a sixth of the room, `auto` for pixels where they fit in half of the
+        mode: `pixels` for speed; `jpeg` for about a sixth of the space; `auto` for pixels if they fit into half of the
             free disk and half of the memory.
         folder: where caches are kept; by default `default_folder()`.
         quiet: print nothing.
 
     Raises:
-        UserError: images that cannot be read (one error for all of them), no room, no permission. Nothing half-built
-            remains.
+        UserError: images that can't be read (one error for all of them), no space, no permission. Nothing incomplete
+            is left behind.
     """
     require(len(records), "there are no images to put into the cache.")
     require(side >= 1, f"the side of the canvas must be at least 1 pixel, not {side}.")
@@ -150,7 +150,7 @@ def build(
             return cache
     with _user_errors(home):
         home.mkdir(parents=True, exist_ok=True)
-        _sweep(home)
+        _remove_abandoned(home)
     estimates = estimate(records, side)
     chosen = _choose(mode, estimates, home, console)
     with _user_errors(home, estimates[chosen]):
@@ -166,7 +166,7 @@ def estimate(records: Sequence[Record], side: int) -> dict[str, int]:
 
 
 def _keys(records: Sequence[Record], side: int) -> dict[str, str]:
-    """The name of the cache in each mode. Files that are not there are one error, before anything is decoded."""
+    """The cache's name in each mode; missing files are one error, before anything is decoded."""
     digest, missing = hashlib.blake2b(digest_size=12), []
     for record in records:
         try:
@@ -186,7 +186,7 @@ def _keys(records: Sequence[Record], side: int) -> dict[str, str]:
 
 
 def _choose(mode: Mode, estimates: dict[str, int], home: Path, console: Console) -> str:
-    """The mode and, printed, its reason; an error where it does not fit."""
+    """The mode; prints the reason, and raises `UserError` if the disk has no space for it."""
     free, memory = shutil.disk_usage(home).free, _memory()
     pixels = estimates["pixels"]
     if mode != "auto":
@@ -205,7 +205,7 @@ def _choose(mode: Mode, estimates: dict[str, int], home: Path, console: Console)
 
 
 def _memory() -> float:
-    """Bytes of memory in the machine; infinite where the system does not say."""
+    """Bytes of memory in the machine; infinite if the system does not tell."""
     try:
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (AttributeError, ValueError, OSError):
@@ -225,7 +225,7 @@ def _no_room(home: Path, need: int, free: int) -> UserError:
 
 @contextmanager
 def _user_errors(home: Path, need: int = 0) -> Iterator[None]:
-    """Errors of the file system as errors a user can act on."""
+    """Raise errors of the file system as `UserError`."""
     try:
         yield
     except OSError as error:
@@ -241,7 +241,7 @@ def _user_errors(home: Path, need: int = 0) -> Iterator[None]:
 
 
 def _build(records: Sequence[Record], side: int, mode: str, path: Path, console: Console) -> Cache:
-    """Built in a temporary folder that is renamed when whole, and removed whatever else happens."""
+    """Build in a temporary folder, which is renamed when complete, and removed if anything fails."""
     work = path.parent / f".building-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     work.mkdir()
     try:
@@ -251,7 +251,7 @@ def _build(records: Sequence[Record], side: int, mode: str, path: Path, console:
         (work / "cache.json").write_text(json.dumps(about) + "\n")
         try:
             work.rename(path)
-        except OSError:  # another process was faster, or something else is wrong: then there is nothing to adopt
+        except OSError:  # another process was faster, and its cache can be used; or something else is wrong
             if not _load(path):
                 raise
     finally:
@@ -261,11 +261,11 @@ def _build(records: Sequence[Record], side: int, mode: str, path: Path, console:
     return cache
 
 
-# Finding and tidying
+# Loading and removing
 
 
 def _load(path: Path) -> Cache | None:
-    """The finished cache in this folder, if there is one; what a power cut left of one is removed."""
+    """The cache in this folder, or None; an incomplete one, as after a power cut, is removed."""
     if not (path / "cache.json").exists():
         return None
     try:
@@ -282,20 +282,20 @@ def _load(path: Path) -> Cache | None:
     return Cache(path, side, about["mode"], images, targets)
 
 
-def _sweep(home: Path) -> None:
-    """Remove the temporary folders of builders that were killed."""
+def _remove_abandoned(home: Path) -> None:
+    """Remove temporary folders whose processes were killed while building."""
     for work in home.glob(".building-*"):
         host, pid = work.name.removeprefix(".building-").rsplit("-", 2)[:2]
         try:
             old = time.time() - work.stat().st_mtime > ABANDONED_AFTER
         except FileNotFoundError:
             continue
-        if old or (host == socket.gethostname() and not _alive(int(pid))):
+        if old or (host == socket.gethostname() and not _is_running(int(pid))):
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _alive(pid: int) -> bool:
-    """Whether a process of this machine still runs; True where the system has no harmless way to ask."""
+def _is_running(pid: int) -> bool:
+    """Whether a process of this machine still runs; True if the system has no safe way to ask."""
     if os.name != "posix":
         return True
     try:

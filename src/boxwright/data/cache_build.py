@@ -1,4 +1,4 @@
-"""The filling of a cache: images decoded and fitted in parallel, written in order, and their targets."""
+"""Building a cache: images are decoded and resized in parallel and written in order, then their targets."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ JPEG_QUALITY = 95
 
 
 def cpu_count() -> int:
-    """Processors this process may use."""
+    """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def require_all(faults: Sequence[str], total: int) -> None:
-    """Raise one `UserError` that lists all faults, if there are any."""
+    """Raise one `UserError` that lists all faults, if there are any, out of `total` images."""
     if faults:
         listing = "\n  ".join(faults)
         raise UserError(
@@ -40,6 +40,8 @@ def require_all(faults: Sequence[str], total: int) -> None:
 
 
 class _Fitted(NamedTuple):
+    """Bytes to write, and (height, width) on the canvas."""
+
     data: bytes
     size: tuple[int, int]
 
@@ -47,7 +49,7 @@ class _Fitted(NamedTuple):
 def write_images(
     records: Sequence[Record], side: int, mode: str, path: Path, console: Console
 ) -> tuple[list[tuple[int, int]], list[int]]:
-    """Decode in parallel, write in order. Returns each image's (height, width) on the canvas and length in bytes."""
+    """Decode in parallel, write in order; return each image's (height, width) on the canvas and its length in bytes."""
     sizes, lengths, faults = [], [], []
     with path.open("wb") as file, _progress(console) as bar:
         pool = ThreadPoolExecutor(cpu_count())  # Pillow decodes without the interpreter's lock
@@ -84,7 +86,7 @@ def _fitted(record: Record, side: int, mode: str) -> _Fitted | UserError:
 
 
 def _check_shape(record: Record, image: Image.Image) -> None:
-    """Boxes are in pixels of the annotation. An image resized since then is fine, one of another shape is not."""
+    """Raise `UserError` if the aspect ratio is not that of the annotation; another size is fine."""
     if not same_shape(image.size, (record.width, record.height)):
         raise UserError(
             f"{record.path}: the image is {image.width} x {image.height}, its annotation says "
@@ -95,17 +97,17 @@ def _check_shape(record: Record, image: Image.Image) -> None:
 def make_targets(
     records: Sequence[Record], sizes: list[tuple[int, int]], lengths: list[int], side: int, console: Console
 ) -> dict[str, Tensor]:
-    """Boxes in [0, 1] of the canvas. The last row of `boxes` and `labels` is zero: padding points there."""
-    boxes, labels, empty = [], [], 0
+    """The targets of a cache; boxes are xyxy in [0, 1] of the canvas, and the last row is zero, for padding."""
+    boxes, labels, n_empty = [], [], 0
     for record, (height, width) in zip(records, sizes, strict=True):
         limit_4 = np.array([record.width, record.height] * 2, np.float64)
         kept_N4 = np.asarray(record.boxes_N4, np.float64).reshape(-1, 4)[~record.ignore_N].clip(0, limit_4)
-        solid_N = (kept_N4[:, 2:] > kept_N4[:, :2]).all(1)  # False on NaN, too
-        boxes.append(kept_N4[solid_N] / limit_4 * np.array([width, height] * 2) / side)
-        labels.append(record.labels_N[~record.ignore_N][solid_N])
-        empty += int((~solid_N).sum())
-    if empty:
-        console.print(f"{empty} boxes without area in their image are left out; `boxwright check DATA` names them.")
+        has_area_N = (kept_N4[:, 2:] > kept_N4[:, :2]).all(1)  # False on NaN, too
+        boxes.append(kept_N4[has_area_N] / limit_4 * np.array([width, height] * 2) / side)
+        labels.append(record.labels_N[~record.ignore_N][has_area_N])
+        n_empty += int((~has_area_N).sum())
+    if n_empty:
+        console.print(f"{n_empty} boxes without area in their image are left out; `boxwright check DATA` names them.")
     counts = [len(each) for each in labels]
     targets = {
         "sizes_B2": np.array(sizes, np.int64),

@@ -1,4 +1,4 @@
-"""`boxwright check`: everything that is wrong with a data set, in one report."""
+"""`boxwright check`: all faults of a data set in one report."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from rich.text import Text
 
 from boxwright.config import UserError
 from boxwright.console import make_console
-from boxwright.data.faults import KINDS, Fault
+from boxwright.data.faults import FAULT_KINDS, Fault
 from boxwright.data.parsed import ParsedDataset, ParsedImage, reason
-from boxwright.data.read import read_raw
+from boxwright.data.read import parse
 from boxwright.images import open_image, same_shape
 
 SMALL, LARGE = 32**2, 96**2  # COCO's limits of area, in square pixels
-ROUNDING = 1.0  # a box may reach this many pixels over the edge: tools round, and VOC's counted from 1
+ROUNDING = 1.0  # pixels by which a box may exceed the image: tools round, and VOC's counted from 1
 DUPLICATE_IOU = 0.9
 ODD_DEVIATIONS = 6  # robust standard deviations of the log area from the median of the class ...
 ODD_RATIO = 8  # ... and so many times its area ...
-ODD_COUNT = 20  # ... in a class with enough objects to have a usual size
+ODD_COUNT = 20  # ... in a class with at least so many objects
 _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 
 
@@ -73,7 +73,7 @@ class CheckReport:
             "splits": self.splits,
             "classes": self.classes,
             "faults": [
-                {"level": f.level, "kind": f.kind, "where": f.where, "what": f.what, "mend": f.mend, "fatal": f.fatal}
+                {"level": f.level, "kind": f.kind, "where": f.where, "what": f.what, "mend": f.fix, "fatal": f.fatal}
                 for f in self.faults
             ],
         }
@@ -86,10 +86,10 @@ def check(data: Path | str, json: bool = False) -> CheckReport:
         data: folder in COCO, PASCAL VOC or YOLO format, a COCO file or a YOLO data.yaml.
         json: print one JSON object instead of tables.
     """
-    raw = read_raw(Path(data))
-    faults = [*raw.faults, *_image_faults(raw), *_box_faults(raw), *_class_faults(raw)]
-    faults = sorted(dict.fromkeys(faults), key=lambda fault: list(KINDS).index(fault.kind))
-    report = CheckReport(Path(data), raw.format, faults, _split_counts(raw), _class_counts(raw))
+    parsed = parse(Path(data))
+    faults = [*parsed.faults, *_image_faults(parsed), *_box_faults(parsed), *_class_faults(parsed)]
+    faults = sorted(dict.fromkeys(faults), key=lambda fault: list(FAULT_KINDS).index(fault.kind))
+    report = CheckReport(Path(data), parsed.format, faults, _split_counts(parsed), _class_counts(parsed))
     if json:
         print(json_.dumps(report.to_json(), indent=2, ensure_ascii=False))
     else:
@@ -100,15 +100,15 @@ def check(data: Path | str, json: bool = False) -> CheckReport:
 # Images.
 
 
-def _image_faults(raw: ParsedDataset) -> Iterator[Fault]:
-    """Decode every image; compare sizes; find the same picture twice."""
-    everywhere = [(split, image) for split, images in raw.splits.items() for image in images]
+def _image_faults(parsed: ParsedDataset) -> Iterator[Fault]:
+    """Decode every image; compare sizes with the annotations; find images that occur twice."""
+    everywhere = [(split, image) for split, images in parsed.splits.items() for image in images]
     paths = list({image.path: None for _, image in everywhere if image.path.is_file()})
     console = make_console(stderr=True)
     with ThreadPoolExecutor() as pool:
         results = track(pool.map(_decode, paths), "decoding", len(paths), console=console, transient=True)
         decoded = dict(zip(paths, results, strict=True))
-    known = {fault.where for fault in raw.faults if fault.kind == "undecodable-image"}
+    known = {fault.where for fault in parsed.faults if fault.kind == "undecodable-image"}
     by_content: dict[object, list[tuple[str, ParsedImage]]] = defaultdict(list)
     for split, image in everywhere:
         result = decoded.get(image.path)
@@ -119,14 +119,14 @@ def _image_faults(raw: ParsedDataset) -> Iterator[Fault]:
             by_content[result].append((split, image))
             width, height = result[0]
             if (image.width, image.height) != (width, height):
-                said = f"{image.width} x {image.height}"
+                annotated = f"{image.width} x {image.height}"
                 kind = "wrong-size" if same_shape(result[0], (image.width, image.height)) else "wrong-shape"
-                yield Fault(kind, image.source, f"says {said} pixels, {image.path.name} has {width} x {height}")
-    yield from _repeated(by_content)
+                yield Fault(kind, image.source, f"says {annotated} pixels, {image.path.name} has {width} x {height}")
+    yield from _duplicate_images(by_content)
 
 
 def _decode(path: Path) -> tuple[tuple[int, int], str] | str:
-    """Size and digest of the pixels, or what is wrong with the file."""
+    """(width, height) and a hash of the pixels, or what is wrong with the file."""
     try:
         image = open_image(path)
     except UserError as error:
@@ -134,9 +134,9 @@ def _decode(path: Path) -> tuple[tuple[int, int], str] | str:
     return image.size, hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest()
 
 
-def _repeated(by_content: dict[object, list[tuple[str, ParsedImage]]]) -> Iterator[Fault]:
-    for places in by_content.values():
-        (first_split, first), *others = places
+def _duplicate_images(by_content: dict[object, list[tuple[str, ParsedImage]]]) -> Iterator[Fault]:
+    for occurrences in by_content.values():
+        (first_split, first), *others = occurrences
         for split, image in others:
             if split != first_split:
                 what = f"of split {split!r} is the same picture as {first.path} of split {first_split!r}"
@@ -148,21 +148,23 @@ def _repeated(by_content: dict[object, list[tuple[str, ParsedImage]]]) -> Iterat
 # Boxes.
 
 
-def _box_faults(raw: ParsedDataset) -> Iterator[Fault]:
-    for images in raw.splits.values():
+def _box_faults(parsed: ParsedDataset) -> Iterator[Fault]:
+    for images in parsed.splits.values():
         for image in images:
             if image.boxes and image.width and image.height:
                 yield from _shape_faults(image)
-                yield from _duplicate_boxes(image, raw.names)
+                yield from _duplicate_boxes(image, parsed.names)
         background = [image for image in images if not image.boxes]
         if background:
             first = background[0].path.name
-            yield Fault("background-image", str(raw.root), f"{len(background)} images have no objects ({first}, ...)")
-    yield from _odd_sizes(raw)
+            yield Fault(
+                "background-image", str(parsed.root), f"{len(background)} images have no objects ({first}, ...)"
+            )
+    yield from _odd_sizes(parsed)
 
 
 def _shape_faults(image: ParsedImage) -> Iterator[Fault]:
-    """Boxes that are not finite, reversed, empty, outside or less than a pixel: at most one fault a box."""
+    """Boxes that are not finite, reversed, empty, outside or under a pixel: at most one fault per box."""
     boxes_N4 = np.array(image.boxes)
     limit_4 = np.array([image.width, image.height] * 2)
     with np.errstate(invalid="ignore"):
@@ -173,11 +175,11 @@ def _shape_faults(image: ParsedImage) -> Iterator[Fault]:
     suspects = ~np.isfinite(boxes_N4).all(1) | (inside_N2.min(1) < 1) | (over_N > ROUNDING)
     for i in np.flatnonzero(suspects).tolist():
         kind = _shape_kind(boxes_N4[i], size_N2[i], inside_N2[i], over_N[i])
-        what = f"the box {_corners(boxes_N4[i])} " + _SHAPE_WORDS[kind].format(image.width, image.height)
+        what = f"the box {_corners(boxes_N4[i])} " + _SHAPE_FAULTS[kind].format(image.width, image.height)
         yield Fault(kind, image.where(i), what)
 
 
-_SHAPE_WORDS = {
+_SHAPE_FAULTS = {
     "not-a-number": "has a coordinate that is no number",
     "reversed-box": "ends before it begins",
     "empty-box": "has no area",
@@ -201,7 +203,7 @@ def _corners(box: Sequence[float] | np.ndarray) -> str:
 
 
 def _duplicate_boxes(image: ParsedImage, names: Sequence[str]) -> Iterator[Fault]:
-    """Boxes of one class that lie on each other."""
+    """Boxes of the same class with a high IoU."""
     boxes_N4, labels_N = np.array(image.boxes), np.array(image.labels)
     with np.errstate(invalid="ignore", divide="ignore"):
         iou_NN = _pairwise_iou(boxes_N4)
@@ -218,10 +220,10 @@ def _pairwise_iou(boxes_N4: np.ndarray) -> np.ndarray:
     return overlap / (area[:, None] + area - overlap)
 
 
-def _odd_sizes(raw: ParsedDataset) -> Iterator[Fault]:
-    """Objects whose area is far from that of their class: the log area, in robust standard deviations."""
+def _odd_sizes(parsed: ParsedDataset) -> Iterator[Fault]:
+    """Objects whose log area is many robust standard deviations from the median of their class."""
     by_class: dict[int, list[tuple[float, ParsedImage, int]]] = defaultdict(list)
-    for image in (image for images in raw.splits.values() for image in images):
+    for image in (image for images in parsed.splits.values() for image in images):
         for i, ((x1, y1, x2, y2), label, ignore) in enumerate(
             zip(image.boxes, image.labels, image.ignore, strict=True)
         ):
@@ -231,34 +233,36 @@ def _odd_sizes(raw: ParsedDataset) -> Iterator[Fault]:
     for label, objects in by_class.items():
         logs = np.array([log for log, _, _ in objects])
         median = np.median(logs)
-        deviation = 1.4826 * np.median(np.abs(logs - median))  # that of a normal distribution
+        deviation = 1.4826 * np.median(np.abs(logs - median))  # equals the standard deviation of a normal distribution
         if len(objects) < ODD_COUNT:
             continue
         for k in np.flatnonzero(np.abs(logs - median) > max(ODD_DEVIATIONS * deviation, np.log(ODD_RATIO))):
             log, image, i = objects[k]
             ratio = np.exp(abs(log - median))
             size = f"{ratio:.3g} times {'larger' if log > median else 'smaller'} in area than the median of its class"
-            yield Fault("odd-size", image.where(i), f"{raw.names[label]} {_corners(image.boxes[i])} is {size}")
+            yield Fault("odd-size", image.where(i), f"{parsed.names[label]} {_corners(image.boxes[i])} is {size}")
 
 
 # Classes.
 
 
-def _class_faults(raw: ParsedDataset) -> Iterator[Fault]:
+def _class_faults(parsed: ParsedDataset) -> Iterator[Fault]:
     alike: dict[str, list[str]] = defaultdict(list)
-    for name in raw.names:
+    for name in parsed.names:
         alike["".join(filter(str.isalnum, name.casefold())) or name].append(name)
     for group in alike.values():
         if len(set(group)) > 1:
-            yield Fault("similar-classes", str(raw.root), f"the classes {' and '.join(map(repr, group))} differ little")
-    used = {label for images in raw.splits.values() for image in images for label in image.labels}
-    unused = [name for i, name in enumerate(raw.names) if i not in used]
+            yield Fault(
+                "similar-classes", str(parsed.root), f"the classes {' and '.join(map(repr, group))} differ little"
+            )
+    used = {label for images in parsed.splits.values() for image in images for label in image.labels}
+    unused = [name for i, name in enumerate(parsed.names) if i not in used]
     if unused:
         listed = ", ".join(map(repr, unused[:10])) + (f" and {len(unused) - 10} more" if len(unused) > 10 else "")
-        yield Fault("unused-class", str(raw.root), f"no object has the class {listed}")
+        yield Fault("unused-class", str(parsed.root), f"no object has the class {listed}")
 
 
-def _split_counts(raw: ParsedDataset) -> dict[str, dict[str, int]]:
+def _split_counts(parsed: ParsedDataset) -> dict[str, dict[str, int]]:
     return {
         split: {
             "images": len(images),
@@ -266,11 +270,11 @@ def _split_counts(raw: ParsedDataset) -> dict[str, dict[str, int]]:
             "boxes": sum(len(image.boxes) for image in images),
             "ignored": sum(sum(image.ignore) for image in images),
         }
-        for split, images in raw.splits.items()
+        for split, images in parsed.splits.items()
     }
 
 
-def _class_counts(raw: ParsedDataset) -> dict[str, dict[str, Any]]:
+def _class_counts(parsed: ParsedDataset) -> dict[str, dict[str, Any]]:
     counts: dict[str, dict[str, Any]] = {
         name: {
             "images": 0,
@@ -279,16 +283,16 @@ def _class_counts(raw: ParsedDataset) -> dict[str, dict[str, Any]]:
             "small": 0,
             "medium": 0,
             "large": 0,
-            "in": dict.fromkeys(raw.splits, 0),
+            "in": dict.fromkeys(parsed.splits, 0),
         }
-        for name in raw.names
+        for name in parsed.names
     }
-    for split, images in raw.splits.items():
+    for split, images in parsed.splits.items():
         for image in images:
             for label in set(image.labels):
-                counts[raw.names[label]]["images"] += 1
+                counts[parsed.names[label]]["images"] += 1
             for (x1, y1, x2, y2), label, ignore in zip(image.boxes, image.labels, image.ignore, strict=True):
-                row, area = counts[raw.names[label]], max(0, x2 - x1) * max(0, y2 - y1)
+                row, area = counts[parsed.names[label]], max(0, x2 - x1) * max(0, y2 - y1)
                 row["boxes"] += 1
                 row["ignored"] += int(ignore)
                 row["small" if area < SMALL else "medium" if area < LARGE else "large"] += 1
@@ -306,9 +310,9 @@ def _print(report: CheckReport) -> None:
     console.print(_class_table(report), soft_wrap=False)
     kinds = Counter(fault.kind for fault in report.faults)
     for kind, count in kinds.items():
-        level = KINDS[kind].level
+        level = FAULT_KINDS[kind].level
         console.print()
-        console.print(Text.assemble((f"{level}: {kind}", _STYLES[level]), f" ({count}): {KINDS[kind].mend}"))
+        console.print(Text.assemble((f"{level}: {kind}", _STYLES[level]), f" ({count}): {FAULT_KINDS[kind].fix}"))
         for fault in report.faults:
             if fault.kind == kind:
                 console.print(Text(f"  {fault.where}: {fault.what}"))

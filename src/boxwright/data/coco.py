@@ -1,6 +1,6 @@
 """COCO JSON: `annotations/instances_train.json` beside `train/`, one `annotations.json`, Roboflow exports, a bare file.
 
-Boxes are ``[x, y, width, height]`` in pixels. Category ids have holes; classes are ordered by id, and
+Boxes are ``[x, y, width, height]`` in pixels. Category ids may have gaps; classes are ordered by id, and
 `Dataset.category_ids` keeps the ids. `iscrowd` and `difficult` (1) become ignore.
 """
 
@@ -22,7 +22,7 @@ _OTHER_TASKS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info
 
 
 def find(root: Path) -> dict[str, Path]:
-    """The annotation files of a folder by split; empty when it is no COCO folder."""
+    """The annotation files of a folder by split; empty if it is no COCO folder."""
     files = _json_files(root / "annotations") or _json_files(root)
     if files:
         return by_split([f.stem for f in files], files)
@@ -45,41 +45,43 @@ def _looks_like_coco(file: Path) -> bool:
 
 
 def read(root: Path, files: dict[str, Path]) -> ParsedDataset:
-    """Read the annotation files of a data set, by split."""
-    raw = ParsedDataset(root, "coco")
-    contents = {split: content for split, file in files.items() if (content := _load(raw, file)) is not None}
-    headings = _headings(list(contents.values()))
+    """Parse the annotation files of a data set, given by split."""
+    parsed = ParsedDataset(root, "coco")
+    contents = {split: content for split, file in files.items() if (content := _load(parsed, file)) is not None}
+    group_names = _group_names(list(contents.values()))
     classes: dict[str, dict[str, int]] = {}
     for split, content in contents.items():
-        classes[split] = _classes(raw, files[split], content, headings)
-    _agree_on_classes(raw, {split: files[split] for split in contents}, classes)
+        classes[split] = _classes(parsed, files[split], content, group_names)
+    _agree_on_classes(parsed, {split: files[split] for split in contents}, classes)
     for split, content in contents.items():
-        positions = {id_: raw.names.index(name) for name, id_ in classes[split].items() if name in raw.names}
-        if images := _images(raw, root, files[split], content, positions):
-            raw.splits[split] = images
+        positions = {id_: parsed.names.index(name) for name, id_ in classes[split].items() if name in parsed.names}
+        if images := _images(parsed, root, files[split], content, positions):
+            parsed.splits[split] = images
         else:
-            raw.fault("empty-split", files[split], "has no images")
-    return raw
+            parsed.add_fault("empty-split", files[split], "has no images")
+    return parsed
 
 
-def _load(raw: ParsedDataset, file: Path) -> dict[str, Any] | None:
-    """The parsed file with its three lists, or None and a fault."""
-    text = read_text(file, raw)
+def _load(parsed: ParsedDataset, file: Path) -> dict[str, Any] | None:
+    """The content of a file with its three lists; None, and a fault recorded, if it is broken."""
+    text = read_text(file, parsed)
     if text is None:
         return None
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
-        raw.fault("broken-file", f"{file}:{error.lineno}", f"is not valid JSON ({error.msg}, column {error.colno})")
+        parsed.add_fault(
+            "broken-file", f"{file}:{error.lineno}", f"is not valid JSON ({error.msg}, column {error.colno})"
+        )
         return None
     except RecursionError:
-        raw.fault("broken-file", file, "is nested too deeply to be COCO JSON")
+        parsed.add_fault("broken-file", file, "is nested too deeply to be COCO JSON")
         return None
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raw.fault("broken-file", file, f"has no list `{key}`, which COCO JSON needs")
+            parsed.add_fault("broken-file", file, f"has no list `{key}`, which COCO JSON needs")
             return None
-    return {key: _rows(raw, file, key, content[key]) for key in ("images", "annotations", "categories")}
+    return {key: _rows(parsed, file, key, content[key]) for key in ("images", "annotations", "categories")}
 
 
 _NEEDED = {
@@ -89,8 +91,8 @@ _NEEDED = {
 }
 
 
-def _rows(raw: ParsedDataset, file: Path, key: str, rows: list[Any]) -> list[dict[str, Any]]:
-    """The rows that have all the keys they need; a fault for each that has not."""
+def _rows(parsed: ParsedDataset, file: Path, key: str, rows: list[Any]) -> list[dict[str, Any]]:
+    """The rows with all the keys they need; a fault is recorded for each of the others."""
     needed = _NEEDED[key]
     good = []
     for i, row in enumerate(rows):
@@ -98,16 +100,16 @@ def _rows(raw: ParsedDataset, file: Path, key: str, rows: list[Any]) -> list[dic
         if missing:
             name = row["id"] if isinstance(row, dict) and "id" in row else None
             which = f"`{key}` record {i + 1}" + ("" if name is None else f" (id {name})")
-            raw.fault("broken-record", f"{file}, {which}", f"has no `{'`, `'.join(missing)}`")
+            parsed.add_fault("broken-record", f"{file}, {which}", f"has no `{'`, `'.join(missing)}`")
         elif isinstance(row[needed[0]], (list, dict)):
-            raw.fault("broken-record", f"{file}, `{key}` record {i + 1}", f"`{needed[0]}` is not a number")
+            parsed.add_fault("broken-record", f"{file}, `{key}` record {i + 1}", f"`{needed[0]}` is not a number")
         else:
             good.append(row)
     return good
 
 
-def _headings(contents: Sequence[dict[str, Any]]) -> set[str]:
-    """Categories that only name a group: the supercategory of another one, and no object has them."""
+def _group_names(contents: Sequence[dict[str, Any]]) -> set[str]:
+    """Categories without objects that are the supercategory of another one: they only name a group."""
     used, groups, names = set(), set(), set()
     for content in contents:
         by_id = {row["id"]: str(row["name"]).strip() for row in content["categories"]}
@@ -125,38 +127,40 @@ def _hashable(value: object) -> bool:
     return not isinstance(value, (list, dict))
 
 
-def _classes(raw: ParsedDataset, file: Path, content: dict[str, Any], headings: set[str]) -> dict[str, int]:
-    """Category id by class name, in the order of the ids."""
+def _classes(parsed: ParsedDataset, file: Path, content: dict[str, Any], group_names: set[str]) -> dict[str, int]:
+    """Category id of each class by name, in the order of the ids."""
     rows = [(row["id"], str(row["name"]).strip()) for row in content["categories"]]
     for id_, count in Counter(id_ for id_, _ in rows).items():
         if count > 1:
-            raw.fault("duplicate-class", f"{file}, `categories`", f"the id {id_} is given to {count} classes")
-    check_names(raw, f"{file}, `categories`", [name for _, name in rows])
-    rows = [(id_, name) for id_, name in rows if isinstance(id_, int) or _not_integer(raw, file, id_)]
+            parsed.add_fault("duplicate-class", f"{file}, `categories`", f"the id {id_} is given to {count} classes")
+    check_names(parsed, f"{file}, `categories`", [name for _, name in rows])
+    rows = [(id_, name) for id_, name in rows if _check_integer(parsed, file, id_)]
     for _, name in rows:
-        if name in headings:
-            raw.fault("heading", f"{file}, `categories`", f"{name!r} is the supercategory of other classes")
-    return {name: id_ for id_, name in sorted(rows) if name not in headings}
+        if name in group_names:
+            parsed.add_fault("heading", f"{file}, `categories`", f"{name!r} is the supercategory of other classes")
+    return {name: id_ for id_, name in sorted(rows) if name not in group_names}
 
 
-def _not_integer(raw: ParsedDataset, file: Path, id_: object) -> bool:
-    raw.fault("broken-record", f"{file}, `categories`", f"the id {id_!r} is not an integer")
-    return False
+def _check_integer(parsed: ParsedDataset, file: Path, id_: object) -> bool:
+    """Whether a category id is an integer; a fault is recorded if not."""
+    if not isinstance(id_, int):
+        parsed.add_fault("broken-record", f"{file}, `categories`", f"the id {id_!r} is not an integer")
+    return isinstance(id_, int)
 
 
-def _agree_on_classes(raw: ParsedDataset, files: dict[str, Path], classes: dict[str, dict[str, int]]) -> None:
-    """Set the classes of the data set to those of its first split, and note where another split differs."""
+def _agree_on_classes(parsed: ParsedDataset, files: dict[str, Path], classes: dict[str, dict[str, int]]) -> None:
+    """Take the classes of the first split, and record a fault for each split that differs."""
     if not classes:
         return
     first = next(iter(classes))
-    raw.names, raw.category_ids = tuple(classes[first]), tuple(classes[first].values())
+    parsed.names, parsed.category_ids = tuple(classes[first]), tuple(classes[first].values())
     for split, ids in list(classes.items())[1:]:
-        lacks, adds = [n for n in raw.names if n not in ids], [n for n in ids if n not in raw.names]
+        lacks, adds = [n for n in parsed.names if n not in ids], [n for n in ids if n not in parsed.names]
         if lacks or adds:
             parts = [f"lacks {_list(lacks)}"] * bool(lacks) + [f"adds {_list(adds)}"] * bool(adds)
-            raw.fault("class-lists-differ", files[split], f"{' and '.join(parts)}, compared with {files[first]}")
+            parsed.add_fault("class-lists-differ", files[split], f"{' and '.join(parts)}, compared with {files[first]}")
         elif ids != classes[first]:
-            raw.fault("class-ids-differ", files[split], f"numbers its classes otherwise than {files[first]}")
+            parsed.add_fault("class-ids-differ", files[split], f"numbers its classes otherwise than {files[first]}")
 
 
 def _list(names: Sequence[str]) -> str:
@@ -165,7 +169,7 @@ def _list(names: Sequence[str]) -> str:
 
 
 def _images(
-    raw: ParsedDataset, root: Path, file: Path, content: dict[str, Any], positions: dict[Any, int]
+    parsed: ParsedDataset, root: Path, file: Path, content: dict[str, Any], positions: dict[Any, int]
 ) -> list[ParsedImage]:
     rows = content["images"]
     folder = _image_folder(root, file, [str(row["file_name"]) for row in rows])
@@ -174,52 +178,58 @@ def _images(
         name = str(row["file_name"]).replace("\\", "/")
         id_ = row["id"]
         if id_ in by_id:
-            raw.fault("duplicate-id", f"{file}, image {id_}", f"{by_id[id_].path.name} and {name} have the same id")
+            parsed.add_fault(
+                "duplicate-id", f"{file}, image {id_}", f"{by_id[id_].path.name} and {name} have the same id"
+            )
             continue
         path = folder / name
         if not path.is_file():
-            raw.fault("missing-image", f"{file}, image {id_}", f"{path} does not exist")
+            parsed.add_fault("missing-image", f"{file}, image {id_}", f"{path} does not exist")
         number = id_ if isinstance(id_, int) else len(by_id) + 1
-        size = _integer(row.get("width")), _integer(row.get("height"))
+        size = _to_integer(row.get("width")), _to_integer(row.get("height"))
         by_id[id_] = ParsedImage(path, *size, number, f"{file}, image {id_} ({name})", ", annotation {}")
     images = list(by_id.values())
-    _annotate(raw, file, content["annotations"], by_id, positions)
-    fill_sizes(raw, images)
-    _note_unlisted(raw, folder, images)
+    _annotate(parsed, file, content["annotations"], by_id, positions)
+    fill_sizes(parsed, images)
+    _check_unlisted(parsed, folder, images)
     return images
 
 
-def _integer(value: object) -> int:
+def _to_integer(value: object) -> int:
     return int(value) if isinstance(value, (int, float)) and value == value and abs(value) < 1e9 else 0
 
 
 def _annotate(
-    raw: ParsedDataset,
+    parsed: ParsedDataset,
     file: Path,
     rows: Sequence[dict[str, Any]],
     by_id: dict[Any, ParsedImage],
     positions: dict[Any, int],
 ) -> None:
-    seen: Counter[Any] = Counter()
+    marks: Counter[Any] = Counter()
     for i, row in enumerate(rows):
         mark = row["id"] if isinstance(row.get("id"), (int, str)) else f"number {i + 1}"
-        seen[mark] += 1
+        marks[mark] += 1
         box = _box(row["bbox"])
         problem = _problem(row, by_id, positions)
         if box is None:
-            raw.fault("broken-record", f"{file}, annotation {mark}", f"`bbox` is not four numbers: {row['bbox']!s:.60}")
+            parsed.add_fault(
+                "broken-record", f"{file}, annotation {mark}", f"`bbox` is not four numbers: {row['bbox']!s:.60}"
+            )
         elif problem:
-            raw.fault(problem[0], f"{file}, annotation {mark}", problem[1])
+            parsed.add_fault(problem[0], f"{file}, annotation {mark}", problem[1])
         else:
             ignore = row.get("iscrowd") in (1, "1") or row.get("difficult") in (1, "1")
             by_id[row["image_id"]].add(box, positions[row["category_id"]], ignore, mark)
-    for mark, count in seen.items():
+    for mark, count in marks.items():
         if count > 1:
-            raw.fault("duplicate-annotation-id", f"{file}, annotation {mark}", f"{count} annotations have this id")
+            parsed.add_fault(
+                "duplicate-annotation-id", f"{file}, annotation {mark}", f"{count} annotations have this id"
+            )
 
 
 def _problem(row: dict[str, Any], by_id: dict[Any, ParsedImage], positions: dict[Any, int]) -> tuple[str, str] | None:
-    """The kind and the words of what keeps an annotation from its image and class."""
+    """(kind, what) of the fault of an annotation without a known image or class, or None."""
     if row["image_id"] not in by_id:
         return "orphan-annotation", f"there is no image with the id {row['image_id']}"
     if not _hashable(row["category_id"]) or row["category_id"] not in positions:
@@ -236,20 +246,20 @@ def _box(bbox: object) -> tuple[float, float, float, float] | None:
 
 
 def _image_folder(root: Path, file: Path, names: Sequence[str]) -> Path:
-    """The folder beneath which most of the images lie, of all the places where people put them."""
+    """The folder with most of the images, out of all folders where data sets have them."""
     here = file.parent
-    words = [bare_name(file.stem), split_name(file.stem) or "", split_name(here.name) or ""]
+    names_of_split = [bare_name(file.stem), split_name(file.stem) or "", split_name(here.name) or ""]
     bases = [here, here / "images", here.parent, here.parent / "images", root, root / "images"]
-    split_folders = [base / word for word in words if word for base in bases]
+    split_folders = [base / name for name in names_of_split if name for base in bases]
     sample = [name.replace("\\", "/") for name in names[:: max(1, len(names) // 50)]]
     return max([*split_folders, *bases], key=lambda folder: sum((folder / name).is_file() for name in sample))
 
 
-def _note_unlisted(raw: ParsedDataset, folder: Path, images: Sequence[ParsedImage]) -> None:
+def _check_unlisted(parsed: ParsedDataset, folder: Path, images: Sequence[ParsedImage]) -> None:
     listed = {image.path for image in images}
     unlisted = [f for f in files_in(folder, IMAGE_SUFFIXES) if f not in listed]
     if unlisted:
-        raw.fault(
+        parsed.add_fault(
             "unlisted-image", folder, f"{len(unlisted)} images are not in the annotations ({unlisted[0].name}, ...)"
         )
 
@@ -262,9 +272,9 @@ def write(
     names: Sequence[str],
     ids: Sequence[int],
 ) -> None:
-    """Write the annotations of one split; its images are expected in `image_folder`.
+    """Write the annotations of one split; its images belong into `image_folder`.
 
-    Ignored objects are written with ``iscrowd: 1``, which every COCO tool leaves out.
+    Ignored objects are written with ``iscrowd: 1``, which COCO tools leave out of evaluation.
     """
     image_ids = [record.image_id for record in records]
     if len(set(image_ids)) < len(image_ids):

@@ -1,4 +1,4 @@
-"""`boxwright convert`: a data set written anew in another format."""
+"""`boxwright convert`: write a data set in another format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from boxwright.config import UserError, require
 from boxwright.console import make_console
 from boxwright.data import coco, voc, yolo
 from boxwright.data.parsed import to_dataset
-from boxwright.data.read import read_raw, say
+from boxwright.data.read import parse, say
 from boxwright.data.records import Dataset, Record
 
 Format = Literal["coco", "yolo", "voc"]
@@ -37,12 +37,12 @@ def convert(data: Path | str, out: Path | str, to: Format = "coco") -> Path:
         The folder written.
 
     Raises:
-        UserError: `out` holds something, or the data has faults that cannot be passed over.
+        UserError: `out` is not empty, or the data has fatal faults.
     """
     data, out = Path(data), Path(out)
     taken = out.is_file() or (out.is_dir() and any(out.iterdir()))
     require(not taken, f"{out} exists and is not empty; give the name of a new folder")
-    dataset, dropped = to_dataset(read_raw(data), empty_boxes=True)
+    dataset, dropped = to_dataset(parse(data), empty_boxes=True)
     _warn_of_losses(dataset, to, dropped)
     temporary = out.absolute().parent / f".{out.absolute().name}.{os.getpid()}.tmp"
     try:
@@ -66,7 +66,7 @@ def convert(data: Path | str, out: Path | str, to: Format = "coco") -> Path:
 
 
 def _warn_of_losses(dataset: Dataset, to: Format, dropped: int) -> None:
-    """Say what the new format cannot hold."""
+    """Print what the new format can't hold."""
     records = [record for records in dataset.splits.values() for record in records]
     if dropped:
         say(f"{dropped} objects have no finite box or no image and are left out (see `boxwright check {dataset.root}`)")
@@ -102,7 +102,7 @@ def _write_annotations(
 
 
 def _unique_names(records: Sequence[Record], taken: set[str]) -> list[str]:
-    """File names whose stems differ within a folder, because VOC and YOLO pair files by their stems.
+    """File names whose stems differ within a folder, since VOC and YOLO pair files by their stems.
 
     An image whose stem is taken gets a number: ``a.jpg``, ``a_2.jpg``.
     """
@@ -118,6 +118,7 @@ def _unique_names(records: Sequence[Record], taken: set[str]) -> list[str]:
 
 
 def _link(source: Path, target: Path) -> None:
+    """Hard-link a file, or copy it where the file system does not allow that."""
     try:
         os.link(source, target)
     except OSError:

@@ -1,4 +1,4 @@
-"""File and folder names of a data set: which split each stands for."""
+"""File and folder names of a data set, and the split that each stands for."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _ANNOTATION_WORDS = re.compile(r"^_?(instances|annotations?)_?|_?annotations?(\.
 _YEAR = re.compile(r"[_-]?(19|20)\d\d$")
 
 
-def split_name(word: str) -> str | None:
-    """The split that a file or folder name stands for, None for any other word.
+def split_name(name: str) -> str | None:
+    """The split that a file or folder name stands for; None for any other name.
 
     >>> split_name("instances_train2017"), split_name("valid"), split_name("images")
     ('train', 'val', None)
     """
-    return _SPLIT_WORDS.get(_YEAR.sub("", bare_name(word)).lower())
+    return _SPLIT_WORDS.get(_YEAR.sub("", bare_name(name)).lower())
 
 
-def bare_name(word: str) -> str:
+def bare_name(name: str) -> str:
     """A file name without the parts that only say that it holds annotations."""
-    return _ANNOTATION_WORDS.sub("", word)
+    return _ANNOTATION_WORDS.sub("", name)
 
 
 def by_split(words: Sequence[str], things: Sequence[T]) -> dict[str, T]:

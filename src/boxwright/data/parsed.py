@@ -1,7 +1,7 @@
-"""What a reader finds on disk, faults included, and the strict step from there to a `Dataset`.
+"""A data set as parsed, faults included, and the strict step from there to a `Dataset`.
 
-A reader never stops at a fault: it notes it and goes on, so that `boxwright check` can report everything at once.
-Training goes through `to_dataset`, which refuses what cannot be used and leaves out boxes without area.
+A reader records each fault and goes on, so that `boxwright check` reports all at once. Training goes through
+`to_dataset`, which refuses fatal faults and leaves out boxes without area.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ R = TypeVar("R")
 
 @dataclass
 class ParsedImage:
-    """One image with its objects as written.
+    """One image with its objects as annotated.
 
     Attributes:
         path: the image file, which may be missing.
-        width, height: in pixels; 0 when neither the annotation nor the file tells.
+        width, height: in pixels; 0 if neither the annotation nor the file gives them.
         image_id: see `Record`.
-        source: annotation file and record.
-        mark: how an object is named after `source`; ``{}`` takes its entry in `marks`.
+        source: annotation file and record, for error messages.
+        mark: follows `source` in the name of an object; ``{}`` is replaced by its entry in `marks`.
         boxes: xyxy in pixels, unclipped, possibly not finite.
-        labels: class positions, all of them known.
+        labels: class positions.
         ignore: True for `difficult` and `iscrowd`.
         marks: line, number or id of each object.
     """
@@ -65,7 +65,7 @@ class ParsedImage:
 
 @dataclass
 class ParsedDataset:
-    """A data set as found on disk, with all its faults. Attributes as in `Dataset`."""
+    """A data set with all its faults; other attributes as in `Dataset`."""
 
     root: Path
     format: str
@@ -74,52 +74,55 @@ class ParsedDataset:
     category_ids: tuple[int, ...] = ()
     faults: list[Fault] = field(default_factory=list)
 
-    def fault(self, kind: str, where: object, what: str) -> None:
-        """Note a fault."""
+    def add_fault(self, kind: str, where: object, what: str) -> None:
+        """Record a fault."""
         self.faults.append(Fault(kind, str(where), what))
 
 
-def to_dataset(raw: ParsedDataset, empty_boxes: bool = False) -> tuple[Dataset, int]:
+def to_dataset(parsed: ParsedDataset, empty_boxes: bool = False) -> tuple[Dataset, int]:
     """The data set, and the number of objects left out because they have no usable box.
 
     Args:
-        raw: as read.
-        empty_boxes: keep boxes that have no area inside the image; boxes that are not finite never stay.
+        parsed: of a reader.
+        empty_boxes: keep boxes without area inside the image; boxes that are not finite are always left out.
 
     Raises:
-        UserError: the data has faults that cannot be passed over; the message quotes the first three.
+        UserError: the data has fatal faults; the message quotes the first three.
     """
-    refuse(raw)
-    splits = {split: [_record(image, empty_boxes) for image in images] for split, images in raw.splits.items()}
-    found = sum(len(image.boxes) for images in raw.splits.values() for image in images)
+    _refuse_fatal(parsed)
+    splits = {split: [_record(image, empty_boxes) for image in images] for split, images in parsed.splits.items()}
+    found = sum(len(image.boxes) for images in parsed.splits.values() for image in images)
     kept = sum(len(record.boxes_N4) for records in splits.values() for record in records)
-    orphans = sum(fault.kind == "orphan-annotation" for fault in raw.faults)
-    return Dataset(raw.root, raw.format, raw.names, splits, raw.category_ids), found - kept + orphans
+    orphans = sum(fault.kind == "orphan-annotation" for fault in parsed.faults)
+    return Dataset(parsed.root, parsed.format, parsed.names, splits, parsed.category_ids), found - kept + orphans
 
 
-def _usable(box: tuple[float, float, float, float], width: int, height: int, empty: bool) -> bool:
+def _is_usable(box: tuple[float, float, float, float], width: int, height: int, empty: bool) -> bool:
+    """Whether a box is finite and, unless it may be `empty`, has area inside the image."""
     x1, y1, x2, y2 = box
     return all(map(isfinite, box)) and (empty or (min(x2, width) > max(x1, 0) and min(y2, height) > max(y1, 0)))
 
 
-def refuse(raw: ParsedDataset) -> None:
-    """Raise `UserError` when the data has faults that cannot be passed over."""
-    fatal = [fault for fault in raw.faults if fault.fatal]
+def _refuse_fatal(parsed: ParsedDataset) -> None:
+    """Raise `UserError` if the data has fatal faults, no images or no classes."""
+    fatal = [fault for fault in parsed.faults if fault.fatal]
     if len(fatal) == 1:
         raise UserError(str(fatal[0]))
     if fatal:
         shown, more = " | ".join(map(str, fatal[:3])), len(fatal) - 3
         rest = f" | and {more} more" if more > 0 else ""
-        raise UserError(f"{raw.root} has {len(fatal)} faults (`boxwright check {raw.root}` lists all): {shown}{rest}")
-    if not any(raw.splits.values()):
-        raise UserError(f"{raw.root} holds no images; give a folder with at least one annotated image")
-    if not raw.names:
-        raise UserError(f"{raw.root} names no classes: no object is annotated; annotate at least one")
+        raise UserError(
+            f"{parsed.root} has {len(fatal)} faults (`boxwright check {parsed.root}` lists all): {shown}{rest}"
+        )
+    if not any(parsed.splits.values()):
+        raise UserError(f"{parsed.root} holds no images; give a folder with at least one annotated image")
+    if not parsed.names:
+        raise UserError(f"{parsed.root} names no classes: no object is annotated; annotate at least one")
 
 
 def _record(image: ParsedImage, empty_boxes: bool) -> Record:
     boxes_N4 = np.array(image.boxes, dtype=np.float64).reshape(-1, 4)
-    kept = np.array([_usable(box, image.width, image.height, empty_boxes) for box in image.boxes], dtype=bool)
+    kept = np.array([_is_usable(box, image.width, image.height, empty_boxes) for box in image.boxes], dtype=bool)
     return Record(
         path=image.path,
         width=image.width,
@@ -135,32 +138,32 @@ def _record(image: ParsedImage, empty_boxes: bool) -> Record:
 # Helpers that the readers share.
 
 
-def read_text(path: Path, raw: ParsedDataset) -> str | None:
-    """The file as text, or None and a fault."""
+def read_text(path: Path, parsed: ParsedDataset) -> str | None:
+    """The text of a file; None, and a fault recorded, if it can't be read."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raw.fault("broken-file", path, f"is not text in UTF-8 (byte {error.start})")
+        parsed.add_fault("broken-file", path, f"is not text in UTF-8 (byte {error.start})")
     except OSError as error:
-        raw.fault("broken-file", path, f"cannot be read ({error.strerror})")
+        parsed.add_fault("broken-file", path, f"cannot be read ({error.strerror})")
     return None
 
 
 def in_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """`map` over threads: files are read, and images decoded, while Python's lock is free."""
+    """`map` in threads, for functions that read files or decode images without holding Python's lock."""
     with ThreadPoolExecutor() as pool:
         return list(pool.map(function, items))
 
 
-def fill_sizes(raw: ParsedDataset, images: Sequence[ParsedImage]) -> None:
-    """Take width and height from the image file where the annotation does not tell them."""
+def fill_sizes(parsed: ParsedDataset, images: Sequence[ParsedImage]) -> None:
+    """Take width and height from the image file where the annotation does not have them."""
     unknown = [image for image in images if image.width <= 0 or image.height <= 0]
     sizes = in_threads(lambda image: _size_or_error(image.path), unknown)
     for image, size in zip(unknown, sizes, strict=True):
         if not isinstance(size, str):
             image.width, image.height = size
         elif image.path.is_file():
-            raw.fault("undecodable-image", image.path, size)
+            parsed.add_fault("undecodable-image", image.path, size)
 
 
 def _size_or_error(path: Path) -> tuple[int, int] | str:
@@ -171,13 +174,13 @@ def _size_or_error(path: Path) -> tuple[int, int] | str:
 
 
 def reason(error: UserError, path: Path) -> str:
-    """What is wrong with a file, without its name and the full stop."""
+    """The reason in an error about `path`, without its name and the full stop."""
     return str(error).removeprefix(f"{path}: ").removesuffix(".")
 
 
-def check_names(raw: ParsedDataset, where: object, names: Sequence[str]) -> None:
-    """Note names that stand twice in a class list, or are empty."""
+def check_names(parsed: ParsedDataset, where: object, names: Sequence[str]) -> None:
+    """Record names that are empty or occur twice in a class list."""
     for name in sorted({name for name in names if names.count(name) > 1}):
-        raw.fault("duplicate-class", where, f"the class {name!r} is listed {names.count(name)} times")
+        parsed.add_fault("duplicate-class", where, f"the class {name!r} is listed {names.count(name)} times")
     if "" in names:
-        raw.fault("broken-record", where, "a class has an empty name")
+        parsed.add_fault("broken-record", where, "a class has an empty name")

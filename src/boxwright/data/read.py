@@ -1,4 +1,4 @@
-"""From a path to a `Dataset`: recognise the format, read it, find or make the splits."""
+"""Read a data set: recognise its format, parse it, find or make its splits."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _KNOWN = (
 def read(path: Path | str, val: float = 0.0, seed: int = 0) -> Dataset:
     """Read a data set for training or evaluation.
 
-    Boxes without area after clipping to the image, and annotations of images that are not there, are left out; how
-    many is said once, on stderr.
+    Boxes without area inside the image, and annotations of missing images, are left out; their number is printed to
+    stderr.
 
     Args:
         path: a folder in COCO, PASCAL VOC or YOLO format, a COCO file or a YOLO ``data.yaml``.
@@ -35,10 +35,9 @@ def read(path: Path | str, val: float = 0.0, seed: int = 0) -> Dataset:
         seed: of that split.
 
     Raises:
-        UserError: there is no such folder, its format is unknown or it has two, or it has faults that cannot be
-            passed over.
+        UserError: there is no such folder, its format is unknown or it has two, or the data has fatal faults.
     """
-    dataset, dropped = to_dataset(read_raw(Path(path)))
+    dataset, dropped = to_dataset(parse(Path(path)))
     if dropped:
         say(f"{path}: {dropped} objects have no box inside an image and are left out (see `boxwright check {path}`)")
     if val == 0:
@@ -55,12 +54,12 @@ def read(path: Path | str, val: float = 0.0, seed: int = 0) -> Dataset:
 
 
 def say(message: str) -> None:
-    """One line for the user, beside the output proper."""
+    """Print one line to stderr."""
     make_console(stderr=True).print(message, style="yellow")
 
 
-def read_raw(path: Path) -> ParsedDataset:
-    """Read a data set with all its faults.
+def parse(path: Path) -> ParsedDataset:
+    """Parse a data set with all its faults.
 
     Raises:
         UserError: there is no such folder, its format is unknown or it has two.
@@ -68,13 +67,13 @@ def read_raw(path: Path) -> ParsedDataset:
     if not path.exists():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"{path} does not exist{nearest(path.name, siblings)}; give a folder of annotated images")
-    raw = _read_file(path) if path.is_file() else (_read_folder(path) or _read_nested(path))
-    if raw is None:
+    parsed = _parse_file(path) if path.is_file() else (_parse_folder(path) or _parse_nested(path))
+    if parsed is None:
         raise UserError(_unknown(path))
-    return raw
+    return parsed
 
 
-def _read_file(path: Path) -> ParsedDataset | None:
+def _parse_file(path: Path) -> ParsedDataset | None:
     if path.suffix.lower() == ".json":
         return coco.read(path, {"all": path})
     if path.suffix.lower() in (".yaml", ".yml"):
@@ -82,15 +81,15 @@ def _read_file(path: Path) -> ParsedDataset | None:
     return None
 
 
-def _read_folder(folder: Path) -> ParsedDataset | None:
-    """The data set directly inside a folder, None when there is none."""
+def _parse_folder(folder: Path) -> ParsedDataset | None:
+    """The data set directly inside a folder, or None."""
     coco_files, voc_folders, yolo_file = coco.find(folder), voc.find(folder), yolo.find(folder)
-    seen = [f"COCO ({', '.join(str(f.relative_to(folder)) for f in coco_files.values())})"] * bool(coco_files)
-    seen += [f"PASCAL VOC ({next(iter(voc_folders.values())).annotations}/*.xml)"] if voc_folders else []
-    seen += [f"YOLO ({yolo_file.name})"] if yolo_file else []
-    if len(seen) > 1:
+    formats = [f"COCO ({', '.join(str(f.relative_to(folder)) for f in coco_files.values())})"] * bool(coco_files)
+    formats += [f"PASCAL VOC ({next(iter(voc_folders.values())).annotations}/*.xml)"] if voc_folders else []
+    formats += [f"YOLO ({yolo_file.name})"] if yolo_file else []
+    if len(formats) > 1:
         raise UserError(
-            f"{folder} has {len(seen)} formats at once: {' and '.join(seen)}; "
+            f"{folder} has {len(formats)} formats at once: {' and '.join(formats)}; "
             "give the one annotation file to use, or move the others away"
         )
     if coco_files:
@@ -100,19 +99,20 @@ def _read_folder(folder: Path) -> ParsedDataset | None:
     return yolo.read(folder, yolo_file) if yolo_file else None
 
 
-def _read_nested(folder: Path) -> ParsedDataset | None:
-    """The data set one folder down, where downloads often have it."""
+def _parse_nested(folder: Path) -> ParsedDataset | None:
+    """The data set in a subfolder, as downloads often have it, or None."""
     inside = [sub for sub in subfolders(folder) if coco.find(sub) or voc.find(sub) or yolo.find(sub)]
     if len(inside) > 1:
         names = ", ".join(sub.name for sub in inside)
         raise UserError(f"{folder} holds {len(inside)} data sets ({names}); give one of these folders")
-    raw = _read_folder(inside[0]) if inside else None
-    if raw is not None:
-        raw.root = folder
-    return raw
+    parsed = _parse_folder(inside[0]) if inside else None
+    if parsed is not None:
+        parsed.root = folder
+    return parsed
 
 
 def _unknown(path: Path) -> str:
+    """The error message where no format is recognised, with what is there."""
     if path.is_file():
         return f"{path} is no annotation file (.json or .yaml); give the folder of the data set"
     entries = [p for p in path.iterdir() if not p.name.startswith(".")]
@@ -127,7 +127,7 @@ def _unknown(path: Path) -> str:
 
 
 def _train_split(dataset: Dataset) -> str:
-    """The split to train on."""
+    """The name of the split to train on."""
     for name in ("train", "trainval", "all"):
         if name in dataset.splits:
             return name
@@ -135,12 +135,12 @@ def _train_split(dataset: Dataset) -> str:
 
 
 def name_splits(dataset: Dataset, train: str | None, val: str | None) -> Dataset:
-    """The data set with the wanted splits under the names ``train`` and ``val``; None keeps what it calls so.
+    """Rename the given splits to ``train`` and ``val``; None keeps the ones of that name.
 
-    Several splits are joined by a plus: with `train` = ``train+val`` the data set has no ``val`` of its own any more.
+    A plus joins several splits: after `train` = ``train+val``, the data set has no split ``val`` of its own.
 
     Raises:
-        UserError: a wanted split does not exist.
+        UserError: a given split does not exist.
     """
     splits = dict(dataset.splits)
     if train is not None:
@@ -153,6 +153,7 @@ def name_splits(dataset: Dataset, train: str | None, val: str | None) -> Dataset
 
 
 def _joined(dataset: Dataset, wanted: str) -> list[Record]:
+    """The records of one split, or of several joined by a plus."""
     for name in wanted.split("+"):
         hint, known = nearest(name, dataset.splits), ", ".join(dataset.splits)
         require(name in dataset.splits, f"{dataset.root} has no split {name!r}{hint}; it has {known}")
@@ -160,16 +161,16 @@ def _joined(dataset: Dataset, wanted: str) -> list[Record]:
 
 
 def train_and_val(dataset: Dataset, val: float = 0.0, seed: int = 0) -> tuple[list[Record], list[Record]]:
-    """The images to train on and those to validate on.
+    """The training images and the validation images.
 
     Args:
-        dataset: as read.
+        dataset: of `read`.
         val: share of the training images to hold out where the data set has no split ``val``.
         seed: of that split.
 
     Raises:
-        UserError: there is nothing to validate on, or it is the training images themselves, or one of the two parts
-            has no object.
+        UserError: there are no validation images, or they are the training images, or one of the two parts has no
+            object.
     """
     train = dataset.splits[_train_split(dataset)]
     if "val" not in dataset.splits:
@@ -194,20 +195,20 @@ def train_and_val(dataset: Dataset, val: float = 0.0, seed: int = 0) -> tuple[li
 
 
 def _check_objects(dataset: Dataset, train: Sequence[Record], val: Sequence[Record]) -> None:
-    """Without an object there is nothing to learn or to score; a class without one is worth a word."""
+    """Raise `UserError` if a part has no object; warn of classes without a training object."""
     for part, records in (("training", train), ("validation", val)):
         found = any((~record.ignore_N).any() for record in records)
         require(found, f"{dataset.root}: none of the {len(records)} {part} images has an object; annotate some")
-    learnt = {label for record in train for label in record.labels_N[~record.ignore_N].tolist()}
-    never = [name for label, name in enumerate(dataset.names) if label not in learnt]
+    trained = {label for record in train for label in record.labels_N[~record.ignore_N].tolist()}
+    never = [name for label, name in enumerate(dataset.names) if label not in trained]
     if never:
         say(f"{dataset.root}: no training image has an object of {', '.join(never)}: never learnt, and never found")
 
 
 def merge_val(train: Dataset, val: Dataset) -> Dataset:
-    """One data set from two: the training images of the first, the other's images as its split ``val``.
+    """One data set from two: the training images of `train`, and the images of `val` as its split ``val``.
 
-    Classes are matched by name; ids for COCO results are those of `val`, so that they can be scored against its file.
+    Classes are matched by name; category ids are those of `val`, so that results can be scored against its file.
 
     Raises:
         UserError: `val` has objects of classes that `train` lacks, or several splits of which none is ``val``.
@@ -227,6 +228,7 @@ def merge_val(train: Dataset, val: Dataset) -> Dataset:
 
 
 def _val_records(val: Dataset) -> Sequence[Record]:
+    """The split ``val``, or the only split."""
     name = "val" if "val" in val.splits else next(iter(val.splits))
     several = "val" not in val.splits and len(val.splits) > 1
     require(not several, f"{val.root} has several splits ({', '.join(val.splits)}) and none is called `val`")

@@ -1,4 +1,4 @@
-"""What every reader gives and every writer takes: images with their boxes, and the classes by name."""
+"""A data set in memory, in every format's reader and writer: images with their boxes, and class names."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Record:
-    """One image and its annotation, nothing decoded yet.
+    """One image, not yet decoded, and its annotation.
 
     Attributes:
         path: the image file.
-        width, height: in pixels as displayed (EXIF orientation applied), as the annotation says or the file's header.
+        width, height: in pixels as displayed (EXIF orientation applied), from the annotation, else from the file.
         boxes_N4: xyxy in pixels, float64, as annotated (not clipped).
         labels_N: position of each object's class in `Dataset.names`, int64.
-        ignore_N: True on `difficult` and `iscrowd` objects: neither targets nor mistakes.
+        ignore_N: True on `difficult` and `iscrowd` objects: not trained on, and not counted in evaluation.
         image_id: the id of the image in a COCO file; elsewhere its position, counted from 1.
         source: the annotation file and, for COCO, the record, for error messages.
     """
@@ -34,14 +34,14 @@ class Record:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set as found on disk.
+    """A data set without fatal faults.
 
     Attributes:
         root: the folder or file the user named.
         format: ``coco``, ``voc`` or ``yolo``.
         names: the classes; an id is a position in this tuple.
-        splits: records by split name (``train``, ``val``, ``test`` or what the format calls them); a data set
-            without splits has the one key ``all``.
+        splits: records by split name (``train``, ``val``, ``test`` or another name on disk); ``all`` is the only key
+            of a data set without splits.
         category_ids: the id of each class in COCO results; position + 1 outside COCO files.
     """
 

@@ -1,4 +1,4 @@
-"""A validation split by image, with every class in it in the same proportion."""
+"""A stratified validation split: each class has about the same share of its objects in it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from boxwright.data.records import Record
 
 
 def split(records: Sequence[Record], fraction: float, seed: int = 0) -> tuple[list[Record], list[Record]]:
-    """Divide images into two parts in which the classes have the same shares.
+    """Divide images into two parts with about the same proportions of the classes.
 
-    Iterative stratification (Sechidis et al. 2011, algorithm 1) over the objects of each class: the rarest class is
-    dealt out first, each image to the part that lacks the class most. The same records, in whatever order, and the
-    same seed give the same parts. Both keep the order of `records`.
+    Iterative stratification (Sechidis et al. 2011, algorithm 1) by objects: the rarest class is distributed first, each
+    image to the part that lacks the class most. The same records, in any order, and the same seed give the same parts,
+    each in the order of `records`.
 
     Args:
         records: images; `ignore` objects do not count.
-        fraction: share of the second part, over 0 and under 1.
-        seed: of the draw among equals.
+        fraction: share of the second part, more than 0 and less than 1.
+        seed: of the random order of the images, which decides ties.
 
     Returns:
-        The larger rest and the part of exactly ``round(fraction * len(records))`` images, at least 1.
+        The rest, and the part of exactly ``round(fraction * len(records))`` images, at least 1.
 
     Raises:
         UserError: the fraction is out of range, or there are fewer than two images.
@@ -34,7 +34,7 @@ def split(records: Sequence[Record], fraction: float, seed: int = 0) -> tuple[li
     order = np.array(by_name)[np.random.default_rng(seed).permutation(len(records))]
     n_val = min(max(round(fraction * len(records)), 1), len(records) - 1)
     in_val = np.zeros(len(records), dtype=bool)
-    in_val[order] = _deal(_class_counts([records[i] for i in order]), n_val)
+    in_val[order] = _assign(_class_counts([records[i] for i in order]), n_val)
     rest = [record for record, val in zip(records, in_val, strict=True) if not val]
     return rest, [record for record, val in zip(records, in_val, strict=True) if val]
 
@@ -47,10 +47,10 @@ def _class_counts(records: Sequence[Record]) -> np.ndarray:
     return np.column_stack([counts, counts.sum(1) == 0])
 
 
-def _deal(counts: np.ndarray, n_val: int) -> np.ndarray:
-    """(images,) bool: which images go to the second part."""
+def _assign(counts: np.ndarray, n_val: int) -> np.ndarray:
+    """(images,) bool: the images of the second part, given the counts (images, classes) of objects."""
     share = np.array([1 - n_val / len(counts), n_val / len(counts)])
-    lack = counts.sum(0) * share[:, None]  # (2, classes + 1), objects that each part should still get
+    lack = counts.sum(0) * share[:, None]  # (2, classes + 1), objects that each part still lacks
     room = [len(counts) - n_val, n_val]
     in_val, waiting = np.zeros(len(counts), dtype=bool), np.ones(len(counts), dtype=bool)
     while waiting.any():

@@ -1,11 +1,11 @@
 """PASCAL VOC XML: `Annotations/`, `JPEGImages/` and `ImageSets/Main/`, or plain folders of XML beside images.
 
-Corners are taken exactly as written and understood as pixel edges counted from 0. The original devkit counted pixels
-from 1, most tools that write VOC today do not; nothing in a file tells which, the difference is one pixel at most, and
-taking the numbers as they are makes every round trip exact.
+Corners are taken as written, as pixel edges counted from 0. The original devkit counted pixels from 1, most tools of
+today do not, and no file says which; the difference is one pixel at most, and taking the numbers unchanged makes every
+round trip exact.
 
-VOC has no class list. When `classes.txt` (one name a line) lies beside `Annotations/` it is the list, otherwise the
-names found in the files are, sorted. `difficult` becomes ignore.
+VOC has no class list. The classes are those of `classes.txt` (one name a line) beside `Annotations/`, or else the
+sorted names of all objects. `difficult` becomes ignore.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CLASS_LIST = "classes.txt"
 
 @dataclass(frozen=True)
 class Folder:
-    """Where one split lies: XML files, images, and the list of ids when there is one."""
+    """The folders of a split: XML files, images, and the list of its ids, if there is one."""
 
     annotations: Path
     images: Path
@@ -36,12 +36,12 @@ class Folder:
 
 
 def find(root: Path) -> dict[str, Folder]:
-    """The folders of a data set by split; empty when it is no VOC folder."""
+    """The folders of a data set by split; empty if it is no VOC folder."""
     if root.name.lower() == "annotations" and _xml_files(root):
         root = root.parent
-    folder = _folder(root)
+    folder = _folder_at(root)
     if folder is None:
-        inside = {sub.name: f for sub in subfolders(root) if split_name(sub.name) and (f := _folder(sub))}
+        inside = {sub.name: f for sub in subfolders(root) if split_name(sub.name) and (f := _folder_at(sub))}
         return by_split(list(inside), list(inside.values()))
     lists = {file.stem: file for file in files_in(root / "ImageSets" / "Main", [".txt"]) if not _is_class_list(file)}
     if {"train", "val"} <= set(lists):
@@ -50,7 +50,7 @@ def find(root: Path) -> dict[str, Folder]:
     return in_order(splits) or {"all": folder}
 
 
-def _folder(root: Path) -> Folder | None:
+def _folder_at(root: Path) -> Folder | None:
     """Annotations and images directly below `root`."""
     for name in ("Annotations", "annotations", "."):
         annotations = root / name
@@ -61,19 +61,18 @@ def _folder(root: Path) -> Folder | None:
 
 
 def _xml_files(folder: Path) -> list[Path]:
-    """The XML files of a folder, if they look like VOC's (one of the first few opens with <annotation>)."""
+    """The XML files of a folder, if one of the first few begins with <annotation>."""
     files = files_in(folder, [".xml"])
-    opening = (file.open("rb") for file in files[:20])
-    return files if any(_opens_annotation(stream) for stream in opening) else []
+    return files if any(_is_annotation(file) for file in files[:20]) else []
 
 
-def _opens_annotation(stream) -> bool:
-    with stream:
+def _is_annotation(file: Path) -> bool:
+    with file.open("rb") as stream:
         return b"<annotation" in stream.read(2000)
 
 
 def _is_class_list(file: Path) -> bool:
-    """True for VOC's lists of one class (`cat_train.txt`), whose lines end in -1, 0 or 1."""
+    """Whether it is VOC's list of one class (`cat_train.txt`), whose lines end in -1, 0 or 1."""
     lines = [line for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     prefix, _, split = file.stem.rpartition("_")
     return bool(prefix and split_name(split) and lines) and all(
@@ -82,44 +81,44 @@ def _is_class_list(file: Path) -> bool:
 
 
 def read(root: Path, folders: dict[str, Folder]) -> ParsedDataset:
-    """Read the folders of a data set, by split."""
-    raw = ParsedDataset(root, "voc")
-    parsed = {split: _parse_folder(raw, folder) for split, folder in folders.items()}
-    raw.names = _class_names(raw, next(iter(folders.values())), parsed)
-    positions = {name: i for i, name in enumerate(raw.names)}
+    """Parse the folders of a data set, given by split."""
+    parsed = ParsedDataset(root, "voc")
+    entries_by_split = {split: _parse_folder(parsed, folder) for split, folder in folders.items()}
+    parsed.names = _class_names(parsed, next(iter(folders.values())), entries_by_split)
+    positions = {name: i for i, name in enumerate(parsed.names)}
     for split, folder in folders.items():
-        images = [_image(raw, entry, i + 1, positions) for i, entry in enumerate(parsed[split])]
-        fill_sizes(raw, images)
-        raw.splits[split] = images
+        images = [_image(parsed, entry, i + 1, positions) for i, entry in enumerate(entries_by_split[split])]
+        fill_sizes(parsed, images)
+        parsed.splits[split] = images
         if not images:
-            raw.fault("empty-split", folder.ids or folder.images, f"the split {split!r} has no images")
-    raw.splits = {split: images for split, images in raw.splits.items() if images}
-    _note_unlisted(raw, folders)
-    return raw
+            parsed.add_fault("empty-split", folder.ids or folder.images, f"the split {split!r} has no images")
+    parsed.splits = {split: images for split, images in parsed.splits.items() if images}
+    _check_unlisted(parsed, folders)
+    return parsed
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """One image and its parsed file (None: a background image without one)."""
+    """One image and the root of its XML file; None for a background image without one."""
 
     image: Path
     file: Path
     root: ET.Element | None
 
 
-def _parse_folder(raw: ParsedDataset, folder: Folder) -> list[_Entry]:
-    """The images of a split with their XML; broken files are noted and left out."""
+def _parse_folder(parsed: ParsedDataset, folder: Folder) -> list[_Entry]:
+    """The images of a split with their XML; broken files are left out, and faults recorded."""
     images = {file.stem: file for file in files_in(folder.images, IMAGE_SUFFIXES)}
     files = {file.stem: file for file in files_in(folder.annotations, [".xml"])}
-    stems = _listed(raw, folder.ids) if folder.ids else sorted(files)
+    stems = _listed(parsed, folder.ids) if folder.ids else sorted(files)
     if stems and not any(stem in files for stem in stems):
-        raw.fault("missing-split", folder.ids or folder.images, "none of its images has an XML file")
+        parsed.add_fault("missing-split", folder.ids or folder.images, "none of its images has an XML file")
         return []
     entries = []
     for stem, root in zip(stems, in_threads(_parse, [files.get(stem) for stem in stems]), strict=True):
         file = files.get(stem, folder.annotations / f"{stem}.xml")
         if isinstance(root, Fault):
-            raw.faults.append(root)
+            parsed.faults.append(root)
             images.pop(stem, None)
             continue
         image = images.get(stem) or _named_image(folder, root) or folder.images / f"{stem}.jpg"
@@ -128,29 +127,29 @@ def _parse_folder(raw: ParsedDataset, folder: Folder) -> list[_Entry]:
         taken = {entry.image for entry in entries}
         spare = [image for image in images.values() if image not in taken]
         entries += [_Entry(image, folder.annotations / f"{image.stem}.xml", None) for image in spare]
-    _note_missing(raw, entries)
+    _check_missing(parsed, entries)
     return sorted(entries, key=lambda entry: entry.image) if folder.ids is None else entries
 
 
-def _note_missing(raw: ParsedDataset, entries: Sequence[_Entry]) -> None:
+def _check_missing(parsed: ParsedDataset, entries: Sequence[_Entry]) -> None:
     for entry in entries:
         if not entry.image.is_file():
-            raw.fault("missing-image", entry.file, f"{entry.image} does not exist")
+            parsed.add_fault("missing-image", entry.file, f"{entry.image} does not exist")
         elif entry.root is None:
-            raw.fault("missing-annotation", entry.file, f"does not exist, though {entry.image} does")
+            parsed.add_fault("missing-annotation", entry.file, f"does not exist, though {entry.image} does")
 
 
-def _listed(raw: ParsedDataset, ids: Path) -> list[str]:
-    """The ids of a list; one given twice is noted."""
-    lines = [line.strip() for line in (read_text(ids, raw) or "").splitlines() if line.strip()]
+def _listed(parsed: ParsedDataset, ids: Path) -> list[str]:
+    """The ids in a list file; a fault is recorded for one that occurs twice."""
+    lines = [line.strip() for line in (read_text(ids, parsed) or "").splitlines() if line.strip()]
     for stem, count in Counter(lines).items():
         if count > 1:
-            raw.fault("duplicate-image", ids, f"{stem} is listed {count} times")
+            parsed.add_fault("duplicate-image", ids, f"{stem} is listed {count} times")
     return list(dict.fromkeys(lines))
 
 
 def _parse(file: Path | None) -> ET.Element | Fault | None:
-    """The root element, or what is wrong with the file."""
+    """The root element, or the fault of a broken file; None for no file."""
     if file is None:
         return None
     try:
@@ -166,7 +165,7 @@ def _parse(file: Path | None) -> ET.Element | Fault | None:
 
 
 def _named_image(folder: Folder, root: ET.Element | None) -> Path | None:
-    """The image that <filename> names, where none has the name of the XML file."""
+    """The image that <filename> names, for an XML file of another name, or None."""
     name = _text(root, "filename") if root is not None else ""
     path = folder.images / Path(name.replace("\\", "/")).name
     return path if name and path.is_file() else None
@@ -176,41 +175,45 @@ def _text(element: ET.Element, tag: str) -> str:
     return (element.findtext(tag) or "").strip()
 
 
-def _class_names(raw: ParsedDataset, folder: Folder, parsed: dict[str, list[_Entry]]) -> tuple[str, ...]:
-    listed = next((f for f in (folder.annotations.parent / CLASS_LIST, raw.root / CLASS_LIST) if f.is_file()), None)
-    if listed is not None:
-        names = [line.strip() for line in (read_text(listed, raw) or "").split("\n") if line.strip()]
-        check_names(raw, listed, names)
+def _class_names(parsed: ParsedDataset, folder: Folder, entries_by_split: dict[str, list[_Entry]]) -> tuple[str, ...]:
+    class_list = next(
+        (f for f in (folder.annotations.parent / CLASS_LIST, parsed.root / CLASS_LIST) if f.is_file()), None
+    )
+    if class_list is not None:
+        names = [line.strip() for line in (read_text(class_list, parsed) or "").split("\n") if line.strip()]
+        check_names(parsed, class_list, names)
         return tuple(names)
-    roots = [entry.root for entries in parsed.values() for entry in entries if entry.root is not None]
+    roots = [entry.root for entries in entries_by_split.values() for entry in entries if entry.root is not None]
     found = {_text(item, "name") for root in roots for item in root.iterfind("object")}
     return tuple(sorted(found - {""}))
 
 
-def _image(raw: ParsedDataset, entry: _Entry, number: int, positions: dict[str, int]) -> ParsedImage:
+def _image(parsed: ParsedDataset, entry: _Entry, number: int, positions: dict[str, int]) -> ParsedImage:
     image = ParsedImage(entry.image, 0, 0, number, str(entry.file))
     if entry.root is None:
         return image
-    image.width, image.height = (_size(raw, entry, tag) for tag in ("width", "height"))
+    image.width, image.height = (_side_length(parsed, entry, tag) for tag in ("width", "height"))
     for i, item in enumerate(entry.root.iterfind("object"), 1):
         where, name = f"{entry.file}, object {i}", _text(item, "name")
         box = _box(item.find("bndbox"))
         if box is None:
-            raw.fault("broken-record", where, "<bndbox> lacks one of xmin, ymin, xmax, ymax, or it is not a number")
+            parsed.add_fault(
+                "broken-record", where, "<bndbox> lacks one of xmin, ymin, xmax, ymax, or it is not a number"
+            )
         elif not name:
-            raw.fault("broken-record", where, "has no <name>")
+            parsed.add_fault("broken-record", where, "has no <name>")
         elif name not in positions:
-            raw.fault("unknown-class", where, f"{name!r} is not in {CLASS_LIST}")
+            parsed.add_fault("unknown-class", where, f"{name!r} is not in {CLASS_LIST}")
         else:
             image.add(box, positions[name], _text(item, "difficult").lower() in ("1", "true"), i)
     return image
 
 
-def _size(raw: ParsedDataset, entry: _Entry, tag: str) -> int:
+def _side_length(parsed: ParsedDataset, entry: _Entry, tag: str) -> int:
     text = _text(entry.root, f"size/{tag}") if entry.root is not None else ""
     if re.fullmatch(r"\d{0,7}(\.\d*)?", text):
         return int(float(text or 0))
-    raw.fault("wrong-size", entry.file, f"<{tag}> is {text!r}, not a number; the image file's is used")
+    parsed.add_fault("wrong-size", entry.file, f"<{tag}> is {text!r}, not a number; the image file's is used")
     return 0
 
 
@@ -224,20 +227,22 @@ def _box(element: ET.Element | None) -> tuple[float, float, float, float] | None
     return x1, y1, x2, y2
 
 
-def _note_unlisted(raw: ParsedDataset, folders: dict[str, Folder]) -> None:
-    """Note the images of a devkit that none of its lists names."""
+def _check_unlisted(parsed: ParsedDataset, folders: dict[str, Folder]) -> None:
+    """Record images of a devkit that are in none of its lists."""
     if all(folder.ids for folder in folders.values()):
-        listed = {image.path for images in raw.splits.values() for image in images}
+        listed = {image.path for images in parsed.splits.values() for image in images}
         for folder in {folder.images for folder in folders.values()}:
             unlisted = [f for f in files_in(folder, IMAGE_SUFFIXES) if f not in listed]
             if unlisted:
-                raw.fault("unlisted-image", folder, f"{len(unlisted)} images are in no list ({unlisted[0].name}, ...)")
+                parsed.add_fault(
+                    "unlisted-image", folder, f"{len(unlisted)} images are in no list ({unlisted[0].name}, ...)"
+                )
 
 
 def write(out: Path, split: str, records: Sequence[Record], image_names: Sequence[str], names: Sequence[str]) -> None:
-    """Write the annotations of one split; its images are expected in `image_folder`.
+    """Write the annotations of one split; its images belong into `image_folder`.
 
-    Ignored objects are written as ``difficult``. `classes.txt` keeps the classes, those without objects included.
+    Ignored objects are written as ``difficult``. `classes.txt` keeps all classes, also those without objects.
     """
     (out / "Annotations").mkdir(parents=True, exist_ok=True)
     for record, name in zip(records, image_names, strict=True):

@@ -1,4 +1,4 @@
-"""Data to train on, and a cache of the tests' own."""
+"""Data to train on, a cache of the tests' own, and no charts where none are wanted."""
 
 from pathlib import Path
 
@@ -15,3 +15,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BOXWRIGHT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def charts() -> None:
+    """For a test that wants `curves.png` drawn."""
+
+
+@pytest.fixture(autouse=True)
+def _no_charts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing the curves takes longer than the runs whose curves they are."""
+    if "charts" not in request.fixturenames:
+        monkeypatch.setattr("boxwright.visualization.charts.curves", lambda table, file: file.touch())

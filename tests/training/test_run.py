@@ -84,6 +84,7 @@ def test_processes_with_unequal_shares_validate_without_waiting_for_each_other(d
     assert losses[0] == pytest.approx(losses[1], rel=0.2)  # other images share a batch
 
 
+@pytest.mark.usefixtures("charts")
 def test_a_run_leaves_what_it_promises_and_config_repeats_it(data, tmp_path):
     out = train(data, tmp_path / "run")
     assert all((out / name).is_file() for name in PROMISED)

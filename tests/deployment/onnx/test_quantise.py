@@ -10,12 +10,6 @@ from boxwright.runtime import Detector
 from helpers.untrained import untrained
 
 
-@pytest.fixture(scope="module")
-def dense():
-    detector = untrained("dense")
-    return detector, to_onnx(detector)
-
-
 @pytest.fixture
 def images():
     random = np.random.default_rng(0)

@@ -104,6 +104,7 @@ class Right:
         return "{}"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("dense_file")
 def test_a_file_that_says_something_else_is_not_left(tmp_path, photos, monkeypatch):
     looks_at(photos, monkeypatch)
@@ -114,6 +115,7 @@ def test_a_file_that_says_something_else_is_not_left(tmp_path, photos, monkeypat
     assert not (tmp_path / "x.onnx").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("dense_file")
 def test_where_8_bits_cost_too_much_more_layers_stay_whole(tmp_path, photos, monkeypatch):
     looks_at(photos, monkeypatch, ("cat", "dog"))

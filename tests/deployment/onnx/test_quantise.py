@@ -29,6 +29,7 @@ def test_modules_that_stay_fp32_exist(kind):
     assert set(detector.fp32_modules) <= names
 
 
+@pytest.mark.slow
 def test_maps_of_fine_resolution_stay_whole(dense):
     first = next(node for node in dense[1].graph.node if node.op_type == "Conv")
     names = [node.name for node in quantisable(dense[1], dense[0].fp32_modules)]
@@ -37,6 +38,7 @@ def test_maps_of_fine_resolution_stay_whole(dense):
     assert not any(name.startswith("head.many") for name in names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bits", "smaller", "apart"), [(16, 1.5, 0.02), (8, 2.0, 0.2)])
 def test_fewer_bits_say_nearly_the_same(dense, images, tmp_path, bits, smaller, apart):
     plain = dense[1]
@@ -46,6 +48,7 @@ def test_fewer_bits_say_nearly_the_same(dense, images, tmp_path, bits, smaller, 
     np.testing.assert_allclose(less[0, :5], scores[0, :5], atol=apart)
 
 
+@pytest.mark.slow
 def test_quantising_leaves_its_source_as_it_is(dense, images):
     before = dense[1].SerializeToString()
     to_fp16(dense[1], ())
@@ -62,6 +65,7 @@ def test_a_loop_reads_its_weights_from_fewer_bits(images, tmp_path):
         assert boxes.shape == whole.shape
 
 
+@pytest.mark.slow
 def test_the_layer_that_was_changed_is_the_one_that_moved(dense, images):
     detector, plain = dense
     assert all(abs(share) < 1e-4 for _, share in moved(plain, detector, images[0]))

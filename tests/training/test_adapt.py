@@ -12,7 +12,7 @@ import boxwright
 from boxwright.checkpoints.detector_file import load_detector, save_detector
 from boxwright.config import UserError
 from boxwright.models.dense import Dense, DenseConfig
-from boxwright.training.watch import RunLogger
+from boxwright.training.run_logger import RunLogger
 from helpers.training_runs import rows, train
 
 

@@ -13,7 +13,7 @@ from boxwright.checkpoints.detector_file import load_detector, save_detector
 from boxwright.config import Optim, UserError
 from boxwright.models import registry
 from boxwright.models.dense import Dense, DenseConfig
-from boxwright.training.teacher import Teacher, attention_loss, cells_at, look_up, with_found
+from boxwright.training.teacher import Teacher, attention_loss, paired_cells, sampled, with_pseudo_labels
 from boxwright.types import Predictions
 from helpers.training_runs import COMMON, SETTINGS, rows
 
@@ -171,14 +171,14 @@ def test_a_cell_learns_from_the_nearest_cell_of_the_teacher():
     shown, maps = [torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 4, 4)], [torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 2, 2)]
     own_BQX, other_BQX = torch.rand(2, 20, 3), torch.arange(2 * 80 * 3.0).view(2, 80, 3)
     both = [(0, 0, 8), (1, 1, 16)]
-    assert all(torch.equal(x, other_BQX) for x in cells_at(both, (other_BQX, shown), (other_BQX, shown), 1.0))
-    said, nearest = cells_at(both, (own_BQX, maps), (other_BQX, shown), 2.0)
-    assert torch.equal(said, own_BQX)
+    assert all(torch.equal(x, other_BQX) for x in paired_cells(both, (other_BQX, shown), (other_BQX, shown), 1.0))
+    own, nearest = paired_cells(both, (own_BQX, maps), (other_BQX, shown), 2.0)
+    assert torch.equal(own, own_BQX)
     assert set(nearest[0, 0].tolist()) <= {float(n) for q in (0, 1, 8, 9) for n in range(3 * q, 3 * q + 3)}
-    said, nearest = cells_at([(0, 1, 16)], (own_BQX, maps), (other_BQX, shown), 1.0)
-    assert torch.equal(said, own_BQX[:, :16])
+    own, nearest = paired_cells([(0, 1, 16)], (own_BQX, maps), (other_BQX, shown), 1.0)
+    assert torch.equal(own, own_BQX[:, :16])
     assert torch.equal(nearest, other_BQX[:, 64:])
-    assert look_up(torch.ones(1, 1, 2, 4), (4, 4), 1.0, "nearest")[0, 0, 2:].sum() == 0
+    assert sampled(torch.ones(1, 1, 2, 4), (4, 4), 1.0, "nearest")[0, 0, 2:].sum() == 0
 
 
 def test_what_nobody_annotated_is_added_and_what_somebody_did_is_not(batch):
@@ -190,7 +190,7 @@ def test_what_nobody_annotated_is_added_and_what_somebody_did_is_not(batch):
         torch.tensor([[0.9, 0.8, 0.4, 0.7], [0.9, 0.8, 0.6, 0.1]]),
         torch.tensor([[1, 1, 1, 0], [1, 2, 2, 2]]),
     )  # fmt: skip
-    more = with_found(batch, found, ("unknown", "square", "disc"), ("disc", "square"))
+    more = with_pseudo_labels(batch, found, ("unknown", "square", "disc"), ("disc", "square"))
     assert more.valid_BN.tolist() == [[True] * 4, [True] * 4]
     assert torch.equal(more.boxes_BN4[0], torch.cat([batch.boxes_BN4[0], found.boxes_BD4[0, 1:2]]))
     assert more.labels_BN.tolist() == [[0, 1, 1, 1], [1, 1, 0, 0]]
@@ -203,7 +203,7 @@ def test_of_finds_nearly_on_each_other_the_better_is_added(batch):
         torch.tensor([[box, beside, [0.7, 0.0, 0.9, 0.2]]] * 2), torch.tensor([[0.9, 0.8, 0.7]] * 2),
         torch.tensor([[0, 0, 0], [2, 0, 0]]),
     )  # fmt: skip
-    more = with_found(batch, found, ("disc", "square", "unknown"), ("disc", "square"))
+    more = with_pseudo_labels(batch, found, ("disc", "square", "unknown"), ("disc", "square"))
     assert more.valid_BN.sum(1).tolist() == [5, 3]
     assert torch.equal(more.boxes_BN4[0, 3:], found.boxes_BD4[0, ::2])
     assert torch.equal(more.boxes_BN4[1, 1:3], found.boxes_BD4[1, 1:])  # of a class that isn't taught: not in the way
@@ -212,7 +212,7 @@ def test_of_finds_nearly_on_each_other_the_better_is_added(batch):
 def test_images_without_objects_and_a_teacher_that_finds_none_keep_one_empty_row(batch):
     nothing = replace(batch, valid_BN=torch.zeros_like(batch.valid_BN))
     found = Predictions(torch.rand(2, 5, 4), torch.zeros(2, 5), torch.zeros(2, 5, dtype=torch.int64))
-    more = with_found(nothing, found, ("a",), ("a", "b"))
+    more = with_pseudo_labels(nothing, found, ("a",), ("a", "b"))
     assert more.boxes_BN4.tolist() == [[[0.0] * 4]] * 2
     assert not more.valid_BN.any()
     student = make()

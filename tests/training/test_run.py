@@ -140,7 +140,8 @@ def test_training_goes_on_from_given_weights(data, tmp_path):
 
 
 def test_patience_ends_a_run_that_gets_no_better(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("boxwright.training.loop.Loop._validate", lambda *_: ({"val_ap": 0.1, "val_ap50": 0.2}, []))
+    same = {"val_ap": 0.1, "val_ap50": 0.2}, []
+    monkeypatch.setattr("boxwright.training.loop.validate_on_all_devices", lambda *_: same)
     monkeypatch.setattr("boxwright.training.loop.write_validation_pictures", lambda *_: None)
     out = train(data, tmp_path / "run", epochs=6, optim=Optim(patience=2))
     assert len(rows(out)) == 3 * 4
@@ -210,7 +211,7 @@ def test_a_run_is_not_resumed_with_other_data(data, tmp_path):
 def test_settings_of_a_run_are_the_arguments_of_train():
     arguments = {p.name: p.default for p in inspect.signature(boxwright.train).parameters.values()}
     settings = RunConfig(Path("data"))
-    assert list(arguments) == [*settings.stored(), "resume", "show_batches"]
+    assert list(arguments) == [*settings.as_dict(), "resume", "show_batches"]
     assert all(getattr(settings, f.name) == arguments[f.name] for f in fields(settings)[1:])
 
 

@@ -29,9 +29,9 @@ from boxwright.evaluation.run import detect
 from boxwright.files import write_whole
 from boxwright.models.registry import Size
 from boxwright.training import recipes
-from boxwright.training.checkpoint import FILE as STATE
 from boxwright.training.resolve import resolve
 from boxwright.training.run import run
+from boxwright.training.state import FILE as STATE
 
 PARTS = 10  # of the validation images, to tell noise from difference
 MINUTES = 10.0  # for each detector, where no budget is given

@@ -1,1 +1,1 @@
-"""How a detector learns: the loop, its optimizer, its checkpoints and what it shows."""
+"""Training: settings and recipes, the loop, its optimizer, its saved state, what it records; distillation."""

@@ -1,4 +1,4 @@
-"""What a run begins with: data, and a detector that is new or from a checkpoint, whole or in part frozen."""
+"""What a run begins with: its data, and a detector, new or from a checkpoint, of which a part may be frozen."""
 
 from pathlib import Path
 
@@ -22,11 +22,11 @@ def read_data(config: RunConfig) -> tuple[tuple[str, ...], list[Record], list[Re
 
 
 def make_detector(config: RunConfig, source: Detector | None, names: tuple[str, ...]) -> tuple[Detector, str]:
-    """The detector to train, and where it comes from, in words.
+    """The detector to train, and a text that says where it comes from.
 
     Args:
-        config: with nothing left open.
-        source: the detector of `config.weights`, if there are any.
+        config: the settings, as `resolve` returns them.
+        source: the detector of `config.weights`; None without.
         names: the classes.
 
     Raises:
@@ -58,7 +58,7 @@ def _known_classes(source: Detector, names: tuple[str, ...]) -> str:
 
 
 def _freeze(detector: Detector, source: Detector | None, config: RunConfig) -> str:
-    """Freeze what `config.adapt` leaves as it is, put adapters beside it for `lora`, and say so."""
+    """Freeze what `config.adapt` says, with adapters beside it for `lora`; returns a text that says so."""
     if config.adapt == "full":
         return ""
     known = source is not None or (config.pretrained and detector.backbone_parameters())

@@ -13,7 +13,7 @@ from boxwright.models.registry import DetectorName, Size
 from boxwright.training.fabric import Precision
 
 FILE = "config.yaml"
-MACHINE = ("data", "val_data", "teacher", "out", "device", "devices", "nodes", "precision", "cache")  # where, not what
+MACHINE = ("data", "val_data", "teacher", "out", "device", "devices", "nodes", "precision", "cache")
 
 
 @dataclass(frozen=True)
@@ -50,34 +50,34 @@ class RunConfig:
     nodes: int = 1
     cache: Literal["auto", "pixels", "jpeg"] = "auto"
 
-    def stored(self) -> dict[str, Any]:
-        """All settings, as config.yaml stores them."""
+    def as_dict(self) -> dict[str, Any]:
+        """All settings, as config.yaml has them."""
         return {name: _plain(value) for name, value in asdict(self).items()}
 
-    def lasting(self) -> dict[str, Any]:
-        """The stored settings that must stay the same when a run is resumed: all but those of machine and paths."""
-        return {name: value for name, value in self.stored().items() if name not in MACHINE}
+    def fixed(self) -> dict[str, Any]:
+        """The settings that may not change when a run is resumed: all but those of machine and files."""
+        return {name: value for name, value in self.as_dict().items() if name not in MACHINE}
 
     def write(self) -> None:
         """Write config.yaml into the run's folder."""
-        text = yaml.safe_dump(self.stored(), sort_keys=False)
+        text = yaml.safe_dump(self.as_dict(), sort_keys=False)
         write_whole(self.out / FILE, lambda temporary: temporary.write_text(text))
 
 
 def begun_otherwise(config: RunConfig, adapted: bool) -> str:
-    """Why a run can't be resumed with these settings, and how it can.
+    """An error message: why a run can't be resumed with these settings, and how to fix it.
 
     Args:
-        config: of the part that would go on; config.yaml in its folder says how the run was begun.
-        adapted: whether adapters are trained.
+        config: the settings; config.yaml in its folder has those with which the run was begun.
+        adapted: whether it trains adapters.
     """
     file = config.out / FILE
     try:
         begun = yaml.safe_load(file.read_text())
-        before = _flat({name: begun.get(name) for name in config.lasting()})
+        before = _flat({name: begun.get(name) for name in config.fixed()})
     except (OSError, ValueError, AttributeError, yaml.YAMLError):
         return f"{config.out} was begun with other settings or data; resume with those of its config.yaml."
-    after = _flat(config.lasting())
+    after = _flat(config.fixed())
     changed = [
         f"--{name} {_shown(before.get(name))} and not {_shown(value)}"
         for name, value in after.items()

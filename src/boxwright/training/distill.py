@@ -1,4 +1,4 @@
-"""The verb `distill`: `train` with a teacher."""
+"""The command `distill`: `train` with a teacher."""
 
 from pathlib import Path
 from typing import Any

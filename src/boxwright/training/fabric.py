@@ -33,7 +33,7 @@ def keep_memory() -> None:
 
 
 def make_fabric(device: str, precision: str, devices: int, nodes: int) -> tuple[Fabric, str]:
-    """A launched Fabric, and one line on what was chosen and why."""
+    """A launched Fabric, and one line that says what was chosen and why."""
     kind, why = choose_device(device)
     if kind == "cpu":
         keep_memory()
@@ -41,8 +41,8 @@ def make_fabric(device: str, precision: str, devices: int, nodes: int) -> tuple[
         half = kind == "cuda" and torch.cuda.is_bf16_supported()
         precision = "bf16-mixed" if half else "32-true"
         why += "; bf16 mixed precision, which this GPU computes natively" if half else "; full precision"
-    seen = {"cuda": torch.cuda.device_count(), "mps": 1}.get(kind, devices)
-    require(devices <= seen, f"--devices {devices}: torch sees {seen} of {kind} here.")
+    available = {"cuda": torch.cuda.device_count(), "mps": 1}.get(kind, devices)
+    require(devices <= available, f"--devices {devices}: torch sees {available} of {kind} here.")
     devices = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
     strategy = "ddp" if devices * nodes > 1 else "auto"
     fabric = Fabric(accelerator=kind, devices=devices, num_nodes=nodes, precision=precision, strategy=strategy)  # type: ignore[arg-type]

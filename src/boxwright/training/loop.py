@@ -1,15 +1,12 @@
-"""The training loop, in the open: batches in, gradients, one step, one validation an epoch.
+"""The training loop: batches in, gradients, one optimizer step; one validation per epoch.
 
 Every random draw is a function of (seed, step, rank). A run that is killed and resumed therefore repeats the
-uninterrupted one exactly, and a state holds no random state.
+uninterrupted one exactly, and its saved state holds no random state.
 """
 
-import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from threading import current_thread, main_thread
-from types import FrameType
 from typing import Any
 
 import torch
@@ -22,17 +19,17 @@ from boxwright.config import UserError, require
 from boxwright.data.cache import Cache
 from boxwright.data.loader import mix, steps_per_epoch, train_batches
 from boxwright.data.records import Record
-from boxwright.evaluation.coco import STAT_NAMES, Report, score
-from boxwright.evaluation.run import Validation, validate
 from boxwright.explanation.validation_pictures import write_validation_pictures
 from boxwright.files import write_whole
-from boxwright.training.checkpoint import Progress, read_state, restore, save_state
 from boxwright.training.config import RunConfig, begun_otherwise
 from boxwright.training.fabric import Fabric
+from boxwright.training.interrupt import Interrupt
 from boxwright.training.optim import make_optimizer, moving_average, rate_factor, set_rate
+from boxwright.training.run_logger import RunLogger
+from boxwright.training.state import Progress, read_state, restore, save_state
 from boxwright.training.teacher import Teacher
-from boxwright.training.watch import RunLogger
-from boxwright.types import Batch, Detections, Detector
+from boxwright.training.validation import validate_on_all_devices
+from boxwright.types import Batch, Detector
 
 SAVE_SECONDS = 600  # a state is written at least this often, besides each epoch's end
 
@@ -44,12 +41,15 @@ class TrainStep(nn.Module):
         super().__init__()
         self.detector, self.teacher = detector, teacher
 
-    def forward(self, given: Callable[[], Batch]) -> dict[str, Tensor]:
-        """Named losses of the batch that `given` gives: of one in sight, Fabric would round the boxes to bf16."""
-        batch = given()
+    def forward(self, get_batch: Callable[[], Batch]) -> dict[str, Tensor]:
+        """Named losses of the batch that `get_batch` returns; in a batch passed as it is, Fabric would round the boxes
+        to bf16.
+        """
+        batch = get_batch()
         if self.teacher is not None:
             return self.teacher.losses(self.detector, batch)
-        return dict(self.detector.loss(self.detector(batch.images_BCHW, batch.sizes_B2, batch), batch))
+        outputs = self.detector(batch.images_BCHW, batch.sizes_B2, batch)
+        return dict(self.detector.loss(outputs, batch))
 
 
 class Loop:
@@ -58,12 +58,12 @@ class Loop:
     Args:
         fabric: launched, with device and precision decided.
         detector: fresh, or loaded from a checkpoint to fine-tune.
-        config: the settings, none of them open.
+        config: the settings, as `resolve` returns them.
         train: cached training images.
         val: cached validation images and their records.
         card: facts to store with the weights.
-        digest: of the settings and data that must be the same when the run is resumed.
-        teacher: what else there is to learn from.
+        digest: checksum of the settings and data that must be the same when the run is resumed.
+        teacher: adds its losses to those of the annotated objects.
         resume: continue from the state in the run's folder.
 
     Raises:
@@ -111,41 +111,45 @@ class Loop:
         self.progress = begun
 
     def run(self) -> Progress:
-        """Train to the end, or until interrupted; leaves a state to resume from in both cases.
+        """Train to the end, or until interrupted; in both cases, the state is saved, and the run can be resumed.
 
         Raises:
             UserError: if the loss stops being finite, or a checkpoint can't be written.
-            KeyboardInterrupt: after Ctrl-C or a polite kill, once the state is saved.
+            KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
         """
-        watch = RunLogger(self.config.out, self.total, self.progress.step, self.fabric.is_global_zero)
-        with watch, _Interrupt() as interrupt:
-            while self.progress.step < self.total and not self._stale():
-                self._epoch(watch, interrupt)
+        logger = RunLogger(self.config.out, self.total, self.progress.step, self.fabric.is_global_zero)
+        with logger, Interrupt() as interrupt:
+            while self.progress.step < self.total and not self._out_of_patience():
+                self._epoch(logger, interrupt)
         return self.progress
 
     def rehearse(self, least: int, most: int, seconds: float) -> tuple[float, float]:
-        """How long the run will take: median seconds of a step, and the seconds of all that ends an epoch.
+        """Measure how long the run will take: median seconds of a step, and the seconds of all that ends an epoch.
 
-        Goes on for `seconds`, but `least` to `most` steps, or an epoch. Leaves an untidy run in the plan's folder.
+        Leaves an unfinished run in the folder.
+
+        Args:
+            least, most: steps to time; no more than an epoch.
+            seconds: stop after these, once `least` steps are done.
         """
-        begun, taken, ends = time.perf_counter(), [], []
+        begun, step_seconds, end_seconds = time.perf_counter(), [], []
         batches = self._batches(0, 0)
         self.model.train()
-        with RunLogger(self.config.out, self.total, 0, active=True) as watch:
+        with RunLogger(self.config.out, self.total, 0, active=True) as logger:
             for step in range(1, min(most, self.epoch_steps) + 1):
                 started = time.perf_counter()
                 losses = self._step(batches)
-                taken.append(time.perf_counter() - started)
-                watch.step(step, step / self.epoch_steps, 0.0, losses, 0.0)
+                step_seconds.append(time.perf_counter() - started)
+                logger.step(step, step / self.epoch_steps, 0.0, losses, 0.0)
                 if step >= least and time.perf_counter() - begun > seconds:
                     break
-            while sum(ends) < seconds and len(ends) < 2:  # a first one that is quick is mostly imports
-                started, self.progress.best_epoch = time.perf_counter(), 0  # the better epochs write most
-                self._finish_epoch(1, watch)
-                ends.append(time.perf_counter() - started)
-        return statistics.median(taken[2:] or taken), ends[-1]
+            while sum(end_seconds) < seconds and len(end_seconds) < 2:  # a quick first one is mostly imports
+                started, self.progress.best_epoch = time.perf_counter(), 0  # an epoch with a better AP writes most
+                self._finish_epoch(1, logger)
+                end_seconds.append(time.perf_counter() - started)
+        return statistics.median(step_seconds[2:] or step_seconds), end_seconds[-1]
 
-    def _epoch(self, watch: RunLogger, interrupt: "_Interrupt") -> None:
+    def _epoch(self, logger: RunLogger, interrupt: Interrupt) -> None:
         epoch, first = divmod(self.progress.step, self.epoch_steps)
         self.model.train()
         batches = self._batches(epoch, first * self.accumulate)
@@ -155,12 +159,12 @@ class Loop:
             self.progress.step += 1
             rate = self.batch_size * self.accumulate * self.fabric.world_size / (time.perf_counter() - started)
             lr = self.optimizer.param_groups[-1]["lr"]
-            watch.step(self.progress.step, self.progress.step / self.epoch_steps, lr, losses, rate)
-            if interrupt.asked or time.monotonic() - self.saved_at > SAVE_SECONDS:
+            logger.step(self.progress.step, self.progress.step / self.epoch_steps, lr, losses, rate)
+            if interrupt.requested or time.monotonic() - self.saved_at > SAVE_SECONDS:
                 self._save_state()
-            if interrupt.asked:
+            if interrupt.requested:
                 raise KeyboardInterrupt
-        self._finish_epoch(epoch + 1, watch)
+        self._finish_epoch(epoch + 1, logger)
 
     def _batches(self, epoch: int, first: int) -> Iterator[Batch]:
         fabric, config = self.fabric, self.config
@@ -172,13 +176,13 @@ class Loop:
     def _step(self, batches: Iterator[Batch]) -> dict[str, float]:
         """One optimizer step over `accumulate` batches; the losses are their mean."""
         set_rate(self.optimizer, rate_factor(self.progress.step, self.total, self.config.optim))
-        self._let_backbone_learn(self.progress.step >= (self.config.optim.frozen or 0) * self.total)
+        self._freeze_backbone(self.progress.step < (self.config.optim.frozen or 0) * self.total)
         sums: dict[str, float] = {}
-        for part in range(self.accumulate):
+        for n in range(self.accumulate):
             batch = next(batches)
-            draw = self.progress.step * self.accumulate + part
-            torch.manual_seed(mix(self.config.seed, draw, self.fabric.global_rank))
-            with self.fabric.no_backward_sync(self.model, enabled=part + 1 < self.accumulate):
+            number = self.progress.step * self.accumulate + n
+            torch.manual_seed(mix(self.config.seed, number, self.fabric.global_rank))
+            with self.fabric.no_backward_sync(self.model, enabled=n + 1 < self.accumulate):
                 losses = self.model(lambda batch=batch: batch)
                 values = torch.stack([value.detach() for value in losses.values()]).tolist()
                 self._require_finite(dict(zip(losses, values, strict=True)), batch)
@@ -193,10 +197,10 @@ class Loop:
             self.average.update_parameters(self.detector)
         return sums
 
-    def _let_backbone_learn(self, learns: bool) -> None:
-        """Or not: then it gets no gradients, no decay and no moments, which begin with its first step."""
+    def _freeze_backbone(self, frozen: bool) -> None:
+        """While frozen, it gets no gradients, no decay and no moments; these begin with its first step."""
         for parameter in self.backbone:
-            parameter.requires_grad_(learns)
+            parameter.requires_grad_(not frozen)
 
     def _require_finite(self, losses: dict[str, float], batch: Batch) -> None:
         wrong = {name: value for name, value in losses.items() if value - value != 0}
@@ -210,46 +214,27 @@ class Loop:
                 "Try a lower --optim.lr, --optim.clip 1 or --precision 32-true; --resume goes on from the last state."
             )
 
-    def _finish_epoch(self, epoch: int, watch: RunLogger) -> None:
-        """Validate what will be shipped, keep the last and the best, then the state."""
-        shipped: Detector = self.average.module if self.average is not None else self.detector  # type: ignore[assignment]
+    def _finish_epoch(self, epoch: int, logger: RunLogger) -> None:
+        """Validate the weights that will be used (the average, if there is one); save last, best and the state."""
+        detector: Detector = self.average.module if self.average is not None else self.detector  # type: ignore[assignment]
         self.model.eval()
         card = self.card | {"epoch": epoch}
         started = time.perf_counter()
-        numbers, found = self._validate(shipped, *self.val)
+        numbers, found = validate_on_all_devices(self.fabric, detector, *self.val, self.batch_size, self.config.seed)
         ap = numbers["val_ap"]
         card |= {name: round(numbers[name], 4) for name in ("val_ap", "val_ap50")}
-        watch.validation(self.progress.step, epoch, numbers, time.perf_counter() - started)
+        logger.validation(self.progress.step, epoch, numbers, time.perf_counter() - started)
         better = not self.progress.best_epoch or ap > self.progress.best_ap
         if better:
             self.progress.best_ap, self.progress.best_epoch = ap, epoch
         if self.fabric.is_global_zero:
-            save_detector(self.config.out / "last.safetensors", shipped, card)
+            save_detector(self.config.out / "last.safetensors", detector, card)
             if better:
-                save_detector(self.config.out / "best.safetensors", shipped, card)
-                write_validation_pictures(shipped, *self.val, found, self.config.out)
+                save_detector(self.config.out / "best.safetensors", detector, card)
+                write_validation_pictures(detector, *self.val, found, self.config.out)
         self._save_state()
 
-    def _validate(
-        self, detector: Detector, cache: Cache, records: Sequence[Record]
-    ) -> tuple[dict[str, float], list[Detections]]:
-        """The numbers of a validation, as metrics.csv has them, and all detections.
-
-        They are the same on every device: each detects on its share of the images. Random draws of a loss are the same
-        at each validation.
-        """
-        fabric = self.fabric
-        torch.manual_seed(self.config.seed)
-        share = validate(detector, cache, self.batch_size, fabric.device, fabric.global_rank, fabric.world_size)
-        shares: list[Any] = [share]
-        if fabric.world_size > 1:
-            shares = [None] * fabric.world_size
-            torch.distributed.all_gather_object(shares, share)
-        dealt = _even([share.detections for share in shares])
-        found = [detections for turn in zip(*dealt, strict=True) for detections in turn][: len(cache)]
-        return _numbers(score(records, found, detector.names), shares), found
-
-    def _stale(self) -> bool:
+    def _out_of_patience(self) -> bool:
         """Whether `patience` epochs have passed without a better AP."""
         patience, done = self.config.optim.patience, self.progress.step // self.epoch_steps
         return bool(patience and done - self.progress.best_epoch >= patience)
@@ -259,48 +244,3 @@ class Loop:
             save_state(self.config.out, self.progress, self.detector, self.average, self.optimizer)
         self.saved_at = time.monotonic()
         self.fabric.barrier()
-
-
-def _numbers(report: Report, shares: Sequence[Validation]) -> dict[str, float]:
-    """AP, also by size where there are objects of it; each loss, the mean over all images; and, of detectors that say
-    objects in words, the true sentences' mean log-likelihood a word.
-    """
-    stats = dict(zip(STAT_NAMES, report.stats, strict=True))
-    numbers = {"val_ap": report.ap, "val_ap50": report.ap50}
-    sizes = {"small": "APs", "medium": "APm", "large": "APl"}
-    numbers |= {f"val_ap_{size}": stats[name] for size, name in sizes.items() if stats[name] >= 0}
-    images = sum(len(share.detections) for share in shares)
-    losses = {name: sum(share.losses.get(name, 0.0) for share in shares) / images for name in shares[0].losses}
-    numbers |= {"val_loss": sum(losses.values())} | {f"val_loss_{name}": value for name, value in losses.items()}
-    tokens = sum(share.tokens for share in shares)
-    if tokens:
-        numbers["val_log_likelihood"] = sum(share.likelihood for share in shares) / tokens
-    return numbers
-
-
-def _even(shares: list[list[Any]]) -> list[list[Any]]:
-    """Shares of images dealt out in turn, filled up to equal length."""
-    longest = max(len(share) for share in shares)
-    return [share + [None] * (longest - len(share)) for share in shares]
-
-
-class _Interrupt:
-    """Turns Ctrl-C and SIGTERM into a wish that the loop honours between two steps; a second one kills at once.
-
-    Only the main thread hears signals; in another one nothing changes.
-    """
-
-    asked = False
-
-    def __enter__(self) -> "_Interrupt":
-        heard = (signal.SIGINT, signal.SIGTERM) if current_thread() is main_thread() else ()
-        self.before = {number: signal.signal(number, self._ask) for number in heard}
-        return self
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        self.__exit__()
-
-    def __exit__(self, *ignored: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""How weights move: parameter groups, the learning rate over the run, and the moving average that is shipped."""
+"""The optimizer: parameter groups, the learning rate over the run, and the moving average of the weights."""
 
 import math
 from typing import Any, get_args
@@ -11,8 +11,8 @@ from boxwright.checkpoints.lora import is_a_or_b
 from boxwright.config import Optim, Rule, require
 from boxwright.types import Detector
 
-TABLES = ("embedding", "pos_embed", "_token")  # the last two are what timm's transformers call theirs
-FLOOR = 0.01  # of the peak rate, at the end of the descent
+TABLES = ("embedding", "pos_embed", "_token")  # the last two as in timm
+FLOOR = 0.01  # learning rate at the end of the run, as a fraction of the peak
 RANGES = {
     "lr": (0, math.inf), "backbone_factor": (0, math.inf), "frozen": (0, 1), "weight_decay": (0, math.inf),
     "beta2": (0, 0.999999),
@@ -25,18 +25,18 @@ def check(settings: Optim) -> None:
     """Raise `UserError` for settings outside their range; none may be open."""
     for name, (low, high) in RANGES.items():
         value = getattr(settings, name)
-        said = f"at least {low}" if high == math.inf else f"between {low} and {high}"
-        require(low <= value <= high, f"--optim.{name} must be {said}, not {value}.")
+        range_of = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+        require(low <= value <= high, f"--optim.{name} must be {range_of}, not {value}.")
     for name, known in {"rule": get_args(Rule), "schedule": ("cosine", "linear")}.items():
         value = getattr(settings, name)
         require(value in known, f"--optim.{name} must be one of {', '.join(known)}, not {value}.")
 
 
 def make_optimizer(detector: Detector, settings: Optim) -> torch.optim.AdamW:
-    """AdamW over up to four groups: backbone or not, decayed or not. Adapters learn at the full rate wherever they are.
+    """AdamW over up to four groups: backbone or not, decayed or not. Adapters never learn at the backbone's rate.
 
-    Only kernels and matrices decay; biases, norms and tables (anything of one dimension, or named as in `TABLES`) do
-    not, unless the rule is `keras`. Each group's full rate is its ``peak``, which `set_rate` scales.
+    Kernels and matrices decay; biases, norms and tables (parameters of one dimension, or named as in `TABLES`) do so
+    only with the rule `keras`. The ``peak`` of a group is its highest learning rate, which `set_rate` scales.
     """
     assert settings.lr is not None
     assert settings.backbone_factor is not None
@@ -45,8 +45,8 @@ def make_optimizer(detector: Detector, settings: Optim) -> torch.optim.AdamW:
     for name, parameter in detector.named_parameters():
         if parameter.requires_grad:
             decays = settings.rule == "keras" or (parameter.ndim > 1 and not any(word in name for word in TABLES))
-            slow = id(parameter) in backbone and not is_a_or_b(name)
-            groups.setdefault((slow, decays), []).append(parameter)
+            in_backbone = id(parameter) in backbone and not is_a_or_b(name)
+            groups.setdefault((in_backbone, decays), []).append(parameter)
     options = [
         {
             "params": parameters,
@@ -55,14 +55,14 @@ def make_optimizer(detector: Detector, settings: Optim) -> torch.optim.AdamW:
         }
         for (in_backbone, decays), parameters in groups.items()
     ]
-    kind = KerasAdamW if settings.rule in ("keras", "keras-kernels") else torch.optim.AdamW
+    optimizer = KerasAdamW if settings.rule in ("keras", "keras-kernels") else torch.optim.AdamW
     betas = (0.9, 0.999 if settings.beta2 is None else settings.beta2)
     fused = all(p.device.type == "cpu" for p in detector.parameters())  # a quarter of the time; fp16 forbids it on GPUs
-    return kind(options, lr=settings.lr, betas=betas, fused=fused or None)
+    return optimizer(options, lr=settings.lr, betas=betas, fused=fused or None)
 
 
 class KerasAdamW(torch.optim.AdamW):
-    """AdamW with epsilon where Keras has it, outside of the correction of the second moment's bias."""
+    """AdamW with epsilon as in Keras, added before the bias of the second moment is corrected."""
 
     def step(self, closure: Any = None) -> Any:
         """One update; all weights must have had the same number of them."""
@@ -75,7 +75,8 @@ class KerasAdamW(torch.optim.AdamW):
 def rate_factor(step: int, total: int, settings: Optim) -> float:
     """The learning rate at a step (from 0), as a fraction of the peak: warm-up, constant, descent.
 
-    `linear` is the schedule of the official Pix2Seq (models/model_utils.py there): the steps before this one count.
+    `linear` is the schedule of the official Pix2Seq (models/model_utils.py there), which counts only the steps before
+    this one.
     """
     assert settings.warmup is not None
     assert settings.hold is not None
@@ -99,10 +100,10 @@ def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def moving_average(detector: Detector, decay: float) -> AveragedModel:
-    """An exponential moving average of the weights; its `module` is a detector of its own.
+    """An exponential moving average of the weights; its `module` is another detector.
 
-    The decay starts low, min(decay, (1 + n) / (10 + n)) after n updates, so that the average leaves the random
-    start behind even in a short run. Weights that do not learn are shared, not copied.
+    After n updates the decay is min(decay, (1 + n) / (10 + n)), so that even in a short run the random initial weights
+    hardly count. Frozen weights are shared, not copied.
     """
 
     @torch.no_grad()
@@ -111,7 +112,7 @@ def moving_average(detector: Detector, decay: float) -> AveragedModel:
         torch._foreach_lerp_(averages, currents, 1 - min(decay, (1 + done) / (10 + done)))
 
     average = AveragedModel(detector, multi_avg_fn=blend)  # type: ignore[arg-type]
-    for own, given in zip(average.module.parameters(), detector.parameters(), strict=True):
-        if not given.requires_grad:
-            own.data = given.data
+    for averaged, current in zip(average.module.parameters(), detector.parameters(), strict=True):
+        if not current.requires_grad:
+            averaged.data = current.data
     return average

@@ -71,7 +71,7 @@ PLAIN_RATE = 5e-5  # highest learning rate of a plain ViT; ViTDet's goes from 1e
 
 
 def recipe(model: str, size: str = "nano", backbone: str | None = None) -> Recipe:
-    """The recipe of a detector, the same for each size, but with a lower rate for plain ViTs.
+    """The recipe of a detector, the same for each size, but with a lower learning rate for plain ViTs.
 
     A detector without a recipe of its own is trained as `dense` is.
     """

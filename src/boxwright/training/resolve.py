@@ -1,4 +1,4 @@
-"""Every setting of a run that was left open is decided: by the weights, by the teacher, by the detector's recipe."""
+"""Decide the settings of a run that were left open, by its weights, its teacher and the recipe of its detector."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +16,10 @@ LEAST = {"epochs": 1, "batch_size": 1, "image_size": 64, "devices": 1, "nodes": 
 
 
 def resolve(config: RunConfig) -> RunConfig:
-    """The same settings with everything decided. Of weights and teacher only the header is read.
+    """The same settings, all decided. Only the headers of the files of weights and teacher are read.
 
     Raises:
-        UserError: for settings out of their range, or other than those of the weights.
+        UserError: for settings outside their range, or that differ from those of the weights.
     """
     _check_numbers(config)
     if config.weights is None:

@@ -1,4 +1,4 @@
-"""The verb `train`: every setting is decided, the detector is made, and the loop runs."""
+"""The command `train`: decide the settings, make the detector, run the loop."""
 
 import hashlib
 import json
@@ -22,11 +22,11 @@ from boxwright.files import write_whole
 from boxwright.models import registry
 from boxwright.models.registry import DetectorName, Size
 from boxwright.training.begin import make_detector, read_data
-from boxwright.training.checkpoint import FILE as STATE
 from boxwright.training.config import RunConfig
 from boxwright.training.fabric import Precision, make_fabric
 from boxwright.training.loop import Loop
 from boxwright.training.resolve import resolve
+from boxwright.training.state import FILE as STATE
 from boxwright.training.teacher import Teacher
 from boxwright.types import Detector
 from boxwright.visualization import charts
@@ -112,16 +112,16 @@ def train(
 
 
 def run(config: RunConfig, resume: bool = False, show_batches: bool = False) -> Path:
-    """Train as decided by `resolve`, and report on the console.
+    """Train, and report on the console.
 
     Args:
-        config: with nothing left open.
+        config: the settings, as `resolve` returns them.
         resume, show_batches: see `train`.
 
     Returns:
         The run's folder, see `train`.
     """
-    source, lecturer = (None if file is None else load_detector(file) for file in (config.weights, config.teacher))
+    source, instructor = (None if file is None else load_detector(file) for file in (config.weights, config.teacher))
     names, records, val_records = read_data(config)
     if not (resume or show_batches):
         _require_unused(config.out)
@@ -129,7 +129,7 @@ def run(config: RunConfig, resume: bool = False, show_batches: bool = False) -> 
     console = make_console(quiet=not fabric.is_global_zero)
     torch.manual_seed(config.seed)
     detector, origin = make_detector(config, source, names)
-    teacher = None if lecturer is None else Teacher(lecturer, detector)
+    teacher = None if instructor is None else Teacher(instructor, detector)
     train_cache, val_cache = (
         build_cache(part, detector.image_size, mode=config.cache, quiet=console.quiet)
         for part in (records, val_records)
@@ -149,15 +149,15 @@ def run(config: RunConfig, resume: bool = False, show_batches: bool = False) -> 
 
 
 def _require_unused(out: Path) -> None:
-    """Weights are never written over those of another run, even where its state was thrown away."""
+    """Never overwrite the weights of another run, even if its state was deleted."""
     there = [name for name in (STATE, "best.safetensors", "last.safetensors") if (out / name).exists()]
     taken = f"{out} holds a run already ({', '.join(there)})"
     require(not there, f"{taken}; add --resume to go on with it, or give another --out.")
 
 
 def _card(config: RunConfig, detector: Detector, teacher: Teacher | None, images: int) -> dict[str, Any]:
-    """Facts about the run, which are stored with the weights."""
-    settings = config.lasting()
+    """Facts about the run that are stored with the weights."""
+    settings = config.fixed()
     card = {"trained on": f"{images} images of {config.data.name}", "settings": settings}
     if is_adapted(detector):
         settings["base"] = vars(detector)["adapted_from"].checksum
@@ -199,7 +199,7 @@ def _draw_curves(loop: Loop) -> None:
 
 
 def _show_batches(config: RunConfig, cache: Cache, names: tuple[str, ...]) -> Path:
-    """One picture of the first batch as the network gets it."""
+    """Draw the first batch as the network gets it."""
     assert config.batch_size is not None
     batches = train_batches(cache, config.batch_size, config.augment, seed=config.seed, epoch=0)
     picture = show_batch(next(batches), names)

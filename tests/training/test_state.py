@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from boxwright.config import UserError
-from boxwright.training.checkpoint import FILE, Progress, read_state, restore, save_state
+from boxwright.training.state import FILE, Progress, read_state, restore, save_state
 
 
 def parts():

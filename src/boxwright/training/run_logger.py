@@ -1,4 +1,4 @@
-"""What a run shows and writes down: a progress bar, metrics.csv, TensorBoard events."""
+"""What a run shows and records: a progress bar, metrics.csv, TensorBoard events."""
 
 import csv
 import resource
@@ -22,20 +22,20 @@ LIKELIHOOD = "val_log_likelihood"
 
 
 class RunLogger:
-    """Follows a run; on all processes but the first it says and writes nothing.
+    """Records a run; on all processes but the first it shows and writes nothing.
 
-    metrics.csv has a row a step: step, epoch, lr, loss, one ``loss_<name>`` a term. On the last step of each epoch
-    stand, too: val_ap, val_ap50, val_ap_small, val_ap_medium and val_ap_large (COCO's; empty without objects of the
-    size), val_loss and its terms ``val_loss_<name>``, and, of detectors that say objects in words, val_log_likelihood:
-    the mean natural logarithm of the probability of each word of the true sentences. Numbers are written with all
-    their digits, so that two runs can be compared exactly.
+    metrics.csv has one row per step: step, epoch, lr, loss and each term of the loss as ``loss_<name>``. The row of the
+    last step of an epoch has the validation, too: val_ap, val_ap50, val_ap_small, val_ap_medium and val_ap_large
+    (COCO's; empty without objects of the size), val_loss and its terms ``val_loss_<name>``, and, of sequence detectors,
+    val_log_likelihood: the mean natural logarithm of the probability of each token of the annotated objects. Numbers
+    are written with all their digits, so that two runs can be compared exactly.
 
-    TensorBoard has the losses of training and those of validation as two runs, to be laid over each other.
+    TensorBoard has training and validation as two runs, so that it draws their losses into one chart.
 
     Args:
         folder: of the run.
         total: steps of the whole run.
-        done: steps done before; later rows of an earlier, interrupted part are dropped.
+        done: steps done before it was resumed; rows of later steps are dropped.
         active: False on all processes but the first.
     """
 
@@ -49,13 +49,13 @@ class RunLogger:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[said]}"),
+            TextColumn("{task.fields[numbers]}"),
             TimeRemainingColumn(),
             console=self.console,
             disable=not active or not self.console.is_terminal,
         )
-        self.task = self.bar.add_task("training", total=total, completed=done, said="")
-        self.ap = _said(self.rows[-1] if self.rows else {})
+        self.task = self.bar.add_task("training", total=total, completed=done, numbers="")
+        self.ap = _scores(self.rows[-1] if self.rows else {})
 
     def __enter__(self) -> "RunLogger":
         with ExitStack() as stack:
@@ -75,7 +75,7 @@ class RunLogger:
                 closing.callback(writer.close)
 
     def step(self, step: int, epoch: float, lr: float, losses: dict[str, float], images_per_second: float) -> None:
-        """Note one optimizer step."""
+        """Record one optimizer step."""
         if not self.active:
             return
         row = {"step": step, "epoch": round(epoch, 4), "lr": lr, "loss": sum(losses.values())}
@@ -84,18 +84,18 @@ class RunLogger:
         for key, value in row.items():
             if key != "step":
                 self._chart("train", key, value, step)
-        said = f"loss {row['loss']:.3f}  {self.ap}  {images_per_second:.1f} images/s  {_memory()}"
-        self.bar.update(self.task, completed=step, said=said)
+        numbers = f"loss {row['loss']:.3f}  {self.ap}  {images_per_second:.1f} images/s  {_memory()}"
+        self.bar.update(self.task, completed=step, numbers=numbers)
 
     def validation(self, step: int, epoch: int, numbers: dict[str, float], seconds: float) -> None:
-        """Note the validation at the end of an epoch: the columns that begin with ``val_``."""
+        """Record the validation at the end of an epoch: the columns that begin with ``val_``."""
         if not self.active:
             return
         self.rows[-1] |= {name: repr(value) for name, value in numbers.items()}
         for name, value in numbers.items():
             self._chart("val", name.removeprefix("val_"), value, step)
         self._rewrite()
-        self.ap, loss = _said(self.rows[-1]), float(self.rows[-1]["loss"])
+        self.ap, loss = _scores(self.rows[-1]), float(self.rows[-1]["loss"])
         self.console.print(f"epoch {epoch:>3}  loss {loss:.3f}  {self.ap}  ({seconds:.0f} s)")
 
     def _chart(self, part: str, name: str, value: float, step: int) -> None:
@@ -123,7 +123,7 @@ class RunLogger:
 
 @contextmanager
 def _quiet_writer() -> Iterator[None]:
-    """TensorBoard's thread hands a full disk on to the next call, which says so in one line: once is enough."""
+    """Leave out the traceback of TensorBoard's thread when the disk is full: its next call raises the same error."""
     hook = threading.excepthook
 
     def report(thread: threading.ExceptHookArgs) -> None:
@@ -137,16 +137,16 @@ def _quiet_writer() -> Iterator[None]:
         threading.excepthook = hook
 
 
-def _said(row: dict[str, str]) -> str:
-    """The last validation in a few words."""
-    marks = {"AP": "val_ap", "AP50": "val_ap50", "log-likelihood": LIKELIHOOD}
-    return "  ".join(f"{name} {float(row[key]):.3f}" for name, key in marks.items() if row.get(key)) or "AP -"
+def _scores(row: dict[str, str]) -> str:
+    """The scores of the last validation, for the console."""
+    columns = {"AP": "val_ap", "AP50": "val_ap50", "log-likelihood": LIKELIHOOD}
+    return "  ".join(f"{name} {float(row[key]):.3f}" for name, key in columns.items() if row.get(key)) or "AP -"
 
 
 def _columns(rows: list[dict[str, str]]) -> list[str]:
-    terms = [key for key in (rows[0] if rows else {}) if key.startswith("loss_")]
+    losses = [key for key in (rows[0] if rows else {}) if key.startswith("loss_")]
     validated = dict.fromkeys(key for row in rows for key in row if key.startswith("val_"))
-    return [*HEAD, *terms, *dict.fromkeys([*TAIL, *validated])]
+    return [*HEAD, *losses, *dict.fromkeys([*TAIL, *validated])]
 
 
 def _rows_until(file: Path, step: int) -> list[dict[str, str]]:

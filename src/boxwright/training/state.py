@@ -1,6 +1,6 @@
-"""The state of a run in one safetensors file: everything that resuming exactly needs, and no pickle.
+"""The state of a run in one safetensors file: all that is needed to resume it exactly; nothing is pickled.
 
-Random numbers need no saving: every draw of a run is a function of (seed, step, rank).
+The state of random generators is not saved: every draw of a run is a function of (seed, step, rank).
 """
 
 import json
@@ -21,14 +21,14 @@ FILE = "state.safetensors"
 
 @dataclass
 class Progress:
-    """How far a run is.
+    """How far a run has come.
 
     Attributes:
         step: optimizer steps done.
-        best_ap: the best validation AP so far; -1 before the first.
+        best_ap: the best validation AP so far; -1 before the first validation.
         best_epoch: epochs done when it was reached.
-        recipe: digest of the settings and data that must not change between the parts of a run.
-        teacher: checksum of the teacher; empty without one, None where an earlier version did not say.
+        recipe: checksum of the settings and data that may not change when the run is resumed.
+        teacher: checksum of the teacher; empty without one, None in states of an earlier version.
     """
 
     step: int = 0
@@ -50,11 +50,11 @@ def save_state(folder: Path, progress: Progress, model: nn.Module, average: nn.M
 
 
 def read_state(folder: Path, teacher: str = "") -> tuple[Progress, dict[str, Tensor]]:
-    """How far the run in `folder` was, and the tensors of its state, for `restore`.
+    """How far the run in `folder` had come, and the tensors of its state, for `restore`.
 
     Args:
         folder: of the run.
-        teacher: checksum of the teacher that it goes on with; empty for none.
+        teacher: checksum of the teacher that it is resumed with; empty without one.
 
     Raises:
         UserError: if there is no state in `folder`, or it is damaged, or of a run with another teacher.
@@ -75,7 +75,7 @@ def read_state(folder: Path, teacher: str = "") -> tuple[Progress, dict[str, Ten
 def restore(
     folder: Path, tensors: dict[str, Tensor], model: nn.Module, average: nn.Module | None, optimizer: Any
 ) -> None:
-    """Put the tensors of the state in `folder` back where they were.
+    """Load the tensors of the state in `folder` into model, average and optimizer.
 
     Raises:
         UserError: if they are those of another network.
@@ -91,7 +91,7 @@ def restore(
     optimizer.load_state_dict({"state": _unflatten(_part(tensors, "optimizer.")), "param_groups": groups})
     for parameter, entries in optimizer.state.items():
         for name, value in entries.items():
-            if value.shape == parameter.shape:  # a fused step takes for granted that they lie alike in memory
+            if value.shape == parameter.shape:  # a fused step needs the same memory layout
                 entries[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 

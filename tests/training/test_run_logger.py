@@ -6,13 +6,13 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from boxwright.config import UserError
-from boxwright.training.watch import RunLogger, _rows_until
+from boxwright.training.run_logger import RunLogger, _rows_until
 
 
 def note_steps(folder, count):
-    with RunLogger(folder, count, 0, True) as watch:
+    with RunLogger(folder, count, 0, True) as logger:
         for step in range(1, count + 1):
-            watch.step(step, 0.5, 1e-3, {"l1": 1.0}, 1.0)
+            logger.step(step, 0.5, 1e-3, {"l1": 1.0}, 1.0)
 
 
 def test_a_folder_or_file_in_the_way_is_named(tmp_path):
@@ -29,12 +29,12 @@ def test_a_folder_or_file_in_the_way_is_named(tmp_path):
 
 
 def test_a_row_that_cannot_be_written_is_a_clear_error(tmp_path):
-    with RunLogger(tmp_path, 3, 0, True) as watch:
-        watch.step(1, 0.5, 1e-3, {"l1": 1.0}, 1.0)
+    with RunLogger(tmp_path, 3, 0, True) as logger:
+        logger.step(1, 0.5, 1e-3, {"l1": 1.0}, 1.0)
         (tmp_path / "metrics.csv").unlink()
         (tmp_path / "metrics.csv").mkdir()
         with pytest.raises(UserError, match=r"metrics.csv can't be written: Is a directory"):
-            watch.step(2, 1.0, 1e-3, {"l1": 1.0}, 1.0)
+            logger.step(2, 1.0, 1e-3, {"l1": 1.0}, 1.0)
 
 
 def test_a_full_disk_under_tensorboard_is_one_line(tmp_path, capfd, monkeypatch):
@@ -57,13 +57,13 @@ def test_of_a_damaged_table_the_rows_that_can_be_read_are_kept(tmp_path):
 
 @pytest.mark.parametrize("likelihood", [None, -1.5])
 def test_likelihood_stands_beside_ap_of_detectors_that_have_one(tmp_path, likelihood, capsys):
-    with RunLogger(tmp_path, 3, 0, True) as watch:
-        watch.step(1, 0.5, 1e-3, {"l1": 1.0}, 1.0)
+    with RunLogger(tmp_path, 3, 0, True) as logger:
+        logger.step(1, 0.5, 1e-3, {"l1": 1.0}, 1.0)
         said = {} if likelihood is None else {"val_log_likelihood": likelihood}
-        watch.validation(1, 1, {"val_ap": 0.25, "val_ap50": 0.5} | said, 2.0)
-        watch.step(2, 0.5, 1e-3, {"l1": 1.0}, 1.0)
-    with RunLogger(tmp_path, 3, 2, True) as watch:
-        watch.step(3, 0.5, 1e-3, {"l1": 1.0}, 1.0)
+        logger.validation(1, 1, {"val_ap": 0.25, "val_ap50": 0.5} | said, 2.0)
+        logger.step(2, 0.5, 1e-3, {"l1": 1.0}, 1.0)
+    with RunLogger(tmp_path, 3, 2, True) as logger:
+        logger.step(3, 0.5, 1e-3, {"l1": 1.0}, 1.0)
     rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
     assert [row.get("val_log_likelihood") for row in rows] == ([None] * 3 if likelihood is None else ["-1.5", "", ""])
     assert [row["val_ap"] for row in rows] == ["0.25", "", ""]
@@ -72,10 +72,10 @@ def test_likelihood_stands_beside_ap_of_detectors_that_have_one(tmp_path, likeli
 
 def test_what_a_validation_says_has_columns_and_charts_of_its_own(tmp_path):
     numbers = {"val_ap": 0.25, "val_ap50": 0.5, "val_ap_large": 0.3, "val_loss": 2.5, "val_loss_l1_1": 2.5}
-    with RunLogger(tmp_path, 2, 0, True) as watch:
+    with RunLogger(tmp_path, 2, 0, True) as logger:
         for step in (1, 2):
-            watch.step(step, step / 2, 1e-3, {"l1_1": 1.0}, 1.0)
-        watch.validation(2, 1, numbers, 2.0)
+            logger.step(step, step / 2, 1e-3, {"l1_1": 1.0}, 1.0)
+        logger.validation(2, 1, numbers, 2.0)
     assert (tmp_path / "metrics.csv").read_text().splitlines()[0] == (
         "step,epoch,lr,loss,loss_l1_1,val_ap,val_ap50,val_ap_large,val_loss,val_loss_l1_1"
     )

@@ -135,7 +135,6 @@ def test_classes_that_the_teacher_does_not_know_are_left_alone(batch):
     assert gradient_K[1] == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pix2seq", "patchseq", "detr", "deformable"])
 def test_detectors_of_every_kind_teach_and_learn(batch, kind):
     network, _, sizes = registry.DETECTORS[kind]

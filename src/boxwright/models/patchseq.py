@@ -38,7 +38,7 @@ from boxwright.models.sequence.sequence_detector import SequenceDetector
 from boxwright.models.sequence.targets import SequenceTargets, line, ordered, sentences, spell
 from boxwright.models.sequence.token_constraints import TokenConstraints
 from boxwright.models.sequence.vocabulary import FIRST_CLASS, PAD, PROMPT
-from boxwright.types import Batch, Predictions, image_mask, pixels
+from boxwright.types import Batch, FeatureMaps, Predictions, image_mask, pixels
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,10 @@ class PatchSeq(SequenceDetector):
     def backbone_parameters(self) -> list[nn.Parameter]:
         """The timm network's."""
         return self.backbone.known_parameters()
+
+    def feature_maps(self) -> FeatureMaps:
+        """The backbone's map."""
+        return FeatureMaps(self.backbone, self.backbone.strides)
 
     def forward(self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None) -> PatchSeqOutputs:
         """The encoded patches; H and W may be any size, padding is filled with the mean colour."""

@@ -34,7 +34,7 @@ from boxwright.models.sequence.sequence_detector import SequenceDetector
 from boxwright.models.sequence.targets import sentences, spell
 from boxwright.models.sequence.token_constraints import TokenConstraints
 from boxwright.models.sequence.vocabulary import Vocabulary
-from boxwright.types import Batch, Predictions, image_mask, pixels
+from boxwright.types import Batch, FeatureMaps, Predictions, image_mask, pixels
 
 PADDING = 0.3  # colour of the canvas beside the image, in [0, 1]; attention looks at it, too
 OBJECT_TOKENS = 5  # an object: four coordinates and its class
@@ -189,6 +189,10 @@ class Pix2Seq(SequenceDetector):
     def backbone_parameters(self) -> list[nn.Parameter]:
         """The timm network's; published backbones have no pretrained weights."""
         return self.backbone.known_parameters()
+
+    def feature_maps(self) -> FeatureMaps:
+        """The map of a timm network; none of published backbones."""
+        return FeatureMaps(self.backbone, self.backbone.strides if isinstance(self.backbone, Backbone) else [])
 
     def forward(self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None) -> Tensor:
         """What the decoder looks at, (B, cells, decoder_dim); H and W may be any size."""

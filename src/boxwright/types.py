@@ -212,7 +212,7 @@ class Detector(nn.Module):
         """
         kind = type(self).__name__.lower()
         asked = objects is not None or bool(batch.valid_BN.any())
-        only = f"only a detector that writes sentences can be given objects, or a number of them, and this is a {kind}"
+        only = f"only a sequence detector can be given objects, or a number of them, and this is a {kind}"
         fix = "train one (--model pix2seq or patchseq), or import official weights (boxwright import-weights)"
         require(not asked, f"{only}; {fix}.")
         found = self.decode(outputs)

@@ -18,7 +18,7 @@ from helpers.uploads import picture
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["no.onnx"], "there is no file no.onnx"),
         (["empty.onnx"], "empty.onnx"),
@@ -33,7 +33,7 @@ from helpers.uploads import picture
         (["model.onnx", "--limits.pixel", "3"], "did you mean"),
     ],
 )
-def test_what_cannot_be_served_is_one_line(tmp_path, monkeypatch, capsys, arguments, said):
+def test_what_cannot_be_served_is_one_line(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     whole = white_boxes(Path("model.onnx")).read_bytes()
     Path("empty.onnx").touch()
@@ -43,7 +43,7 @@ def test_what_cannot_be_served_is_one_line(tmp_path, monkeypatch, capsys, argume
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
-    assert said in error
+    assert message in error
 
 
 def test_a_port_that_is_taken(tmp_path, capsys):
@@ -98,8 +98,8 @@ def test_it_serves_this_machine_without_torch_and_ends_when_told(tmp_path):
         address = next(word for word in process.stdout.readline().split() if word.startswith("http://127.0.0.1:"))
         body = b'--x\r\nContent-Disposition: form-data; name="images"; filename="a.png"\r\n\r\n'
         headers = {"Content-Type": "multipart/form-data; boundary=x", "Authorization": "Bearer secret"}
-        asked = urllib.request.Request(f"{address}/detect", body + picture() + b"\r\n--x--\r\n", headers)
-        with urllib.request.urlopen(asked, timeout=20) as answer:
+        request = urllib.request.Request(f"{address}/detect", body + picture() + b"\r\n--x--\r\n", headers)
+        with urllib.request.urlopen(request, timeout=20) as answer:
             assert json.load(answer)["annotations"][0]["bbox"] == [10, 20, 30, 30]
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0

@@ -38,10 +38,10 @@ def oracle(records: list[Record], detections: list[Detections]) -> tuple[COCOeva
         judge = COCOeval(truth, truth.loadRes(results), "bbox")
         judge.evaluate()
         judge.accumulate()
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
         judge.summarize()
-    return judge, said.getvalue()
+    return judge, printed.getvalue()
 
 
 def _xywh(box: np.ndarray) -> list[float]:
@@ -58,10 +58,10 @@ def test_equals_pycocotools(seed: int) -> None:
     if not any(len(d) for d in detections):
         pytest.skip("pycocotools takes no empty results")
     report = score(records, detections, NAMES)
-    judge, said = oracle(records, detections)
+    judge, printed = oracle(records, detections)
     np.testing.assert_allclose(report.stats, judge.stats, atol=1e-6)
     np.testing.assert_allclose(report.precision_TRK, judge.eval["precision"][..., 0, 2], atol=1e-6)
-    assert report.summary() + "\n" == said
+    assert report.summary() + "\n" == printed
 
 
 def test_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
@@ -91,10 +91,10 @@ def test_a_detection_on_an_ignored_object_is_no_mistake() -> None:
 
 def test_classes_are_matched_by_name() -> None:
     truth = record([[0, 0, 50, 50], [60, 60, 90, 90]], [0, 1])
-    said = found(
+    guessed = found(
         [[60, 60, 90, 90], [0, 0, 50, 50], [0, 0, 9, 9]], [0.9, 0.8, 0.7], [0, 1, 2], ("dog", "cat", "unicorn")
     )
-    assert score([truth], [said], NAMES).ap == pytest.approx(1.0)
+    assert score([truth], [guessed], NAMES).ap == pytest.approx(1.0)
     strangers = found([[0, 0, 50, 50]], [0.9], [0], ("unicorn",))
     assert score([truth], [strangers], NAMES).ap == 0.0
 
@@ -157,10 +157,10 @@ def _cells(report: Report) -> list[str]:
 def test_a_thousand_images_in_three_seconds_of_computing() -> None:
     draw = np.random.default_rng(0)
     records = [record(random_boxes(draw, 8).tolist(), draw.integers(0, 4, 8).tolist()) for _ in range(1000)]
-    said = [
+    detections = [
         found(random_boxes(draw, 100).tolist(), draw.random(100).tolist(), draw.integers(0, 4, 100).tolist())
         for _ in records
     ]
     start = time.process_time()  # not the clock on the wall: the machine may be shared
-    score(records, said, NAMES)
+    score(records, detections, NAMES)
     assert time.process_time() - start < 3

@@ -22,20 +22,22 @@ def cells(*filled: tuple[int, int, int]) -> np.ndarray:
 
 def test_hit_mix_up_miss_and_false_alarm() -> None:
     truth = record([A, B, C], [0, 1, 2])
-    said = found([A, B, [300, 200, 350, 250]], [0.9, 0.8, 0.7], [0, 3, 1])
-    np.testing.assert_array_equal(confusion([truth], [said], NAMES), cells((0, 0, 1), (1, 3, 1), (2, 4, 1), (4, 1, 1)))
+    detections = found([A, B, [300, 200, 350, 250]], [0.9, 0.8, 0.7], [0, 3, 1])
+    np.testing.assert_array_equal(
+        confusion([truth], [detections], NAMES), cells((0, 0, 1), (1, 3, 1), (2, 4, 1), (4, 1, 1))
+    )
 
 
 def test_one_to_one_by_score() -> None:
     truth = record([A], [0])
-    said = found([A, A], [0.6, 0.9], [0, 1])  # the better one is wrong and takes the object
-    np.testing.assert_array_equal(confusion([truth], [said], NAMES), cells((0, 1, 1), (4, 0, 1)))
+    detections = found([A, A], [0.6, 0.9], [0, 1])  # the better one is wrong and takes the object
+    np.testing.assert_array_equal(confusion([truth], [detections], NAMES), cells((0, 1, 1), (4, 0, 1)))
 
 
 def test_own_class_first_then_overlap() -> None:
     truth = record([[0, 0, 50, 50], [2, 2, 50, 50]], [1, 0])
-    said = found([[0, 0, 50, 50], [0, 0, 50, 50]], [0.9, 0.8], [0, 1])
-    np.testing.assert_array_equal(confusion([truth], [said], NAMES), cells((0, 0, 1), (1, 1, 1)))
+    detections = found([[0, 0, 50, 50], [0, 0, 50, 50]], [0.9, 0.8], [0, 1])
+    np.testing.assert_array_equal(confusion([truth], [detections], NAMES), cells((0, 0, 1), (1, 1, 1)))
 
 
 def test_threshold_and_iou_limits() -> None:
@@ -48,15 +50,15 @@ def test_threshold_and_iou_limits() -> None:
 
 def test_ignored_objects_swallow_detections() -> None:
     truth = record([[100, 100, 200, 200]], [0], [True])
-    said = found([[110, 110, 130, 130], [150, 150, 190, 190], [300, 0, 340, 40]], [0.9, 0.8, 0.7], [0, 0, 0])
-    np.testing.assert_array_equal(confusion([truth], [said], NAMES), cells((4, 0, 1)))
+    detections = found([[110, 110, 130, 130], [150, 150, 190, 190], [300, 0, 340, 40]], [0.9, 0.8, 0.7], [0, 0, 0])
+    np.testing.assert_array_equal(confusion([truth], [detections], NAMES), cells((4, 0, 1)))
     other_class = found([[110, 110, 130, 130]], [0.9], [1])
     np.testing.assert_array_equal(confusion([truth], [other_class], NAMES), cells((4, 1, 1)))
 
 
 def test_unknown_classes_are_left_out() -> None:
-    said = found([A, B], [0.9, 0.8], [0, 1], ("unicorn", "dog"))
-    np.testing.assert_array_equal(confusion([record([B], [1])], [said], NAMES), cells((1, 1, 1)))
+    detections = found([A, B], [0.9, 0.8], [0, 1], ("unicorn", "dog"))
+    np.testing.assert_array_equal(confusion([record([B], [1])], [detections], NAMES), cells((1, 1, 1)))
 
 
 @settings(deadline=None, max_examples=60)

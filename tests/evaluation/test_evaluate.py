@@ -64,10 +64,10 @@ def test_everything_is_written(data: Path, tmp_path: Path, capsys: pytest.Captur
     assert sorted(p.name for p in out.iterdir()) == [
         "confusion.csv", "confusion.png", "index.html", "metrics.json", "pictures", "pr_curves.png", "predictions.json",
     ]  # fmt: skip
-    said = capsys.readouterr().out
-    assert report.summary() in said
-    assert "scores 0 on: stranger" in said
-    assert "split all" in said
+    printed = capsys.readouterr().out
+    assert report.summary() in printed
+    assert "scores 0 on: stranger" in printed
+    assert "split all" in printed
     assert report.ap50 == pytest.approx(1.0)
 
     results = json.loads((out / "predictions.json").read_text())

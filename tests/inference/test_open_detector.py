@@ -1,4 +1,4 @@
-"""Which file opens with what, and what is said where there is none."""
+"""Which file is opened by which predictor, and the errors where there is none."""
 
 import sys
 from pathlib import Path

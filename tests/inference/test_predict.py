@@ -45,12 +45,12 @@ def test_writes_pictures_json_and_csv(shots: Path, tmp_path: Path) -> None:
         with Image.open(tmp_path / "out" / name) as picture:
             assert picture.format == ("PNG" if name.endswith("png") else "JPEG")
 
-    said = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    assert [image["file_name"] for image in said["images"]] == ["a/x.jpg", "b/x.bmp", "b/x.jpg", "b/x.png"]
-    assert said["categories"] == [{"id": 1, "name": "box"}, {"id": 2, "name": "other"}]
-    assert [a["image_id"] for a in said["annotations"]] == [1, 2, 4]
-    assert [a["id"] for a in said["annotations"]] == [1, 2, 3]
-    np.testing.assert_allclose(said["annotations"][1]["bbox"], [64, 32, 128, 64], atol=4.1)
+    written = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [image["file_name"] for image in written["images"]] == ["a/x.jpg", "b/x.bmp", "b/x.jpg", "b/x.png"]
+    assert written["categories"] == [{"id": 1, "name": "box"}, {"id": 2, "name": "other"}]
+    assert [a["image_id"] for a in written["annotations"]] == [1, 2, 4]
+    assert [a["id"] for a in written["annotations"]] == [1, 2, 3]
+    np.testing.assert_allclose(written["annotations"][1]["bbox"], [64, 32, 128, 64], atol=4.1)
     with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["file"], row["label"]) for row in rows] == [("a/x.jpg", "box"), ("b/x.bmp", "box"), ("b/x.png", "box")]
@@ -76,8 +76,8 @@ def test_without_overlays(shots: Path, tmp_path: Path) -> None:
 def test_nothing_found_in_any_image_is_still_json(paint: Callable[..., Path], tmp_path: Path) -> None:
     paint(tmp_path / "shots/x.png", SIZE, None)
     predict(Path("w"), str(tmp_path / "shots"), tmp_path / "out")
-    said = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    assert (len(said["images"]), said["annotations"]) == (1, [])
+    written = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert (len(written["images"]), written["annotations"]) == (1, [])
 
 
 def test_a_bad_image_is_named_and_stops_no_other(

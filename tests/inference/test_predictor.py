@@ -70,7 +70,7 @@ def test_threshold(predictor: Predictor, paint: Callable[..., Path], tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("image", "said"),
+    ("image", "message"),
     [
         (np.zeros((8, 8), np.uint8), "must be"),
         (np.zeros((8, 8, 3), np.float32), "uint8"),
@@ -86,8 +86,8 @@ def test_threshold(predictor: Predictor, paint: Callable[..., Path], tmp_path: P
         ("nowhere.jpg", "missing"),
     ],
 )
-def test_what_is_no_image(predictor: Predictor, image: object, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_what_is_no_image(predictor: Predictor, image: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         predictor.predict(image)  # type: ignore[call-overload]
 
 

@@ -44,8 +44,8 @@ def test_only_the_classes_asked_for(predictor):
 
 def test_the_written_classes_are_filtered_too(predictor):
     batch = torch.randint(0, 255, (1, 3, 64, 64), dtype=torch.uint8), torch.tensor([[64, 64]])
-    said = predictor.detector.generate(predictor.detector(*batch), classes=[1])
-    assert set(said.tokens_BL[0, 4::5].tolist()) <= {NOISE, 102}
+    generated = predictor.detector.generate(predictor.detector(*batch), classes=[1])
+    assert set(generated.tokens_BL[0, 4::5].tolist()) <= {NOISE, 102}
 
 
 def test_known_objects_are_not_said_again(predictor):
@@ -85,7 +85,7 @@ def test_a_number_of_objects(predictor):
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("arguments", "message"),
     [
         ({"classes": []}, "no class is left"),
         ({"classes": ["dogg"]}, r"'dogg' \(did you mean 'dog'\?\); it knows cat, dog, fish"),
@@ -117,9 +117,9 @@ def test_a_number_of_objects(predictor):
         ({"objects": 2, "given": KNOWN}, "2 objects are given, .* given ones included: ask for objects=3 at least"),
     ],
 )
-def test_what_cannot_be_asked_is_one_clear_line(predictor, asked, said):
-    with pytest.raises(UserError, match=said) as error:
-        predictor.predict(IMAGE, **asked)
+def test_what_cannot_be_asked_is_one_clear_line(predictor, arguments, message):
+    with pytest.raises(UserError, match=message) as error:
+        predictor.predict(IMAGE, **arguments)
     assert "\n" not in str(error.value)
 
 
@@ -143,9 +143,9 @@ def test_other_detectors_filter_classes_and_refuse_the_rest(white_boxes):
     assert len(predictor.predict(white)) == 1
     assert len(predictor.predict(white, classes="box")) == 1
     assert len(predictor.predict(white, classes=["other"])) == 0
-    for asked in ({"given": [("box", (0, 0, 1, 1))]}, {"objects": 3}):
-        with pytest.raises(UserError, match="only a detector that writes sentences can be given objects"):
-            predictor.predict(white, **asked)
+    for arguments in ({"given": [("box", (0, 0, 1, 1))]}, {"objects": 3}):
+        with pytest.raises(UserError, match="only a sequence detector can be given objects"):
+            predictor.predict(white, **arguments)
 
 
 def test_all_that_a_longer_sentence_says_is_returned():
@@ -162,7 +162,7 @@ def test_scores_among_the_classes_do_not_depend_on_the_filter(predictor, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"nucleus": "foo"}, "nucleus is official or standard, not 'foo'"),
         ({"scores": "foo"}, "scores is one of full, classes, product, not 'foo'"),
@@ -180,9 +180,9 @@ def test_scores_among_the_classes_do_not_depend_on_the_filter(predictor, monkeyp
         ({"seed": 1.5}, "seed is a whole number, or None, not 1.5"),
     ],
 )
-def test_a_setting_out_of_its_range_is_one_clear_line(predictor, monkeypatch, settings, said):
+def test_a_setting_out_of_its_range_is_one_clear_line(predictor, monkeypatch, settings, message):
     monkeypatch.setattr(predictor.detector, "config", replace(CONFIG, **settings))
-    with pytest.raises(UserError, match=said) as error:
+    with pytest.raises(UserError, match=message) as error:
         predictor.predict(IMAGE)
     assert "\n" not in str(error.value)
 
@@ -206,8 +206,13 @@ def test_the_verb_filters_classes(predictor, tmp_path, paint):
             tmp_path / "best", tmp_path / "images", tmp_path / "out", threshold=0, classes=classes, device="cpu"
         )
         assert found is None or set(summary.objects) <= found
-    for classes, said in ((["cow"], "'cow'"), ("cat,cow", "'cow'"), ([], "no class is left"), ("", "no class is left")):
-        with pytest.raises(UserError, match=said):
+    for classes, message in (
+        (["cow"], "'cow'"),
+        ("cat,cow", "'cow'"),
+        ([], "no class is left"),
+        ("", "no class is left"),
+    ):
+        with pytest.raises(UserError, match=message):
             predict(tmp_path / "best", tmp_path / "images", tmp_path / "out2", classes=classes, device="cpu")
     assert not (tmp_path / "out2").exists()
     both = predict(

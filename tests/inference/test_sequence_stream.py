@@ -1,4 +1,4 @@
-"""Watching a sentence being written: what is told, in which order, and that it is the sentence that `predict` reads."""
+"""Streams of tokens: their order, their texts, and that they hold the objects that `predict` returns."""
 
 from dataclasses import replace
 
@@ -61,15 +61,15 @@ def test_what_is_written_is_what_is_predicted(predictor, given):
 
 
 def test_an_object_is_told_word_by_word_then_whole(predictor):
-    told = list(predictor.stream_tokens(IMAGE))
-    words = len(told[: next(i for i, one in enumerate(told) if isinstance(one, StreamObject))])
-    for number in range(sum(isinstance(one, StreamObject) for one in told)):
-        *said, whole = told[number * (words + 1) : (number + 1) * (words + 1)]
+    parts = list(predictor.stream_tokens(IMAGE))
+    count = len(parts[: next(i for i, one in enumerate(parts) if isinstance(one, StreamObject))])
+    for number in range(sum(isinstance(one, StreamObject) for one in parts)):
+        *tokens, whole = parts[number * (count + 1) : (number + 1) * (count + 1)]
         assert isinstance(whole, StreamObject)
-        assert {one.object for one in said} == {whole.number} == {number}
-        assert all(0 < one.probability <= 1 for one in said)
+        assert {one.object for one in tokens} == {whole.number} == {number}
+        assert all(0 < one.probability <= 1 for one in tokens)
         sides: dict[str, int] = {}
-        for one in said:
+        for one in tokens:
             if one.slot != "class":
                 sides |= zip(one.slot.split(), map(int, one.text.split()), strict=True)
         x1, x2 = sorted((sides["x1"], sides["x2"]))
@@ -78,41 +78,41 @@ def test_an_object_is_told_word_by_word_then_whole(predictor):
 
 
 def test_given_objects_come_first_as_they_were_given(predictor):
-    told = list(predictor.stream_tokens(IMAGE, KNOWN))
-    given = [one for one in told if one.given]
-    assert told[: len(given)] == given
+    parts = list(predictor.stream_tokens(IMAGE, KNOWN))
+    given = [one for one in parts if one.given]
+    assert parts[: len(given)] == given
     assert {one.probability for one in given if isinstance(one, StreamToken)} == {1.0}
     assert [(one.name, one.box) for one in given if isinstance(one, StreamObject)] == [
         (name, tuple(box)) for name, box in KNOWN
     ]
-    assert [one.number for one in told if isinstance(one, StreamObject)][:3] == [0, 1, 2]
+    assert [one.number for one in parts if isinstance(one, StreamObject)][:3] == [0, 1, 2]
 
 
 def test_the_words_are_of_the_vocabulary():
-    told = random_predictor(CONFIGS["noise"]).stream_tokens(IMAGE, classes="dog")
-    assert {one.text for one in told if isinstance(one, StreamToken) and one.slot == "class"} <= {"dog", "noise"}
+    parts = random_predictor(CONFIGS["noise"]).stream_tokens(IMAGE, classes="dog")
+    assert {one.text for one in parts if isinstance(one, StreamToken) and one.slot == "class"} <= {"dog", "noise"}
 
 
 def test_the_end_is_a_word():
-    told = list(random_predictor(replace(PATCHSEQ, end_bias=1000.0)).stream_tokens(IMAGE))
-    assert [(one.object, one.slot, one.text) for one in told if isinstance(one, StreamToken)] == [(0, "end", "end")]
-    assert len(told) == 1
+    parts = list(random_predictor(replace(PATCHSEQ, end_bias=1000.0)).stream_tokens(IMAGE))
+    assert [(one.object, one.slot, one.text) for one in parts if isinstance(one, StreamToken)] == [(0, "end", "end")]
+    assert len(parts) == 1
 
 
 def test_who_stops_asking_stops_the_writer(monkeypatch):
     predictor, steps = random_predictor(PIX2SEQ), []
     step = predictor.detector.decoder.step
     monkeypatch.setattr(predictor.detector.decoder, "step", lambda *given: steps.append(1) or step(*given))
-    told = predictor.stream_tokens(IMAGE)
+    parts = predictor.stream_tokens(IMAGE)
     assert not steps
-    while not isinstance(next(told), StreamObject):
+    while not isinstance(next(parts), StreamObject):
         pass
-    told.close()
+    parts.close()
     assert len(steps) == 5
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("arguments", "message"),
     [
         ({"given": [("cow", (0, 0, 1, 1))]}, "'cow'"),
         ({"given": [("cat", (0, 0, 121, 50))]}, "no box .* inside its image of 120 x 80"),
@@ -120,9 +120,9 @@ def test_who_stops_asking_stops_the_writer(monkeypatch):
         ({"given": KNOWN * 3}, "6 objects are given, and no more than 6"),
     ],
 )
-def test_what_cannot_be_asked_is_one_clear_line(asked, said):
-    with pytest.raises(UserError, match=said):
-        list(random_predictor(PIX2SEQ).stream_tokens(IMAGE, **asked))
+def test_what_cannot_be_asked_is_one_clear_line(arguments, message):
+    with pytest.raises(UserError, match=message):
+        list(random_predictor(PIX2SEQ).stream_tokens(IMAGE, **arguments))
 
 
 def test_a_detector_that_does_not_write_says_so(white_boxes):

@@ -1,4 +1,4 @@
-"""A file in, boxes out; what is no such file is said in one line."""
+"""A file in, boxes out; errors of one line for anything else."""
 
 import struct
 import zlib
@@ -109,7 +109,7 @@ def test_a_folder_a_glob_and_a_list_of_paths(detector: Detector, paint: Callable
 
 
 @pytest.mark.parametrize(
-    ("said", "hint"),
+    ("metadata", "hint"),
     [
         ({}, "none that `boxwright export` wrote"),
         (facts(boxwright="2"), "format 2, and this boxwright reads up to 1; update boxwright"),
@@ -122,8 +122,8 @@ def test_a_folder_a_glob_and_a_list_of_paths(detector: Detector, paint: Callable
         ({key: value for key, value in facts().items() if key != "card"}, "changed since"),
     ],
 )
-def test_a_file_that_is_no_detector(tmp_path: Path, said: dict[str, str], hint: str) -> None:
-    path = white_boxes(tmp_path / "model.onnx", said)
+def test_a_file_that_is_no_detector(tmp_path: Path, metadata: dict[str, str], hint: str) -> None:
+    path = white_boxes(tmp_path / "model.onnx", metadata)
     with pytest.raises(UserError, match=hint):
         Detector(path)
 
@@ -176,10 +176,10 @@ def test_a_file_that_does_not_write_cannot_be_watched(onnx_file: Path) -> None:
         detector.stream_tokens(np.zeros((8, 8, 3), np.uint8))
 
 
-@pytest.mark.parametrize("asked", [{"given": [("box", (0, 0, 1, 1))]}, {"objects": 3}])
-def test_given_objects_and_their_number_are_refused(detector: Detector, asked: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"only a detector that writes sentences .* and this is a dense; export a pix2"):
-        detector.predict(np.zeros((8, 8, 3), np.uint8), **asked)
+@pytest.mark.parametrize("arguments", [{"given": [("box", (0, 0, 1, 1))]}, {"objects": 3}])
+def test_given_objects_and_their_number_are_refused(detector: Detector, arguments: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"only a sequence detector .* and this is a dense; export a pix2"):
+        detector.predict(np.zeros((8, 8, 3), np.uint8), **arguments)
 
 
 def test_large_files_wait_reduced_whatever_their_format(

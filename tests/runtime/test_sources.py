@@ -1,4 +1,4 @@
-"""What a source means, and what is said when it means nothing."""
+"""What a source names, and the errors where it names nothing."""
 
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def test_a_list_that_is_no_text(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         ("nowhere", "no file or folder"),
         ("nowhere/*.jpg", "no image found by the pattern"),
@@ -62,11 +62,11 @@ def test_a_list_that_is_no_text(folder: Path) -> None:
         ("empty.txt", "no image found named in"),
     ],
 )
-def test_nothing_found(folder: Path, monkeypatch: pytest.MonkeyPatch, source: str, said: str) -> None:
+def test_nothing_found(folder: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str) -> None:
     monkeypatch.chdir(folder.parent)
     Path("empty").mkdir()
     Path("empty.txt").write_text("# nothing\n")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         collect(source)
 
 

@@ -66,8 +66,8 @@ def test_it_works_where_torch_is_not_installed(python: Path, paint: Callable[...
     assert "1 object in 1 image: box 1" in _run([boxwright, "predict", model, image], tmp_path)
     assert (tmp_path / "predictions/overlays/x.png").is_file()
     code = f"from boxwright.runtime import Detector; print(Detector('model.onnx').predict({str(image)!r}).boxes_N4[0])"
-    said = _run([python, "-c", code], tmp_path).strip(" []\n")
-    np.testing.assert_array_equal([float(number) for number in said.split()], BOX)
+    output = _run([python, "-c", code], tmp_path).strip(" []\n")
+    np.testing.assert_array_equal([float(number) for number in output.split()], BOX)
     assert "predict" in _run([boxwright, "--help"], tmp_path)
 
 
@@ -85,10 +85,10 @@ def test_a_verb_that_needs_torch_says_what_to_install(
 ) -> None:
     paint(tmp_path / "x.png", (256, 128), BOX)
     (tmp_path / "W").write_bytes(b"a checkpoint")
-    said = _run([python.with_name("boxwright"), *command], tmp_path, code=2)
-    assert said.startswith(f"error: `boxwright {command[0]}` needs torch, ")
-    assert said.endswith('which is not installed: python -m pip install "boxwright[train]" brings it.\n')
-    assert said.count("\n") == 1
+    output = _run([python.with_name("boxwright"), *command], tmp_path, code=2)
+    assert output.startswith(f"error: `boxwright {command[0]}` needs torch, ")
+    assert output.endswith('which is not installed: python -m pip install "boxwright[train]" brings it.\n')
+    assert output.count("\n") == 1
 
 
 @pytest.mark.slow
@@ -97,5 +97,5 @@ def test_weights_that_are_not_there_are_named_first(
     python: Path, paint: Callable[..., Path], tmp_path: Path, weights: str
 ) -> None:
     paint(tmp_path / "x.png", (256, 128), BOX)
-    said = _run([python.with_name("boxwright"), "predict", weights, "x.png"], tmp_path, code=2)
-    assert said.startswith(f"error: no weights at {weights}; ")
+    output = _run([python.with_name("boxwright"), "predict", weights, "x.png"], tmp_path, code=2)
+    assert output.startswith(f"error: no weights at {weights}; ")

@@ -1,1 +1,1 @@
-"""How good a detector is: COCO's numbers, what it confuses with what, pictures and a page of it all."""
+"""Evaluation of a detector: COCO's numbers, a confusion matrix, pictures and a page."""

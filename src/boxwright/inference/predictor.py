@@ -33,7 +33,7 @@ def load(path: Mapping[str, Path | str], device: str = "auto") -> dict[str, Pred
 def load(
     path: Path | str | Mapping[str, Path | str], device: str = "auto", base: Path | str | None = None
 ) -> Predictor | dict[str, Predictor]:
-    """The detector stored at `path`, ready to predict; or several, of which adapters share the base.
+    """The predictor of the detector stored at `path`; or several predictors, whose adapters share their base.
 
     Args:
         path: a ``.safetensors`` file, with or without the ending, or the folder of a run. Several as

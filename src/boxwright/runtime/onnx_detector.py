@@ -107,10 +107,10 @@ class Detector(BasePredictor):
         return [found[i] for i in range(len(images))]
 
     def _check_request(self, given: Sequence[CheckedObjects] | None, objects: int | None) -> None:
-        """Raise `UserError` for what this file cannot be asked."""
-        only = "only a detector that writes sentences can be given objects, or a number of them"
-        asked = given is not None or objects is not None
-        require(self.generates_tokens or not asked, f"{only}, and this is {self.kind}; export a pix2seq or patchseq.")
+        """Raise `UserError` for a request that this file cannot take."""
+        only = "only a sequence detector can be given objects, or a number of them"
+        plain = given is None and objects is None
+        require(self.generates_tokens or plain, f"{only}, and this is {self.kind}; export a pix2seq or patchseq.")
         fixed = "an exported file holds how many objects it generates"
         require(objects is None, f"{fixed}, so that `objects` can't be given; load the checkpoint to choose.")
 
@@ -200,7 +200,7 @@ def _given_arrays(
         UserError: for so many in one image that nothing could follow.
     """
     most = max(map(len, given))
-    require(most < objects, f"{most} objects are given, and a sentence holds {objects}, given ones included.")
+    require(most < objects, f"{most} objects are given, and a sequence holds {objects}, given ones included.")
     boxes_BG4 = np.zeros((len(given), max(1, most), 4), np.float32)
     labels_BG = np.full(boxes_BG4.shape[:2], -1, np.int64)
     for row, own in enumerate(given):
@@ -229,7 +229,7 @@ def _open(path: Path, device: str, threads: int) -> Any:
         return onnxruntime.InferenceSession(path, options, providers=_providers(device))
     except UserError:
         raise
-    except Exception as error:  # see `Detector.run`
+    except Exception as error:  # see `Detector._run`
         reason = f"onnxruntime {onnxruntime.__version__} says: {_first_line(error)}"
         raise UserError(f"{path} is no ONNX file, is cut short, or is newer than what runs it. {reason}") from error
 

@@ -16,16 +16,16 @@ LIMITS = Limits(bytes=100_000, pixels=400_000, images=3, seconds=5, queue=8)
 
 
 @pytest.fixture(scope="session")
-def finder(tmp_path_factory: pytest.TempPathFactory) -> Detector:
+def predictor(tmp_path_factory: pytest.TempPathFactory) -> Detector:
     return Detector(white_boxes(tmp_path_factory.mktemp("serve") / "model.onnx"), "cpu")
 
 
 @pytest.fixture
-def served(finder: Detector) -> Iterator[Callable[..., TestClient]]:
+def served(predictor: Detector) -> Iterator[Callable[..., TestClient]]:
     """A function that serves: ``served(images=2)`` with another limit, ``served(key="k")`` with a key."""
     clients: list[TestClient] = []
 
-    def serve(detector: Any = finder, key: str | None = None, **limits: Any) -> TestClient:
+    def serve(detector: Any = predictor, key: str | None = None, **limits: Any) -> TestClient:
         client = TestClient(make_app(detector, replace(LIMITS, **limits), key), raise_server_exceptions=False)
         clients.append(client.__enter__())
         return client

@@ -22,7 +22,7 @@ def files(*pictures: bytes):
     return [("images", (f"{i}.png", data, "image/png")) for i, data in enumerate(pictures)]
 
 
-def said(answer, status: int) -> str:
+def reason_of(answer, status: int) -> str:
     """The reason of a refusal."""
     assert answer.status_code == status, answer.text
     assert list(answer.json()) == ["detail"]
@@ -63,8 +63,8 @@ def test_thresholds_and_classes(client):
 
 
 def test_base64_says_the_same(client):
-    asked = {"images": [base64.b64encode(picture()).decode()], "threshold": 0.1, "classes": ["other"]}
-    answer = client.post("/detect/base64", json=asked)
+    request = {"images": [base64.b64encode(picture()).decode()], "threshold": 0.1, "classes": ["other"]}
+    answer = client.post("/detect/base64", json=request)
     [row] = answer.json()["annotations"]
     assert (row["category_id"], row["bbox"]) == (2, [10, 20, 30, 30])
     assert answer.json()["images"][0]["file_name"] == "image 1"
@@ -90,17 +90,19 @@ def _orientation(value: int):
 
 @pytest.mark.parametrize("bad", [b"", b"GIF89a", b"%!PS-Adobe-3.0 EPSF-3.0\n", picture()[:60], b"<svg/>"])
 def test_what_is_no_image_is_named_and_the_service_lives_on(client, bad):
-    reason = said(client.post("/detect", files=files(picture(), bad)), 400)
+    reason = reason_of(client.post("/detect", files=files(picture(), bad)), 400)
     assert reason.startswith("1.png cannot be read as an image: ")
     assert client.post("/detect", files=files(picture())).status_code == 200
 
 
 def test_limits(client):
     form = {"content-type": "multipart/form-data; boundary=x"}
-    assert "limit of 3" in said(client.post("/detect", files=files(*[picture()] * 4)), 413)
-    assert "1000 x 500 pixels" in said(client.post("/detect", files=files(picture((1000, 500)))), 413)
-    assert "100,000 bytes" in said(client.post("/detect", files=files(bytes(200_000))), 413)
-    assert "100,000 bytes" in said(client.post("/detect", content=(bytes(60_000) for _ in range(2)), headers=form), 413)
+    assert "limit of 3" in reason_of(client.post("/detect", files=files(*[picture()] * 4)), 413)
+    assert "1000 x 500 pixels" in reason_of(client.post("/detect", files=files(picture((1000, 500)))), 413)
+    assert "100,000 bytes" in reason_of(client.post("/detect", files=files(bytes(200_000))), 413)
+    assert "100,000 bytes" in reason_of(
+        client.post("/detect", content=(bytes(60_000) for _ in range(2)), headers=form), 413
+    )
     assert client.get("/metrics").text.count('boxwright_requests_total{path="/detect",status="413"} 4.0') == 1
 
 
@@ -121,15 +123,15 @@ def test_limits(client):
     ],
 )
 def test_arguments_that_cannot_be(client, form, reason):
-    assert reason in said(client.post("/detect", files=files(picture()), data=form), 422)
+    assert reason in reason_of(client.post("/detect", files=files(picture()), data=form), 422)
 
 
 def test_nothing_is_read_behind_the_address(client):
     for path in ("/detect", "/write"):
         answer = client.post(f"{path}?threshold=0.9&classes=x", files=files(picture()))
-        assert said(answer, 422).startswith("threshold, classes: send it in the body")
+        assert reason_of(answer, 422).startswith("threshold, classes: send it in the body")
     answer = client.post("/detect/base64?threshold=0.9", json={"images": ["AAAA"]})
-    assert said(answer, 422).startswith("threshold: send it in the body")
+    assert reason_of(answer, 422).startswith("threshold: send it in the body")
 
 
 @pytest.mark.parametrize(
@@ -155,15 +157,15 @@ def test_nothing_is_read_behind_the_address(client):
 )
 def test_text_that_cannot_be(client, body, status, reason):
     answer = client.post("/detect/base64", content=body, headers={"content-type": "application/json"})
-    assert reason in said(answer, status)
+    assert reason in reason_of(answer, status)
 
 
 def test_a_key_is_demanded_where_there_is_one(served):
     client = served(key="secret")
-    asked = {"files": files(picture())}
-    assert "key" in said(client.post("/detect", **asked), 401)
-    assert client.post("/detect", **asked, headers={"Authorization": "Bearer wrong"}).status_code == 401
-    assert client.post("/detect", **asked, headers={"Authorization": "Bearer secret"}).status_code == 200
+    request = {"files": files(picture())}
+    assert "key" in reason_of(client.post("/detect", **request), 401)
+    assert client.post("/detect", **request, headers={"Authorization": "Bearer wrong"}).status_code == 401
+    assert client.post("/detect", **request, headers={"Authorization": "Bearer secret"}).status_code == 200
     assert client.get("/metrics").status_code == client.get("/model").status_code == 401
     assert client.get("/healthz").status_code == client.get("/").status_code == 200
 
@@ -182,8 +184,8 @@ def test_head_is_get_without_the_body(client):
         assert (answer.status_code, answer.content) == (200, b"")
         assert answer.headers["content-length"] == client.get(path).headers["content-length"]
     assert client.head("/detect").status_code == client.get("/detect").status_code == 405
-    assert said(client.get("/nowhere"), 404) == "Not Found"
-    assert said(client.post("/detect/"), 404) == said(client.get("/model/"), 404) == "Not Found"
+    assert reason_of(client.get("/nowhere"), 404) == "Not Found"
+    assert reason_of(client.post("/detect/"), 404) == reason_of(client.get("/model/"), 404) == "Not Found"
 
 
 def test_openapi_describes_the_routes(client):
@@ -207,14 +209,14 @@ class Slow(BasePredictor):
     def __init__(self):
         self.go, self.begun, self.batches = Event(), Event(), []
 
-    def detect(self, ready, threshold, classes):
+    def detect(self, images, threshold, classes):
         self.begun.set()
         assert self.go.wait(20)
-        self.batches.append(len(ready))
-        if any(one.size == (13, 13) for one in ready):
+        self.batches.append(len(images))
+        if any(one.size == (13, 13) for one in images):
             raise RuntimeError("cannot")
         nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), self.names)
-        return [nothing] * len(ready)
+        return [nothing] * len(images)
 
 
 def test_requests_are_computed_together_and_who_finds_no_room_is_told_when_to_come_back(served):
@@ -227,7 +229,7 @@ def test_requests_are_computed_together_and_who_finds_no_room_is_told_when_to_co
         while "boxwright_images_waiting 6.0" not in client.get("/metrics").text:
             pass
         refused = client.post("/detect", files=files(picture()))
-        assert "come back" in said(refused, 503)
+        assert "come back" in reason_of(refused, 503)
         assert int(refused.headers["retry-after"]) >= 1
         assert client.get("/healthz").status_code == 200
         slow.go.set()
@@ -262,9 +264,9 @@ async def send_body(app, body: bytes, whole: bool = True) -> int:
     return statuses[0]
 
 
-def test_bodies_on_their_way_take_no_places_but_are_limited_together(finder):
+def test_bodies_on_their_way_take_no_places_but_are_limited_together(predictor):
     async def come():
-        app = make_app(finder, Limits(bytes=len(TWO), images=2, queue=2, seconds=5))
+        app = make_app(predictor, Limits(bytes=len(TWO), images=2, queue=2, seconds=5))
         async with app.router.lifespan_context(app), asyncio.TaskGroup() as tasks:
             slow = [tasks.create_task(send_body(app, b"-", whole=False)) for _ in range(8)]
             await asyncio.sleep(0.1)
@@ -283,7 +285,7 @@ def test_bodies_on_their_way_take_no_places_but_are_limited_together(finder):
 @pytest.mark.parametrize("end", [PART + PART, TWO[:-5], TWO[:-4], TWO[:-50], b"", b"--x\r\n"])
 def test_a_form_that_is_cut_short_is_refused(client, end):
     headers = {"content-type": 'multipart/form-data; boundary="x"'}
-    assert "closing boundary" in said(client.post("/detect", content=end, headers=headers), 400)
+    assert "closing boundary" in reason_of(client.post("/detect", content=end, headers=headers), 400)
     bits = (TWO[i : i + 7] for i in range(0, len(TWO), 7))
     for whole in (TWO, TWO[:-2], TWO + b"\r\n", bits):
         assert len(client.post("/detect", content=whole, headers=headers).json()["images"]) == 2
@@ -329,7 +331,7 @@ def test_an_image_that_breaks_the_detector_breaks_no_other(served):
             pass
         slow.go.set()
         assert (first.result().status_code, good.result().status_code) == (200, 200)
-        assert said(bad.result(), 500) == "the service failed; its log says why."
+        assert reason_of(bad.result(), 500) == "the service failed; its log says why."
 
 
 def test_metrics_count(client):

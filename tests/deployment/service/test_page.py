@@ -49,8 +49,8 @@ def test_an_image_is_dropped_its_boxes_are_thinned_out_and_saved(address, tmp_pa
     with sync_api.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         page = browser.new_page()
-        asked, faults = [], []
-        page.on("request", lambda request: asked.append(request.url))
+        addresses, faults = [], []
+        page.on("request", lambda request: addresses.append(request.url))
         page.on("pageerror", lambda error: faults.append(error))
         page.goto(address)
         page.wait_for_selector("text=finds box, other")
@@ -73,7 +73,7 @@ def test_an_image_is_dropped_its_boxes_are_thinned_out_and_saved(address, tmp_pa
     assert row["category_id"] == 1
     assert saved["images"] == [{"id": 1, "file_name": "a.png", "width": 960, "height": 640}]
     assert not faults
-    assert all(url.startswith((address, "blob:", "data:")) for url in asked)
+    assert all(url.startswith((address, "blob:", "data:")) for url in addresses)
 
 
 def test_another_image_is_chosen_by_the_button_or_by_keys_and_of_several_dropped_the_first_is_told(address):
@@ -103,22 +103,22 @@ def test_another_image_is_chosen_by_the_button_or_by_keys_and_of_several_dropped
 
 
 @pytest.fixture
-def writer(tmp_path: Path) -> Iterator[str]:
-    """The same with a detector that writes, at random."""
+def sequence_service(tmp_path: Path) -> Iterator[str]:
+    """The same with an untrained sequence detector."""
     torch.manual_seed(0)
-    save_detector(tmp_path / "writer.safetensors", Pix2Seq(TINY, ("cat", "dog"), pretrained=False), {})
-    with _served(tmp_path / "writer.safetensors") as address:
+    save_detector(tmp_path / "model.safetensors", Pix2Seq(TINY, ("cat", "dog"), pretrained=False), {})
+    with _served(tmp_path / "model.safetensors") as address:
         yield address
 
 
-def test_a_sentence_is_watched_and_goes_on_from_boxes_that_are_drawn(writer):
+def test_a_sentence_is_watched_and_goes_on_from_boxes_that_are_drawn(sequence_service):
     with sync_api.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
-        asked, faults = [], []
-        page.on("request", lambda request: asked.append(request.url))
+        addresses, faults = [], []
+        page.on("request", lambda request: addresses.append(request.url))
         page.on("pageerror", lambda error: faults.append(error))
-        page.goto(writer)
+        page.goto(sequence_service)
         page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": picture((600, 400))})
         page.wait_for_selector("#watch:enabled")
         _slide(page, 0)
@@ -150,11 +150,11 @@ def test_a_sentence_is_watched_and_goes_on_from_boxes_that_are_drawn(writer):
     assert len(others) == 10
     assert [row["id"] for row in (first, second, *others)] == list(range(1, 13))
     assert not faults
-    assert all(url.startswith((writer, "blob:", "data:")) for url in asked)
+    assert all(url.startswith((sequence_service, "blob:", "data:")) for url in addresses)
 
 
-def test_a_sentence_is_stopped(writer):
-    with _ready_to_write(writer) as page:
+def test_a_sentence_is_stopped(sequence_service):
+    with _ready_to_write(sequence_service) as page:
         page.click("#watch")
         page.wait_for_selector("#sentence li:nth-child(2)")
         page.click("text=Stop")
@@ -167,8 +167,8 @@ def test_a_sentence_is_stopped(writer):
         assert page.inner_text("#count") == "12"
 
 
-def test_a_box_drawn_while_another_is_being_written_takes_its_place(writer):
-    with _ready_to_write(writer) as page:
+def test_a_box_drawn_while_another_is_being_written_takes_its_place(sequence_service):
+    with _ready_to_write(sequence_service) as page:
         page.check("#draw")
         page.click("#watch")
         page.wait_for_selector("#sentence li:nth-child(2)")
@@ -195,13 +195,13 @@ def test_a_box_drawn_while_another_is_being_written_takes_its_place(writer):
 
 
 @contextmanager
-def _ready_to_write(writer: str) -> Iterator:
+def _ready_to_write(sequence_service: str) -> Iterator:
     """The page with an image, at a threshold of 0; nothing may go wrong on it."""
     with sync_api.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         page, faults = browser.new_page(), []
         page.on("pageerror", lambda error: faults.append(error))
-        page.goto(writer)
+        page.goto(sequence_service)
         page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": picture()})
         page.wait_for_selector("#watch:enabled")
         _slide(page, 0)

@@ -1,4 +1,4 @@
-"""What one caller may ask of the service."""
+"""Limits on requests."""
 
 from dataclasses import dataclass, fields
 

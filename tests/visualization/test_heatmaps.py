@@ -1,3 +1,5 @@
+"""Heat maps keep all probability, and put it where it belongs."""
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,18 +18,18 @@ def bins(at: int, of: int = 1000) -> np.ndarray:
 
 
 @given(st.integers(2, 2000), st.integers(1, 700), st.integers(0, 2**32))
-def test_spreading_loses_nothing(of: int, pixels: int, seed: int) -> None:
+def test_pixels_share_all_probability(of: int, pixels: int, seed: int) -> None:
     values = np.random.default_rng(seed).dirichlet(np.ones(of)).astype(np.float32)
-    spread = heatmaps.spread(values, pixels, part=1.0)
+    spread = heatmaps.pixel_probabilities(values, pixels, valid=1.0)
     assert spread.shape == (pixels,)
     assert spread.sum() == pytest.approx(1, abs=1e-4)
     assert (spread >= 0).all()
 
 
 @given(st.integers(0, 999), st.floats(0.1, 1.0))
-def test_a_coordinate_falls_on_the_pixel_that_it_means(at: int, part: float) -> None:
-    spread = heatmaps.spread(bins(at), 100, part)
-    pixel = at / 999 / part * 100
+def test_a_coordinate_falls_on_the_pixel_that_it_means(at: int, valid: float) -> None:
+    spread = heatmaps.pixel_probabilities(bins(at), 100, valid)
+    pixel = at / 999 / valid * 100
     if pixel > 101:
         assert spread.sum() == pytest.approx(0)
     elif pixel < 99:
@@ -35,13 +37,13 @@ def test_a_coordinate_falls_on_the_pixel_that_it_means(at: int, part: float) -> 
 
 
 def test_the_product_of_both_distributions_adds_up_to_one() -> None:
-    y, x = heatmaps.spread(bins(300), 60, 1.0), heatmaps.spread(bins(700), 90, 1.0)
+    y, x = heatmaps.pixel_probabilities(bins(300), 60, 1.0), heatmaps.pixel_probabilities(bins(700), 90, 1.0)
     assert np.outer(y, x).sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_the_chosen_place_is_the_hottest(axis: int) -> None:
-    picture = np.asarray(heatmaps.place_heat(GREY, bins(300), (0.6, 0.9), 0.3, axis), float)
+    picture = np.asarray(heatmaps.coordinate_heat(GREY, bins(300), (0.6, 0.9), 0.3, axis), float)
     assert picture.shape == (60, 90, 3)
     middle = picture[:, 45].sum(-1) if axis == 0 else picture[30].sum(-1)
     assert middle.argmax() == pytest.approx((0.5 * 60, 0.3 / 0.9 * 90)[axis], abs=1.01)
@@ -76,7 +78,7 @@ def test_points_are_where_they_should_be_and_as_large_as_their_weights() -> None
     picture = np.asarray(heatmaps.point_heat(GREY, places, np.array([[0.4, 0.4], [0.1, 0.1]])), int)
     masses = []
     for v, x in ((0, 22), (1, 67)):
-        near = np.abs(picture - ImageColor.getrgb(heatmaps.DOTS[v])).sum(-1) < 60
+        near = np.abs(picture - ImageColor.getrgb(heatmaps.MAP_COLOURS[v])).sum(-1) < 60
         rows, columns = np.nonzero(near)
         assert (columns.mean(), rows.mean()) == pytest.approx((x, 30), abs=1)
         masses.append(near.sum())
@@ -86,7 +88,7 @@ def test_points_are_where_they_should_be_and_as_large_as_their_weights() -> None
 def test_points_of_no_weight_and_all_in_one_place_are_no_fault() -> None:
     assert heatmaps.point_heat(GREY, np.zeros((1, 3, 2)), np.zeros((1, 3)), (0, 0, 1, 1)).size == (90, 60)
     picture = GREY.copy()
-    heatmaps.pin(picture, (1.0, 0.0))
+    heatmaps.draw_cross(picture, (1.0, 0.0))
     assert np.asarray(picture).std() > 0
 
 

@@ -1,4 +1,4 @@
-"""The verb `demo`: the main job on the bundled blood cells."""
+"""The command `demo`: evaluation, and if asked training, on the bundled blood cells."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def demo(train: bool = False, out: Path | str = Path("boxwright-demo")) -> Repor
     report = evaluate(weights, DATA, split="test", out=out)
     make_console().print(
         f"\nOpen {out / 'index.html'} to see it. Next, on your own images:\n"
-        "  boxwright check DATA            every fault in a COCO, VOC or YOLO data set, and its mend\n"
+        "  boxwright check DATA            finds errors in a COCO, VOC or YOLO data set, and says how to fix them\n"
         "  boxwright train DATA            a detector of your own classes, in runs/train\n"
         "  boxwright predict runs/train/best IMAGES"
     )
@@ -38,4 +38,4 @@ def _train(run: Path) -> Path:
     from boxwright.training.run import train
 
     train(DATA, out=run, epochs=EPOCHS, val_split="test", resume=(run / "state.safetensors").exists())
-    return run / "last.safetensors"  # the last, not the best on the test split, which must choose nothing
+    return run / "last.safetensors"  # not the best, which the test split would have chosen

@@ -1,4 +1,4 @@
-"""The page of a comparison: which to take and why, the numbers, the curves, the same images side by side."""
+"""The page of a comparison: recommendation, numbers, curves, and the same images for each detector."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from boxwright.files import write_whole
 from boxwright.images import open_image
 from boxwright.types import Detections
 from boxwright.visualization import charts, html
-from boxwright.visualization.images import colour, draw, draw_truth
+from boxwright.visualization.boxes import colour, draw
+from boxwright.visualization.images import draw_annotated
 
-PICTURES, PANEL = 6, 640  # images drawn, and the long side of each picture in pixels
-CLASSES = 30  # rows of the table of classes: the most frequent
+IMAGES, PANEL = 6, 640  # images shown, and their long side in pixels
+CLASSES = 30  # most frequent classes, in the table of classes
 
 
 def write_report(
@@ -39,19 +40,19 @@ def write_report(
     """Write ``index.html`` and ``curves.png`` into the folder of a comparison, whole or not at all.
 
     Args:
-        folder: where the run of each detector is in a folder of its name.
-        terms: of all detectors.
-        rows: best first.
-        advice: sentences, the first of them the news.
-        failed: why, of each detector that has no row.
-        device: the machine, in words.
-        cache, records: the validation images.
+        folder: has the run of each detector in a folder of its name.
+        terms: the settings of the comparison.
+        rows: results of each detector, best first.
+        advice: sentences, the recommendation first.
+        failed: the reason, for each detector without a row.
+        device: name of the device.
+        cache, records: the validation images and their annotations.
         names: the classes.
     """
     curves = {row.model: [(seconds / 60, ap) for seconds, ap in row.curve] for row in rows}
     points = {row.model: (row.latency, row.ap) for row in rows}
     chart = folder / "curves.png"
-    write_whole(chart, lambda temporary: charts.compared(curves, points, temporary))
+    write_whole(chart, lambda temporary: charts.comparison(curves, points, temporary))
     html.write_page(
         folder / "index.html",
         "comparison/report.html",
@@ -77,28 +78,31 @@ def write_report(
 def _images(
     folder: Path, terms: Terms, rows: Sequence[Row], cache: Cache, records: Sequence[Record], names: Sequence[str]
 ) -> list[list[tuple[str, str]]]:
-    """Caption and address of a few images with objects, spread over the split: annotated, and of each detector."""
+    """A few images with objects, spread over the split: annotated, and with the boxes of each detector.
+
+    Each as caption and address.
+    """
     with_objects = [n for n, record in enumerate(records) if (~record.ignore_N).any()]
-    chosen = np.linspace(0, len(with_objects) - 1, min(PICTURES, len(with_objects))).round().astype(int)
+    chosen = np.linspace(0, len(with_objects) - 1, min(IMAGES, len(with_objects))).round().astype(int)
     positions = [with_objects[n] for n in chosen]
     found = {row.model: _found(folder / row.model / "last", terms.device, cache, positions) for row in rows}
     images = []
     for n, position in enumerate(positions):
         record, image = records[position], open_image(records[position].path)
         count = int((~record.ignore_N).sum())
-        panels = [(f"{record.path.name}: {count} objects, as annotated", draw_truth(record, names, image))]
-        panels += [(model, draw(image, _surest(each[n], count))) for model, each in found.items()]
+        panels = [(f"{record.path.name}: {count} objects, as annotated", draw_annotated(record, names, image))]
+        panels += [(model, draw(image, _best(each[n], count))) for model, each in found.items()]
         images.append([(caption, html.image_address(_small(panel))) for caption, panel in panels])
     return images
 
 
 def _found(weights: Path, device: str, cache: Cache, positions: Sequence[int]) -> list[Detections]:
-    """What a detector says of some images."""
+    """Detections of one detector in some images."""
     detector = load_detector(weights, device)
     return [found for n in positions for found in detect_batch(detector, cache.batch([n]).to(device))]
 
 
-def _surest(found: Detections, count: int) -> Detections:
+def _best(found: Detections, count: int) -> Detections:
     return Detections(found.boxes_N4[:count], found.scores_N[:count], found.labels_N[:count], found.names)
 
 

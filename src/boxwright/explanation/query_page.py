@@ -11,7 +11,8 @@ from PIL import Image
 
 from boxwright.explanation.attention_maps import AttentionMap, CellMap, PointMap, RecordedPass
 from boxwright.explanation.html_parts import SURE, Picture, overview, resized
-from boxwright.visualization import heatmaps, html, images
+from boxwright.visualization import heatmaps, html
+from boxwright.visualization.boxes import colour, draw_named
 
 LEAST, MOST = 2, 6  # queries shown by default: those with a high score
 PEAK = 4  # a cell with this many times a uniform weight has the brightest colour, even if none has more
@@ -74,9 +75,9 @@ def _overview(
     labels = [recorded.prediction(query)[0] for query in queries]
     texts = [f"{query + 1} {recorded.names[label]}" for query, label in zip(queries, labels, strict=True)]
     boxes_N4 = np.array([recorded.box(query) for query in queries]).reshape(-1, 4) * np.array(photo.size * 2)
-    drawn = images.draw_named(photo, boxes_N4, texts, labels)
+    drawn = draw_named(photo, boxes_N4, texts, labels)
     if pixel:
-        heatmaps.pin(drawn, pixel)
+        heatmaps.draw_cross(drawn, pixel)
     sure = sum(recorded.prediction(query)[1] > SURE for query in range(recorded.n_queries))
     maps = " + ".join(f"{columns} x {rows}" for rows, columns in recorded.map_shapes)
     tiles = [
@@ -92,7 +93,7 @@ def _overview(
 def _dots(recorded: RecordedPass) -> list[tuple[str, str]]:
     """The colour of each map's points, and the map's size."""
     return [
-        (heatmaps.DOTS[v % len(heatmaps.DOTS)], f"{columns} x {rows}")
+        (heatmaps.MAP_COLOURS[v % len(heatmaps.MAP_COLOURS)], f"{columns} x {rows}")
         for v, (rows, columns) in enumerate(recorded.map_shapes)
     ]
 
@@ -109,7 +110,7 @@ def _query_card(photo: Image.Image, recorded: RecordedPass, query: int) -> dict[
     n_shown = max(1, _ABREAST // n_maps) * n_maps  # the last layers, as many as fit a row
     return {
         "number": query + 1,
-        "colour": images.colour(label),
+        "colour": colour(label),
         "name": recorded.names[label],
         "score": score,
         "layers": layers,
@@ -175,7 +176,7 @@ def attention_picture(
         weights_VN = attention_map.weights_HVP.swapaxes(0, 1).reshape(len(points_VN2), -1)
         drawn = heatmaps.point_heat(photo, points_VN2, weights_VN, box)
     if point is not None:
-        heatmaps.pin(drawn, point)
+        heatmaps.draw_cross(drawn, point)
     return drawn
 
 

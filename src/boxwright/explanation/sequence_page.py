@@ -10,7 +10,8 @@ from PIL import Image
 
 from boxwright.explanation.generation_trace import SLOTS, GenerationTrace
 from boxwright.explanation.html_parts import SURE, Picture, overview, resized
-from boxwright.visualization import heatmaps, html, images
+from boxwright.visualization import heatmaps, html
+from boxwright.visualization.boxes import colour, draw_named
 
 BEST = 8  # objects shown in detail
 ALTERNATIVES, FAINTEST = 5, 0.005  # tokens shown for each position, and the least probability of one not chosen
@@ -87,7 +88,7 @@ def _overview(
     """The image with the best objects, and the sequence in numbers: each with its name and meaning."""
     found = trace.found
     texts = [f"{n + 1} {found.names[found.labels_N[n]]}" for n in best]
-    drawn = images.draw_named(photo, found.boxes_N4[best], texts, found.labels_N[best].tolist())
+    drawn = draw_named(photo, found.boxes_N4[best], texts, found.labels_N[best].tolist())
     tokens = trace.tokens_N5.size
     tiles = [
         (str(len(trace)), "objects written", f"{tokens} words"),
@@ -123,7 +124,7 @@ def _card(photo: Image.Image, trace: GenerationTrace, n: int) -> _Object:
 
 def _object(trace: GenerationTrace, n: int, tokens: list[_Token], detailed: bool = True) -> _Object:
     label, score = int(trace.found.labels_N[n]), float(trace.found.scores_N[n])
-    return _Object(n + 1, trace.found.names[label], images.colour(label), score, tokens, detailed)
+    return _Object(n + 1, trace.found.names[label], colour(label), score, tokens, detailed)
 
 
 def _token(photo: Image.Image, trace: GenerationTrace, n: int, slot: int, most: int, **pictures: Picture) -> _Token:
@@ -161,7 +162,7 @@ def _picture(drawn: Image.Image, caption: str, title: str = "") -> Picture:
 def coordinate_picture(photo: Image.Image, trace: GenerationTrace, n: int, slot: int) -> Image.Image:
     """The distribution of a coordinate over the image."""
     at = float(trace.corners_N4[n, slot])
-    return heatmaps.place_heat(photo, trace.coordinates_N4R[n, slot], trace.valid_2, at, axis=slot % 2)
+    return heatmaps.coordinate_heat(photo, trace.coordinates_N4R[n, slot], trace.valid_2, at, axis=slot % 2)
 
 
 def corner_picture(photo: Image.Image, trace: GenerationTrace, n: int, slot: int) -> Image.Image:

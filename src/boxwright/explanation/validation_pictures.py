@@ -81,7 +81,7 @@ def query_picture(photo: Image.Image, recorded: RecordedPass) -> Image.Image:
             recorded.box_centre(query),
         )
         box = photo.copy()
-        heatmaps.outline(box, recorded.box(query))
+        heatmaps.draw_box(box, recorded.box(query))
         pictures += [
             box,
             attention_picture(photo, maps[0], recorded.box(query, 0)),
@@ -99,7 +99,7 @@ def sequence_picture(photo: Image.Image, trace: GenerationTrace) -> Image.Image:
     for n in range(len(trace)):
         tokens = " ".join(trace.token_names[token] for token in trace.tokens_N5[n])
         box = photo.copy()
-        heatmaps.outline(box, trace.box(n))
+        heatmaps.draw_box(box, trace.box(n))
         pictures += [
             box,
             corner_picture(photo, trace, n, 1),

@@ -1,6 +1,6 @@
-"""Charts: learning curves, precision over recall, confusion, comparisons.
+"""Charts: training curves, precision over recall, confusion matrix, comparison of detectors.
 
-Each is written to a file as PNG. Nothing here touches matplotlib's global state.
+Each is written to a PNG file. matplotlib's global state is not touched.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from boxwright.visualization.boxes import colour
 def curves(metrics: Path, out: Path) -> None:
     """Draw a run's metrics.csv: loss, AP and learning rate, and below them each term of the loss, layer by layer.
 
-    Columns: step, epoch, lr, loss, ``loss_*``, and of the validation val_ap, val_ap50, ``val_ap_*``, val_loss and
-    ``val_loss_*``; cells may be empty, and so may the file.
+    Columns: step, epoch, lr, loss, ``loss_*``, and from validation val_ap, val_ap50, ``val_ap_*``, val_loss and
+    ``val_loss_*``; cells, and the whole file, may be empty.
     """
     columns = _read_columns(metrics)
     terms = _terms(columns)
@@ -36,10 +36,10 @@ def curves(metrics: Path, out: Path) -> None:
     _plot_losses(loss_axes, columns, "loss")
     _plot_ap(ap_axes, columns)
     rate_axes.plot(*_pairs(columns, "step", "lr"), color=colour(9))
-    _dress(loss_axes, "loss", "step", legend=True)
-    _dress(ap_axes, "validation", "epoch", legend=True)
+    _label_axes(loss_axes, "loss", "step", legend=True)
+    _label_axes(ap_axes, "validation", "epoch", legend=True)
     ap_axes.set_ylim(0, 1.02)
-    _dress(rate_axes, "learning rate", "step", legend=False)
+    _label_axes(rate_axes, "learning rate", "step", legend=False)
     for part, row in zip(lower, np.array_split(list(terms), rows) if rows else [], strict=True):
         for axes, term in zip(part.subplots(1, len(row), squeeze=False)[0], row, strict=True):
             _plot_term(axes, columns, term, terms[term])
@@ -51,14 +51,14 @@ def curves(metrics: Path, out: Path) -> None:
 def precision_recall(
     recalls_R: np.ndarray, precision_TRK: np.ndarray, names: Sequence[str], out: Path, most: int = 12
 ) -> None:
-    """Draw precision over recall at IoU 0.50 and 0.75, a line a class; the area under each is its AP.
+    """Draw precision over recall at IoU 0.50 and 0.75, one line per class; the area under each is its AP.
 
     Args:
-        recalls_R: where the precision is known.
+        recalls_R: recall values of the precisions.
         precision_TRK: at IoU 0.50, 0.55 ... 0.95; negative for classes without objects, which are left out.
         names: the classes.
         out: the file to write.
-        most: with more classes than this their lines are grey and only the mean is named.
+        most: with more classes than this, their lines are grey and only the mean is labelled.
     """
     figure = Figure(figsize=(11.5, 4.8), layout="constrained")
     for axes, (title, precision_RK) in zip(
@@ -67,16 +67,16 @@ def precision_recall(
         strict=True,
     ):
         _plot_precision(axes, recalls_R, precision_RK, names, most)
-        _dress(axes, title, "recall", legend=True)
+        _label_axes(axes, title, "recall", legend=True)
         axes.set(xlim=(0, 1.0), ylim=(0, 1.02))
     figure.axes[0].set_ylabel("precision")
     _save(figure, out)
 
 
 def confusion(matrix: np.ndarray, names: Sequence[str], out: Path, note: str = "") -> None:
-    """Draw a confusion matrix, (K + 1, K + 1), rows true, columns predicted, background last.
+    """Draw a confusion matrix (K + 1, K + 1): rows are true classes, columns predicted ones, the last is background.
 
-    The shade is the share of the row; the numbers are counts, shown for up to 20 classes.
+    Shades are shares of the row, numbers are counts; numbers are shown for up to 20 classes.
     """
     labels, edge = [*names, "background"], len(names) - 0.5
     few = len(names) <= 20
@@ -99,14 +99,14 @@ def confusion(matrix: np.ndarray, names: Sequence[str], out: Path, note: str = "
     _save(figure, out)
 
 
-def compared(
+def comparison(
     curves: Mapping[str, Sequence[tuple[float, float]]], points: Mapping[str, tuple[float, float]], out: Path
 ) -> None:
-    """Draw a line a detector, AP over minutes of training, and beside it a dot each, last AP over milliseconds.
+    """Draw AP over minutes of training, one line per detector, and last AP over latency, one dot per detector.
 
     Args:
         curves: (minutes, AP) of each validation, by detector.
-        points: (milliseconds an image, AP), by detector.
+        points: (milliseconds per image, AP), by detector.
         out: the file to write.
     """
     figure = Figure(figsize=(11.5, 4.6), layout="constrained")
@@ -115,17 +115,17 @@ def compared(
         mark = {"marker": "o" if len(pairs) < 60 else "", "markersize": 3.5, "clip_on": False}
         over_time.plot(*zip(*pairs, strict=True), color=colour(n), label=name, **mark)
         over_cost.scatter(*points[name], color=colour(n), s=60, zorder=3, clip_on=False)
-        beside = (7, 5) if n % 2 == 0 else (7, -13)  # neighbours in rank are often neighbours here
+        beside = (7, 5) if n % 2 == 0 else (7, -13)  # detectors of similar rank are often close to each other
         over_cost.annotate(name, points[name], beside, textcoords="offset points", color=colour(n), fontsize=10)
-    _dress(over_time, "AP while training", "minutes of training and validation", legend=True)
-    _dress(over_cost, "AP and speed", "milliseconds an image (towards the left is faster)", legend=False)
+    _label_axes(over_time, "AP while training", "minutes of training and validation", legend=True)
+    _label_axes(over_cost, "AP and speed", "milliseconds an image (towards the left is faster)", legend=False)
     over_cost.set_xlim(0, 1.3 * max(milliseconds for milliseconds, _ in points.values()))
     over_time.set(ylim=(0, None), xlim=(0, None), ylabel="AP")
     _save(figure, out)
 
 
 def _terms(columns: dict[str, np.ndarray]) -> dict[str, list[str]]:
-    """The columns of each term of a loss, layer by layer; none where the sum has but one."""
+    """The columns of each term of the loss, one per layer; empty where the loss has only one term."""
     names = [name for name in columns if name.startswith("loss_")]
     terms: dict[str, list[str]] = {}
     for name in names:
@@ -134,7 +134,7 @@ def _terms(columns: dict[str, np.ndarray]) -> dict[str, list[str]]:
 
 
 def _plot_term(axes: Axes, columns: dict[str, np.ndarray], term: str, names: Sequence[str]) -> None:
-    """A line for each layer, from the first (dark) to the last (bright); of one layer, as the sum is shown."""
+    """One line per layer, from the first (dark) to the last (bright); a term without layers looks like the loss."""
     if len(names) == 1:
         _plot_losses(axes, columns, names[0])
     else:
@@ -143,7 +143,7 @@ def _plot_term(axes: Axes, columns: dict[str, np.ndarray], term: str, names: Seq
             _plot_losses(axes, columns, name, shade, f"layer {_layer(name)}")
         axes.plot([], [], color="#555555", linestyle="--", marker=".", label="validation")
         axes.set_ylim(bottom=0)
-    _dress(axes, term.removeprefix("loss_"), "step", legend=True)
+    _label_axes(axes, term.removeprefix("loss_"), "step", legend=True)
 
 
 def _layer(name: str) -> int:
@@ -153,7 +153,7 @@ def _layer(name: str) -> int:
 def _plot_losses(
     axes: Axes, columns: dict[str, np.ndarray], name: str, shade: Any = "#222222", layer: str | None = None
 ) -> None:
-    """A loss in training, its running mean on top of the noisy values (alone, if of a `layer`), and in validation."""
+    """A loss in training, as running mean over the noisy values (without them for a `layer`), and in validation."""
     steps, values = _pairs(columns, "step", name)
     mean = _running_mean(values)
     axes.plot(steps, mean, color=shade, linewidth=1.3 if layer else 1.6, label=layer or "training")
@@ -168,7 +168,7 @@ def _plot_losses(
 
 
 def _plot_ap(axes: Axes, columns: dict[str, np.ndarray]) -> None:
-    """AP and AP50 with their best, and AP by size of the objects."""
+    """AP and AP50 with their maximum, and AP by object size."""
     lines = [("val_ap50", "AP50", colour(1)), ("val_ap", "AP", colour(0))]
     lines += [(f"val_ap_{size}", f"AP {size}", colour(n)) for size, n in (("small", 6), ("medium", 4), ("large", 2))]
     for name, title, shade in lines:
@@ -186,20 +186,20 @@ def _plot_ap(axes: Axes, columns: dict[str, np.ndarray]) -> None:
 def _plot_precision(
     axes: Axes, recalls_R: np.ndarray, precision_RK: np.ndarray, names: Sequence[str], most: int
 ) -> None:
-    there = [k for k in range(len(names)) if precision_RK[0, k] >= 0]
+    with_objects = [k for k in range(len(names)) if precision_RK[0, k] >= 0]
     ap_K = precision_RK.mean(0)
-    for k in sorted(there, key=lambda k: -ap_K[k]):
-        many = len(there) > most
+    for k in sorted(with_objects, key=lambda k: -ap_K[k]):
+        many = len(with_objects) > most
         axes.plot(recalls_R, precision_RK[:, k], color="#b8c4cf" if many else colour(k), linewidth=0.9 if many else 1.5,
                   label=None if many else f"{names[k]}  {ap_K[k]:.3f}")  # fmt: skip
-    if len(there) > 1:
-        mean_R = precision_RK[:, there].mean(1)
+    if len(with_objects) > 1:
+        mean_R = precision_RK[:, with_objects].mean(1)
         axes.plot(recalls_R, mean_R, color="#222222", linewidth=2, linestyle="--", label=f"mean  {mean_R.mean():.3f}")
-    if not there:
+    if not with_objects:
         axes.text(0.5, 0.5, "no objects in the data", ha="center", va="center", color="#777777")
 
 
-def _dress(axes: Axes, title: str, x_label: str, legend: bool) -> None:
+def _label_axes(axes: Axes, title: str, x_label: str, legend: bool) -> None:
     axes.set_title(title, fontsize=11, loc="left", fontweight="bold")
     axes.set_xlabel(x_label)
     axes.grid(color="#e4e4e4", linewidth=0.7)
@@ -215,7 +215,7 @@ def _save(figure: Figure, out: Path) -> None:
 
 
 def _read_columns(metrics: Path) -> dict[str, np.ndarray]:
-    """Each column of a CSV as floats, NaN where a cell is empty or no number."""
+    """Each column of a CSV file as floats; NaN where a cell is empty or not a number."""
     with metrics.open(newline="") as file:
         reader = csv.DictReader(file)
         rows = list(reader)
@@ -230,7 +230,7 @@ def _number(cell: str | None) -> float:
 
 
 def _pairs(columns: dict[str, np.ndarray], x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
-    """The rows in which both columns hold a finite number."""
+    """Two columns, without rows in which either is not finite."""
     nothing = np.empty(0)
     xs, ys = columns.get(x, nothing), columns.get(y, nothing)
     if len(xs) != len(ys):
@@ -240,7 +240,7 @@ def _pairs(columns: dict[str, np.ndarray], x: str, y: str) -> tuple[np.ndarray, 
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
-    """Mean of each value and its neighbours, over a fortieth of the run; shorter windows at the ends."""
+    """Mean of each value and its neighbours over a fortieth of the run; windows are shorter at the ends."""
     width = len(values) // 40 * 2 + 1
     if width == 1:
         return values

@@ -13,68 +13,67 @@ from boxwright.data.records import Record
 from boxwright.detections import Detections
 from boxwright.images import open_image
 from boxwright.types import Batch
-from boxwright.visualization.boxes import Mark, font, paint
-from boxwright.visualization.boxes import colour as colour
-from boxwright.visualization.boxes import draw as draw
-from boxwright.visualization.boxes import draw_named as draw_named
+from boxwright.visualization.boxes import LabelledBox, colour, draw, draw_boxes, font
 
 THRESHOLDS = (0.75, 0.5, 0.0)
 _IGNORED = "#8f8f8f"
 
 
-def draw_truth(record: Record, names: Sequence[str], image: Image.Image | None = None) -> Image.Image:
-    """The annotated image, read from its file if it isn't given; ignored objects (difficult, crowds) are grey."""
-    marks = [
-        Mark(box, f"{names[label]} (ignored)" if ignored else names[label], _IGNORED if ignored else colour(label))
+def draw_annotated(record: Record, names: Sequence[str], image: Image.Image | None = None) -> Image.Image:
+    """The image with its annotated objects; ignored ones (difficult, crowds) are grey.
+
+    The image is read from its file if it isn't given.
+    """
+    boxes = [
+        LabelledBox(
+            box, f"{names[label]} (ignored)" if ignored else names[label], _IGNORED if ignored else colour(label)
+        )
         for box, label, ignored in zip(record.boxes_N4, record.labels_N, record.ignore_N, strict=True)
     ]
-    return paint(image or open_image(record.path), marks)
+    return draw_boxes(image or open_image(record.path), boxes)
 
 
 def side_by_side(
     record: Record, detections: Detections, names: Sequence[str], image: Image.Image | None = None
 ) -> Image.Image:
-    """What is found at score thresholds 0.75, 0.50 and none, and the ground truth.
+    """Detections at score thresholds 0.75, 0.50 and none, and the ground truth, in a grid.
 
     `names` are the classes of `record`; colours agree where the detector's classes have the same positions. The image
     is read from its file if it isn't given, in the size that the boxes refer to.
     """
     image = image or open_image(record.path)
-    pictures = [draw(image, detections, threshold) for threshold in THRESHOLDS]
+    panels = [draw(image, detections, threshold) for threshold in THRESHOLDS]
     captions = [f"score over {threshold:.2f}" if threshold else "every detection" for threshold in THRESHOLDS]
-    return grid([*pictures, draw_truth(record, names, image)], [*captions, "ground truth"], columns=2)
+    return grid([*panels, draw_annotated(record, names, image)], [*captions, "ground truth"], columns=2)
 
 
 def show_batch(batch: Batch, names: Sequence[str], most: int = 16) -> Image.Image:
-    """What the network sees: the first images of a batch with their targets; padding is hatched.
-
-    Boxes are shown in canvas coordinates, as the loss gets them.
-    """
-    pictures = [_canvas(batch, i, names) for i in range(min(len(batch), most))]
+    """The first images of a batch as the network gets them, with their target boxes; padding is hatched."""
+    panels = [_canvas(batch, i, names) for i in range(min(len(batch), most))]
     captions = [f"image {int(i)}" for i in batch.index_B[:most]]
-    return grid(pictures, captions, columns=math.ceil(math.sqrt(len(pictures))), largest=512)
+    return grid(panels, captions, columns=math.ceil(math.sqrt(len(panels))), largest=512)
 
 
-def grid(pictures: Sequence[Image.Image], captions: Sequence[str], columns: int, largest: int = 800) -> Image.Image:
-    """Pictures in rows with a caption over each; each at most `largest` pixels on its long side."""
-    panels = [picture.copy() for picture in pictures]
+def grid(images: Sequence[Image.Image], captions: Sequence[str], columns: int, largest: int = 800) -> Image.Image:
+    """Images in rows with a caption over each; each at most `largest` pixels on its long side."""
+    panels = [image.copy() for image in images]
     for panel in panels:
         panel.thumbnail((largest, largest), Image.Resampling.LANCZOS)
-    gap, head = 12, 30
+    gap, caption_height = 12, 30
     width = max(panel.width for panel in panels) + gap
-    height = max(panel.height for panel in panels) + head + gap
+    height = max(panel.height for panel in panels) + caption_height + gap
     rows = math.ceil(len(panels) / columns)
-    sheet = Image.new("RGB", (columns * width + gap, rows * height + gap), "white")
-    pen = ImageDraw.Draw(sheet)
+    page = Image.new("RGB", (columns * width + gap, rows * height + gap), "white")
+    pen = ImageDraw.Draw(page)
     for i, (panel, caption) in enumerate(zip(panels, captions, strict=True)):
         x, y = gap + i % columns * width, gap // 2 + i // columns * height
-        pen.text((x, y + head / 2), caption, fill="#222222", font=font(15), anchor="lm")
-        sheet.paste(panel, (x, y + head))
-    return sheet
+        pen.text((x, y + caption_height / 2), caption, fill="#222222", font=font(15), anchor="lm")
+        page.paste(panel, (x, y + caption_height))
+    return page
 
 
 def _canvas(batch: Batch, position: int, names: Sequence[str]) -> Image.Image:
-    """One image of a batch with its targets."""
+    """One image of a batch with its target boxes on the canvas."""
     pixels_CHW = batch.images_BCHW[position].detach().cpu()
     if pixels_CHW.is_floating_point():
         pixels_CHW = (pixels_CHW.float().clamp(0, 1) * 255).round().to(torch.uint8)
@@ -86,7 +85,7 @@ def _canvas(batch: Batch, position: int, names: Sequence[str]) -> Image.Image:
     pixels_HWC[padding] = np.where(stripes[padding], 105, 70)[:, None]
     valid = batch.valid_BN[position].cpu()
     side = torch.tensor(pixels_HWC.shape[1::-1]).repeat(2)
-    boxes = (batch.boxes_BN4[position].cpu()[valid] * side).numpy()
+    boxes_N4 = (batch.boxes_BN4[position].cpu()[valid] * side).numpy()
     labels = batch.labels_BN[position].cpu()[valid].tolist()
-    marks = [Mark(box, names[label], colour(label)) for box, label in zip(boxes, labels, strict=True)]
-    return paint(Image.fromarray(pixels_HWC), marks)
+    boxes = [LabelledBox(box, names[label], colour(label)) for box, label in zip(boxes_N4, labels, strict=True)]
+    return draw_boxes(Image.fromarray(pixels_HWC), boxes)

@@ -1,7 +1,7 @@
-"""Any image file as RGB, and an image fitted into the square canvas.
+"""Decode any image file as RGB, and resize an image to the square canvas.
 
-What is decided here, once for the whole library: the EXIF orientation is applied; transparency is laid on white, as
-viewers show it; 16-bit grey is divided by 257; of an animation or a multi-page file the first frame counts.
+For the whole library: the EXIF orientation is applied; transparency is put on white, as viewers show it; 16-bit grey is
+divided by 257; an animation or multi-page file is its first frame.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image
 from boxwright.config import UserError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
-MAX_PIXELS = 2**28  # 1 GB once decoded; a square of 16,000 pixels. Larger JPEGs pass where they are decoded reduced.
+MAX_PIXELS = 2**28  # 1 GB once decoded, 16,000 pixels square; larger JPEGs are allowed where they are decoded reduced
 HUGE = 2**25  # pixels; images over it are decoded one at a time, since each may take gigabytes
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -34,13 +34,13 @@ _limit_lock, _one_at_a_time = threading.Lock(), threading.Lock()
 
 
 def open_image(path: Path, side: int | None = None) -> Image.Image:
-    """The image as displayed, in mode RGB, decoded.
+    """Decode an image as displayed, in mode RGB.
 
     Args:
         path: a file of any format Pillow reads, of any mode (CMYK, palette, 16-bit, float, with transparency...).
-        side: the canvas the image is going to be fitted into, in pixels. A JPEG of at least four times this size is
+        side: of the canvas that the image will be resized to, in pixels. A JPEG of at least four times this size is
             then decoded at a half, a quarter or an eighth, never under twice `side`, which saves time and memory and
-            changes the fitted image by less than one grey level on average.
+            changes the resized image by less than one grey level on average.
 
     Raises:
         UserError: the file is missing, empty, cut short, not an image, or larger than `MAX_PIXELS`.
@@ -48,14 +48,12 @@ def open_image(path: Path, side: int | None = None) -> Image.Image:
     try:
         with open_lazily(path) as image:
             return upright(image, side)
-    except (
-        Exception
-    ) as error:  # Pillow's format plugins raise whatever they trip over: OSError, SyntaxError, IndexError...
+    except Exception as error:  # Pillow's format plugins raise anything: OSError, SyntaxError, IndexError...
         raise _unreadable(path, error) from error
 
 
 def in_turn(width: int, height: int) -> AbstractContextManager[Any]:
-    """Within it, an image of this size is the only `HUGE` one that is decoded."""
+    """A context in which an image of this size is the only `HUGE` one that is decoded."""
     return _one_at_a_time if width * height > HUGE else nullcontext()
 
 
@@ -73,11 +71,11 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def upright(image: Image.Image, side: int | None = None) -> Image.Image:
-    """A lazily opened image as displayed, in mode RGB, decoded; see `open_image`, which says in words what this raises.
+    """Decode a lazily opened image as displayed, in mode RGB; `open_image` does it with clear errors.
 
     Raises:
         UserError: larger than `MAX_PIXELS`.
-        Exception: of any kind, if Pillow cannot decode it.
+        Exception: of any type, if Pillow cannot decode it.
     """
     turn = _turn(image)
     if side is not None:
@@ -90,13 +88,13 @@ def upright(image: Image.Image, side: int | None = None) -> Image.Image:
 
 
 def displayed_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height of a lazily opened image, once it is upright."""
+    """Width and height of a lazily opened image as displayed."""
     turned = _turn(image) in (_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8])
     return image.size[::-1] if turned else image.size
 
 
 def same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether two sizes (width, height) may be the same picture: their aspect ratios agree, up to rounding."""
+    """Whether two sizes (width, height) may be of the same image: their aspect ratios agree, up to rounding."""
     ratio = (one[0] * other[1]) / max(1, one[1] * other[0])
     return abs(ratio - 1) <= 0.02 + 1.5 / max(1, min(one))
 
@@ -112,12 +110,12 @@ def fitted_size(height: int, width: int, canvas: tuple[int, int]) -> tuple[int, 
 
 
 def fit(image: Image.Image, side: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """An RGB image resized to touch the canvas, its aspect kept, at the top left; the rest of the canvas is zero.
+    """Resize an RGB image to touch the canvas, its aspect kept, at the top left; the rest of the canvas is zero.
 
-    Bilinear with antialiasing. A small image is enlarged; neither side ever falls under one pixel.
+    Bilinear with antialiasing. A small image is enlarged; no side gets shorter than one pixel.
 
     Returns:
-        The canvas, (side, side, 3) uint8, and the (height, width) of the part that is image.
+        The canvas, (side, side, 3) uint8, and (height, width) of the valid area.
     """
     height, width = fitted_size(image.height, image.width, (side, side))
     canvas_SS3 = np.zeros((side, side, 3), np.uint8)
@@ -127,7 +125,7 @@ def fit(image: Image.Image, side: int) -> tuple[np.ndarray, tuple[int, int]]:
 
 
 def open_lazily(source: Path | BinaryIO, formats: tuple[str, ...] | None = None) -> Image.Image:
-    """Pillow's lazy image. Its guard against huge images is a global variable; ours is the limit in `upright`.
+    """Pillow's lazy image. Its limit of pixels, a global variable, is off here; `upright` has a limit instead.
 
     Args:
         source: a path, or the bytes of a file.
@@ -142,12 +140,12 @@ def open_lazily(source: Path | BinaryIO, formats: tuple[str, ...] | None = None)
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """How to turn the stored image upright. Reads the header only (`PngImageFile.getexif` would decode the image)."""
+    """How to turn the stored image upright, from the header only (`PngImageFile.getexif` would decode the image)."""
     if image.format == "TIFF":  # Pillow turns these itself
         return None
     try:
         return _TURNS.get(Image.Image.getexif(image).get(_ORIENTATION, 1))
-    except Exception:  # damaged EXIF says nothing about orientation, and the pixels may be fine
+    except Exception:  # EXIF is damaged, but the pixels may be fine
         return None
 
 
@@ -158,7 +156,7 @@ def _decode_reduced(image: Image.Image, side: int) -> None:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode in mode RGB; see the head of this file for transparency and 16-bit grey."""
+    """Convert an image of any mode to RGB; see the top of this file for transparency and 16-bit grey."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image).astype(np.uint16) / 257).round().astype(np.uint8))
     elif image.mode in ("I", "F"):
@@ -170,8 +168,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bit(values_HW: np.ndarray) -> np.ndarray:
-    """32-bit grey levels. The range is guessed: 0 to 1 (floats), 255 or 65535, whichever is the first that holds them
-    all; otherwise it is stretched from the least to the greatest value. NaN and infinity become 0.
+    """32-bit grey levels as uint8. The range is the first of 0 to 1 (for floats), 0 to 255 and 0 to 65535 that holds all
+    values, else that from the least to the greatest value. NaN and infinity become 0.
     """
     values_HW = np.nan_to_num(values_HW.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     low, high = values_HW.min(), values_HW.max()
@@ -184,12 +182,12 @@ def _to_8_bit(values_HW: np.ndarray) -> np.ndarray:
 
 def _unreadable(path: Path, error: Exception) -> UserError:
     if isinstance(error, FileNotFoundError):
-        said = "the file is missing"
+        what = "the file is missing"
     elif isinstance(error, OSError) and path.is_file() and path.stat().st_size == 0:
-        said = "the file is empty"
+        what = "the file is empty"
     else:
-        said = reason(error)
-    return UserError(f"{path}: cannot be read as an image: {said}.")
+        what = reason(error)
+    return UserError(f"{path}: cannot be read as an image: {what}.")
 
 
 def reason(error: Exception) -> str:

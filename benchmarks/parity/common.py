@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from boxwright.interop import deformable, detr
-from boxwright.interop.foreign import Foreign
+from boxwright.interop.foreign import ForeignCheckpoint
 from boxwright.models.layers.padding import cut
 from boxwright.models.losses.set_criterion import Targets
 from boxwright.types import Detector, Predictions
@@ -17,7 +17,7 @@ from golden import Case, Result, canvas, is_sharp, weights
 ORIGINALS = [(480, 640), (375, 500)]  # heights and widths of the files that the images stand for
 
 
-def build(case: Case, **options: Any) -> tuple[Detector, Foreign]:
+def build(case: Case, **options: Any) -> tuple[Detector, ForeignCheckpoint]:
     """The network with the weights of the formula, imported as a file would be, with all class numbers as classes.
 
     Args:
@@ -29,8 +29,8 @@ def build(case: Case, **options: Any) -> tuple[Detector, Foreign]:
     settings = {**case.manifest["config"], **options}
     found = detr.convert(tensors, settings) or deformable.convert(tensors, settings)
     assert found is not None, "no tensors of such a network"
-    assert not found.strange, f"tensors that contradict others: {found.strange}"
-    network = found.detector(found.config, tuple(map(str, found.numbers)), pretrained=False)
+    assert not found.unknown, f"tensors that contradict others: {found.unknown}"
+    network = found.detector(found.config, tuple(map(str, found.ids)), pretrained=False)
     network.load_state_dict(dict(found.state))
     return network.eval(), found
 

@@ -9,7 +9,7 @@ import torch
 from common import build, by_name, check_found, check_input, compare_losses, images, targets_of
 from torch import Tensor
 
-from boxwright.interop.foreign import Foreign
+from boxwright.interop.foreign import ForeignCheckpoint
 from boxwright.models.detr import Detr, EncodedCells, set_loss
 from boxwright.models.losses.set_criterion import LayerPredictions, Targets
 from golden import Case, Result, attempt, cases, is_sharp, read_arrays, thin
@@ -73,7 +73,7 @@ def watch(network: Detr, canvas_BCHW: Tensor, sizes_B2: Tensor) -> dict[str, Any
     return seen
 
 
-def check_losses(network: Detr, found: Foreign, case: Case, said: LayerPredictions, result: Result) -> None:
+def check_losses(network: Detr, found: ForeignCheckpoint, case: Case, said: LayerPredictions, result: Result) -> None:
     """Of the stored outputs, and, where assignments are stable (the sharp cases), of ours, too."""
     stored = LayerPredictions(*(torch.from_numpy(case.golden[name]) for name in ("logits", "boxes")))
     for facts in (case.summary[name] for name in ("A", "B") if name in case.summary):
@@ -102,7 +102,7 @@ def check_set(said: LayerPredictions, truth: Targets, facts: Mapping[str, Any], 
 
 
 def check_gradients(
-    network: Detr, found: Foreign, case: Case, truth: Targets, golden: Mapping[str, Any], result: Result
+    network: Detr, found: ForeignCheckpoint, case: Case, truth: Targets, golden: Mapping[str, Any], result: Result
 ) -> None:
     """Length and first values of the gradients that are stored, in units of the length; of the sharp cases, since
     the assignments of the others hang on rounding.

@@ -37,7 +37,7 @@ def build(manifest: Mapping[str, Any], golden: Arrays, summary: Mapping[str, Any
     values = weights(manifest, golden, summary)
     found = convert({name: torch.from_numpy(value) for name, value in values.items()}, manifest["config"]["nheads"])
     assert found is not None, "no tensors of a replication"
-    network = found.detector(found.config, tuple(map(str, found.numbers)))
+    network = found.detector(found.config, tuple(map(str, found.ids)))
     network.load_state_dict(found.state)
     assert isinstance(network, Replication)
     return network.eval()

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from boxwright.interop import deformable, detr
-from boxwright.interop.foreign import Foreign
+from boxwright.interop.foreign import ForeignCheckpoint
 from boxwright.models.deformable import PUBLISHED as DEFORMABLE
 from boxwright.models.deformable import Deformable
 from boxwright.models.detr import PUBLISHED as DETR
@@ -57,7 +57,7 @@ def shapes(name: str) -> dict[str, tuple[int, ...]]:
     return {line[0]: tuple(int(side) for side in line[1].split("x") if side) for line in lines(name)}
 
 
-def convert(tensors: dict[str, torch.Tensor], options: dict[str, Any], file: str = "") -> Foreign:
+def convert(tensors: dict[str, torch.Tensor], options: dict[str, Any], file: str = "") -> ForeignCheckpoint:
     """As import-weights does it."""
     found = detr.convert(tensors, options, file) or deformable.convert(tensors, options, file)
     assert found is not None

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from boxwright.config import UserError
-from boxwright.interop.classes import coco, given
+from boxwright.interop.classes import coco, parse_classes
 
 
 def test_coco_has_eighty_names_and_holes():
@@ -16,22 +16,22 @@ def test_coco_has_eighty_names_and_holes():
 
 
 def test_names_between_commas_are_numbered_from_one():
-    assert given("cat, dog", range(1, 900)) == (("cat", "dog"), (1, 2))
-    assert given("cat,dog", range(91)) == (("cat", "dog"), (1, 2))
-    assert given("cat,dog", range(2)) == (("cat", "dog"), (0, 1))  # as many as there are numbers
+    assert parse_classes("cat, dog", range(1, 900)) == (("cat", "dog"), (1, 2))
+    assert parse_classes("cat,dog", range(91)) == (("cat", "dog"), (1, 2))
+    assert parse_classes("cat,dog", range(2)) == (("cat", "dog"), (0, 1))  # as many as there are numbers
 
 
 def test_a_list_may_be_longer_than_a_file_name():
     names = tuple(f"class {number}" for number in range(91))
-    assert given(",".join(names), range(91)) == (names, tuple(range(91)))
+    assert parse_classes(",".join(names), range(91)) == (names, tuple(range(91)))
 
 
 def test_files(tmp_path):
     (tmp_path / "names.txt").write_text("cat\n\nred fox \n")
-    assert given(str(tmp_path / "names.txt"), range(1, 900)).names == ("cat", "red fox")
+    assert parse_classes(str(tmp_path / "names.txt"), range(1, 900)).names == ("cat", "red fox")
     rows = [{"id": 17, "name": "cat"}, {"id": 3, "name": "car", "supercategory": "vehicle"}]
     (tmp_path / "coco.json").write_text(json.dumps({"images": [], "categories": rows}))
-    assert given(str(tmp_path / "coco.json"), range(91)) == (("car", "cat"), (3, 17))
+    assert parse_classes(str(tmp_path / "coco.json"), range(91)) == (("car", "cat"), (3, 17))
 
 
 @pytest.mark.parametrize(
@@ -46,14 +46,14 @@ def test_files(tmp_path):
 )
 def test_mistakes_are_one_line(said, error):
     with pytest.raises(UserError, match=error):
-        given(said, range(1, 4))
+        parse_classes(said, range(1, 4))
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"categories": [{"id": "x", "name": "y"}]}', '{"categories": []}'])
 def test_json_without_categories_is_refused(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(UserError, match=r"--classes .*x.json"):
-        given(str(tmp_path / "x.json"), range(91))
+        parse_classes(str(tmp_path / "x.json"), range(91))
 
 
 @pytest.mark.parametrize("said", ["coco.names", "lists/coco", "adir"])
@@ -61,16 +61,16 @@ def test_a_file_that_is_none_is_no_class(tmp_path, monkeypatch, said):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "adir").mkdir()
     with pytest.raises(UserError, match=f"--classes {said} can't be read: .*; give a COCO file, a text file"):
-        given(said, range(91))
+        parse_classes(said, range(91))
 
 
 def test_names_may_hold_dots_and_strokes(tmp_path):
-    assert given("St. Bernard", range(91)).names == ("St. Bernard",)
-    assert given("n/a, coco.names", range(91)).names == ("n/a", "coco.names")
+    assert parse_classes("St. Bernard", range(91)).names == ("St. Bernard",)
+    assert parse_classes("n/a, coco.names", range(91)).names == ("n/a", "coco.names")
 
 
 def test_an_id_that_two_classes_have_is_refused(tmp_path):
     rows = [{"id": 3, "name": "car"}, {"id": 3, "name": "cat"}]
     (tmp_path / "x.json").write_text(json.dumps({"categories": rows}))
     with pytest.raises(UserError, match="gives the id 3 to more than one class"):
-        given(str(tmp_path / "x.json"), range(91))
+        parse_classes(str(tmp_path / "x.json"), range(91))

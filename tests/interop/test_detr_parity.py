@@ -72,7 +72,7 @@ def near(ours: torch.Tensor, golden: np.ndarray, atol: float) -> None:
 def test_detr_is_the_authors_network(stored):
     tensors = drawn("detr", gains=True, **{"input_proj.bias": stored["override"]})
     found = convert(tensors, read("detr"))
-    network = found.detector(found.config, tuple(map(str, found.numbers)), pretrained=False).eval()
+    network = found.detector(found.config, tuple(map(str, found.ids)), pretrained=False).eval()
     network.load_state_dict(dict(found.state))
     memory = []
     network.encoder.register_forward_hook(lambda _, __, cells: memory.append(cells.x_BME))
@@ -87,7 +87,7 @@ def test_detr_is_the_authors_network(stored):
 @torch.no_grad()
 def test_two_stage_deformable_is_hugging_faces(stored):
     found = convert(drawn("hf_deformable_two_stage"), read("hf_deformable_two_stage"))
-    network = found.detector(found.config, tuple(map(str, found.numbers)), pretrained=False).eval()
+    network = found.detector(found.config, tuple(map(str, found.ids)), pretrained=False).eval()
     network.load_state_dict(dict(found.state))
     raw = network(*images(sharp=False))
     shown_BTE = raw.cells.x_BTE.masked_fill(raw.cells.padding_BT[..., None], 0)

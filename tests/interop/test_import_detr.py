@@ -48,9 +48,9 @@ def test_the_published_networks_are_recognised_by_their_tensors(which):
     found = convert(tensors, options)
     expected = published_config("hf_detr" if which == "hf_detr_plain_resnet" else which)
     assert found.config == expected
-    assert found.numbers == range(91)
-    assert found.coco
-    assert not found.strange
+    assert found.ids == range(91)
+    assert found.coco_ids
+    assert not found.unknown
     with torch.device("meta"):
         own = (Detr if "detr" in which else Deformable)(expected, (), pretrained=False).state_dict()
     own = {name: value.shape for name, value in own.items() if not name.endswith("num_batches_tracked")}
@@ -113,10 +113,10 @@ def test_what_no_tensor_tells_is_guessed_and_said():
     dilated = convert(tensors, {}, "detr-r50-dc5-f0fb7ef5.pth")
     assert (plain.config.stride, plain.config.dilated) == (32, False)
     assert (dilated.config.stride, dilated.config.dilated) == (16, True)
-    assert [len(found.notes) for found in (plain, dilated)] == [2, 2]
-    assert "dilated (DC5), by the file's name" in dilated.notes[0]
+    assert [len(found.guesses) for found in (plain, dilated)] == [2, 2]
+    assert "dilated (DC5), by the file's name" in dilated.guesses[0]
     assert convert(tensors, {"nheads": 8, "dilation": True}).config == dilated.config
-    assert convert(tensors, {"nheads": 8, "dilation": True}).notes == []
+    assert convert(tensors, {"nheads": 8, "dilation": True}).guesses == []
 
 
 def test_a_deeper_resnet_is_seen():
@@ -157,9 +157,9 @@ def test_any_one_of_the_names_of_a_tensor_is_enough(small, which):
     assert one.state.keys() == other.state.keys()
     assert all(torch.equal(one.state[name], other.state[name]) for name in one.state)
     both = convert(tensors | inside, options)
-    assert not both.strange
+    assert not both.unknown
     name = "model.decoder.bbox_embed.0.layers.0.weight"
-    assert convert(tensors | inside | {name: inside[name] + 1}, options).strange == [name]
+    assert convert(tensors | inside | {name: inside[name] + 1}, options).unknown == [name]
 
 
 def test_heads_that_a_file_leaves_out_are_equal_to_the_first(small):
@@ -175,7 +175,7 @@ def test_layers_of_a_plain_network_share_one_head(small):
     options = options_of("deformable_plain", network.config)
     assert convert(tensors | again, options).state.keys() == convert(tensors, options).state.keys()
     again["class_embed.1.bias"] = again["class_embed.1.bias"] + 1
-    assert convert(tensors | again, options).strange == ["class_embed.1.bias"]
+    assert convert(tensors | again, options).unknown == ["class_embed.1.bias"]
 
 
 def refused(source, out, match):

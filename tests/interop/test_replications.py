@@ -21,8 +21,8 @@ def test_the_published_shape_is_recognised_by_its_tensors(variant):
     found = convert({name: torch.empty(0).expand(0).new_empty(()).expand(shape) for name, shape in shapes.items()})
     assert found is not None
     assert found.config == PUBLISHED[variant]
-    assert found.coco
-    assert not found.strange
+    assert found.coco_ids
+    assert not found.unknown
 
 
 @pytest.mark.parametrize("variant", PUBLISHED)
@@ -34,14 +34,14 @@ def test_other_shapes_are_seen(variant):
     with torch.device("meta"):
         own = {name: value.shape for name, value in Replication(config, ()).state_dict().items()}
     assert {name: value.shape for name, value in found.state.items()} == own
-    assert found.numbers == (range(91) if not config.has_positions else range(497))
+    assert found.ids == (range(91) if not config.has_positions else range(497))
 
 
 def test_fewer_classes_are_numbered_from_zero():
     found = convert(their_weights(replace(PUBLISHED["pretrained"], **SMALL, vocabulary=2001 + 20 + 2)), heads=4)
     assert found is not None
-    assert found.numbers == range(20)
-    assert not found.coco
+    assert found.ids == range(20)
+    assert not found.coco_ids
 
 
 def test_queries_keys_and_values_are_parted_in_this_order():
@@ -62,7 +62,7 @@ def test_other_networks_are_none_of_these():
 def test_the_originals_say_the_same(variant):
     shapes = their_shapes(PUBLISHED[variant])
     found = convert({n: torch.from_numpy(np.asarray(formula(n, s, math.prod(s[1:])))) for n, s in shapes.items()})
-    detector = Replication(found.config, tuple(map(str, found.numbers))).eval()
+    detector = Replication(found.config, tuple(map(str, found.ids))).eval()
     detector.load_state_dict(dict(found.state))
     with np.load(GOLDEN / "replications.npz") as stored:
         read, logits, encoder, written = (

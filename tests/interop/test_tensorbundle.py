@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from boxwright.config import UserError
-from boxwright.interop.pix2seq_shapes import of_the_network
+from boxwright.interop.pix2seq_shapes import is_of_network
 from boxwright.interop.tensorbundle import find_bundle, read_bundle
 from helpers.foreign_files import official_index, write_bundle, write_official
 
@@ -22,7 +22,7 @@ def everything(name):
 @pytest.mark.parametrize("name", ["tiny_vit_adamw_legacy", "tiny_resnet_model_only"])
 def test_files_of_tensorflow_are_read(tmp_path, name):
     prefix = write_official(tmp_path, name)
-    read = read_bundle(prefix, of_the_network)
+    read = read_bundle(prefix, is_of_network)
     _, tensors, _ = official_index(name)
     assert read.keys() == tensors.keys()
     assert all(np.array_equal(read[key], tensors[key]) for key in tensors)

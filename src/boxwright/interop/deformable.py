@@ -1,5 +1,6 @@
-"""Checkpoints of Deformable DETR, as its authors and as Hugging Face write them, in all three published forms: their
-shape, and their tensors under our names."""
+"""Checkpoints of Deformable DETR in its three published forms, of its authors and of Hugging Face: their configuration,
+and tensors under our names.
+"""
 
 import re
 from collections.abc import Mapping
@@ -9,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from boxwright.interop.detr import COCO_ROWS, SIDE
-from boxwright.interop.foreign import Foreign
-from boxwright.interop.renaming import Renamed, Shapes, rename, told, towers
+from boxwright.interop.foreign import ForeignCheckpoint
+from boxwright.interop.renaming import Renamed, Shapes, first_setting, rename, shared_settings
 from boxwright.interop.resnets import TO_TIMM, Rules
 from boxwright.models.deformable import PUBLISHED, Deformable, DeformableConfig
 
@@ -40,7 +41,7 @@ _AUTHORS: Rules = [
     (r"^backbone\.0\.body\.", "backbone.net."),
     (r"^query_embed\.weight$", "query_embedding"),
     (r"^transformer\.", ""),
-    (r"^decoder(.*)\.norm1\.", r"decoder\1.norm_of_points."),  # counted first, and used second
+    (r"^decoder(.*)\.norm1\.", r"decoder\1.norm_of_points."),  # called norm1 there, but used second
     (r"^decoder(.*)\.norm2\.", r"decoder\1.norm1."),
     (r"\.norm_of_points\.", ".norm2."),
     (r"\.linear1\.", ".mlp.0."),
@@ -63,13 +64,13 @@ _HUGGING_FACE: Rules = [
 _HEAD = re.compile(r"(classify|locate)\.(\d+)(\..+)")
 
 
-def convert(tensors: Mapping[str, Tensor], options: Mapping[str, Any], file: str = "") -> Foreign | None:
-    """A Deformable DETR, or None if these are no tensors of one.
+def convert(tensors: Mapping[str, Tensor], options: Mapping[str, Any], file: str = "") -> ForeignCheckpoint | None:
+    """A Deformable DETR, or None if the tensors are of another network.
 
     Args:
-        tensors: by the names of the file.
+        tensors: by their names in the file.
         options: of the authors' run, as far as the file has them, or Hugging Face's configuration.
-        file: its name, which may tell what nothing else does.
+        file: its name: `dc5` in it means a dilated backbone, where no option tells.
 
     Raises:
         UserError: for a backbone that is no ResNet.
@@ -78,27 +79,28 @@ def convert(tensors: Mapping[str, Tensor], options: Mapping[str, Any], file: str
     if not from_hub and "transformer.level_embed" not in tensors:
         return None
     renamed = rename(tensors, _HUGGING_FACE if from_hub else _AUTHORS)
-    refine = told(options, "with_box_refine")
+    refine = first_setting(options, "with_box_refine")
     if refine is None:
         refine = any("decoder.bbox_embed." in name for name in tensors)
-    config, notes = describe(renamed.state, options, file, bool(refine))
-    renamed = settle_heads(part_queries(renamed, config.dim), config)
-    rows, what = config.class_rows, HUGGING_FACE if from_hub else AUTHORS
-    state, sources, strange = renamed
-    return Foreign(what, Deformable, config, state, sources, strange, range(rows), rows == COCO_ROWS, notes)
+    config, guesses = describe(renamed.state, options, file, bool(refine))
+    state, sources, conflicts = share_heads(split_queries(renamed, config.dim), config)
+    project, rows = HUGGING_FACE if from_hub else AUTHORS, config.class_rows
+    return ForeignCheckpoint(
+        project, Deformable, config, state, sources, conflicts, range(rows), rows == COCO_ROWS, guesses
+    )
 
 
 def describe(
     state: Mapping[str, Tensor], options: Mapping[str, Any], file: str, refine: bool
 ) -> tuple[DeformableConfig, list[str]]:
-    """The shape of the network, by its tensors and what is told, and what of it is a guess."""
+    """The configuration, from tensors and options, and the guesses made."""
     p, shapes = PUBLISHED, Shapes(state)
-    settings, notes = towers(state, options, file, p)
+    settings, guesses = shared_settings(state, options, file, p)
     levels, heads = shapes.size("encoder.level_embedding", 0, 4), settings["heads"]
     strides = (8, 16, 16 if settings["dilated"] else 32)[-1 if levels == 1 else -3 :]
-    queries = shapes.size("query_embedding", 0, 0) or told(options, "two_stage_num_proposals", "num_queries")
+    queries = shapes.size("query_embedding", 0, 0) or first_setting(options, "two_stage_num_proposals", "num_queries")
     if not queries:
-        notes = [*notes, f"{p.queries} of the proposals are guessed to be used, as in the published file"]
+        guesses = [*guesses, f"{p.queries} of the proposals are guessed to be used, as in the published file"]
     config = replace(
         p,
         **settings,
@@ -113,40 +115,43 @@ def describe(
         refine=refine,
         class_rows=shapes.size("classify.0.weight", 0, COCO_ROWS),
     )
-    return config, notes
+    return config, guesses
 
 
-def _points(shapes: Shapes, tower: str, seen: int) -> int:
-    """Points that a head looks at on each map."""
-    return max(1, shapes.size(f"{tower}.layers.0.attention.weight.weight", 0, 4 * seen) // max(seen, 1))
+def _points(shapes: Shapes, part: str, maps_times_heads: int) -> int:
+    """Points that a head samples on each map."""
+    weights = shapes.size(f"{part}.layers.0.attention.weight.weight", 0, 4 * maps_times_heads)
+    return max(1, weights // max(maps_times_heads, 1))
 
 
-def part_queries(renamed: Renamed, dim: int) -> Renamed:
-    """Learned queries are places and contents side by side."""
+def split_queries(renamed: Renamed, dim: int) -> Renamed:
+    """Split learned queries into positions and contents, which are side by side in the file."""
     state, sources = dict(renamed.state), dict(renamed.sources)
     if "query_embedding" in state and state["query_embedding"].ndim == 2:
         both_Q2E, source = state.pop("query_embedding"), sources.pop("query_embedding")
         state |= {"place_embedding": both_Q2E[:, :dim], "content_embedding": both_Q2E[:, dim:]}
         sources |= dict.fromkeys(("place_embedding", "content_embedding"), source)
-    return Renamed(state, sources, renamed.strange)
+    return Renamed(state, sources, renamed.conflicts)
 
 
-def settle_heads(renamed: Renamed, config: DeformableConfig) -> Renamed:
-    """As many heads as the network has: without refinement all layers share one, which a file may repeat; with it, a
-    file may leave out the others if they are equal to the first.
+def share_heads(renamed: Renamed, config: DeformableConfig) -> Renamed:
+    """As many heads as the network has.
+
+    Without refinement all layers share one head, which a file may have several times; with it, a file may have only one
+    of several equal heads.
     """
     heads = (config.decoder_layers if config.refine else 1) + (config.begin == "proposals")
-    state, sources, strange = dict(renamed.state), dict(renamed.sources), list(renamed.strange)
+    state, sources, conflicts = dict(renamed.state), dict(renamed.sources), list(renamed.conflicts)
     found = [match for name in renamed.state if (match := _HEAD.fullmatch(name))]
     for group in ("classify", "locate"):
-        alone = {match[2] for match in found if match[1] == group} == {"0"}
+        only_first = {match[2] for match in found if match[1] == group} == {"0"}
         for match in (match for match in found if match[1] == group):
             name, first = match[0], f"{group}.0{match[3]}"
-            if alone:
+            if only_first:
                 state |= {f"{group}.{n}{match[3]}": state[first] for n in range(1, heads)}
                 sources |= {f"{group}.{n}{match[3]}": sources[first] for n in range(1, heads)}
             elif heads == 1 and name != first and first in state and int(match[2]) < config.decoder_layers:
                 source, value = sources.pop(name), state.pop(name)
                 if not value.equal(state[first]):
-                    strange.append(source)
-    return Renamed(state, sources, strange)
+                    conflicts.append(source)
+    return Renamed(state, sources, conflicts)

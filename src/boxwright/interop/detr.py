@@ -1,4 +1,4 @@
-"""Checkpoints of DETR, as its authors and Hugging Face write them: their shape, and their tensors under our names."""
+"""Checkpoints of DETR, of its authors and of Hugging Face: their configuration, and tensors under our names."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from boxwright.interop.foreign import Foreign
-from boxwright.interop.renaming import Shapes, rename, towers
+from boxwright.interop.foreign import ForeignCheckpoint
+from boxwright.interop.renaming import Shapes, rename, shared_settings
 from boxwright.interop.resnets import TO_TIMM, Rules
 from boxwright.models.detr import PUBLISHED, Detr, DetrConfig
 
@@ -55,13 +55,13 @@ _HUGGING_FACE: Rules = [
 ]
 
 
-def convert(tensors: Mapping[str, Tensor], options: Mapping[str, Any], file: str = "") -> Foreign | None:
-    """A DETR, or None if these are no tensors of one.
+def convert(tensors: Mapping[str, Tensor], options: Mapping[str, Any], file: str = "") -> ForeignCheckpoint | None:
+    """A DETR, or None if the tensors are of another network.
 
     Args:
-        tensors: by the names of the file.
+        tensors: by their names in the file.
         options: of the authors' run, as far as the file has them, or Hugging Face's configuration.
-        file: its name, which may tell what nothing else does.
+        file: its name: `dc5` in it means a dilated backbone, where no option tells.
 
     Raises:
         UserError: for a backbone that is no ResNet.
@@ -69,16 +69,16 @@ def convert(tensors: Mapping[str, Tensor], options: Mapping[str, Any], file: str
     from_hub = "class_labels_classifier.weight" in tensors
     if not from_hub and not ({"query_embed.weight", "transformer.decoder.norm.weight"} <= tensors.keys()):
         return None
-    state, sources, strange = rename(tensors, _HUGGING_FACE if from_hub else _AUTHORS)
-    config, notes = describe(state, options, file)
-    what, rows = HUGGING_FACE if from_hub else AUTHORS, config.class_rows
-    return Foreign(what, Detr, config, state, sources, strange, range(rows), rows == COCO_ROWS, notes)
+    state, sources, conflicts = rename(tensors, _HUGGING_FACE if from_hub else _AUTHORS)
+    config, guesses = describe(state, options, file)
+    project, rows = HUGGING_FACE if from_hub else AUTHORS, config.class_rows
+    return ForeignCheckpoint(project, Detr, config, state, sources, conflicts, range(rows), rows == COCO_ROWS, guesses)
 
 
 def describe(state: Mapping[str, Tensor], options: Mapping[str, Any], file: str) -> tuple[DetrConfig, list[str]]:
-    """The shape of the network, by its tensors and what is told, and what of it is a guess."""
+    """The configuration, from tensors and options, and the guesses made."""
     p, shapes = PUBLISHED, Shapes(state)
-    settings, notes = towers(state, options, file, p)
+    settings, guesses = shared_settings(state, options, file, p)
     config = replace(
         p,
         **settings,
@@ -90,4 +90,4 @@ def describe(state: Mapping[str, Tensor], options: Mapping[str, Any], file: str)
         norm_twice="model_type" in options and bool(options.get("auxiliary_loss")),
         class_rows=shapes.size("classify.weight", 0, COCO_ROWS + 1) - 1,
     )
-    return config, notes
+    return config, guesses

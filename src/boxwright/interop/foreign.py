@@ -1,4 +1,4 @@
-"""What the readers of other projects' checkpoints hand over."""
+"""The result of reading another project's checkpoint."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,29 +11,29 @@ from boxwright.types import Detector
 
 
 @dataclass(frozen=True)
-class Foreign:
-    """A checkpoint of another project that was recognised.
+class ForeignCheckpoint:
+    """A recognised checkpoint of another project.
 
     Attributes:
-        what: whose it is, for people.
-        detector: our class that computes the same.
-        config: its settings; the file does not tell `image_size` and `class_ids`.
+        project: its name, for messages.
+        detector: the class that computes the same.
+        config: its configuration; `image_size` and `class_ids` are not in the file.
         state: the tensors under our names and in our layout.
-        sources: the name in the file of each of them.
-        strange: names in the file that no such network has.
-        numbers: the numbers that a class can have.
-        coco: whether the numbers are COCO's category ids, unless somebody says otherwise.
-        notes: what had to be guessed.
-        classes: what the numbers stand for, where the files tell.
+        sources: the name in the file of each tensor of `state`.
+        unknown: names in the file that the network does not have, or whose tensors contradict others.
+        ids: the possible ids of a class.
+        coco_ids: whether the ids are COCO's category ids, unless names are given.
+        guesses: what had to be guessed.
+        classes: the names and ids of the classes, if the files have them.
     """
 
-    what: str
+    project: str
     detector: Callable[..., Detector]
     config: Any
     state: Mapping[str, Tensor]
     sources: Mapping[str, str]
-    strange: Sequence[str]
-    numbers: range
-    coco: bool
-    notes: Sequence[str] = field(default=())
+    unknown: Sequence[str]
+    ids: range
+    coco_ids: bool
+    guesses: Sequence[str] = field(default=())
     classes: Classes | None = None

@@ -1,4 +1,4 @@
-"""PyTorch's checkpoints, which are pickles: only tensors and plain data are read, and no code is ever run."""
+"""PyTorch's checkpoints, which are pickles: only tensors and plain data are read, and no code is run."""
 
 import argparse
 import pickle
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from boxwright.config import UserError, require
 
-# Besides tensors and what Python is made of: the options of a run, and a measured number. Both are data.
-HARMLESS: list[Any] = [
+# Allowed besides tensors and Python's own types: the options of a run, and NumPy numbers.
+ALLOWED: list[Any] = [
     argparse.Namespace,
     np.dtype,
     type(np.dtype(np.float64)),
@@ -27,17 +27,17 @@ WRAPPERS = ("model", "state_dict")
 
 
 class Stored(NamedTuple):
-    """The tensors of a file by name, and the options of the run that made them, as far as the file says them."""
+    """The tensors of a file by name, and the options of the training run, as far as the file has them."""
 
     tensors: dict[str, Tensor]
     options: Mapping[str, Any]
 
 
 def read_pickle(file: Path) -> Stored:
-    """The state that a PyTorch file holds, bare or in one of the usual wrappers.
+    """The tensors of a PyTorch file, at its top or in one of `WRAPPERS`.
 
     Raises:
-        UserError: if it holds more than data, is cut short, or is none.
+        UserError: if it holds more than data, is damaged, or has no tensors.
     """
     content = _load(file)
     content = content if isinstance(content, Mapping) else {}
@@ -54,23 +54,23 @@ def _load(file: Path) -> Any:
         zipped = zipfile.is_zipfile(file)
         if zipped:
             _check_sums(file)
-        with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of protocols that torch doesn't know; what comes of it is said below
+        with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of protocols that torch doesn't know; errors are raised below
             return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except UserError:
         raise
     except OSError as error:
         raise UserError(f"{file} can't be read: {error.strerror or error}.") from error
-    except Exception as error:  # whatever a damaged pickle leads to
-        asked = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if asked is None:
+    except Exception as error:  # a damaged pickle can lead to any
+        needed = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if needed is None:
             raise UserError(f"{file} is no PyTorch checkpoint, or it is cut short or damaged.") from error
-        said = f"{file} is a pickle that asks for {asked[1]}, which is neither a tensor nor plain data"
-        raise UserError(f"{said}; that could run code, so it was not read.") from error
+        what = f"{file} is a pickle that asks for {needed[1]}, which is neither a tensor nor plain data"
+        raise UserError(f"{what}; that could run code, so it was not read.") from error
 
 
 def _check_sums(file: Path) -> None:
-    """That the bytes are those that were written, which torch does not ask."""
+    """Raise `UserError` unless the checksums of the archive are right, which torch does not check."""
     with zipfile.ZipFile(file) as content:
         damaged = content.testzip()
     require(damaged is None, f"{file} is damaged: the checksum of its part {damaged} is wrong; fetch it again.")

@@ -11,7 +11,7 @@ from boxwright.config import UserError
 
 _BLOCK = r"model/encoder/resnet/block_groups/(\d+)/layers/(\d+)"
 _LAYER = r"(?:model/encoder/transformer_encoder/enc_layers|model/decoder/decoder/dec_layers)/(\d+)"
-_PLACES: list[tuple[str, str | Callable[[re.Match], str]]] = [  # what follows the match is appended
+_MODULES: list[tuple[str, str | Callable[[re.Match], str]]] = [  # of `_PARAMETERS`, what follows is appended
     (r"model/encoder/stem_conv", "backbone.projection"),
     (r"model/encoder/resnet/initial_conv_relu_max_pool/0/conv2d", "backbone.conv1"),
     (r"model/encoder/resnet/initial_conv_relu_max_pool/2/bn", "backbone.bn1"),
@@ -42,7 +42,7 @@ _PLACES: list[tuple[str, str | Callable[[re.Match], str]]] = [  # what follows t
     (r"model/decoder/\w+\.Sseq_pos_embedding", "decoder.position_embedding"),
     (r"model/decoder/\w+\.Soutp_bias", "decoder.output_bias"),
 ]
-_KINDS = {
+_PARAMETERS = {
     "": "",
     "/kernel": ".weight",
     "/bias": ".bias",
@@ -55,35 +55,35 @@ _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
 def official_to_ours(tensors: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-    """A state for `Pix2Seq.load_state_dict`, of a network of the same configuration.
+    """The state of a `Pix2Seq` of the same configuration.
 
     Args:
         tensors: by their names in the checkpoint, with or without the ending ``/.ATTRIBUTES/VARIABLE_VALUE``; only
             those of the model, none of the optimizer.
 
     Raises:
-        UserError: for names that no such network has, all of them in one error.
+        UserError: for names that are not of such a network, all in one error.
     """
     names = {name: our_name(name.removesuffix(_SUFFIX)) for name in tensors}
-    strange = [name for name, ours in names.items() if ours is None]
-    if strange:
-        raise UserError(f"no tensors of an official pix2seq: {', '.join(strange)}.")
+    unknown = [name for name, ours in names.items() if ours is None]
+    if unknown:
+        raise UserError(f"no tensors of an official pix2seq: {', '.join(unknown)}.")
     state = {ours: _ours(name.removesuffix(_SUFFIX), tensors[name]) for name, ours in names.items() if ours}
     counters = [name.replace("running_mean", "num_batches_tracked") for name in state if name.endswith("running_mean")]
     return state | {name: torch.tensor(0) for name in counters}
 
 
 def our_name(name: str) -> str | None:
-    """The parameter or buffer that an official tensor becomes, by its name without ending; None for a strange one."""
-    for pattern, place in _PLACES:
+    """Our parameter or buffer for an official tensor, by its name without the ending; None for an unknown one."""
+    for pattern, module in _MODULES:
         match = re.fullmatch(rf"{pattern}(/\w+)?", name)
-        if match and (match[match.re.groups] or "") in _KINDS:
-            return (place if isinstance(place, str) else place(match)) + _KINDS[match[match.re.groups] or ""]
+        if match and (match[match.re.groups] or "") in _PARAMETERS:
+            return (module if isinstance(module, str) else module(match)) + _PARAMETERS[match[match.re.groups] or ""]
     return None
 
 
 def _ours(name: str, values: np.ndarray) -> Tensor:
-    """Kernels as torch lays them out: outputs first, and heads, which Keras keeps apart, side by side."""
+    """A tensor in torch's layout: outputs first, and heads, on an axis of their own in Keras, side by side."""
     if name.endswith("/kernel") and values.ndim == 4:
         values = values.transpose(3, 2, 0, 1)
     elif name.endswith("_output_dense/kernel"):
@@ -100,5 +100,5 @@ def _block(match: re.Match, part: str) -> str:
 
 
 def _layer(match: re.Match, part: str) -> str:
-    tower = "encoder" if match[0].startswith("model/encoder") else "decoder"
-    return f"{tower}.layers.{match[1]}.{part}"
+    stack = "encoder" if match[0].startswith("model/encoder") else "decoder"
+    return f"{stack}.layers.{match[1]}.{part}"

@@ -1,4 +1,4 @@
-"""The configuration of a google-research/pix2seq checkpoint, by the names and shapes of its tensors."""
+"""The configuration of a google-research/pix2seq checkpoint, from the names and shapes of its tensors."""
 
 import json
 import math
@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from boxwright.config import UserError, require
-from boxwright.interop.foreign import Foreign
+from boxwright.interop.foreign import ForeignCheckpoint
 from boxwright.interop.pix2seq_official import official_to_ours, our_name
 from boxwright.interop.renaming import Shapes
 from boxwright.models.backbones.pix2seq_stems import BLOCKS, PATCHES
@@ -20,50 +20,50 @@ from boxwright.models.sequence.vocabulary import FIRST_CLASS
 
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 BINS = FIRST_COORDINATE = 1000  # as published
-TELLING = "the run's config.json beside the checkpoint would tell"
+NEEDED = "the run's config.json beside the checkpoint would tell"
 LENGTH, MAX_OBJECTS = 512, 100
-MOST = 1_000_000  # of anything that a configuration counts
+LARGEST = 1_000_000  # number in a configuration
 _TRAINING = re.compile(r"_CHECKPOINTABLE_OBJECT_GRAPH|(global_step|save_counter|optimizer)/.*|.*/\.OPTIMIZER_SLOT/.*")
 
 
-def _whole(said: Any) -> int:
-    if not isinstance(said, int) or not 0 < said <= MOST:
-        raise ValueError(f"{said!r} should be a whole number from 1 to {MOST}")
-    return said
+def _check_number(value: Any) -> int:
+    if not isinstance(value, int) or not 0 < value <= LARGEST:
+        raise ValueError(f"{value!r} should be a whole number from 1 to {LARGEST}")
+    return value
 
 
-def _side(said: Any) -> int | list[int]:
-    if isinstance(said, list) and len(said) == 2:
-        return [_whole(side) for side in said]
-    return _whole(said)
+def _check_side(value: Any) -> int | list[int]:
+    if isinstance(value, list) and len(value) == 2:
+        return [_check_number(side) for side in value]
+    return _check_number(value)
 
 
-def _way(said: Any) -> str:
-    if said not in ("linear", "linear_p", "mlp"):
-        raise ValueError(f"{said!r} should be linear, linear_p or mlp")
-    return said
+def _check_bridge(value: Any) -> str:
+    if value not in ("linear", "linear_p", "mlp"):
+        raise ValueError(f"{value!r} should be linear, linear_p or mlp")
+    return value
 
 
-_ASKED: dict[str, Callable[[Any], Any]] = {
-    "max_seq_len": _whole,
-    "coord_vocab_shift": _whole,
-    "quantization_bins": _whole,
-    "max_instances_per_image_test": _whole,
-    "image_size": _side,
-    "dec_proj_mode": _way,
+_SETTINGS: dict[str, Callable[[Any], Any]] = {
+    "max_seq_len": _check_number,
+    "coord_vocab_shift": _check_number,
+    "quantization_bins": _check_number,
+    "max_instances_per_image_test": _check_number,
+    "image_size": _check_side,
+    "dec_proj_mode": _check_bridge,
 }
 
 
-def of_the_network(name: str) -> bool:
+def is_of_network(name: str) -> bool:
     """Whether a tensor of a checkpoint belongs to the network, not to its training."""
     return not _TRAINING.fullmatch(name)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """What the `config.json` of a run says of its model and task, as far as there is one.
+    """Settings of model and task in the `config.json` of a run; empty if there is none.
 
     Raises:
-        UserError: if there is one that is no JSON object, or holds something else than numbers.
+        UserError: if it is no JSON object, or a setting has an impossible value.
     """
     file = folder / "config.json"
     if not file.is_file():
@@ -71,40 +71,41 @@ def read_settings(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
         settings = {**content.get("task", {}), **content.get("model", {})}
-        return {key: check(settings[key]) for key, check in _ASKED.items() if settings.get(key) is not None}
+        return {key: check(settings[key]) for key, check in _SETTINGS.items() if settings.get(key) is not None}
     except (ValueError, AttributeError, TypeError) as error:
-        said = f"{file} is not the configuration of a pix2seq run ({error})"
-        raise UserError(f"{said}; move it away, or mend it.") from error
+        raise UserError(
+            f"{file} is not the configuration of a pix2seq run ({error}); move it away, or mend it."
+        ) from error
 
 
-def convert(tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> Foreign | None:
-    """An official network, or None if these are no tensors of one.
+def convert(tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> ForeignCheckpoint | None:
+    """An official network, or None if the tensors are of another one.
 
     Args:
-        tensors: by the names of the checkpoint.
-        settings: of `read_settings`, for what no shape tells: the words for coordinates, and which way the bridge is
-            built. What is missing is as published.
+        tensors: by their names in the checkpoint.
+        settings: of `read_settings`, for what no shape shows: the coordinate tokens, and the kind of bridge. Missing
+            ones are as published.
     """
     tensors = {name.removesuffix(SUFFIX): values for name, values in tensors.items()}
     names = {name: our_name(name) for name in tensors}
     if not any((ours or "").startswith("decoder.") for ours in names.values()):
         return None
     state = official_to_ours({name: tensors[name] for name, ours in names.items() if ours})
-    config, notes = describe(state, tensors, settings)
+    config, guesses = describe(state, tensors, settings)
     sources = {ours: name for name, ours in names.items() if ours}
-    strange = [name for name, ours in names.items() if ours is None]
-    what = f"google-research/pix2seq ({config.backbone} at stride {config.stride})"
-    numbers = range(1, config.first_coordinate - FIRST_CLASS)
-    return Foreign(what, Pix2Seq, config, state, sources, strange, numbers, 90 in numbers, notes)
+    unknown = [name for name, ours in names.items() if ours is None]
+    project = f"google-research/pix2seq ({config.backbone} at stride {config.stride})"
+    ids = range(1, config.first_coordinate - FIRST_CLASS)
+    return ForeignCheckpoint(project, Pix2Seq, config, state, sources, unknown, ids, 90 in ids, guesses)
 
 
 def describe(
     state: Mapping[str, Tensor], tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any]
 ) -> tuple[Pix2SeqConfig, list[str]]:
-    """The shape of the network, and what of it is a guess; for what is missing, something that fits the rest."""
+    """The configuration, and the guesses made; for missing tensors, values that fit the others."""
     shapes = Shapes(state)
     size = shapes.size
-    backbone, stride = _stem(state)
+    backbone, stride = _backbone(state)
     dim, width = size("encoder.norm.weight", 0, 256), size("decoder.norm.weight", 0, 256)
     vocabulary = size("decoder.token_embedding", 0, 3000)
     length = size("decoder.position_embedding", 0, settings.get("max_seq_len", LENGTH))
@@ -141,17 +142,17 @@ def describe(
 
 
 def _guesses(c: Pix2SeqConfig) -> list[str]:
-    """What nothing in a file tells, and is not as published."""
-    notes = []
+    """The guesses where no file has settings, and the network is not one of the published."""
+    guesses = []
     if c.vocabulary < FIRST_COORDINATE + BINS:
-        notes.append(f"coordinates are guessed to begin at word {c.first_coordinate} of {c.vocabulary}; {TELLING}")
+        guesses.append(f"coordinates are guessed to begin at word {c.first_coordinate} of {c.vocabulary}; {NEEDED}")
     if c.bridge == "linear" and c.encoder_positions == "sincos":
-        notes.append(f"the bridge is guessed to add no positions; {TELLING}")
-    return notes
+        guesses.append(f"the bridge is guessed to add no positions; {NEEDED}")
+    return guesses
 
 
-def _stem(state: Mapping[str, Tensor]) -> tuple[str, int]:
-    """Name and stride of what reads the pixels."""
+def _backbone(state: Mapping[str, Tensor]) -> tuple[str, int]:
+    """Name and stride of the backbone."""
     patches = state.get("backbone.projection.weight")
     if patches is not None:
         return PATCHES, patches.shape[-1]
@@ -169,7 +170,7 @@ def _bridge(state: Mapping[str, Tensor]) -> str:
 
 
 def _grid(cells: int, stride: int, backbone: str, settings: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Rows and columns of a learned table: those of the configured image, else a square."""
+    """Rows and columns of learned position embeddings: those of the configured image, else nearly a square."""
     if not cells:
         return None
     sides = settings.get("image_size")
@@ -181,7 +182,7 @@ def _grid(cells: int, stride: int, backbone: str, settings: Mapping[str, Any]) -
     return rows, cells // rows
 
 
-def _heads(tensors: Mapping[str, np.ndarray], tower: str) -> int:
-    """The middle axis of a query kernel, which is not flattened in the file."""
-    kernels = [v for name, v in tensors.items() if name.startswith(tower) and name.endswith("_query_dense/kernel")]
+def _heads(tensors: Mapping[str, np.ndarray], prefix: str) -> int:
+    """Number of attention heads: the middle axis of a query kernel, which is not flattened in the file."""
+    kernels = [v for name, v in tensors.items() if name.startswith(prefix) and name.endswith("_query_dense/kernel")]
     return next((values.shape[1] for values in kernels if values.ndim == 3), 8)

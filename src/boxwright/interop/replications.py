@@ -1,4 +1,4 @@
-"""Checkpoints of the replications: which of the four wrote them, their shape, and their tensors under our names."""
+"""Checkpoints of the replications: which of the four wrote them, their configuration, and tensors under our names."""
 
 import re
 from collections.abc import Mapping
@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boxwright.interop.foreign import Foreign
+from boxwright.interop.foreign import ForeignCheckpoint
 from boxwright.interop.renaming import Shapes, heads_of
 from boxwright.models.replication import Replication, ReplicationConfig, Variant, max_classes
 
-_OF_IMAGE = ReplicationConfig("stable", coordinates=1000, first_class=1500, vocabulary=2003, length=501)
+_STABLE = ReplicationConfig("stable", coordinates=1000, first_class=1500, vocabulary=2003, length=501)
 PUBLISHED: dict[Variant, ReplicationConfig] = {
     "pretrained": ReplicationConfig(),
     "mmdet": ReplicationConfig("mmdet"),
-    "stable": _OF_IMAGE,
-    "unofficial": replace(_OF_IMAGE, variant="unofficial", hidden=2048, length=500, max_objects=20),
+    "stable": _STABLE,
+    "unofficial": replace(_STABLE, variant="unofficial", hidden=2048, length=500, max_objects=20),
 }
 REPOSITORIES: dict[Variant, str] = {
     "pretrained": "gaopengcuhk/Pretrained-Pix2Seq",
@@ -25,9 +25,9 @@ REPOSITORIES: dict[Variant, str] = {
     "stable": "gaopengcuhk/Stable-Pix2Seq",
     "unofficial": "gaopengcuhk/Unofficial-Pix2Seq",
 }
-COCO_NUMBERS = 91  # 0 to 90; the first and ten others are never used
+COCO_IDS = 91  # 0 to 90; the first and ten others are unused
 
-_MMDET = [  # Pix2seq-mmdetection's names as Pretrained-Pix2Seq has them
+_MMDET = [  # from Pix2seq-mmdetection's names to Pretrained-Pix2Seq's
     (r"^backbone\.", "backbone.0.body."),
     (r"^bbox_head\.(?=vocal_|det_embed)", "transformer."),
     (r"^bbox_head\.", ""),
@@ -40,7 +40,7 @@ _MMDET = [  # Pix2seq-mmdetection's names as Pretrained-Pix2Seq has them
     (r"\.norms\.2\.", ".norm3."),
     (r"\.decoder\.post_norm\.", ".decoder.norm."),
 ]
-_OURS = [  # the names of the other three as ours
+_OURS = [  # from the names of the other three to ours
     (r"^backbone\.0\.body\.", "backbone."),
     (r"^input_proj\.(?=weight|bias)", "projection.0."),
     (r"^input_proj\.", "projection."),
@@ -61,55 +61,55 @@ _OURS = [  # the names of the other three as ours
     (r"^transformer\.(?:embedding\.word_embeddings|vocal_embed)\.weight$", "decoder.token_embedding"),
     (r"^transformer\.det_embed\.weight$", "decoder.start_embedding"),
 ]
-_FUSED = re.compile(r"(.*attention)\.(?:in_proj_|qkv\.)(weight|bias)")  # queries, keys and values in one
+_FUSED = re.compile(r"(.*attention)\.(?:in_proj_|qkv\.)(weight|bias)")  # one tensor for queries, keys and values
 _UNUSED = re.compile(r".*\.num_batches_tracked|bbox_head\.empty_weight")  # a counter; weights of the loss
 
 
-def convert(tensors: Mapping[str, Tensor], heads: Any = None) -> Foreign | None:
-    """A replication, or None if these are no tensors of one.
+def convert(tensors: Mapping[str, Tensor], heads: Any = None) -> ForeignCheckpoint | None:
+    """A replication, or None if the tensors are of another network.
 
     Args:
-        tensors: by the names of the file.
-        heads: of all attention, which no shape tells; by default 8, as in all published files, and said to be a guess.
+        tensors: by their names in the file.
+        heads: of all attention, which no shape shows; by default 8, as in all published files, which counts as a guess.
 
     Raises:
-        UserError: for heads that are no number, or layers with a hole in their numbers.
+        UserError: for an impossible number of heads, or missing layers.
     """
     variant = recognise(tensors)
     if variant is None:
         return None
     tensors = {name: value for name, value in tensors.items() if not _UNUSED.fullmatch(name)}
     state, sources = to_ours(tensors, variant)
-    heads, _, notes = heads_of({"nheads": heads})
+    heads, _, guesses = heads_of({"nheads": heads})
     config = describe(state, replace(PUBLISHED[variant], heads=heads))
-    numbers = range(max_classes(config))
-    coco = config.has_positions or len(numbers) == COCO_NUMBERS
-    return Foreign(REPOSITORIES[variant], Replication, config, state, sources, [], numbers, coco, notes)
+    ids = range(max_classes(config))
+    coco_ids = config.has_positions or len(ids) == COCO_IDS
+    return ForeignCheckpoint(REPOSITORIES[variant], Replication, config, state, sources, [], ids, coco_ids, guesses)
 
 
 def recognise(tensors: Mapping[str, Tensor]) -> Variant | None:
-    """Which of the four wrote the file, by names that no other has."""
+    """Which of the four wrote the file, by names that the others don't have; or None."""
     if "bbox_head.vocal_embed.weight" in tensors:
         return "mmdet"
     if "transformer.vocal_embed.weight" in tensors:
         return "pretrained"
-    places = tensors.get("transformer.embedding.position_embeddings.weight")
-    if places is None or not places.ndim:
+    positions = tensors.get("transformer.embedding.position_embeddings.weight")
+    if positions is None or not positions.ndim:
         return None
-    return "unofficial" if len(places) == PUBLISHED["unofficial"].length else "stable"
+    return "unofficial" if len(positions) == PUBLISHED["unofficial"].length else "stable"
 
 
 def to_ours(tensors: Mapping[str, Tensor], variant: Variant) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors under our names, and what each was called; strange names are changed as far as they are known."""
+    """The tensors under our names, and the name of each in the file; unknown names stay, or nearly so."""
     state, sources = {}, {}
     for source, value in tensors.items():
         names = our_names(source, variant)
         parts = value.tensor_split(len(names)) if len(names) > 1 else (value,)
         state |= dict(zip(names, parts, strict=True))
         sources |= dict.fromkeys(names, source)
-    words, start = state.get("decoder.token_embedding"), state.get("decoder.start_embedding")
-    if words is not None and start is not None and words.shape[1:] == start.shape[1:]:
-        state["decoder.token_embedding"] = torch.cat([words, state.pop("decoder.start_embedding")])
+    tokens, start = state.get("decoder.token_embedding"), state.get("decoder.start_embedding")
+    if tokens is not None and start is not None and tokens.shape[1:] == start.shape[1:]:
+        state["decoder.token_embedding"] = torch.cat([tokens, state.pop("decoder.start_embedding")])
     return state, sources
 
 
@@ -122,7 +122,7 @@ def our_names(name: str, variant: Variant) -> list[str]:
 
 
 def describe(state: Mapping[str, Tensor], published: ReplicationConfig) -> ReplicationConfig:
-    """The shape of the network, by the shapes of its tensors; where one is missing, as published."""
+    """The configuration, from the shapes of the tensors; where one is missing, as published."""
     p, shapes = published, Shapes(state)
     return replace(
         p,

@@ -1,4 +1,4 @@
-"""ResNets in checkpoints of DETR's kind: which of timm's they are, and Hugging Face's own names for their parts."""
+"""ResNets in checkpoints of DETR and Deformable DETR: timm's name for each, and Hugging Face's names of layers."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ from boxwright.config import UserError
 
 Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
 
-RESNETS: dict[tuple[tuple[int, ...], bool], str] = {  # by blocks a stage, and whether those have three convolutions
+RESNETS: dict[tuple[tuple[int, ...], bool], str] = {  # by blocks per stage, and whether these have three convolutions
     ((2, 2, 2, 2), False): "resnet18",
     ((3, 4, 6, 3), False): "resnet34",
     ((2, 2, 2, 2), True): "resnet26",
@@ -17,7 +17,7 @@ RESNETS: dict[tuple[tuple[int, ...], bool], str] = {  # by blocks a stage, and w
     ((3, 4, 23, 3), True): "resnet101",
     ((3, 8, 36, 3), True): "resnet152",
 }
-TO_TIMM: Rules = [  # of Hugging Face's ResNet, without timm
+TO_TIMM: Rules = [  # for Hugging Face's own ResNet
     (r"^(backbone\.net\.)embedder\.embedder\.convolution\.", r"\1conv1."),
     (r"^(backbone\.net\.)embedder\.embedder\.normalization\.", r"\1bn1."),
     (r"^(backbone\.net\.)encoder\.stages\.(\d+)\.layers\.", lambda m: f"{m[1]}layer{int(m[2]) + 1}."),
@@ -26,14 +26,14 @@ TO_TIMM: Rules = [  # of Hugging Face's ResNet, without timm
     (r"\.layer\.(\d+)\.convolution\.", lambda m: f".conv{int(m[1]) + 1}."),
     (r"\.layer\.(\d+)\.normalization\.", lambda m: f".bn{int(m[1]) + 1}."),
 ]
-COUNTER = re.compile(r".*\.num_batches_tracked")  # of no use, since the norms never change
+COUNTER = re.compile(r".*\.num_batches_tracked")  # not needed, since the norms are frozen
 
 
 def resnet_of(state: Mapping[str, Tensor]) -> str:
-    """Name in timm of the ResNet whose tensors are called ``backbone.net.layer1.0.conv1.weight`` and so on.
+    """Name in timm of a ResNet with tensors ``backbone.net.layer1.0.conv1.weight`` and so on.
 
     Raises:
-        UserError: if it is none that we know.
+        UserError: if it is not one of `RESNETS`.
     """
     found = {(int(m[1]), int(m[2])) for name in state if (m := re.match(r"backbone\.net\.layer(\d+)\.(\d+)\.", name))}
     blocks = tuple(sum(stage == wanted for stage, _ in found) for wanted in range(1, 5))

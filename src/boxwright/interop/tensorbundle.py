@@ -1,9 +1,9 @@
 """TensorFlow's checkpoints ("tensor bundles"), read without TensorFlow.
 
-`NAME.index` is a sorted string table, as LevelDB writes them: blocks of (name, entry), a block that lists the blocks,
-and 48 bytes that say where that one is. The entry of a tensor, a protocol buffer, says its type and shape, and where
-its bytes lie in `NAME.data-00000-of-00001` (and further such files). TensorFlow could compress the
-blocks with snappy, which none of its releases does; such files are refused.
+`NAME.index` is a sorted string table in the format of LevelDB: blocks of (name, entry), a block with the offsets of all
+blocks, and a footer of 48 bytes with the offset of that block. The entry of a tensor is a protocol buffer with its type
+and shape, and the position of its bytes in `NAME.data-00000-of-00001` (and further such files). Blocks compressed with
+snappy, which no release of TensorFlow writes, are refused.
 """
 
 import re
@@ -18,7 +18,7 @@ from boxwright.config import UserError, require
 
 MAGIC = 0xDB4775248B80FB57
 FOOTER = 48
-TYPES = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8", 14: "<u2", 19: "<f2"}  # of TensorFlow; 14 is bfloat16
+TYPES = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8", 14: "<u2", 19: "<f2"}  # by TensorFlow's number; 14 is bfloat16
 _BFLOAT16 = 14
 _SHARD = re.compile(r"(.*)\.(?:index|data-\d{5}-of-\d{5})")
 
@@ -27,10 +27,10 @@ def find_bundle(source: Path) -> Path | None:
     """The path of a bundle without its endings, or None if there is none.
 
     Args:
-        source: the path itself, one of its files, or a folder that holds one bundle, or says which is the latest.
+        source: the path itself, one of its files, or a folder with one bundle, or with a file that names the latest.
 
     Raises:
-        UserError: for a folder with several bundles, or with data that no index lists.
+        UserError: for a folder with several bundles, or with data files without an index.
     """
     if source.is_dir():
         return _in_folder(source)
@@ -40,7 +40,7 @@ def find_bundle(source: Path) -> Path | None:
 
 
 def index_of(prefix: Path) -> Path:
-    """The file that lists the tensors."""
+    """The index file of a bundle."""
     return prefix.with_name(prefix.name + ".index")
 
 
@@ -60,7 +60,7 @@ def read_bundle(prefix: Path, wanted: Callable[[str], bool]) -> dict[str, np.nda
     """The wanted tensors by name.
 
     Raises:
-        UserError: if a file is missing, cut short, damaged, or no bundle.
+        UserError: if a file is missing, damaged, compressed, or no bundle.
     """
     index = index_of(prefix)
     try:
@@ -69,11 +69,11 @@ def read_bundle(prefix: Path, wanted: Callable[[str], bool]) -> dict[str, np.nda
         fields = {name.decode(): _message(entry) for name, entry in entries.items() if wanted(name.decode())}
         return {name: _tensor(name, entry, shards) for name, entry in fields.items()}
     except OSError as error:
-        said = f"{error.filename} can't be read: {error.strerror}"
-        raise UserError(f"{said}; a checkpoint needs its index and all its data files.") from error
+        what = f"{error.filename} can't be read: {error.strerror}"
+        raise UserError(f"{what}; a checkpoint needs its index and all its data files.") from error
     except NotImplementedError as error:
-        mend = "write the checkpoint again with TensorFlow, which leaves it uncompressed"
-        raise UserError(f"{index} is compressed with snappy, which boxwright does not read; {mend}.") from error
+        fix = "write the checkpoint again with TensorFlow, which leaves it uncompressed"
+        raise UserError(f"{index} is compressed with snappy, which boxwright does not read; {fix}.") from error
     except (ValueError, KeyError, IndexError, struct.error) as error:
         if isinstance(error, UserError):
             raise
@@ -90,17 +90,17 @@ def _shards(prefix: Path, header: bytes) -> list[np.ndarray]:
 
 
 def _tensor(name: str, entry: dict[int, int | bytes], shards: list[np.ndarray]) -> np.ndarray:
-    """A tensor by its entry, its bytes checked."""
-    kind, shard = int(entry.get(1, 0)), int(entry.get(3, 0))
+    """The tensor of an entry, with its checksum checked."""
+    type_, shard = int(entry.get(1, 0)), int(entry.get(3, 0))
     start, size = int(entry.get(4, 0)), int(entry.get(5, 0))
-    require(kind in TYPES and 7 not in entry, f"{name} is of a kind (text, or in slices) that is no plain tensor.")
+    require(type_ in TYPES and 7 not in entry, f"{name} is of a kind (text, or in slices) that is no plain tensor.")
     shape = [int(_message(dim).get(1, 0)) for dim in _repeated(bytes(entry.get(2, b"")), 2)]
     stored = shards[shard][start : start + size]
     file = getattr(shards[shard], "filename", "its empty data file")
     require(len(stored) == size, f"{name} lies behind the end of {file}, which is cut short.")
     require(_crc(stored) == entry.get(6), f"the bytes of {name} are damaged: their checksum is wrong.")
-    values = stored.view(TYPES[kind]).reshape(shape)
-    return (values.astype("<u4") << 16).view("<f4") if kind == _BFLOAT16 else values
+    values = stored.view(TYPES[type_]).reshape(shape)
+    return (values.astype("<u4") << 16).view("<f4") if type_ == _BFLOAT16 else values
 
 
 def _table(content: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -110,19 +110,19 @@ def _table(content: bytes) -> Iterator[tuple[bytes, bytes]]:
         raise ValueError("no footer")
     _, at = _handle(footer, 0)
     handle, _ = _handle(footer, at)
-    for _, place in _block(content, handle):
-        yield from _block(content, _handle(place, 0)[0])
+    for _, entry in _block(content, handle):
+        yield from _block(content, _handle(entry, 0)[0])
 
 
 def _handle(content: bytes, at: int) -> tuple[tuple[int, int], int]:
-    """Offset and size of a block, and where the handle ends."""
+    """Offset and size of a block, and the end of the handle."""
     offset, at = _varint(content, at)
     size, at = _varint(content, at)
     return (offset, size), at
 
 
 def _block(content: bytes, handle: tuple[int, int]) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values of a block; a key is said by how many bytes it shares with the one before, and the rest."""
+    """Keys and values of a block; a key is stored as the number of bytes shared with the key before, and the rest."""
     start, end = handle[0], handle[0] + handle[1]
     kind, checksum = struct.unpack_from("<BI", content, end)
     if _crc(content[start : end + 1]) != checksum or kind > 1:
@@ -142,7 +142,7 @@ def _block(content: bytes, handle: tuple[int, int]) -> Iterator[tuple[bytes, byt
 
 
 def _message(content: bytes) -> dict[int, int | bytes]:
-    """The fields of a protocol buffer by number, of repeated ones the last."""
+    """The fields of a protocol buffer by number; of a repeated field, the last value."""
     return dict(_fields(content))
 
 
@@ -171,7 +171,7 @@ def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _varint(content: bytes, at: int) -> tuple[int, int]:
-    """An integer of 7 bits a byte, and where it ends."""
+    """A variable-length integer, 7 bits per byte, and where it ends."""
     value = shift = 0
     while content[at] > 127:
         value |= (content[at] & 127) << shift
@@ -180,6 +180,6 @@ def _varint(content: bytes, at: int) -> tuple[int, int]:
 
 
 def _crc(content: bytes | np.ndarray) -> int:
-    """The checksum of bytes as it is stored, which is not the checksum itself, so that it can be summed again."""
+    """The masked CRC-32C of bytes, in the form in which LevelDB stores it."""
     crc = google_crc32c.value(bytes(content))
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

@@ -29,8 +29,14 @@ from boxwright.checkpoints.detector_file import load_detector
 from boxwright.data.read import read
 from boxwright.data.records import Dataset, Record
 from boxwright.deployment.onnx.onnx_file import save, to_onnx
-from boxwright.deployment.onnx.parity import average_precision, eager, first, images, in_file
-from boxwright.deployment.onnx.quantise import FINE, to_fp16, to_int8
+from boxwright.deployment.onnx.parity import (
+    average_precision,
+    decode_images,
+    first_detections,
+    predict_with_torch,
+    to_file_pixels,
+)
+from boxwright.deployment.onnx.quantise import FP32_STRIDES, to_fp16, to_int8
 from boxwright.models import registry
 from boxwright.models.patchseq import PatchSeq
 from boxwright.runtime import Detector
@@ -66,8 +72,10 @@ def row(model: str, records: Sequence[Record], repeats: int) -> None:
     if isinstance(detector, PatchSeq):
         detector.config = replace(detector.config, end_bias=-math.inf)  # its sentences would end anywhere
     file = opened(to_onnx(detector))
-    image_HW3 = next(images(records, detector.image_size))
-    torch_ms, file_ms = in_turns([partial(eager, detector, image_HW3), partial(file.run, image_HW3[None])], repeats)
+    image_HW3 = next(decode_images(records, detector.image_size))
+    torch_ms, file_ms = in_turns(
+        [partial(predict_with_torch, detector, image_HW3), partial(file.run, image_HW3[None])], repeats
+    )
     print(f"| {model} | {torch_ms:.0f} | {file_ms:.0f} | {torch_ms / file_ms:.2f} |", flush=True)
 
 
@@ -79,18 +87,19 @@ def rows(weights: Path, cells: Dataset, repeats: int) -> None:
     shown = train[:BY_HEART] if by_heart else cells.splits["test"]
     calibration = train[:BY_HEART] if by_heart else train[:: -(-len(train) // CALIBRATED)]
     plain = to_onnx(detector)
-    ranges = list(images(calibration, detector.image_size))
+    ranges = list(decode_images(calibration, detector.image_size))
     models = {"fp32": plain, "fp16": to_fp16(plain, detector.fp32_modules)}
-    for fine in FINE:
+    for fine in FP32_STRIDES:
         models[f"int8, maps up to {fine} px a cell in fp32"] = to_int8(plain, ranges, detector.fp32_modules, fine)
     files = {name: opened(model) for name, model in models.items()}
-    one_1HW3 = next(images(shown, detector.image_size))[None]
+    one_1HW3 = next(decode_images(shown, detector.image_size))[None]
     taken = dict(zip(files, in_turns([partial(file.run, one_1HW3) for file in files.values()], repeats), strict=True))
     for name, file in files.items():
         size, faster = megabytes(models[name]), taken["fp32"] / taken[name]
-        looked = zip(shown, images(shown, detector.image_size), strict=True)
+        looked = zip(shown, decode_images(shown, detector.image_size), strict=True)
         said = [
-            in_file(first(file.run(image_HW3[None]), detector), image_HW3.shape, record) for record, image_HW3 in looked
+            to_file_pixels(first_detections(file.run(image_HW3[None]), detector), image_HW3.shape, record)
+            for record, image_HW3 in looked
         ]
         ap = average_precision(shown, said, cells.names, detector) or 0.0
         what = f"{registry.name_of(detector)}, {detector.image_size} px{', by heart' if by_heart else ''}"

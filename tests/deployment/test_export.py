@@ -9,8 +9,8 @@ from PIL import Image
 from boxwright.checkpoints.detector_file import save_detector
 from boxwright.config import UserError
 from boxwright.data.records import Record
-from boxwright.deployment.export import Pictures, export
-from boxwright.deployment.onnx.parity import Parity, average_precision, compare, spoken_over
+from boxwright.deployment.export import ExportImages, export
+from boxwright.deployment.onnx.parity import Parity, average_precision, compare, compared_above
 from boxwright.detections import Detections
 from boxwright.inference.predictor import Predictor
 from boxwright.runtime import Detector
@@ -29,23 +29,24 @@ def photos(tmp_path):
 
 @pytest.fixture
 def dense_file(dense, tmp_path, monkeypatch):
-    """The checkpoint of a `dense`, whose graph is made already."""
+    """The checkpoint of a `dense` detector, with its graph exported already."""
     graph = dense[1].SerializeToString()
     monkeypatch.setattr("boxwright.deployment.onnx.onnx_file.to_onnx", lambda _: onnx.ModelProto.FromString(graph))
     save_detector(tmp_path / "x.safetensors", dense[0], {})
 
 
-def looks_at(photos, monkeypatch, names=None):
-    found = records(photos)
+def compared_on(photos, monkeypatch, names=None):
+    images = records(photos)
     monkeypatch.setattr(
-        "boxwright.deployment.export._pictures", lambda data, known: Pictures(found, names, "3 images", found, [])
+        "boxwright.deployment.export._export_images",
+        lambda data, known: ExportImages(images, names, "3 images", images, []),
     )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["dense", "detr", "deformable", "pix2seq", "patchseq"])
-def test_the_file_says_what_its_source_says(model, tmp_path, photos, monkeypatch):
-    looks_at(photos, monkeypatch)
+def test_the_file_predicts_what_its_source_predicts(model, tmp_path, photos, monkeypatch):
+    compared_on(photos, monkeypatch)
     detector = untrained(model)
     save_detector(tmp_path / "x.safetensors", detector, {})
     file = export(tmp_path / "x", out=tmp_path / "x.onnx")
@@ -53,28 +54,28 @@ def test_the_file_says_what_its_source_says(model, tmp_path, photos, monkeypatch
     exported, source = Detector(file), Predictor(detector, "cpu")
     assert exported.names == ("cat", "dog")
     for photo in photos:
-        ours, theirs = (found.predict(photo, threshold=0.0) for found in (exported, source))
+        ours, theirs = (each.predict(photo, threshold=0.0) for each in (exported, source))
         np.testing.assert_allclose(ours.scores_N[:5], theirs.scores_N[:5], atol=1e-3)
     assert exported.generates_tokens == source.generates_tokens
-    same = photos[2]  # of the canvas's size: both see the same pixels
+    same = photos[2]  # of the canvas's size: both get the same pixels
     given = [("cat", (0, 0, 9, 9)), ("dog", (1, 2, 30, 40))] if source.generates_tokens else None
-    for asked in ({"classes": "dog", "given": None}, {"classes": ["cat"], "given": given}, {"given": given}):
-        ours, theirs = (found.predict(same, threshold=0.0, **asked) for found in (exported, source))
+    for request in ({"classes": "dog", "given": None}, {"classes": ["cat"], "given": given}, {"given": given}):
+        ours, theirs = (each.predict(same, threshold=0.0, **request) for each in (exported, source))
         np.testing.assert_array_equal(ours.labels_N, theirs.labels_N)
         np.testing.assert_allclose(ours.scores_N, theirs.scores_N, atol=1e-4)
         np.testing.assert_allclose(ours.boxes_N4, theirs.boxes_N4, atol=1e-2)
-        several = exported.predict([photos[0], same], 0.0, **asked | {"given": asked["given"] and [[], given]})
+        several = exported.predict([photos[0], same], 0.0, **request | {"given": request["given"] and [[], given]})
         np.testing.assert_allclose(several[1].boxes_N4, ours.boxes_N4, atol=1e-2)
     if source.generates_tokens:
         for given in ([], [("dog", (5, 5, 30, 40)), ("cat", (10, 20, 40, 47))]):
-            ours, theirs = (list(found.stream_tokens(photos[0], given)) for found in (exported, source))
+            ours, theirs = (list(each.stream_tokens(photos[0], given)) for each in (exported, source))
             assert [getattr(part, "slot", part) for part in ours if part.given] == [
                 getattr(part, "slot", part) for part in theirs if part.given
             ]
             assert [type(part) for part in ours] == [type(part) for part in theirs]
 
 
-def test_what_cannot_be_written_is_one_line_and_no_file(tmp_path, photos, monkeypatch):
+def test_what_onnx_cannot_express_is_one_line_of_error_and_no_file(tmp_path, photos, monkeypatch):
     def cannot(detector):
         raise torch.onnx.OnnxExporterError("no such operator")
 
@@ -90,11 +91,11 @@ def records(photos):
     return [Record(photo, *Image.open(photo).size, *nothing, n, "") for n, photo in enumerate(photos, 1)]
 
 
-class Wrong:
-    faults = ("3 of 4 objects are not said by both",)
+class Different:
+    faults = ("3 of 4 objects are predicted by only one of the two",)
 
 
-class Right:
+class Equal:
     faults = ()
 
     def to_markdown(self, name):
@@ -106,10 +107,10 @@ class Right:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("dense_file")
-def test_a_file_that_says_something_else_is_not_left(tmp_path, photos, monkeypatch):
-    looks_at(photos, monkeypatch)
+def test_a_file_that_predicts_something_else_is_not_kept(tmp_path, photos, monkeypatch):
+    compared_on(photos, monkeypatch)
 
-    monkeypatch.setattr("boxwright.deployment.onnx.parity.compare", lambda *given: Wrong())
+    monkeypatch.setattr("boxwright.deployment.onnx.parity.compare", lambda *args: Different())
     with pytest.raises(UserError, match=r"x\.onnx was not written, as it is not proven equal to its source: 3 of 4"):
         export(tmp_path / "x", out=tmp_path / "x.onnx")
     assert not (tmp_path / "x.onnx").exists()
@@ -117,22 +118,22 @@ def test_a_file_that_says_something_else_is_not_left(tmp_path, photos, monkeypat
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("dense_file")
-def test_where_8_bits_cost_too_much_more_layers_stay_whole(tmp_path, photos, monkeypatch):
-    looks_at(photos, monkeypatch, ("cat", "dog"))
+def test_where_8_bits_cost_too_much_more_layers_stay_fp32(tmp_path, photos, monkeypatch):
+    compared_on(photos, monkeypatch, ("cat", "dog"))
     tried = []
 
-    def at_the_second_try(file, *given):
+    def second_try_is_equal(file, *args):
         tried.append(file.facts.precision)
-        return Wrong() if len(tried) == 1 else Right()
+        return Different() if len(tried) == 1 else Equal()
 
-    monkeypatch.setattr("boxwright.deployment.onnx.parity.compare", at_the_second_try)
+    monkeypatch.setattr("boxwright.deployment.onnx.parity.compare", second_try_is_equal)
     file = export(tmp_path / "x", precision="int8", data=tmp_path)
     assert tried == ["int8", "int8"]
     assert Detector(file).facts.precision == "int8"
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("options", "message"),
     [
         ({"precision": "int8"}, "int8 learns its ranges from your images: give --data"),
         ({"precision": "fp16"}, "is measured in AP: give --data with objects of cat, dog"),
@@ -142,26 +143,26 @@ def test_where_8_bits_cost_too_much_more_layers_stay_whole(tmp_path, photos, mon
         ({"out": "/dev/null/x.onnx"}, "nothing can be written in /dev/null"),
     ],
 )
-def test_what_cannot_be_asked(tmp_path, given, said):
+def test_options_that_are_refused(tmp_path, options, message):
     save_detector(tmp_path / "x.safetensors", untrained("dense"), {})
-    with pytest.raises(UserError, match=said):
-        export(tmp_path / "x", **given)
+    with pytest.raises(UserError, match=message):
+        export(tmp_path / "x", **options)
     assert [file.name for file in tmp_path.iterdir()] == ["x.safetensors"]
 
 
 def test_classes_that_the_detector_does_not_know_are_not_scored(photos):
-    class Knows:
+    class CatsAndDogs:
         names, image_size = ("cat", "dog"), 64
 
     boxes, no = np.array([[0, 0, 20, 20], [10, 10, 40, 40]], np.float32), np.zeros(2, dtype=bool)
-    asked = [Record(photos[0], 64, 48, boxes, np.array([0, 1]), no, 1, "")]
-    found = [Detections(boxes[:1], np.array([0.9], np.float32), np.array([1]), Knows.names)]
-    assert average_precision(asked, found, ("dog", "unheard of"), Knows) == pytest.approx(100)
-    assert average_precision(asked, found, ("elk", "unheard of"), Knows) is None
+    annotated = [Record(photos[0], 64, 48, boxes, np.array([0, 1]), no, 1, "")]
+    found = [Detections(boxes[:1], np.array([0.9], np.float32), np.array([1]), CatsAndDogs.names)]
+    assert average_precision(annotated, found, ("dog", "unheard of"), CatsAndDogs) == pytest.approx(100)
+    assert average_precision(annotated, found, ("elk", "unheard of"), CatsAndDogs) is None
 
 
-class Lists:
-    """A file that finds one object, with another score in each place of a batch."""
+class OneObject:
+    """A file that predicts one object, whose score depends on the position of the image in its batch."""
 
     def __init__(self, *scores):
         self.scores = scores
@@ -171,29 +172,29 @@ class Lists:
         return np.zeros((*scores.shape, 4), np.float32), scores, np.zeros(scores.shape, np.int64)
 
 
-@pytest.mark.parametrize(("scores", "over", "objects"), [((0.9, 0.3, 0.02), 0.05, 2), ((0.04, 0.03, 0.02), 0.0, 3)])
-def test_where_nothing_is_said_aloud_the_best_are_compared(scores, over, objects):
+@pytest.mark.parametrize(("scores", "above", "objects"), [((0.9, 0.3, 0.02), 0.05, 2), ((0.04, 0.03, 0.02), 0.0, 3)])
+def test_without_high_scores_the_best_objects_are_compared(scores, above, objects):
     found = Detections(np.zeros((3, 4)), np.array(scores), np.zeros(3, np.int64), ("cat",))
-    spoken = spoken_over("fp32", [found, found.above(1.0)])
-    assert spoken == pytest.approx(over or 0.02)
-    assert len(found.above(spoken)) == objects
+    min_score = compared_above("fp32", [found, found.above(1.0)])
+    assert min_score == pytest.approx(above or 0.02)
+    assert len(found.above(min_score)) == objects
 
 
 @pytest.mark.parametrize("ap", [None, 0.4])
-def test_fewer_bits_are_not_judged_by_what_finds_nothing(ap):
-    numbers = dict.fromkeys(("images", "spoken", "objects", "missing", "box_px", "score"), 0)
-    beside = {"batch_missing": 0, "batch_px": 0.0, "batch_score": 0.0, "grey": 0}
-    assert any("tell" in fault for fault in Parity("int8", **numbers, ap_source=ap, ap_file=ap, **beside).faults)
+def test_fewer_bits_are_not_judged_by_a_source_without_ap(ap):
+    zeros = dict.fromkeys(("images", "spoken", "objects", "missing", "box_px", "score"), 0)
+    in_a_batch = {"batch_missing": 0, "batch_px": 0.0, "batch_score": 0.0, "grey": 0}
+    assert any("tell" in fault for fault in Parity("int8", **zeros, ap_source=ap, ap_file=ap, **in_a_batch).faults)
 
 
-def test_data_without_an_object_that_the_detector_knows_is_refused_at_once(tmp_path, photos):
+def test_data_without_a_class_that_the_detector_knows_is_refused_at_once(tmp_path, photos):
     save_detector(tmp_path / "x.safetensors", untrained("dense"), {})
-    said = {"images": [{"id": 1, "file_name": "0.png", "width": 64, "height": 48}], "annotations": []}
-    (tmp_path / "annotations.json").write_text(json.dumps(said | {"categories": [{"id": 1, "name": "cat"}]}))
+    annotation = {"images": [{"id": 1, "file_name": "0.png", "width": 64, "height": 48}], "annotations": []}
+    (tmp_path / "annotations.json").write_text(json.dumps(annotation | {"categories": [{"id": 1, "name": "cat"}]}))
     with pytest.raises(UserError, match="what int8 costs is measured in AP: give --data with objects of cat, dog"):
         export(tmp_path / "x", precision="int8", data=tmp_path)
 
 
-def test_other_objects_beside_another_image_are_a_fault(photos):
-    parity = compare(Lists(0.9, 0.0), untrained("dense"), "fp32", records(photos)[:1], None)
+def test_other_predictions_beside_another_image_are_a_fault(photos):
+    parity = compare(OneObject(0.9, 0.0), untrained("dense"), "fp32", records(photos)[:1], None)
     assert any("beside another image" in fault for fault in parity.faults)

@@ -1,4 +1,4 @@
-"""The verb `export`: a detector as one file, from pixels to boxes, and the proof that it says the same."""
+"""The command `export`: write a detector as one file, from pixels to boxes, and check its predictions."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from boxwright.types import Detector
 
 Precision = Literal["fp32", "fp16", "int8"]
-CALIBRATED = 64  # images whose ranges of numbers are looked at, for int8
-ALIKE = 1e-4  # of the length of what a layer says
+CALIBRATION_IMAGES = 64  # at most, for int8
+SAME_OUTPUT = 1e-4  # relative difference of two layers' outputs below which they count as equal
 BUNDLED = Path(__file__).parent.parent / "bundled" / "bccd"
 
 
@@ -54,7 +54,6 @@ def export(
     """
     from boxwright.deployment.onnx.onnx_file import save
     from boxwright.deployment.onnx.parity import compare
-    from boxwright.models.sequence.sequence_detector import SequenceDetector
     from boxwright.runtime.onnx_detector import Detector as Exported
 
     console = make_console()
@@ -64,31 +63,29 @@ def export(
     require(precision != "int8" or data is not None, "int8 learns its ranges from your images: give --data.")
     detector = load_detector(weights)
     out = Path(out) if out is not None else _beside(weights, precision)
-    _check(out)
-    pictures = _pictures(data, detector.names)
+    _check_out(out)
+    images = _export_images(data, detector.names)
     unscored = f"what {precision} costs is measured in AP: give --data with objects of {', '.join(detector.names)}."
-    require(precision == "fp32" or pictures.names is not None, unscored)
+    require(precision == "fp32" or images.names is not None, unscored)
     console.print(f"{weights} to {out}, {precision}")
-    if pictures.unknown:
-        console.print(f"not scored, as the detector does not know them: {', '.join(pictures.unknown)}")
+    if images.unknown:
+        console.print(f"not scored, as the detector does not know them: {', '.join(images.unknown)}")
     reports = []
 
     def write(temporary: Path) -> None:
-        wrong = ""
-        for model in _converted(detector, precision, pictures):
-            if wrong:
-                console.print(f"{wrong} Once more, with more layers in fp32:")
+        faults = ""
+        for model in _convert(detector, precision, images):
+            if faults:
+                console.print(f"{faults} Once more, with more layers in fp32:")
             save(model, temporary)
-            console.print(f"{temporary.stat().st_size / 1e6:.1f} MB; comparing with the source on {pictures.said}")
-            exported = Exported(
-                temporary, "cpu", seed=detector.seeds(1)[0] if isinstance(detector, SequenceDetector) else 0
-            )
-            parity = compare(exported, detector, precision, pictures.records, pictures.names)
+            console.print(f"{temporary.stat().st_size / 1e6:.1f} MB; comparing with the source on {images.description}")
+            exported = Exported(temporary, "cpu", seed=_seed(detector))
+            parity = compare(exported, detector, precision, images.records, images.names)
             if not parity.faults:
                 reports.append(parity)
                 return
-            wrong = f"{'; '.join(parity.faults)}. {_moved(model, detector, pictures)}"
-        raise UserError(f"{out} was not written, as it is not proven equal to its source: {wrong}")
+            faults = f"{'; '.join(parity.faults)}. {_largest_drift(model, detector, images)}"
+        raise UserError(f"{out} was not written, as it is not proven equal to its source: {faults}")
 
     write_whole(out, write)
     page = reports[0].to_markdown(out.name)
@@ -99,92 +96,101 @@ def export(
     return out
 
 
-def _check(out: Path) -> None:
-    """Raise `UserError` for a place where the file cannot be, before minutes are spent on it."""
+def _check_out(out: Path) -> None:
+    """Raise `UserError` where the file can't be written, before minutes are spent on it."""
     require(out.suffix == ".onnx" and not out.is_dir(), f"--out is a file that ends in .onnx, not {out}.")
     there = next(folder for folder in out.absolute().parents if folder.exists())
     require(there.is_dir() and os.access(there, os.W_OK), f"nothing can be written in {there}; choose another --out.")
 
 
-def _converted(detector: Detector, precision: Precision, pictures: Pictures) -> Iterator[onnx.ModelProto]:
-    """Its graph; in int8 the fastest first, then with more layers in fp32.
+def _seed(detector: Detector) -> int:
+    """The seed with which the detector samples tokens for the first image of a batch; 0 where it samples none."""
+    from boxwright.models.sequence.sequence_detector import SequenceDetector
+
+    return detector.seeds(1)[0] if isinstance(detector, SequenceDetector) else 0
+
+
+def _convert(detector: Detector, precision: Precision, images: ExportImages) -> Iterator[onnx.ModelProto]:
+    """Graphs of the detector to try in turn: one, or for int8 the fastest, then one with more layers in fp32.
 
     Raises:
-        UserError: for what the exporter cannot say in ONNX.
+        UserError: for what the exporter can't express in ONNX.
     """
     import onnx
     import torch
 
     from boxwright.deployment.onnx.onnx_file import describe, to_onnx
-    from boxwright.deployment.onnx.parity import images
-    from boxwright.deployment.onnx.quantise import FINE, to_fp16, to_int8
+    from boxwright.deployment.onnx.parity import decode_images
+    from boxwright.deployment.onnx.quantise import FP32_STRIDES, to_fp16, to_int8
 
     try:
-        plain = to_onnx(detector)
+        fp32_model = to_onnx(detector)
     except (torch.onnx.OnnxExporterError, onnx.checker.ValidationError) as error:
         reason = " ".join(str(error.__cause__ or error).split())[:120]
         kind = type(detector).__name__.lower()
         raise UserError(f"a {kind} can't be written as ONNX with torch {torch.__version__} ({reason}).") from error
     if precision == "int8":
         models = (
-            to_int8(plain, images(pictures.calibration, detector.image_size), detector.fp32_modules, fine)
-            for fine in FINE
+            to_int8(fp32_model, decode_images(images.calibration, detector.image_size), detector.fp32_modules, stride)
+            for stride in FP32_STRIDES
         )
     else:
-        models = iter([plain if precision == "fp32" else to_fp16(plain, detector.fp32_modules)])
+        models = iter([fp32_model if precision == "fp32" else to_fp16(fp32_model, detector.fp32_modules)])
     for model in models:
         describe(model, detector, precision)
         yield model
 
 
-def _moved(model: onnx.ModelProto, detector: Detector, pictures: Pictures) -> str:
-    """Where file and source part, in a sentence."""
-    from boxwright.deployment.onnx.layer_drift import moved
-    from boxwright.deployment.onnx.parity import images
+def _largest_drift(model: onnx.ModelProto, detector: Detector, images: ExportImages) -> str:
+    """A sentence that names the layers in which file and source begin to differ."""
+    from boxwright.deployment.onnx.layer_drift import drift_by_layer
+    from boxwright.deployment.onnx.parity import decode_images
 
-    worst = moved(model, detector, next(images(pictures.records, detector.image_size)))[:3]
-    if not worst or worst[0][1] < ALIKE:
-        return "All layers agree up to where something is chosen; they part behind it."
-    return f"Layers that moved most: {', '.join(f'{name} (by {share:.1%})' for name, share in worst)}."
+    image_HW3 = next(decode_images(images.records, detector.image_size))
+    worst = drift_by_layer(model, detector, image_HW3)[:3]
+    if not worst or worst[0][1] < SAME_OUTPUT:
+        return "All layers agree up to where rows or tokens are chosen; the differences begin behind it."
+    return f"Layers that differ most: {', '.join(f'{name} (by {share:.1%})' for name, share in worst)}."
 
 
 def _beside(weights: Path | str, precision: str) -> Path:
-    """``best.onnx`` or ``best-int8.onnx``, beside the weights; here if they come from the hub."""
+    """``best.onnx`` or ``best-int8.onnx``, beside the weights; in the working directory if they come from the hub."""
     name = find_weights(Path(weights)).stem + ("" if precision == "fp32" else f"-{precision}")
     return results_folder(weights) / f"{name}.onnx"
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """What an export is tried on.
+class ExportImages:
+    """Images on which an export is compared with its source, and calibrated.
 
     Attributes:
-        records: the images that both look at.
-        names: their classes; None if they are not to be scored.
-        said: what they are, in words.
-        calibration: images whose ranges of numbers are looked at.
+        records: the images to compare on.
+        names: classes of their annotation; None where AP is not computed.
+        description: how many they are, and where they come from.
+        calibration: images from which int8 takes the ranges of activations.
         unknown: classes of the data that the detector does not know.
     """
 
     records: list[Record]
     names: tuple[str, ...] | None
-    said: str
+    description: str
     calibration: list[Record]
     unknown: list[str]
 
 
-def _pictures(data: Path | str | None, known: tuple[str, ...]) -> Pictures:
+def _export_images(data: Path | str | None, known: tuple[str, ...]) -> ExportImages:
+    """Images of a data set, or the bundled ones, for a detector that knows these classes."""
     dataset = read(BUNDLED if data is None else data)
     split, _ = choose_split(dataset, "val" if "val" in dataset.splits and data is not None else None)
     records = dataset.splits[split]
-    others = dataset.splits.get("train", records)
+    train = dataset.splits.get("train", records)
     labels = {dataset.names[label] for record in records for label in record.labels_N[~record.ignore_N].tolist()}
     scored = bool(labels & set(known)) if data is not None else set(dataset.names) <= set(known)
     where = "the bundled images of blood cells, as no --data is given" if data is None else f"{data}, split {split}"
-    return Pictures(
+    return ExportImages(
         records=records,
         names=dataset.names if scored else None,
-        said=f"{len(records)} images ({where})",
-        calibration=others[:: -(-len(others) // CALIBRATED)],
+        description=f"{len(records)} images ({where})",
+        calibration=train[:: -(-len(train) // CALIBRATION_IMAGES)],
         unknown=missing_classes(known, dataset.names) if data is not None else [],
     )

@@ -1,8 +1,9 @@
 """Quantisation: weights and their inputs in half precision, or in 8-bit integers.
 
-Only convolutions and products with weights are changed; norms, softmax, and all arithmetic of boxes and scores stay
-fp32, because half precision counts whole pixels only up to 2048, and 8 bits have 256 values. So do the modules that the
-detector names (`Detector.fp32_modules`): their outputs are few, and nothing behind them corrects their errors.
+Only convolutions and matrix products with weights are changed. Norms, softmax, and all arithmetic of boxes and scores
+stay fp32, because half precision represents every integer only up to 2048, and 8 bits have 256 values. The modules that
+the detector names stay fp32, too (`Detector.fp32_modules`): they have few outputs, and no later layer corrects their
+errors.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -20,17 +21,17 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from boxwright.deployment.onnx.to_onnx import quiet
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")
-LARGEST = 65504.0  # number in half precision
-FINE = (4, 8)  # pixels per cell: the backbone's maps up to this stay out of 8 bits, their channels differ too much
-SMALL = 2048  # elements; smaller tensors are not worth a scale of their own
+LARGEST_FP16 = 65504.0
+FP32_STRIDES = (4, 8)  # up to this stride, layers on feature maps stay fp32: their channels differ too much in range
+SMALL = 2048  # elements; smaller tensors are not worth scales of their own
 Reader: TypeAlias = Callable[[onnx.GraphProto, onnx.TensorProto, int], onnx.NodeProto]
 
 
 def to_fp16(model: onnx.ModelProto, fp32_modules: Collection[str]) -> onnx.ModelProto:
-    """The graph with convolutions and products with weights in half precision.
+    """The graph with convolutions and matrix products with weights in half precision.
 
-    The loop that generates sequences computes in fp32, as its steps are too small to pay for the casts; its weights are
-    stored in half precision.
+    The loop that generates sequences computes in fp32, as its steps are so small that casts would cost more than they
+    save; its weights are stored in half precision.
 
     Args:
         model: fp32.
@@ -47,15 +48,15 @@ def to_fp16(model: onnx.ModelProto, fp32_modules: Collection[str]) -> onnx.Model
             _in_half(node, weights, halved, graph) if _can_be_reduced(node, weights, fp32_modules) else [node]
         )
     _drop_unused(graph)
-    _store(graph, _read_from_half)
+    _store_weights(graph, _read_from_half)
     return half
 
 
 def _in_half(
     node: onnx.NodeProto, weights: dict[str, onnx.TensorProto], halved: dict[str, str], graph: onnx.GraphProto
 ) -> Iterator[onnx.NodeProto]:
-    """The node between two casts, with weights of half precision."""
-    for place, name in enumerate(node.input):
+    """The node in half precision, between casts of its inputs and its output."""
+    for position, name in enumerate(node.input):
         if name and name not in halved:
             halved[name] = f"{name}.half"
             if name in weights:
@@ -63,7 +64,7 @@ def _in_half(
                 graph.initializer.append(numpy_helper.from_array(values, halved[name]))
             else:
                 yield helper.make_node("Cast", [name], [halved[name]], f"{node.name}.in", to=TensorProto.FLOAT16)
-        node.input[place] = halved.get(name, name)
+        node.input[position] = halved.get(name, name)
     output = node.output[0]
     node.output[0] = f"{output}.half_of"
     yield node
@@ -71,41 +72,44 @@ def _in_half(
 
 
 def to_int8(
-    model: onnx.ModelProto, images: Iterable[np.ndarray], fp32_modules: Collection[str], fine: int = FINE[0]
+    model: onnx.ModelProto,
+    images: Iterable[np.ndarray],
+    fp32_modules: Collection[str],
+    fp32_stride: int = FP32_STRIDES[0],
 ) -> onnx.ModelProto:
-    """The graph with convolutions and products with weights in 8 bits, in ranges calibrated on images.
+    """The graph with convolutions and matrix products with weights in 8 bits, with ranges calibrated on images.
 
-    What is not computed in 8 bits, as the loop that generates sequences, has its weights stored in them.
+    Layers that are computed in fp32, as the loop that generates sequences, have their weights stored in 8 bits.
 
     Args:
         model: fp32.
         images: (H, W, 3) uint8 each, like those that the detector will get.
         fp32_modules: names of modules that stay fp32.
-        fine: maps with strides up to this, in pixels, are computed in fp32.
+        fp32_stride: layers on feature maps up to this stride, in pixels, stay fp32.
     """
     with TemporaryDirectory() as folder, quiet(), _errors_only():
-        plain, out = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
-        onnx.save_model(model, plain)
-        chosen = quantisable(model, fp32_modules, fine)
+        fp32_file, int8_file = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
+        onnx.save_model(model, fp32_file)
+        chosen = quantisable(model, fp32_modules, fp32_stride)
         quantize_static(
-            plain, out, Images(model, images), quant_format=QuantFormat.QDQ, per_channel=True,
+            fp32_file, int8_file, CalibrationImages(model, images), quant_format=QuantFormat.QDQ, per_channel=True,
             op_types_to_quantize=sorted({node.op_type for node in chosen}),
             nodes_to_quantize=[node.name for node in chosen],
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax, extra_options={"WeightSymmetric": True},
         )  # fmt: skip
-        small = onnx.load_model(out)
-    _drop_zeros(small.graph)
-    _store(small.graph, _read_from_8_bits)
-    del small.graph.value_info[:]
-    return small
+        quantised = onnx.load_model(int8_file)
+    _drop_zero_points(quantised.graph)
+    _store_weights(quantised.graph, _read_from_8_bits)
+    del quantised.graph.value_info[:]
+    return quantised
 
 
 @contextmanager
 def _errors_only() -> Iterator[None]:
-    """Let onnxruntime log errors only, not that given objects are inputs with a default.
+    """Let onnxruntime log errors only: it warns of inputs with a default value, which given objects are.
 
-    The level before can't be read, so its default comes back.
+    The level can't be read, so onnxruntime's default is set afterwards.
     """
     warnings, errors = 2, 3
     onnxruntime.set_default_logger_severity(errors)
@@ -115,18 +119,20 @@ def _errors_only() -> Iterator[None]:
         onnxruntime.set_default_logger_severity(warnings)
 
 
-def quantisable(model: onnx.ModelProto, fp32_modules: Collection[str], fine: int = FINE[0]) -> list[onnx.NodeProto]:
-    """The nodes that are computed in 8 bits."""
-    weights, whole = _tensors(model.graph), _fine(model.graph, fine)
+def quantisable(
+    model: onnx.ModelProto, fp32_modules: Collection[str], fp32_stride: int = FP32_STRIDES[0]
+) -> list[onnx.NodeProto]:
+    """The nodes to compute in 8 bits; for the arguments see `to_int8`."""
+    weights, fine_maps = _tensors(model.graph), _fine_maps(model.graph, fp32_stride)
     return [
         node
         for node in model.graph.node
-        if _can_be_reduced(node, weights, fp32_modules) and node.output[0] not in whole
+        if _can_be_reduced(node, weights, fp32_modules) and node.output[0] not in fine_maps
     ]
 
 
-class Images(CalibrationDataReader):
-    """Images one by one, as onnxruntime's calibration takes them.
+class CalibrationImages(CalibrationDataReader):
+    """Images for onnxruntime's calibration, one at a time.
 
     Args:
         model: to be calibrated.
@@ -139,62 +145,67 @@ class Images(CalibrationDataReader):
     def get_next(self) -> dict[str, np.ndarray] | None:  # type: ignore[bad-override]
         """The inputs for the next image; None after the last."""
         image_HW3 = next(self.images, None)
-        return None if image_HW3 is None else nothing_else(self.model) | {"images": image_HW3[None]}
+        return None if image_HW3 is None else seed_input(self.model) | {"images": image_HW3[None]}
 
 
-def nothing_else(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    """Inputs of a graph for one image, besides the image."""
+def seed_input(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """The input `seed` for one image, where a graph has it: 0."""
     return {"seed": np.zeros(1, np.int64)} if any(value.name == "seed" for value in model.graph.input) else {}
 
 
-def _fine(graph: onnx.GraphProto, fine: int) -> set[str]:
-    """Maps with at most so many pixels of the canvas a cell; one to which a coarser map was added counts as that."""
-    pixels = {"canvas": 1}
+def _fine_maps(graph: onnx.GraphProto, most: int) -> set[str]:
+    """Names of maps whose stride is at most `most` canvas pixels; a sum of maps has the stride of the coarsest."""
+    stride_of = {"canvas": 1}
     for node in graph.node:
-        known = [pixels[name] for name in node.input if name in pixels]
-        if known and not list(_inside(node)):
+        inputs = [stride_of[name] for name in node.input if name in stride_of]
+        if inputs and not list(_loop_bodies(node)):
             strides = next((attribute.ints for attribute in node.attribute if attribute.name == "strides"), [1])
-            pixels |= dict.fromkeys(node.output, max(known) * strides[0])
-    return {name for name, each in pixels.items() if each <= fine}
+            stride_of |= dict.fromkeys(node.output, max(inputs) * strides[0])
+    return {name for name, stride in stride_of.items() if stride <= most}
 
 
-def _store(graph: onnx.GraphProto, reader: Reader) -> None:
-    """Let large weights that are still fp32, those of loops, too, be read from fewer bits before all is computed."""
-    read: list[onnx.NodeProto] = []
-    for part in [graph, *(inner for node in graph.node for inner in _inside(node))]:
-        kept = _tensors(part)
+def _store_weights(graph: onnx.GraphProto, reader: Reader) -> None:
+    """Store large weights that are still fp32 in fewer bits, loops included; nodes at the graph's begin restore them.
+
+    Args:
+        graph: changed in place.
+        reader: adds a tensor to the graph in fewer bits, with scales along an axis, and returns the node that reads it.
+    """
+    readers: list[onnx.NodeProto] = []
+    for part in [graph, *(body for node in graph.node for body in _loop_bodies(node))]:
+        weights = _tensors(part)
         for node in part.node:
-            for tensor in [kept[name] for name in node.input if name in kept]:
+            for tensor in [weights[name] for name in node.input if name in weights]:
                 if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1 and np.prod(tensor.dims) >= SMALL:
                     axis = len(tensor.dims) - 1 if node.op_type == "MatMul" else 0
-                    read.append(reader(graph, kept.pop(tensor.name), axis))
+                    readers.append(reader(graph, weights.pop(tensor.name), axis))
                     part.initializer.remove(tensor)
-    nodes = [*read, *graph.node]
+    nodes = [*readers, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
 
 
 def _read_from_half(graph: onnx.GraphProto, tensor: onnx.TensorProto, axis: int) -> onnx.NodeProto:
-    """The node that gives a tensor, whose numbers lie in the graph in half precision."""
+    """Add a tensor to the graph in half precision; the node that casts it to fp32."""
     half = f"{tensor.name}.stored"
     graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), half))
     return helper.make_node("Cast", [half], [tensor.name], f"{tensor.name}.read", to=TensorProto.FLOAT)
 
 
 def _read_from_8_bits(graph: onnx.GraphProto, tensor: onnx.TensorProto, axis: int) -> onnx.NodeProto:
-    """The node that gives a tensor, whose numbers lie in the graph, with a scale for each place of an axis."""
+    """Add a tensor to the graph in 8 bits, with a scale for each index of `axis`; the node that restores it in fp32."""
     values = numpy_helper.to_array(tensor)
     others = tuple(n for n in range(values.ndim) if n != axis)
-    most = np.abs(values).max(others, keepdims=True)
-    scale = np.where(most > 0, most / 127, 1).astype(np.float32)
-    whole, scales = f"{tensor.name}.int8", f"{tensor.name}.scale"
-    graph.initializer.append(numpy_helper.from_array(np.round(values / scale).astype(np.int8), whole))
+    largest = np.abs(values).max(others, keepdims=True)
+    scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    integers, scales = f"{tensor.name}.int8", f"{tensor.name}.scale"
+    graph.initializer.append(numpy_helper.from_array(np.round(values / scale).astype(np.int8), integers))
     graph.initializer.append(numpy_helper.from_array(scale.ravel(), scales))
-    return helper.make_node("DequantizeLinear", [whole, scales], [tensor.name], f"{tensor.name}.read", axis=axis)
+    return helper.make_node("DequantizeLinear", [integers, scales], [tensor.name], f"{tensor.name}.read", axis=axis)
 
 
-def _drop_zeros(graph: onnx.GraphProto) -> None:
-    """Zero points of weights and biases that are all zero, as ONNX takes them for granted."""
+def _drop_zero_points(graph: onnx.GraphProto) -> None:
+    """Drop the zero points of weights and biases where they are all zero, which is ONNX's default."""
     tensors = _tensors(graph)
     for node in graph.node:
         stored = node.op_type == "DequantizeLinear" and node.input[0] in tensors
@@ -204,16 +215,16 @@ def _drop_zeros(graph: onnx.GraphProto) -> None:
 
 
 def _can_be_reduced(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto], fp32_modules: Collection[str]) -> bool:
-    """Whether a node multiplies with weights that fit into half precision, and belongs to no module that stays fp32."""
-    wanted = node.op_type in WEIGHTED and not belongs_to(node.name, fp32_modules)
-    weight = weights.get(node.input[1]) if wanted else None
+    """Whether a node multiplies by weights in the range of half precision, and belongs to no module that stays fp32."""
+    candidate = node.op_type in WEIGHTED and not belongs_to(node.name, fp32_modules)
+    weight = weights.get(node.input[1]) if candidate else None
     if weight is None or weight.data_type != TensorProto.FLOAT:
         return False
-    return float(np.abs(numpy_helper.to_array(weight)).max(initial=0)) < LARGEST
+    return float(np.abs(numpy_helper.to_array(weight)).max(initial=0)) < LARGEST_FP16
 
 
 def belongs_to(name: str, modules: Collection[str]) -> bool:
-    """Whether a node, named like ``head.many/Conv_12``, belongs to one of these modules."""
+    """Whether a node, named like ``head.many/Conv_12``, belongs to a module with one of these names, at any depth."""
     return not set(name.partition("/")[0].split(".")).isdisjoint(modules)
 
 
@@ -221,8 +232,8 @@ def _tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     return {tensor.name: tensor for tensor in graph.initializer}
 
 
-def _inside(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The bodies of a node that is a loop."""
+def _loop_bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The subgraphs of a node: the body of a loop; none of other nodes."""
     yield from (attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH)
 
 
@@ -234,8 +245,8 @@ def _drop_unused(graph: onnx.GraphProto) -> None:
 
 
 def _all_inputs(node: onnx.NodeProto) -> Iterator[str]:
-    """Names that a node looks at, from inside its loops as well."""
+    """Names that a node reads, inside its loops as well."""
     yield from node.input
-    for graph in _inside(node):
+    for graph in _loop_bodies(node):
         yield from (name for inner in graph.node for name in _all_inputs(inner))
         yield from (value.name for value in graph.output)

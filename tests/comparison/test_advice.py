@@ -34,7 +34,7 @@ def test_much_less_accuracy_is_not_bought_for_speed():
 
 def test_where_nothing_was_learnt_nothing_is_recommended():
     assert advise([row("a", 0.01, 1), row("b", 0.0, 2)], 9) == [
-        "No recommendation: nothing was learnt to speak of (best AP 0.010). Give a larger budget."
+        "No recommendation: all detectors learnt almost nothing (best AP 0.010). Give a larger budget."
     ]
 
 
@@ -42,7 +42,7 @@ def test_what_still_rises_and_what_learnt_nothing_is_named():
     rising = [(10.0, 0.1), (80.0, 0.2), (100.0, 0.5)]
     said = " ".join(advise([row("a", 0.5, 10), row("b", 0.3, 10, curve=rising), row("c", 0.001, 10)], 100))
     assert "Still gaining when the time was up: b." in said
-    assert "Learnt next to nothing in this budget: c (AP 0.001)" in said
+    assert "Learnt almost nothing in this budget: c (AP 0.001)" in said
     assert "another seed" in said
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 from boxwright.__main__ import main
 from boxwright.checkpoints.detector_file import save_detector
 from boxwright.comparison import compare as verb
+from boxwright.comparison import plan
 from boxwright.comparison.compare import compare
 from boxwright.comparison.cost import measure, training_cost
 from boxwright.comparison.settings import Terms, chosen, trainable, usual_image_size
@@ -62,7 +63,8 @@ def quick(monkeypatch) -> list[tuple[str, int, bool]]:
         save_detector(config.out / "last.safetensors", detector, {})
 
     monkeypatch.setattr(verb, "run", run)
-    monkeypatch.setattr(verb, "measure", lambda function, *_: dict(COST if "train" in function.__name__ else SPEED))
+    monkeypatch.setattr(plan, "measure", lambda *_: dict(COST))
+    monkeypatch.setattr(verb, "measure", lambda *_: dict(SPEED))
     monkeypatch.setattr(verb, "curve", lambda run: [(60.0, 0.1), (120.0, 0.2)])
     return calls
 
@@ -175,8 +177,8 @@ def test_a_comparison_is_neither_overwritten_nor_gone_on_with_on_other_terms(dat
         compare(data, **terms)
     with pytest.raises(UserError, match="begun with --image_size 64 and not 96, --seed 0 and not 1"):
         compare(data, **terms | {"image_size": 96, "seed": 1}, resume=True)
-    plan = json.loads((tmp_path / "plan.json").read_text())
-    (tmp_path / "plan.json").write_text(json.dumps(plan | {"data": "another"}))
+    stored = json.loads((tmp_path / "plan.json").read_text())
+    (tmp_path / "plan.json").write_text(json.dumps(stored | {"data": "another"}))
     with pytest.raises(UserError, match="has changed since"):
         compare(data, **terms, resume=True)
     (tmp_path / "plan.json").write_text("{")

@@ -1,1 +1,1 @@
-"""All detectors on one data set on equal terms, and which of them to take."""
+"""Comparison: detectors trained on one data set under equal conditions, and which one to take."""

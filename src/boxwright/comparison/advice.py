@@ -1,4 +1,4 @@
-"""Which detector to take, in words, and why: from numbers alone, and no surer than they are."""
+"""The recommendation of a comparison, in sentences, from its numbers and their noise."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from dataclasses import dataclass, field
 
 from scipy.stats import t
 
-LOSS = 0.05  # a detector may be this fraction less accurate than the best, and be preferred for its speed
-FASTER = 1.25  # less is no difference in speed
-NOTHING = 0.05  # an AP under this is next to nothing learnt
-RISING = 0.05  # growth of AP in the last fifth of the time, as a fraction, from which more time would help
-SURE = 0.95
+LOSS = 0.05  # fraction of the best AP that may be given up for speed
+FASTER = 1.25  # a smaller ratio counts as the same speed
+NOTHING = 0.05  # with an AP under this, a detector has learnt almost nothing
+RISING = 0.05  # relative growth of AP in the last fifth of the time from which more time would help
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of one detector.
+    """The results of one detector.
 
     Attributes:
         model: its name.
-        stats: COCO's numbers by their names, -1 where undefined.
+        stats: COCO's numbers by name, -1 where undefined.
         parts: AP on each of the parts of the validation images, the same parts for each detector; -1 without objects.
         curve: (seconds of training, AP) of each validation.
-        epochs: it was trained for.
+        epochs: of training.
         cost: latency_ms, detection_mib, training_mib, parameters.
         per_class: AP of each class by its name, -1 where it does not occur.
     """
@@ -50,29 +50,31 @@ class Row:
 
 
 def noise(one: Row, other: Row) -> float:
-    """Half the width of the 95 % confidence interval of a difference in AP, by the differences on the parts (paired,
-    Student's t); infinite with fewer than three parts to go by.
+    """Half the width of the 95 % confidence interval of a difference in AP: paired differences on the parts, Student's
+    t; infinite with fewer than three parts.
     """
     differences = [a - b for a, b in zip(one.parts, other.parts, strict=True) if min(a, b) >= 0]
     n = len(differences)
     if n < 3:
         return math.inf
-    return float(t.ppf((1 + SURE) / 2, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
+    return float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
 
 
 def advise(rows: Sequence[Row], images: int) -> list[str]:
     """A recommendation in a few sentences.
 
     Args:
-        rows: at least one detector.
-        images: how many were validated on.
+        rows: of at least one detector.
+        images: number of validation images.
     """
     best = max(rows, key=lambda row: row.ap)
     if best.ap < NOTHING:
-        return [f"No recommendation: nothing was learnt to speak of (best AP {best.ap:.3f}). Give a larger budget."]
+        return [
+            f"No recommendation: all detectors learnt almost nothing (best AP {best.ap:.3f}). Give a larger budget."
+        ]
     pick = _pick(best, rows)
-    said = [_take(pick, best, rows), *_alike(best, rows, images), *_unfinished(rows), *_nothing(rows)]
-    return [*said, "Each was trained once: another seed would move every AP a little, too."]
+    sentences = [_take(pick, best, rows), *_similar(best, rows, images), *_unfinished(rows), *_nothing(rows)]
+    return [*sentences, "Each was trained once: another seed would move every AP a little, too."]
 
 
 def _pick(best: Row, rows: Sequence[Row]) -> Row:
@@ -94,27 +96,27 @@ def _take(pick: Row, best: Row, rows: Sequence[Row]) -> str:
         )
     fastest = min(rows, key=lambda row: row.latency)
     if best.latency < FASTER * fastest.latency:
-        return f"Take {best.model}: it is the most accurate (AP {best.ap:.3f}), and none is faster to speak of."
+        return f"Take {best.model}: it is the most accurate (AP {best.ap:.3f}), and none is much faster."
     return (
         f"Take {best.model}: it is the most accurate (AP {best.ap:.3f}). {fastest.model} is {_times(best, fastest)} "
         f"times faster ({_ms(fastest)} an image instead of {_ms(best)}), for an AP of {fastest.ap:.3f}."
     )
 
 
-def _alike(best: Row, rows: Sequence[Row], images: int) -> list[str]:
-    """Whether the order means anything."""
+def _similar(best: Row, rows: Sequence[Row], images: int) -> list[str]:
+    """Whether the best is better than the others by more than noise."""
     others = [row for row in rows if row is not best]
-    alike = [row for row in others if _same(best, row)]
+    similar = [row for row in others if _same(best, row)]
     if not others:
         return []
-    if not alike:
+    if not similar:
         second = max(others, key=lambda row: row.ap)
         lead = f"{best.ap - second.ap:.3f}, noise {noise(best, second):.3f}"
         return [f"{best.model} is ahead of all others by more than the noise of {images} validation images ({lead})."]
-    if any(math.isinf(noise(best, row)) for row in alike):
+    if any(math.isinf(noise(best, row)) for row in similar):
         return [f"{images} validation images are too few to tell noise from a difference."]
-    said = "; ".join(f"{r.model} (difference {best.ap - r.ap:.3f}, noise {noise(best, r):.3f})" for r in alike)
-    return [f"On {images} validation images the lead of {best.model} is within noise over: {said}."]
+    listed = "; ".join(f"{r.model} (difference {best.ap - r.ap:.3f}, noise {noise(best, r):.3f})" for r in similar)
+    return [f"On {images} validation images the lead of {best.model} is within noise over: {listed}."]
 
 
 def _same(best: Row, row: Row) -> bool:
@@ -123,12 +125,12 @@ def _same(best: Row, row: Row) -> bool:
 
 def _unfinished(rows: Sequence[Row]) -> list[str]:
     rising = [row.model for row in rows if row.ap >= NOTHING and _rises(row)]
-    said = f"Still gaining when the time was up: {', '.join(rising)}. A larger budget may change the order."
-    return [said] if rising else []
+    sentence = f"Still gaining when the time was up: {', '.join(rising)}. A larger budget may change the order."
+    return [sentence] if rising else []
 
 
 def _rises(row: Row) -> bool:
-    """Whether the AP grew considerably in the last fifth of the time."""
+    """Whether AP grew by more than `RISING` in the last fifth of the time."""
     if len(row.curve) < 3:
         return True
     before = [ap for seconds, ap in row.curve if seconds <= 0.8 * row.curve[-1][0]] or [0.0]
@@ -137,8 +139,8 @@ def _rises(row: Row) -> bool:
 
 def _nothing(rows: Sequence[Row]) -> list[str]:
     least = [f"{row.model} (AP {max(row.ap, 0):.3f})" for row in rows if row.ap < NOTHING]
-    said = f"Learnt next to nothing in this budget: {', '.join(least)}. That says little of what they can reach."
-    return [said] if least else []
+    sentence = f"Learnt almost nothing in this budget: {', '.join(least)}. That says little about what they can reach."
+    return [sentence] if least else []
 
 
 def _ms(row: Row) -> str:

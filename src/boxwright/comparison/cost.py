@@ -1,6 +1,6 @@
 """What a detector costs: seconds and memory to train it, milliseconds and memory to detect with it.
 
-Each is measured in a process of its own, so that the peak of memory is that detector's alone.
+Each is measured in a process of its own, so that the peak of memory belongs to that detector alone.
 """
 
 from __future__ import annotations
@@ -28,76 +28,90 @@ from boxwright.training.fabric import make_fabric
 from boxwright.training.loop import Loop
 from boxwright.training.resolve import resolve
 
-WARM_UP, LEAST, MOST, SECONDS = 3, 5, 50, 10.0  # of what is timed: images, and how long it goes on
+WARM_UP, LEAST, MOST, SECONDS = 3, 5, 50, 10.0  # images (or steps) to leave out, to time, and for how long
 
 
-def training_cost(terms: Terms, model: str) -> dict[str, float]:
-    """``step_seconds``, ``steps`` of an epoch, ``end_seconds`` of what ends it (validation, pictures, saving), and
-    ``training_mib``: the peak of memory.
+def training_cost(settings: Terms, model: str) -> dict[str, float]:
+    """Measure the training of a detector.
+
+    Returns:
+        ``step_seconds``; ``steps`` of an epoch; ``end_seconds`` of its end (validation, pictures, saving); and
+        ``training_mib``, the peak of memory.
     """
     with TemporaryDirectory() as folder:
-        config = resolve(terms.run_config(model, Path(folder), epochs=1))
+        config = resolve(settings.run_config(model, Path(folder), epochs=1))
         names, records, val_records = read_data(config)
         fabric, _ = make_fabric(config.device, config.precision, config.devices, config.nodes)
         torch.manual_seed(config.seed)
         detector, _ = make_detector(config, None, names)
-        train, val = (build(part, terms.image_size, quiet=True) for part in (records, val_records))
+        train, val = (build(part, settings.image_size, quiet=True) for part in (records, val_records))
         loop = Loop(fabric, detector, config, train, (val, val_records))
         step, end = loop.rehearse(LEAST, MOST, SECONDS)
-    return {"step_seconds": step, "steps": loop.epoch_steps, "end_seconds": end, "training_mib": peak_mib(terms.device)}
+    return {
+        "step_seconds": step,
+        "steps": loop.epoch_steps,
+        "end_seconds": end,
+        "training_mib": peak_mib(settings.device),
+    }
 
 
-def detection_cost(terms: Terms, weights: str) -> dict[str, float]:
-    """``latency_ms``, the median of one image at a time from canvas to boxes in pixels, ``detection_mib``, the peak of
-    memory, and ``parameters``.
+def detection_cost(settings: Terms, weights: str) -> dict[str, float]:
+    """Measure detection, one image at a time.
+
+    Returns:
+        ``latency_ms``, the median from canvas to boxes in pixels; ``detection_mib``, the peak of memory; and
+        ``parameters``.
     """
-    _, _, records = terms.records()
-    cache = build(records, terms.image_size, quiet=True)
-    detector = load_detector(weights, terms.device)
-    taken: list[float] = []
+    _, _, records = settings.records()
+    cache = build(records, settings.image_size, quiet=True)
+    detector = load_detector(weights, settings.device)
+    milliseconds: list[float] = []
+    least, most = WARM_UP + LEAST, WARM_UP + MOST
     begun = time.perf_counter()
-    while len(taken) < WARM_UP + LEAST or (len(taken) < WARM_UP + MOST and time.perf_counter() - begun < SECONDS):
-        batch = cache.batch([len(taken) % len(cache)]).to(terms.device)
+    while len(milliseconds) < WARM_UP + LEAST or (
+        len(milliseconds) < WARM_UP + MOST and time.perf_counter() - begun < SECONDS
+    ):
+        batch = cache.batch([done % len(cache)]).to(settings.device)
         started = time.perf_counter()
         detect_batch(detector, batch)
-        taken.append(1000 * (time.perf_counter() - started))
+        milliseconds.append(1000 * (time.perf_counter() - started))
     parameters = sum(p.numel() for p in detector.parameters())
-    latency = statistics.median(taken[WARM_UP:])
-    return {"latency_ms": latency, "detection_mib": peak_mib(terms.device), "parameters": parameters}
+    latency = statistics.median(milliseconds[WARM_UP:])
+    return {"latency_ms": latency, "detection_mib": peak_mib(settings.device), "parameters": parameters}
 
 
 def peak_mib(device: str) -> float:
-    """The most memory so far, in MiB: what torch held on a GPU, elsewhere all of this process."""
+    """The peak of memory so far, in MiB: on a GPU what torch held there, elsewhere that of this process."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status")
-    if status.is_file():  # not getrusage, which counts the process that started this one, too
+    if status.is_file():  # not getrusage, which includes the process that started this one
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def measure(function: Callable[[Terms, str], dict[str, float]], terms: Terms, what: str) -> dict[str, float]:
-    """`function(terms, what)`, one of the two above, in a process of its own.
+def measure(function: Callable[[Terms, str], dict[str, float]], settings: Terms, subject: str) -> dict[str, float]:
+    """`function(settings, subject)` in a process of its own, where `function` is one of the two above.
 
     Raises:
-        UserError: as the function does, or if its process dies, which a lack of memory can do.
+        UserError: as the function does, or if its process dies, for example for lack of memory.
     """
-    asked = json.dumps([function.__name__, asdict(terms), what])
-    done = subprocess.run([sys.executable, "-m", __name__], input=asked, capture_output=True, text=True)
+    call = json.dumps([function.__name__, asdict(settings), subject])
+    done = subprocess.run([sys.executable, "-m", __name__], input=call, capture_output=True, text=True)
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
-    said = " ".join((done.stderr.strip().splitlines() or ["without a word"])[-1].split())[:300]
+    reason = " ".join((done.stderr.strip().splitlines() or ["without a word"])[-1].split())[:300]
     if done.returncode == -9:
-        said = "its process was killed, most likely for want of memory"
-    raise UserError(said.removeprefix("error: "))
+        reason = "its process was killed, most likely for want of memory"
+    raise UserError(reason.removeprefix("error: "))
 
 
 def _main() -> int:
-    name, terms, what = json.load(sys.stdin)
+    name, settings, subject = json.load(sys.stdin)
     function = {"training_cost": training_cost, "detection_cost": detection_cost}[name]
     try:
-        print("\n" + json.dumps(function(Terms(**terms), what)))
+        print("\n" + json.dumps(function(Terms(**settings), subject)))
     except (UserError, torch.OutOfMemoryError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

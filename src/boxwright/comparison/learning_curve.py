@@ -1,4 +1,4 @@
-"""When each validation of a run took place, in seconds of training, however often the run was interrupted."""
+"""AP over the time of a training, read from its TensorBoard events."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 
 
 def curve(run: Path) -> list[tuple[float, float]]:
-    """(seconds since the run began, AP) of each validation, from the run's TensorBoard events.
+    """Seconds of training until each validation of a run, and its AP.
 
-    Every part of a run, from one interruption to the next, has files of its own and goes on from the step at which it
-    was resumed: neither a pause counts nor what was done twice.
+    Where a run was interrupted, each part has event files of its own and begins at the step from which it was resumed.
+    Pauses do not count, nor do steps that were done again.
     """
-    found: dict[int, tuple[float, float]] = {}
-    before, previous = 0.0, None
+    found: dict[int, tuple[float, float]] = {}  # by step
+    before, previous = 0.0, None  # seconds of the parts before, and the part before this one
     files = (sorted((run / "tensorboard" / part).glob("events.*")) for part in ("train", "val"))
     for train, val in zip(*files, strict=False):
         begun = next(EventFileLoader(str(val)).Load()).wall_time
@@ -33,7 +33,7 @@ def curve(run: Path) -> list[tuple[float, float]]:
 
 
 def _seconds_until(step: int, begun: float, *files: Path) -> float:
-    """From the beginning of a part of the run to the end of a step, its validation included."""
+    """Seconds from the beginning of a part of the run to the end of a step, validation included."""
     walls = (event.wall_time for file in files for event, _ in _scalars(file) if event.step <= step)
     return max(walls, default=begun) - begun
 

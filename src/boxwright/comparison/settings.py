@@ -1,4 +1,4 @@
-"""What is the same for every detector of a comparison, and which detectors there are to compare."""
+"""What is the same for every detector of a comparison, and which detectors can be compared."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from boxwright.training.config import RunConfig
 
 @dataclass(frozen=True)
 class Terms:
-    """Data, canvas, augmentation and budget; all of it fits into JSON.
+    """Data, canvas, augmentation and budget, as values that fit into JSON.
 
     Attributes:
         data, val_data, val, train_split, val_split: as `train` takes them.
-        size: the dial of each detector.
+        size: of each detector.
         image_size: side of the square canvas, in pixels.
-        augment: fields of `boxwright.config.Augment`, none of them open.
+        augment: the fields of `boxwright.config.Augment`, all decided.
         minutes: of training and validation for each detector, or None where `epochs` are given.
         epochs: passes over the training images for each detector, or None.
         seed: of every random draw.
@@ -46,7 +46,7 @@ class Terms:
     device: str
 
     def run_config(self, model: str | None = None, out: Path = Path(), epochs: int | None = None) -> RunConfig:
-        """The settings of the run of a detector; what its recipe decides is open.
+        """The settings of one detector's run; what its recipe decides is left open.
 
         Args:
             model: the detector.
@@ -65,18 +65,18 @@ class Terms:
 
 
 def digest(names: Sequence[str], *parts: Sequence[Record]) -> str:
-    """Of the classes, the images and their objects."""
+    """A checksum of classes, images and their objects."""
     images = [[(record.path.name, record.labels_N.tolist(), record.boxes_N4.tolist()) for record in p] for p in parts]
     return hashlib.sha256(json.dumps([list(names), images]).encode()).hexdigest()[:16]
 
 
 def trainable(size: str) -> list[str]:
-    """The detectors that can be begun in a size.
+    """The detectors that can be trained from scratch in a size.
 
     Raises:
         UserError: if there is no such size.
     """
-    all_sizes = {known: None for _, _, sizes in registry.DETECTORS.values() for known in sizes}
+    all_sizes = {other: None for _, _, sizes in registry.DETECTORS.values() for other in sizes}
     found = [model for model, (_, _, sizes) in registry.DETECTORS.items() if size in sizes]
     if not found:
         raise UserError(f"size can't be {size!r}{nearest(size, all_sizes)}, it must be one of: {', '.join(all_sizes)}.")
@@ -84,23 +84,23 @@ def trainable(size: str) -> list[str]:
 
 
 def chosen(models: Sequence[str] | str | None, size: str) -> list[str]:
-    """The detectors to compare: those named, in a list or between commas, or all that can be begun in the size.
+    """The detectors to compare: those named, in a list or with commas between, or all that `trainable` returns.
 
     Raises:
-        UserError: for one that is not there, or not in this size, or named twice.
+        UserError: for a name that is unknown, does not have this size, or occurs twice.
     """
-    there = trainable(size)
+    known = trainable(size)
     if models is None:
-        return there
+        return known
     wanted = models.split(",") if isinstance(models, str) else [str(model) for model in models]
     wanted = [model.strip() for model in wanted if model.strip()]
     for model in wanted:
-        if model not in there:
+        if model not in known:
             raise UserError(
-                f"--models: no detector {model!r} of size {size}{nearest(model, there)}; there are: {', '.join(there)}."
+                f"--models: no detector {model!r} of size {size}{nearest(model, known)}; there are: {', '.join(known)}."
             )
     if not wanted or len(set(wanted)) < len(wanted):
-        raise UserError(f"--models takes each detector once, from: {', '.join(there)}.")
+        raise UserError(f"--models takes each detector once, from: {', '.join(known)}.")
     return wanted
 
 
@@ -110,6 +110,6 @@ def usual_image_size(size: str) -> int:
 
 
 def short_name(data: str) -> str:
-    """A short name of a data set: its folder's."""
+    """The name of a data set's folder."""
     path = Path(data).resolve()
     return path.parent.name if path.is_file() else path.name

@@ -35,7 +35,7 @@ def require_all(faults: Sequence[str], total: int) -> None:
         listing = "\n  ".join(faults)
         raise UserError(
             f"{len(faults)} of {total} images cannot be used:\n  {listing}\n"
-            "Run `boxwright check DATA` for every fault of the data set and its mend. Nothing was cached."
+            "Run `boxwright check DATA` for every fault of the data set and how to fix it. Nothing was cached."
         )
 
 

@@ -323,7 +323,7 @@ def _print(report: CheckReport) -> None:
 def _verdict(report: CheckReport) -> Text:
     counted = ", ".join(f"{n} {level}{'s' * (n != 1)}" for level in _STYLES for n in [report.count(level)])
     if any(fault.fatal for fault in report.faults):
-        return Text(f"{counted}. Training will refuse this data set until the errors are mended.", style="bold red")
+        return Text(f"{counted}. Training will refuse this data set until the errors are fixed.", style="bold red")
     if report.count("error"):
         return Text(
             f"{counted}. Training leaves out boxes without area and cuts the others to the image.", style="yellow"

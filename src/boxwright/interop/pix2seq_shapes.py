@@ -74,7 +74,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         return {key: check(settings[key]) for key, check in _SETTINGS.items() if settings.get(key) is not None}
     except (ValueError, AttributeError, TypeError) as error:
         raise UserError(
-            f"{file} is not the configuration of a pix2seq run ({error}); move it away, or mend it."
+            f"{file} is not the configuration of a pix2seq run ({error}); move it away, or fix it."
         ) from error
 
 

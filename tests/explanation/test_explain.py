@@ -44,7 +44,7 @@ def test_every_token_is_on_the_page(pix2seq: Pix2Seq, weights: Path, image: Path
     assert page == tmp_path / "out" / "a <b>.png.html"
     text = page.read_text(encoding="utf-8")
     _, trace = trace_of(pix2seq, image)
-    tokens = re.findall(r'<span class="word" tabindex="0" style="--p:([\d.]+)"><i>(.*?)</i>', text)
+    tokens = re.findall(r'<span class="token" tabindex="0" style="--p:([\d.]+)"><i>(.*?)</i>', text)
     assert [name for _, name in tokens] == [escape(trace.token_names[token]) for token in trace.tokens_N5.flatten()]
     assert [float(p) for p, _ in tokens] == pytest.approx(trace.token_probabilities().flatten().tolist(), abs=6e-4)
     assert "&lt;dog&gt;" in text
@@ -67,7 +67,7 @@ def test_an_empty_sequence_has_a_page(pix2seq: Pix2Seq, image: Path, tmp_path: P
     write_page(tmp_path / "none.html", "None", photo, trace, "")
     text = (tmp_path / "none.html").read_text()
     assert "The end, with a probability of 0.87" in text
-    assert 'class="word"' not in text
+    assert 'class="token"' not in text
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def trace(n: int) -> GenerationTrace:
 @pytest.mark.parametrize(("n", "name"), [(3, "sequence"), (0, "sequence-empty")])
 def test_sequence(n: int, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sequence_page, "BEST", 2)
-    sequence_page.write_page(tmp_path / "page.html", "How <a> was read", photo(), trace(n), "x & y on z.")
+    sequence_page.write_page(tmp_path / "page.html", "<a>, explained", photo(), trace(n), "x & y on z.")
     check(tmp_path / "page.html", name)
 
 
@@ -156,11 +156,11 @@ def queries(kind: str) -> RecordedPass:
 @pytest.mark.parametrize("kind", ["cells", "points"])
 def test_queries(kind: str, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    query_page.write_page(page, "How <a> was read", photo(), queries(kind), "x & y on z.", [2, 0], (0.5, 0.25))
+    query_page.write_page(page, "<a>, explained", photo(), queries(kind), "x & y on z.", [2, 0], (0.5, 0.25))
     check(page, f"queries-{kind}")
 
 
 def test_a_pixel_alone(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    query_page.write_page(page, "How <a> was read", photo(), queries("points"), "", [], (0.5, 0.25))
+    query_page.write_page(page, "<a>, explained", photo(), queries("points"), "", [], (0.5, 0.25))
     check(page, "pixel")

@@ -10,7 +10,7 @@ from boxwright.visualization import html
 
 _MEANINGS = (
     "IoU 0.50 to 0.95", "IoU 0.50", "IoU 0.75", "objects under 32² px", "32² to 96² px", "over 96² px",
-    "1 detection an image", "10 detections", "100 detections", "under 32² px", "32² to 96² px", "over 96² px",
+    "1 detection per image", "10 detections", "100 detections", "under 32² px", "32² to 96² px", "over 96² px",
 )  # fmt: skip
 
 

@@ -57,7 +57,11 @@ def explain(
     detector = load_detector(weights, kind)
     photo = open_image(path)
     batch = to_batch([DecodedImage(photo, photo.size)], detector.image_size).to(kind)
-    file, title, note = Path(out) / f"{path.name}.html", f"How {path.name} was read", f"{weights} on {image}."
+    file, title, note = (
+        Path(out) / f"{path.name}.html",
+        f"Predictions for {path.name}, explained",
+        f"{weights} on {image}.",
+    )
     how = "written, in place of an earlier page" if file.exists() else "written"
     _require_explained(detector, query, pixel)
     if detector.explained_as == "queries":
@@ -70,7 +74,7 @@ def explain(
         trace = trace_generation(cast(SequenceDetector, detector), batch)[0]
         sequence_page.write_page(file, title, photo, trace, note)
         scores = trace.found.scores_N
-        objects = f"{len(trace)} objects written"
+        objects = f"{len(trace)} objects generated"
     console.print(f"{path.name}: {objects}, {int((scores > SURE).sum())} with a score over {SURE:.2f}")
     console.print(f"{how}: {file}")
     return file

@@ -81,12 +81,14 @@ def _overview(
     sure = sum(recorded.prediction(query)[1] > SURE for query in range(recorded.n_queries))
     maps = " + ".join(f"{columns} x {rows}" for rows, columns in recorded.map_shapes)
     tiles = [
-        (str(recorded.n_queries), "queries", "each says one box"),
-        (str(sure), "of them sure", f"score over {SURE:.2f}"),
+        (str(recorded.n_queries), "queries", "each predicts one box"),
+        (str(sure), "of them likely", f"score over {SURE:.2f}"),
         (f"{len(recorded.encoder)} + {recorded.n_layers}", "layers", "of the encoder and of the decoder"),
         (str(sum(rows * columns for rows, columns in recorded.map_shapes)), "cells", maps),
     ]
-    caption = "Numbers and boxes are those of the queries below." if queries else "The pixel below is marked."
+    caption = (
+        "The boxes of the queries below, with their numbers." if queries else "The pixel below, marked by a cross."
+    )
     return overview(drawn, caption), tiles
 
 
@@ -125,12 +127,12 @@ def _shares(recorded: RecordedPass, attention_map: PointMap) -> str:
     weights_HVP, points_HVP2 = attention_map.weights_HVP, attention_map.points_HVP2
     shares_V = weights_HVP.sum((0, 2)) / weights_HVP.sum()
     maps = ", ".join(
-        f"{share:.0%} of {columns} x {rows}"
+        f"{share:.0%} on {columns} x {rows}"
         for (rows, columns), share in zip(recorded.map_shapes, shares_V, strict=True)
     )
     beyond_HVP = ((points_HVP2 < 0) | (points_HVP2 > 1)).any(-1)
     beyond = weights_HVP[beyond_HVP].sum() / weights_HVP.sum()
-    return f"Its last layer takes {maps}; {beyond:.0%} from beyond the image."
+    return f"Attention of the last layer: {maps}; {beyond:.0%} of it beyond the image."
 
 
 def _pixel_card(photo: Image.Image, size: tuple[int, int], recorded: RecordedPass, point: Point) -> dict[str, Any]:
@@ -158,7 +160,7 @@ def _encoder_pictures(photo: Image.Image, recorded: RecordedPass, point: Point) 
     pictures = []
     for layer, maps in enumerate(recorded.pixel_maps(point)):
         for (rows, columns), attention_map in zip(recorded.map_shapes, maps, strict=True):
-            cell = f"from its cell of {columns} x {rows}" if len(maps) > 1 else ""
+            cell = f"cell of the {columns} x {rows} map" if len(maps) > 1 else ""
             drawn = attention_picture(photo, attention_map, None, point)
             pictures.append(_picture(drawn, f"layer {layer + 1}", cell))
     return pictures

@@ -91,12 +91,12 @@ def _overview(
     drawn = draw_named(photo, found.boxes_N4[best], texts, found.labels_N[best].tolist())
     tokens = trace.tokens_N5.size
     tiles = [
-        (str(len(trace)), "objects written", f"{tokens} words"),
-        (str(int((found.scores_N > SURE).sum())), "of them sure", f"score over {SURE:.2f}"),
-        (f"{trace.log_likelihood:.1f}", "log-likelihood", "of the whole sentence, in nats"),
-        (f"{trace.log_likelihood / max(tokens, 1):.2f}", "a word", "log-likelihood, mean over the words"),
+        (str(len(trace)), "objects", f"{tokens} tokens"),
+        (str(int((found.scores_N > SURE).sum())), "of them likely", f"score over {SURE:.2f}"),
+        (f"{trace.log_likelihood:.1f}", "log-likelihood", "of the whole sequence, in nats"),
+        (f"{trace.log_likelihood / max(tokens, 1):.2f}", "per token", "log-likelihood, mean over the tokens"),
     ]
-    return overview(drawn, f"The best {len(best)} objects; numbers count them as they were written."), tiles
+    return overview(drawn, f"The best {len(best)} objects; they are numbered in the order of generation."), tiles
 
 
 def _line(photo: Image.Image, trace: GenerationTrace, n: int, detailed: bool) -> _Object:

@@ -118,7 +118,7 @@ def comparison(
         beside = (7, 5) if n % 2 == 0 else (7, -13)  # detectors of similar rank are often close to each other
         over_cost.annotate(name, points[name], beside, textcoords="offset points", color=colour(n), fontsize=10)
     _label_axes(over_time, "AP while training", "minutes of training and validation", legend=True)
-    _label_axes(over_cost, "AP and speed", "milliseconds an image (towards the left is faster)", legend=False)
+    _label_axes(over_cost, "AP and speed", "milliseconds per image (further left is faster)", legend=False)
     over_cost.set_xlim(0, 1.3 * max(milliseconds for milliseconds, _ in points.values()))
     over_time.set(ylim=(0, None), xlim=(0, None), ylabel="AP")
     _save(figure, out)

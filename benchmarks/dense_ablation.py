@@ -1,55 +1,46 @@
-"""What the one-to-many scores and the rivals of `dense` are worth, on BCCD's official split.
+"""The effect of the one-to-many scores and the duplicate relation of `dense`, on BCCD's official split.
 
     python benchmarks/dense_ablation.py [--epochs 8] [--write FILE]
 
 - whole: as it ships;
 - whole + NMS: the same weights, but the one-to-many scores cleaned up by NMS at IoU 0.6, which `dense` does without;
-- 200 rivals: as it ships, but fewer cells compete (300 do);
-- one-to-one only: one cell an object teaches, no rivals, no one-to-many scores (the form of OneNet); with NMS, too.
+- duplicate relation of 200: as it ships, but 200 candidates attend to each other instead of 300;
+- one-to-one only: one cell is taught per object, no duplicate relation, no one-to-many scores (the form of OneNet);
+  with NMS, too.
 """
 
-import argparse
 import datetime
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 
 import torch
-from peers import train
+from ablation import BCCD, Table, options, prepare, recipe_settings, train
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-import boxwright.bundled
-from boxwright.data.cache import build
-from boxwright.data.read import read
-from boxwright.evaluation.coco import score
-from boxwright.evaluation.run import detect
 from boxwright.models.dense import SIZES, Dense, DenseOutputs, one_to_one
 from boxwright.models.losses.task_aligned import assigned_losses, candidates
-from boxwright.training import recipes
-from boxwright.training.fabric import keep_memory
 from boxwright.types import Batch, Predictions
-
-DATA = Path(boxwright.bundled.__path__[0]) / "bccd"
 
 
 class OneToOneOnly(Dense):
-    """Every cell scores for itself, and one cell an object is taught."""
+    """Every cell predicts its own scores, and one cell is taught per object."""
 
     def _predict(self, maps: list[Tensor], size: torch.Size) -> DenseOutputs:
-        raw = super()._predict(maps, size)
-        everyone = torch.arange(raw.many_BQK.shape[1], device=raw.many_BQK.device).expand(len(raw.many_BQK), -1)
-        return raw._replace(one_BRK=raw.many_BQK, cells_BR=everyone)
+        outputs = super()._predict(maps, size)
+        batch_size, cells = outputs.many_BQK.shape[:2]
+        all_cells_BR = torch.arange(cells, device=outputs.many_BQK.device).expand(batch_size, -1)
+        return outputs._replace(one_BRK=outputs.many_BQK, cells_BR=all_cells_BR)
 
-    def loss(self, raw: DenseOutputs, batch: Batch) -> dict[str, Tensor]:
-        pairs_BNQ = candidates(raw.centres_Q2, raw.reach_Q2, batch.boxes_BN4, batch.valid_BN)
-        chosen_BNQ = one_to_one(raw, batch, pairs_BNQ)
-        return assigned_losses(raw.one_BRK, raw.boxes_BQ4, batch.boxes_BN4, batch.labels_BN, chosen_BNQ)
+    def loss(self, outputs: DenseOutputs, batch: Batch) -> dict[str, Tensor]:
+        pairs_BNQ = candidates(outputs.centres_Q2, outputs.reach_Q2, batch.boxes_BN4, batch.valid_BN)
+        quality_BNQ = one_to_one(outputs, batch, pairs_BNQ)
+        return assigned_losses(outputs.one_BRK, outputs.boxes_BQ4, batch.boxes_BN4, batch.labels_BN, quality_BNQ)
 
 
-def with_nms(raw: DenseOutputs) -> Predictions:
+def with_nms(outputs: DenseOutputs) -> Predictions:
     """The one-to-many scores of all cells after NMS, as a conventional detector would decode them."""
     boxes, scores, labels = [], [], []
-    for scores_QK, boxes_Q4 in zip(raw.many_BQK.sigmoid(), raw.boxes_BQ4, strict=True):
+    for scores_QK, boxes_Q4 in zip(outputs.many_BQK.sigmoid(), outputs.boxes_BQ4, strict=True):
         value, index = scores_QK.flatten().topk(500)
         cell, label = index // scores_QK.shape[1], index % scores_QK.shape[1]
         kept = batched_nms(boxes_Q4[cell], value, label, 0.6)[:100]
@@ -61,31 +52,25 @@ def with_nms(raw: DenseOutputs) -> Predictions:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
+    parser.set_defaults(data=BCCD, val_split="test", device="cpu")
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--write", type=Path)
     a = parser.parse_args()
-    keep_memory()
-    dataset, recipe = read(DATA), recipes.recipe("dense")
-    plan = {"optim": asdict(recipe.optim), "augment": asdict(recipe.augment), "epochs": a.epochs, "seed": 0}
-    plan["batch_size"] = recipe.batch_size
-    cache, test = build(dataset.splits["train"], 320), dataset.splits["test"]
-    test_cache = build(test, 320)
-    lines = [f"\n{datetime.date.today()}, BCCD, {a.epochs} epochs\n", "| `dense` | AP | AP50 |", "| --- | --- | --- |"]
-    shape, fewer = SIZES["nano"], replace(SIZES["nano"], rivals=200)
-    sides = {"whole": (Dense, shape), "200 rivals": (Dense, fewer), "one-to-one only": (OneToOneOnly, shape)}
-    for name, (kind, config) in sides.items():
+    data, settings = prepare(a, 320), recipe_settings("dense", a.epochs)
+    table = Table(f"{datetime.date.today()}, BCCD, {a.epochs} epochs", "`dense`", "AP", "AP50")
+    rows = {
+        "whole": (Dense, SIZES["nano"]),
+        "duplicate relation of 200": (Dense, replace(SIZES["nano"], rivals=200)),
+        "one-to-one only": (OneToOneOnly, SIZES["nano"]),
+    }
+    for name, (kind, config) in rows.items():
         torch.manual_seed(0)
-        detector = train(kind(config, dataset.names), cache, plan, "cpu")
-        for said, decode in {name: detector.decode, f"{name} + NMS": with_nms}.items():
+        detector = train(kind(config, data.names), data.train, settings, a.device)
+        for row, decode in {name: detector.decode, f"{name} + NMS": with_nms}.items():
             detector.decode = decode
-            report = score(test, detect(detector, test_cache), dataset.names)
-            lines.append(f"| {said} | {report.ap:.3f} | {report.ap50:.3f} |")
-            print(lines[-1], flush=True)
-    text = "\n".join([*lines, ""])
-    if a.write:
-        with a.write.open("a") as stream:
-            stream.write(text)
+            report = data.report(detector, a.device)
+            table.add(row, report.ap, report.ap50)
+    table.append_to(a.write)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Hugging Face's DETR and Deformable DETR behind the contract of our detectors, in the shape of ours.
 
-Used by `peers.py` and `detr_step.py`. Networks, losses and beginnings are those of `transformers` as installed, with
-the losses of all layers of the decoder (`auxiliary_loss=True`) and dropout inside the MLPs, as both were published.
+Used by `peers.py` and `detr_step.py`. Networks, losses and initialisation are those of the installed
+`transformers`, with the losses of all decoder layers (`auxiliary_loss=True`) and dropout inside the MLPs, as published.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class OurBackbone(nn.Module):
-    """Our backbone, with its weights and what of them rests, where Hugging Face's stands."""
+    """Our backbone, with its weights and frozen parts, in place of Hugging Face's."""
 
     def __init__(self, backbone: Backbone):
         super().__init__()
@@ -38,7 +38,7 @@ class HuggingFace(Detector):
     """A network of `transformers`.
 
     Args:
-        shape: the dims; of a `DeformableConfig`, only the published forms in one stage.
+        shape: the dims; a `DeformableConfig` must be of a published form with one stage.
         names: the classes.
         pretrained: our backbone with ImageNet weights, instead of Hugging Face's own without weights.
     """
@@ -48,7 +48,7 @@ class HuggingFace(Detector):
         self.names, self.image_size, self.softmax = names, shape.image_size, isinstance(shape, DetrConfig)
         strides = (shape.stride,) if isinstance(shape, DetrConfig) else shape.strides
         self.network = network(shape, strides, len(names))
-        self.inside = pretrained  # whether the backbone normalises by itself
+        self.normalises = pretrained  # whether the backbone normalises by itself
         mean, std = (torch.tensor(colour).view(3, 1, 1) for colour in IMAGENET)
         if pretrained:
             ours = Backbone(shape.backbone, strides, dilated=shape.dilated)
@@ -60,36 +60,36 @@ class HuggingFace(Detector):
     def backbone_parameters(self) -> list[nn.Parameter]:
         return list(self.network.model.backbone.parameters())
 
-    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor) -> tuple[Any, ...]:
-        """What the network needs: it has its loss inside."""
+    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None) -> tuple[Any, ...]:
+        """The inputs of the network, which computes its own loss; and valid ratios."""
         filled_BCHW, mask_BHW = cut(images_BCHW, sizes_B2, self.mean)
-        if not self.inside:
+        if not self.normalises:
             filled_BCHW = (filled_BCHW - self.mean) / self.std
         return filled_BCHW, mask_BHW.long(), valid_ratios(images_BCHW, sizes_B2)
 
-    def loss(self, raw: tuple[Any, ...], batch: Batch) -> dict[str, Tensor]:
-        images_BCHW, mask_BHW, valid_ratios_B4 = raw
-        truth = targets_of(batch, valid_ratios_B4, self.rows_K)
-        rows = zip(truth.rows_BN, truth.boxes_BN4, truth.valid_BN, strict=True)
-        labels = [{"class_labels": classes[real], "boxes": boxes[real]} for classes, boxes, real in rows]
+    def loss(self, inputs: tuple[Any, ...], batch: Batch) -> dict[str, Tensor]:
+        images_BCHW, mask_BHW, valid_ratios_B4 = inputs
+        targets = targets_of(batch, valid_ratios_B4, self.rows_K)
+        rows = zip(targets.rows_BN, targets.boxes_BN4, targets.valid_BN, strict=True)
+        labels = [{"class_labels": classes[valid], "boxes": boxes[valid]} for classes, boxes, valid in rows]
         return {"all": self.network(images_BCHW, mask_BHW, labels=labels).loss}
 
     @torch.no_grad()
-    def decode(self, raw: tuple[Any, ...]) -> Predictions:
-        """As `post_process_object_detection` of each: the likeliest class a query, or the best pairs of both."""
-        images_BCHW, mask_BHW, valid_ratios_B4 = raw
-        said = self.network(images_BCHW, mask_BHW)
-        boxes_BQ4 = cxcywh_to_xyxy(said.pred_boxes).clamp(0, 1) * valid_ratios_B4[:, None]
+    def decode(self, inputs: tuple[Any, ...]) -> Predictions:
+        """See `post_process_object_detection` of each: the best class per query, or the best pairs of both."""
+        images_BCHW, mask_BHW, valid_ratios_B4 = inputs
+        outputs = self.network(images_BCHW, mask_BHW)
+        boxes_BQ4 = cxcywh_to_xyxy(outputs.pred_boxes).clamp(0, 1) * valid_ratios_B4[:, None]
         if self.softmax:
-            scores_BQ, labels_BQ = said.logits.softmax(-1)[..., :-1].max(-1)
+            scores_BQ, labels_BQ = outputs.logits.softmax(-1)[..., :-1].max(-1)
             return Predictions(boxes_BQ4, scores_BQ, labels_BQ).best_first()
-        scores_BD, index_BD = said.logits.sigmoid().flatten(1).topk(100)
+        scores_BD, index_BD = outputs.logits.sigmoid().flatten(1).topk(100)
         query_BD1 = (index_BD // len(self.names))[..., None]
         return Predictions(boxes_BQ4.gather(1, query_BD1.expand(-1, -1, 4)), scores_BD, index_BD % len(self.names))
 
 
 def package() -> Any:
-    """Hugging Face's, or one line on how to get it."""
+    """Hugging Face's package; exits with one line on how to install it where it is missing."""
     try:
         import transformers
     except ImportError:
@@ -107,7 +107,7 @@ def network(shape: DetrConfig | DeformableConfig, strides: tuple[int, ...], clas
         "model_type": "timm_backbone", "backbone": shape.backbone, "features_only": True,
         "use_pretrained_backbone": False, "out_indices": [last - reductions[::-1].index(s) for s in strides],
     }  # fmt: skip
-    given = {
+    settings = {
         "backbone_config": backbone, "d_model": shape.dim, "encoder_ffn_dim": shape.hidden,
         "decoder_ffn_dim": shape.hidden, "encoder_attention_heads": shape.heads,
         "decoder_attention_heads": shape.heads, "encoder_layers": shape.encoder_layers,
@@ -115,7 +115,7 @@ def network(shape: DetrConfig | DeformableConfig, strides: tuple[int, ...], clas
         "activation_dropout": shape.dropout, "num_labels": classes, "auxiliary_loss": True,
     }  # fmt: skip
     if isinstance(shape, DetrConfig):
-        return transformers.DetrForObjectDetection(transformers.DetrConfig(**given))
-    given |= {"num_feature_levels": len(strides) + shape.extra_levels, "with_box_refine": shape.refine}
-    given |= {"encoder_n_points": shape.encoder_points, "decoder_n_points": shape.decoder_points}
-    return transformers.DeformableDetrForObjectDetection(transformers.DeformableDetrConfig(**given))
+        return transformers.DetrForObjectDetection(transformers.DetrConfig(**settings))
+    settings |= {"num_feature_levels": len(strides) + shape.extra_levels, "with_box_refine": shape.refine}
+    settings |= {"encoder_n_points": shape.encoder_points, "decoder_n_points": shape.decoder_points}
+    return transformers.DeformableDetrForObjectDetection(transformers.DeformableDetrConfig(**settings))

@@ -1,4 +1,4 @@
-"""What the checks of `detr` and `deformable` share: the network of a manifest, its images, losses and what it finds."""
+"""What the checks of `detr` and `deformable` share: the network of a manifest, its images, losses and detections."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,18 +21,18 @@ def build(case: Case, **options: Any) -> tuple[Detector, ForeignCheckpoint]:
     """The network with the weights of the formula, imported as a file would be, with all class numbers as classes.
 
     Args:
-        case: tells weights and settings.
-        options: settings that are others.
+        case: weights and settings.
+        options: settings that replace the case's.
     """
     values = weights(case.manifest, case.golden, case.summary)
     tensors = {name: torch.from_numpy(value) for name, value in values.items()}
     settings = {**case.manifest["config"], **options}
-    found = detr.convert(tensors, settings) or deformable.convert(tensors, settings)
-    assert found is not None, "no tensors of such a network"
-    assert not found.unknown, f"tensors that contradict others: {found.unknown}"
-    network = found.detector(found.config, tuple(map(str, found.ids)), pretrained=False)
-    network.load_state_dict(dict(found.state))
-    return network.eval(), found
+    foreign = detr.convert(tensors, settings) or deformable.convert(tensors, settings)
+    assert foreign is not None, "no tensors of such a network"
+    assert not foreign.unknown, f"tensors that contradict others: {foreign.unknown}"
+    network = foreign.detector(foreign.config, tuple(map(str, foreign.ids)), pretrained=False)
+    network.load_state_dict(dict(foreign.state))
+    return network.eval(), foreign
 
 
 def images(case: Case) -> tuple[Tensor, Tensor]:
@@ -45,11 +45,11 @@ def check_input(network: Any, canvas_BCHW: Tensor, sizes_B2: Tensor, case: Case,
     """The padded and normalised pixels."""
     filled_BCHW, _ = cut(canvas_BCHW, sizes_B2, network.backbone.mean)
     pixels_BCHW = (filled_BCHW - network.backbone.mean) / network.backbone.std
-    result.compare("input", pixels_BCHW[..., ::16, ::16], case.golden["input_slice"], 1e-5)
+    result.compare("input", pixels_BCHW[..., ::16, ::16], case.golden["input_slice"], limit=1e-5)
 
 
 def targets_of(targets: Sequence[Mapping[str, Any]]) -> Targets:
-    """Objects of all images, padded, whose labels are rows."""
+    """Objects of all images, padded; their labels are rows of the classifier."""
     most = max(1, *(len(target["labels"]) for target in targets))
     boxes_BN4, rows_BN = torch.zeros(len(targets), most, 4), torch.zeros(len(targets), most, dtype=torch.long)
     valid_BN = torch.zeros_like(rows_BN, dtype=torch.bool)
@@ -62,7 +62,7 @@ def targets_of(targets: Sequence[Mapping[str, Any]]) -> Targets:
 
 
 def by_name(classes_L: Tensor, boxes: Mapping[str, Tensor], layers: int) -> dict[str, float]:
-    """Losses of layers under the originals' names, without their weights; the last layer's have no number."""
+    """Unweighted losses by layer under the originals' names; those of the last layer have no number."""
     terms = {"loss_ce": classes_L, "loss_bbox": boxes["l1"] / 5, "loss_giou": boxes["giou"] / 2}
     number = {layer: "" if layer == layers - 1 else f"_{layer}" for layer in range(layers)}
     first = layers - len(classes_L)
@@ -72,34 +72,33 @@ def by_name(classes_L: Tensor, boxes: Mapping[str, Tensor], layers: int) -> dict
 
 
 def compare_losses(
-    result: Result, stage: str, ours: Mapping[str, float], golden: Mapping[str, float], limit: float | None = None
+    result: Result, stage: str, ours: Mapping[str, float], golden: Mapping[str, float], noise: float = 0.0
 ) -> None:
-    """Those that both have; relative to theirs where that is over one, since float32 has no more to give."""
+    """Compare the losses that both have, relative to theirs where that is over one."""
     for name in ours.keys() & golden.keys():
         unit = max(1, abs(golden[name]))
-        result.compare(stage, ours[name] / unit, golden[name] / unit, limit)
+        result.compare(stage, ours[name] / unit, golden[name] / unit, noise)
 
 
-def check_found(found: Predictions, valid_ratios_B4: Tensor, case: Case, result: Result) -> None:
-    """What the originals find is found, too: to each of theirs the nearest of ours with the same label.
+def check_detections(predictions: Predictions, valid_ratios_B4: Tensor, case: Case, result: Result) -> None:
+    """Compare each of the originals' detections with the nearest of ours that has the same label.
 
-    Theirs is not cut at the edge of the image, as ours is; in pixels of the original images.
+    Boxes are in shares of the image's sides, and theirs are clipped to the image, as ours are.
     """
     sizes = case.golden.get("post_target_sizes_hw", ORIGINALS)
     for image in range(len(valid_ratios_B4)):
         if f"post_{image}_boxes" not in case.golden:
             continue
         height, width = (float(side) for side in sizes[image])
-        sides_4 = np.array([width, height] * 2)
-        boxes_D4 = (found.boxes_BD4[image] / valid_ratios_B4[image]).numpy() * sides_4
-        scores_D, labels_D = found.scores_BD[image].numpy(), found.labels_BD[image].numpy()
+        boxes_D4 = (predictions.boxes_BD4[image] / valid_ratios_B4[image]).numpy()
+        scores_D, labels_D = predictions.scores_BD[image].numpy(), predictions.labels_BD[image].numpy()
         scores_M, labels_M = case.golden[f"post_{image}_scores"], case.golden[f"post_{image}_labels"]
-        boxes_M4 = np.clip(case.golden[f"post_{image}_boxes"], 0, sides_4)
-        apart_MD = np.abs(boxes_M4[:, None] - boxes_D4).max(-1) / 100 + np.abs(scores_M[:, None] - scores_D)
+        boxes_M4 = np.clip(case.golden[f"post_{image}_boxes"] / np.array([width, height] * 2), 0, 1)
+        apart_MD = np.abs(boxes_M4[:, None] - boxes_D4).max(-1) * 5 + np.abs(scores_M[:, None] - scores_D)
         apart_MD = np.where(labels_M[:, None] == labels_D, apart_MD, 1e3)
         nearest_M = apart_MD.argmin(1)
-        slack = case.limit("logits") / 4  # the steepest that a score is
-        result.compare("post_scores", scores_D[nearest_M], scores_M, slack)
-        result.compare("post_order", scores_D[: len(scores_M)], np.sort(scores_M)[::-1], slack)
-        result.compare("post_boxes", boxes_D4[nearest_M], boxes_M4, 1e3 * case.limit("boxes") + 1e-3)
+        noise = case.noise("logits") / 4  # the sigmoid's steepest slope
+        result.compare("post_scores", scores_D[nearest_M], scores_M, noise)
+        result.compare("post_order", scores_D[: len(scores_M)], np.sort(scores_M)[::-1], noise)
+        result.compare("post_boxes", boxes_D4[nearest_M], boxes_M4, case.noise("boxes"))
         result.same("post_labels", apart_MD.min(1) < 1e3, np.ones(len(scores_M), bool))

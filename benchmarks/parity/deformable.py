@@ -1,4 +1,4 @@
-"""Deformable DETR in its three forms: the sampling operator, every stage of the network, losses, what is found."""
+"""Deformable DETR in its three forms: the sampling operator, every stage of the network, losses, detections."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import build, by_name, check_found, check_input, compare_losses, images, targets_of
+from common import build, by_name, check_detections, check_input, compare_losses, images, targets_of
 from torch import Tensor
 
 from boxwright.models.deformable import Deformable, DeformableOutputs
@@ -27,15 +27,15 @@ def check(folder: Path) -> Iterator[Result]:
 
 
 def check_operator(folder: Path) -> Result:
-    """Sampled sums, points beyond the edges included, and all three gradients."""
+    """Weighted sums of sampled values, also at points beyond the edges, and all three gradients."""
     result, golden = Result(f"{folder.name} operator"), read_arrays(folder / "msda_core_op.npz")
     names = ("value", "sampling_locations", "attention_weights")
     given = [golden.get(name, golden.get(f"{name}_xy")) for name in names]
-    values, places, weights = (torch.from_numpy(array).requires_grad_() for array in given if array is not None)
+    values, points, weights = (torch.from_numpy(array).requires_grad_() for array in given if array is not None)
     shapes = [(int(height), int(width)) for height, width in golden["spatial_shapes_hw"]]
-    found = gather_points(values, shapes, SamplingPoints(places, weights))
-    result.compare("output", found.detach(), golden["output_float32"], 1e-6)
-    gradients = torch.autograd.grad(found, (values, places, weights), torch.from_numpy(golden["cotangent"]))
+    sums = gather_points(values, shapes, SamplingPoints(points, weights))
+    result.compare("output", sums.detach(), golden["output_float32"], limit=1e-6)
+    gradients = torch.autograd.grad(sums, (values, points, weights), torch.from_numpy(golden["cotangent"]))
     for name, ours in zip(names, gradients, strict=True):
         result.compare(f"gradient of {name}", ours, golden[f"grad_{name}"])
     return result
@@ -43,7 +43,7 @@ def check_operator(folder: Path) -> Result:
 
 @torch.no_grad()
 def check_case(case: Case) -> Result:
-    """The stages one after the other, each from ours, then losses and boxes."""
+    """The stages one after the other, each computed from ours before it, then losses and boxes."""
     network, _ = build(case)
     assert isinstance(network, Deformable)
     result = Result(case.name)
@@ -51,56 +51,60 @@ def check_case(case: Case) -> Result:
     check_input(network, canvas_BCHW, sizes_B2, case, result)
     features: list[Tensor] = []
     hook = network.backbone.register_forward_hook(lambda _, __, output: features.extend(output))
-    raw = network(canvas_BCHW, sizes_B2)
+    outputs = network(canvas_BCHW, sizes_B2)
     hook.remove()
-    check_cells(features, raw.cells, case, result)
-    queries, order_BQ = begin(network, raw, case, result)
+    check_cells(features, outputs.cells, case, result)
+    queries, order_BQ = start_queries(network, outputs, case, result)
     states: list[Tensor] = []
     hooks = [
         layer.register_forward_hook(lambda _, __, output: states.append(output)) for layer in network.decoder.layers
     ]
-    said = network.predict_layers(raw.cells, queries)
+    layers = network.predict_layers(outputs.cells, queries)
     for hook in hooks:
         hook.remove()
     states_LBQE = torch.stack(states)
-    if order_BQ is not None:  # theirs may begin with equally good proposals in another order
-        states_LBQE, said = in_order(states_LBQE, order_BQ), LayerPredictions(*(in_order(x, order_BQ) for x in said))
+    if order_BQ is not None:  # theirs may start with equally good proposals in another order
+        states_LBQE = in_order(states_LBQE, order_BQ)
+        layers = LayerPredictions(*(in_order(x, order_BQ) for x in layers))
         queries = Queries(*(in_order(x[None], order_BQ)[0] if x is not None else None for x in queries))
-    check_answers(network, queries, states_LBQE, said, case, result)
-    check_found(network.decode(raw), raw.valid_ratios_B4, case, result)
-    check_losses(said, case, result)
+    check_decoder(network, queries, states_LBQE, layers, case, result)
+    check_detections(network.decode(outputs), outputs.valid_ratios_B4, case, result)
+    check_losses(layers, case, result)
     return result
 
 
 def check_cells(features: list[Tensor], cells: MultiScaleCells, case: Case, result: Result) -> None:
-    """Maps of the backbone, masks, codes of places, and the encoded cells that are image."""
+    """Feature maps of the backbone, masks, position codes, and the encoded cells that are image."""
     golden, sizes = case.golden, [height * width for height, width in cells.shapes]
-    seen = [
-        part.unflatten(1, shape) for part, shape in zip((~cells.padding_BT).split(sizes, 1), cells.shapes, strict=True)
+    valid = [
+        level_BM.unflatten(1, shape)
+        for level_BM, shape in zip((~cells.padding_BT).split(sizes, 1), cells.shapes, strict=True)
     ]
     for level, feature_BCHW in enumerate(features):
         name = next((name for name in golden if name.startswith(f"feat{level}")), "")
         if name:
-            result.compare("feat", thin(feature_BCHW, golden[name]), golden[name], case.limit(f"feat{level}"))
+            result.compare("feat", thin(feature_BCHW, golden[name]), golden[name], case.noise(f"feat{level}"))
         if f"feat_mask{level}" in golden:
-            result.same("mask", seen[level], golden[f"feat_mask{level}"])
-    for level, seen_BHW in enumerate(seen):
+            result.same("mask", valid[level], golden[f"feat_mask{level}"])
+    for level, valid_BHW in enumerate(valid):
         if f"pos{level}_valid_only" in golden:
-            codes_BME = sine_2d(seen_BHW, cells.x_BTE.shape[-1], True, shift=0.5) * seen_BHW.flatten(1)[..., None]
+            codes_BME = sine_2d(valid_BHW, cells.x_BTE.shape[-1], True, shift=0.5) * valid_BHW.flatten(1)[..., None]
             theirs = golden[f"pos{level}_valid_only"]
-            result.compare("pos_embed", thin(codes_BME.mT.unflatten(2, seen_BHW.shape[1:]), theirs), theirs)
+            result.compare("pos_embed", thin(codes_BME.mT.unflatten(2, valid_BHW.shape[1:]), theirs), theirs)
     if "encoder_valid_tokens" in golden:
         result.same("mask", ~cells.padding_BT, golden["encoder_valid_tokens"])
-    shown_BTE = cells.x_BTE.masked_fill(cells.padding_BT[..., None], 0)
+    valid_BTE = cells.x_BTE.masked_fill(cells.padding_BT[..., None], 0)
     theirs = golden["encoder_tokens_step4"]
-    result.compare("encoder", thin(shown_BTE, theirs), theirs, case.limit("encoder"))
+    result.compare("encoder", thin(valid_BTE, theirs), theirs, case.noise("encoder"))
 
 
-def begin(network: Deformable, raw: DeformableOutputs, case: Case, result: Result) -> tuple[Queries, Tensor | None]:
-    """Where the decoder begins, and for proposals, the place in ours of each of theirs."""
-    golden, proposals = case.golden, raw.proposals
+def start_queries(
+    network: Deformable, outputs: DeformableOutputs, case: Case, result: Result
+) -> tuple[Queries, Tensor | None]:
+    """The queries that enter the decoder and, with proposals, the index in ours of each of theirs."""
+    golden, proposals = case.golden, outputs.proposals
     if proposals is None:
-        return network.start_queries(raw.cells, raw.proposals), None
+        return network.start_queries(outputs.cells, outputs.proposals), None
     stages = {
         "enc_outputs_class_tokens_step8": proposals.logits_BTR,
         "enc_outputs_class0": proposals.logits_BTR[..., 0],
@@ -112,8 +116,8 @@ def begin(network: Deformable, raw: DeformableOutputs, case: Case, result: Resul
             one, other = thin(ours, golden[name]), golden[name]
             if kind == "boxes":  # before the sigmoid, some are infinite
                 one, other = (torch.from_numpy(np.ascontiguousarray(x)).sigmoid() for x in (one, other))
-            result.compare(f"proposed_{kind}", one, other, case.limit("enc_outputs_class"))
-    queries = network.start_queries(raw.cells, raw.proposals)
+            result.compare(f"proposed_{kind}", one, other, case.noise("enc_outputs_class"))
+    queries = network.start_queries(outputs.cells, outputs.proposals)
     if "topk_index" not in golden:
         return queries, None
     ours_BQ, theirs_BQ = network._best(proposals), torch.from_numpy(golden["topk_index"]).long()
@@ -126,20 +130,20 @@ def in_order(x_LBQE: Tensor, order_BQ: Tensor) -> Tensor:
     return x_LBQE.gather(2, order_BQ[None, :, :, None].expand(len(x_LBQE), -1, -1, x_LBQE.shape[-1]))
 
 
-def check_answers(
-    network: Deformable, queries: Queries, states_LBQE: Tensor, said: LayerPredictions, case: Case, result: Result
+def check_decoder(
+    network: Deformable, queries: Queries, states_LBQE: Tensor, layers: LayerPredictions, case: Case, result: Result
 ) -> None:
-    """What the layers of the decoder make of the queries."""
-    golden, layers = case.golden, len(said.boxes_LBQ4)
-    moved_LBQX = said.boxes_LBQ4 if network.config.refine else queries.boxes_BQX.expand(layers, -1, -1, -1)
+    """Reference points, states and predictions of the decoder's layers."""
+    golden, boxes_LBQ4 = case.golden, layers.boxes_LBQ4
+    references_LBQX = boxes_LBQ4 if network.config.refine else queries.boxes_BQX.expand(len(boxes_LBQ4), -1, -1, -1)
     stages = {
         "init_reference_points": queries.boxes_BQX,
-        "intermediate_reference_points_step10": moved_LBQX.transpose(0, 1),
+        "intermediate_reference_points_step10": references_LBQX.transpose(0, 1),
         "decoder_layers_queries_step30": states_LBQE.transpose(0, 1),
         "decoder_last": states_LBQE[-1],
-        "logits_layers_queries_step10": said.logits_LBQR,
-        "logits_last": said.logits_LBQR[-1],
-        "boxes": said.boxes_LBQ4,
+        "logits_layers_queries_step10": layers.logits_LBQR,
+        "logits_last": layers.logits_LBQR[-1],
+        "boxes": boxes_LBQ4,
     }
     names = {"init": "references", "intermediate": "references", "decoder": "decoder", "logits": "logits"}
     noise = {
@@ -151,23 +155,30 @@ def check_answers(
     for name, ours in stages.items():
         if name in golden:
             stage = names.get(name.split("_")[0], name)
-            result.compare(stage, thin(ours, golden[name]), golden[name], case.limit(*noise[stage]))
+            result.compare(stage, thin(ours, golden[name]), golden[name], case.noise(*noise[stage]))
 
 
-def check_losses(said: LayerPredictions, case: Case, result: Result) -> None:
-    """Of the last layer's stored outputs, and of all of ours."""
+def check_losses(layers: LayerPredictions, case: Case, result: Result) -> None:
+    """The losses of the last layer's stored outputs, and of all our layers."""
     logits, boxes = (torch.from_numpy(case.golden[name]) for name in ("logits_last", "boxes"))
     stored = LayerPredictions(logits[None], boxes[-1:])
     for facts in (case.summary[name] for name in ("A", "B") if name in case.summary):
-        truth, theirs = targets_of(facts["targets"]), facts.get("losses") or facts["loss_dict"]
+        targets, theirs = targets_of(facts["targets"]), facts.get("losses") or facts["loss_dict"]
         config = case.manifest["config"]
-        compare_losses(result, "loss", losses(stored, truth, config, len(boxes)), theirs)
-        compare_losses(result, "own loss", losses(said, truth, config, len(boxes)), theirs, 5 * case.limit("boxes"))
+        compare_losses(result, "loss", losses(stored, targets, config, len(boxes)), theirs)
+        compare_losses(result, "own loss", losses(layers, targets, config, len(boxes)), theirs, 5 * case.noise("boxes"))
 
 
-def losses(said: LayerPredictions, truth: Targets, config: Mapping[str, Any], layers: int) -> dict[str, float]:
-    """Without weights, matched at the costs of the settings: Hugging Face's differ from the authors'."""
+def losses(layers: LayerPredictions, targets: Targets, config: Mapping[str, Any], count: int) -> dict[str, float]:
+    """Unweighted losses, matched at the costs of the settings: Hugging Face's differ from the authors'.
+
+    Args:
+        layers: predictions of the last of ``count`` layers.
+        targets: the objects.
+        config: the settings.
+        count: the number of layers of the network.
+    """
     cost, l1, overlap = (config.get(f"{name}_cost", usual) for name, usual in (("class", 2), ("bbox", 5), ("giou", 2)))
-    matched_LBN = assign(said, truth, said.logits_LBQR, lambda x: cost * focal_cost(x.sigmoid()), l1, overlap)
-    classes_L = class_loss(said, truth, matched_LBN, aware=False)
-    return by_name(classes_L, box_losses(said, truth, matched_LBN), layers)
+    matched_LBN = assign(layers, targets, layers.logits_LBQR, lambda x: cost * focal_cost(x.sigmoid()), l1, overlap)
+    classes_L = class_loss(layers, targets, matched_LBN, aware=False)
+    return by_name(classes_L, box_losses(layers, targets, matched_LBN), count)

@@ -1,4 +1,4 @@
-"""What the checks of golden folders share: the formula of the weights, the picture, and a result."""
+"""What the checks of golden folders share: the formula of the weights, the image, a case and its result."""
 
 import json
 import math
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 Arrays = Mapping[str, np.ndarray]
 SQUARE, PADDED = [(256, 256)], [(230, 301), (261, 200)]  # sizes of the images, by whether there are one or two
+TIMES = 10  # times the original's own rounding, which another correct implementation may be away from it
 f32 = np.float32
 
 
@@ -21,44 +22,78 @@ f32 = np.float32
 class Result:
     """One case: how far ours is from the stored numbers.
 
+    A stage's limit is the larger of a common tolerance and ten times the original's own float32 noise, where that is
+    stored. Where it is not, ten times our own rounding leaves a stage beyond its limit undecided.
+
     Attributes:
-        case: what the manifest calls it.
+        case: its name in the manifest.
         differences: the largest absolute difference of each stage.
         identical: what must agree exactly, such as tokens and assignments.
-        limits: stages with a tolerance of their own, where it is wider than the common one.
+        noise: by stage, how far the original in float32 is from itself in float64, as stored.
+        rounding: by stage, how far ours in float32 is from ours in float64.
+        limits: stages with another limit, such as statistics of random draws.
         notes: what was not compared, and why.
     """
 
     case: str
     differences: dict[str, float] = field(default_factory=dict)
     identical: dict[str, bool] = field(default_factory=dict)
+    noise: dict[str, float] = field(default_factory=dict)
+    rounding: dict[str, float] = field(default_factory=dict)
     limits: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def compare(self, stage: str, ours: npt.ArrayLike, golden: npt.ArrayLike, limit: float | None = None) -> None:
-        """Note the largest absolute difference; a stage named twice keeps its worst."""
-        one, other = np.asarray(ours, np.float64), np.asarray(golden, np.float64)
-        worst = float(np.abs(one - other).max(initial=0.0)) if one.shape == other.shape else math.inf
-        self.differences[stage] = max(self.differences.get(stage, 0.0), worst, key=lambda x: math.inf if x != x else x)
+    def compare(
+        self, stage: str, ours: npt.ArrayLike, golden: npt.ArrayLike, noise: float = 0.0, limit: float | None = None
+    ) -> None:
+        """Record the largest absolute difference; a stage named twice keeps its worst."""
+        self.differences[stage] = max(self.differences.get(stage, 0.0), largest_difference(ours, golden), key=nan_last)
+        self.noise[stage] = max(self.noise.get(stage, 0.0), noise)
         if limit is not None:
             self.limits[stage] = limit
 
+    def compare_training(
+        self, stage: str, ours: npt.ArrayLike, golden: npt.ArrayLike, exact: npt.ArrayLike, noise: float = 0.0
+    ) -> None:
+        """Compare, and record our rounding: the difference of ours to ``exact``, the same in float64."""
+        self.compare(stage, ours, golden, noise)
+        self.rounding[stage] = max(self.rounding.get(stage, 0.0), largest_difference(ours, exact), key=nan_last)
+
     def same(self, what: str, ours: npt.ArrayLike, golden: npt.ArrayLike) -> None:
-        """Note whether two arrays are equal; what is named twice must agree both times."""
+        """Record whether two arrays are equal; what is named twice must agree both times."""
         self.identical[what] = self.identical.get(what, True) and np.array_equal(np.asarray(ours), np.asarray(golden))
 
     def limit(self, stage: str, tolerance: float) -> float:
         """The largest difference that a stage may have."""
-        return max(self.limits.get(stage, 0.0), tolerance)
+        return self.limits.get(stage, max(TIMES * self.noise.get(stage, 0.0), tolerance))
+
+    def undecided(self, tolerance: float) -> list[str]:
+        """Stages beyond their limit by what rounding explains."""
+        return [
+            stage for stage, rounding in self.rounding.items()
+            if self.limit(stage, tolerance) < self.differences[stage] <= TIMES * rounding
+        ]  # fmt: skip
 
     def failures(self, tolerance: float) -> list[str]:
         """The stages that are not equal."""
-        over = [stage for stage, worst in self.differences.items() if not worst <= self.limit(stage, tolerance)]
-        return over + [what for what, equal in self.identical.items() if not equal]
+        within = [stage for stage, worst in self.differences.items() if worst <= self.limit(stage, tolerance)]
+        over = self.differences.keys() - within - set(self.undecided(tolerance))
+        return [*over, *(what for what, equal in self.identical.items() if not equal)]
+
+
+def largest_difference(ours: npt.ArrayLike, golden: npt.ArrayLike) -> float:
+    """The largest absolute difference of two arrays, infinite for arrays of other shapes."""
+    one, other = np.asarray(ours, np.float64), np.asarray(golden, np.float64)
+    return float(np.abs(one - other).max(initial=0.0)) if one.shape == other.shape else math.inf
+
+
+def nan_last(difference: float) -> float:
+    """A key by which NaN is the largest."""
+    return math.inf if math.isnan(difference) else difference
 
 
 def attempt(case: str, function: Callable[..., Result], *arguments: Any) -> Result:
-    """A check whose failure to run at all is a result, too, so that the other cases are still told."""
+    """The result of a check; one that raises has failed, and the other cases still run."""
     try:
         return function(*arguments)
     except Exception as error:
@@ -83,7 +118,7 @@ def draw(name: str, shape: Sequence[int], kind: str, fan_in: float | None) -> np
     return formulas[kind]() if kind in formulas else x / f32(math.sqrt(fan_in or 1))
 
 
-def picture(height: int, width: int, phase: float = 0.0) -> np.ndarray:
+def smooth_image(height: int, width: int, phase: float = 0.0) -> np.ndarray:
     """The smooth image of the formulas, (height, width, 3) float64 in [0, 1]."""
     h, w, c = np.ogrid[:height, :width, :3]
     return 0.5 + 0.5 * np.sin(0.05 * h * (c + 1) + 0.07 * w + phase)
@@ -91,29 +126,29 @@ def picture(height: int, width: int, phase: float = 0.0) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Case:
-    """A golden file of a folder of DETR's kind, and what belongs to it.
+    """A golden file of a folder with DETR's networks, and the files that belong to it.
 
     Attributes:
         name: of the folder and the file.
         manifest: settings, and the names, shapes and kinds of the weights.
         golden: inputs and outputs.
         summary: losses, and how the weights of a sharp case are scaled; may be empty.
-        noise: by stage, how far the original in float32 is from itself in float64.
+        noise_by_stage: how far the original in float32 is from itself in float64.
     """
 
     name: str
     manifest: Mapping[str, Any]
     golden: Arrays
     summary: Mapping[str, Any]
-    noise: Mapping[str, float]
+    noise_by_stage: Mapping[str, float]
 
-    def limit(self, *stages: str) -> float:
-        """Ten times the noise of the original in these stages, which another correct implementation may be away."""
-        return 10 * max((self.noise.get(stage, 0.0) for stage in stages), default=0.0)
+    def noise(self, *stages: str) -> float:
+        """The largest noise of the original in these stages; 0 where none is stored."""
+        return max((self.noise_by_stage.get(stage, 0.0) for stage in stages), default=0.0)
 
     @property
     def sizes(self) -> Sequence[tuple[int, int]]:
-        """Heights and widths of the images; by how many there are, where there is no mask to tell."""
+        """Heights and widths of the images, from their mask, or without one from their number."""
         if "input_mask" in self.golden:
             return [(int((~mask)[:, 0].sum()), int((~mask)[0].sum())) for mask in self.golden["input_mask"]]
         return SQUARE if len(self.golden["input_slice"]) == 1 else PADDED
@@ -131,12 +166,16 @@ def cases(folder: Path) -> Iterator[Case]:
         manifest = json.loads(manifests[max(variants, key=len)].read_text())
         losses = folder / f"losses_{case}.json"
         summary = json.loads(losses.read_text()) if losses.is_file() else {}
-        stages = {stage: facts["max_abs"] for stage, facts in noise.get(case, {}).items() if "max_abs" in facts}
-        yield Case(f"{folder.name} {case}", manifest, read_arrays(file), summary, stages)
+        yield Case(f"{folder.name} {case}", manifest, read_arrays(file), summary, stage_noise(noise.get(case, {})))
+
+
+def stage_noise(stored: Mapping[str, Any]) -> dict[str, float]:
+    """The original's noise by stage, as stored for a case."""
+    return {stage: facts["max_abs"] for stage, facts in stored.items() if "max_abs" in facts}
 
 
 def thin(ours: npt.ArrayLike, golden: np.ndarray) -> np.ndarray:
-    """Every so many-th element of each axis, as the golden array has them."""
+    """Every n-th element of each axis, in the shape of the golden array."""
     array = np.asarray(ours)
     for axis, (have, want) in enumerate(zip(array.shape, golden.shape, strict=True)):
         step = next((step for step in range(1, have + 1) if -(-have // step) == want), 1)
@@ -182,7 +221,7 @@ def canvas(sizes: Sequence[tuple[int, int]], sharp: bool) -> np.ndarray:
     """Images of these heights and widths on a common canvas, (B, H, W, 3) float64 in [0, 1]."""
     canvas_BHWC = np.zeros((len(sizes), *np.max(sizes, 0), 3))
     for phase, (height, width) in enumerate(sizes):
-        p = picture(height, width, phase)
+        p = smooth_image(height, width, phase)
         if sharp:
             h, w, c = np.ogrid[:height, :width, :3]
             p = 0.25 + p / 2 + 0.25 * np.sin(0.0009 * h * w * (c + 1) + 0.31 * h - 0.17 * w + 2 * phase)

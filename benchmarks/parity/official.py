@@ -1,4 +1,4 @@
-"""google-research/pix2seq: networks, training steps, and (in `official_data`) language, images and schedules."""
+"""google-research/pix2seq: networks, training steps, and (in `official_data`) tokens, images and schedules."""
 
 import json
 import re
@@ -24,7 +24,7 @@ from golden import Arrays, Result, attempt, read_arrays
 
 
 def check(folder: Path) -> Iterator[Result]:
-    """All cases of a folder: its networks, with what is stored of them, and everything beside the networks."""
+    """All cases of a folder: its networks with all that is stored for each, then everything beside the networks."""
     for file in sorted(folder.glob("manifest_*.json")):
         name, manifest = file.stem.removeprefix("manifest_"), json.loads(file.read_text())
         yield attempt(f"{name} tensors", check_shapes, name, manifest)
@@ -36,14 +36,14 @@ def check(folder: Path) -> Iterator[Result]:
 
 
 def check_shapes(name: str, manifest: Mapping[str, Any]) -> Result:
-    """Names and shapes of all tensors, and the number of parameters, without filling any."""
+    """Names and shapes of all tensors, and the number of parameters, without allocating any."""
     with torch.device("meta"):
         network = build(manifest)
     result = Result(f"{name} tensors")
     blank = {v["name"]: np.broadcast_to(np.float32(0), v["shape"]) for v in manifest["variables"]}
-    given = {key: tuple(value.shape) for key, value in official_to_ours(blank).items()}
+    theirs = {key: tuple(value.shape) for key, value in official_to_ours(blank).items()}
     ours = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    result.same("names and shapes", sorted(given.items()) == sorted(ours.items()), True)
+    result.same("names and shapes", sorted(theirs.items()) == sorted(ours.items()), True)
     parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
     result.same("parameters", parameters, manifest["num_trainable_params"])
     return result
@@ -51,84 +51,84 @@ def check_shapes(name: str, manifest: Mapping[str, Any]) -> Result:
 
 @torch.no_grad()
 def check_network(name: str, manifest: Mapping[str, Any], golden: Arrays) -> Result:
-    """A forward pass with given sentences, its loss, and sentences that the network writes."""
+    """A forward pass with given sequences, its loss, and generated sequences."""
     network, result = with_weights(manifest), Result(name)
     images, sizes = stored_images(manifest, golden)
-    seen = watch(network)
+    layers = record_layers(network)
     memory = network(images, sizes)
     encoder_out = network.encoder(network.features(images, sizes))
     compare_thinned(result, golden, "encoder_out", encoder_out)
     compare_thinned(result, golden, "proj_ln_out", network.bridge.norm(network.bridge.projection(encoder_out)))
     compare_thinned(result, golden, "encoded", memory)
     logits = network.decoder(torch.from_numpy(golden["input_seq"]), memory)
-    compare_stages(result, golden, seen)
+    compare_layers(result, golden, layers)
     result.compare("logits", logits, golden["logits"])
     compare_loss(result, golden, logits)
-    check_writing(result, network, memory, tuple(images.shape[-2:]), golden)
+    check_generation(result, network, memory, tuple(images.shape[-2:]), golden)
     for prompt in (key for key in golden if re.fullmatch(r"prompt\d+", key) and f"{key}_greedy_logits" in golden):
         check_prompt(result, network, memory, golden, prompt)
     return result
 
 
-def check_writing(result: Result, network: Pix2Seq, memory: Tensor, canvas: tuple[int, int], golden: Arrays) -> None:
-    """The sentence of most probable tokens, the scores before each, and what is read off it."""
+def check_generation(result: Result, network: Pix2Seq, memory: Tensor, canvas: tuple[int, int], golden: Arrays) -> None:
+    """The greedy sequence, the logits of each step, and the predictions in it."""
     tokens = torch.from_numpy(golden["greedy_tokens"])
-    said = network.generate(memory, objects=tokens.shape[1] // 5)
-    result.same("greedy tokens", said.tokens_BL, tokens)
+    generated = network.generate(memory, objects=tokens.shape[1] // 5)
+    result.same("greedy tokens", generated.tokens_BL, tokens)
     start = torch.full_like(tokens[:, :1], PROMPT)
     if "greedy_logits" in golden:
         ours = step_logits(network, memory, torch.cat([start, tokens], 1), 1)
         result.compare("greedy logits", ours, golden["greedy_logits"])
-    read = network.to_predictions(said)
-    boxes = network.vocabulary().boxes(said.tokens_BL.unflatten(1, (-1, 5))[..., :4])
+    predictions = network.to_predictions(generated)
+    boxes = network.vocabulary().boxes(generated.tokens_BL.unflatten(1, (-1, 5))[..., :4])
     known = golden["det_class"] > 0
     if not known.all():
         result.notes.append("classes and scores where the best class is label 0, which no object ever has")
-    result.same("classes", (read.labels_BD.numpy() + 1)[known], golden["det_class"][known])
-    result.compare("scores", read.scores_BD.numpy()[known], golden["det_score"][known])
+    result.same("classes", (predictions.labels_BD.numpy() + 1)[known], golden["det_class"][known])
+    result.compare("scores", predictions.scores_BD.numpy()[known], golden["det_score"][known])
     result.compare("boxes", boxes[..., [1, 0, 3, 2]], golden["det_bbox_yxyx_norm"])
     result.compare("boxes", *in_pixels(boxes, canvas, golden))
 
 
 def in_pixels(boxes_BD4: Tensor, canvas: tuple[int, int], golden: Arrays) -> tuple[np.ndarray, np.ndarray]:
-    """Ours and the stored boxes in pixels of the original images, as shares of their sides, both clipped to them."""
+    """Ours and the stored boxes of the original images, in shares of the images' sides, both clipped to them."""
     sizes, originals = (torch.from_numpy(golden[key]).long() for key in ("unpadded_image_size", "orig_image_size"))
     count, none = len(boxes_BD4), torch.zeros(boxes_BD4.shape[:2])
     empty = torch.zeros(count, 0)
     batch = Batch(torch.empty(count, 0, *canvas), sizes, originals, empty, empty, empty, empty)
-    said = Predictions(boxes_BD4, none + 1, none.long()).to_detections(batch, ("any",))
+    converted = Predictions(boxes_BD4, none + 1, none.long()).to_detections(batch, ("any",))
     sides = originals.repeat(1, 2)[:, None].numpy()
-    ours = np.stack([detections.boxes_N4[:, [1, 0, 3, 2]] for detections in said])
+    ours = np.stack([detections.boxes_N4[:, [1, 0, 3, 2]] for detections in converted])
     return ours / sides, np.minimum(golden["det_bbox_yxyx_orig_pixels"], sides) / sides
 
 
 def check_prompt(result: Result, network: Pix2Seq, memory: Tensor, golden: Arrays, prompt: str) -> None:
-    """Sentences whose first tokens are given."""
+    """Sequences whose first tokens are given."""
     given, tokens = (torch.from_numpy(golden[key]) for key in (prompt, f"{prompt}_greedy_tokens"))
     ours = step_logits(network, memory, torch.cat([given, tokens], 1), given.shape[1])
     result.compare("prompted logits", ours, golden[f"{prompt}_greedy_logits"])
     result.same("prompted tokens", ours.argmax(-1), tokens)
     if given.shape[1] % 5 == 1:
-        grammar = network.vocabulary().token_constraints(len(network.names), free=True, device=memory.device)
+        constraints = network.vocabulary().token_constraints(len(network.names), free=True, device=memory.device)
         objects = (given.shape[1] - 1 + tokens.shape[1]) // 5
-        said = generate(network.decoder, memory, grammar, objects, Sampling(), given[:, 1:])
-        result.same("prompted tokens", said.tokens_BL[:, given.shape[1] - 1 :], tokens)
+        generated = generate(network.decoder, memory, constraints, objects, Sampling(), given[:, 1:])
+        result.same("prompted tokens", generated.tokens_BL[:, given.shape[1] - 1 :], tokens)
 
 
 def step_logits(network: Pix2Seq, memory: Tensor, tokens_BL: Tensor, prompt: int) -> Tensor:
-    """Scores (B, L - prompt, V) before each token but the given ones: these in one step, then token by token."""
+    """Logits (B, L - prompt, V) of each token after the prompt, which is one step; then token by token."""
     length = tokens_BL.shape[1]
     cache = network.decoder.start(memory, length)
-    spans = [(0, prompt)] + [(place, place + 1) for place in range(prompt, length - 1)]
+    spans = [(0, prompt)] + [(position, position + 1) for position in range(prompt, length - 1)]
     return torch.stack([network.decoder.step(tokens_BL[:, a:b], torch.arange(a, b), cache) for a, b in spans], 1)
 
 
-def watch(network: Pix2Seq) -> dict[str, Tensor]:
-    """What the layers of a network will say in its next pass, by the names under which it is stored."""
-    seen: dict[str, Tensor] = {}
+def record_layers(network: Pix2Seq) -> dict[str, Tensor]:
+    """A dict that the next forward pass fills with the layers' outputs, by the names under which they are stored."""
+    outputs: dict[str, Tensor] = {}
 
     def keep(stage: str, module: Any) -> None:
-        module.register_forward_hook(lambda _, __, output: seen.update({stage: output}))
+        module.register_forward_hook(lambda _, __, output: outputs.update({stage: output}))
 
     for stage, module in enumerate(getattr(network.backbone, "stages", [])):
         keep(f"resnet_block_group{stage + 1}", module)
@@ -136,18 +136,18 @@ def watch(network: Pix2Seq) -> dict[str, Tensor]:
         keep(f"enc_layer_out_{number + 1}", layer)
     for number, layer in enumerate(network.decoder.layers):
         keep(f"dec_layer_out_{number}", layer)
-    return seen
+    return outputs
 
 
-def compare_stages(result: Result, golden: Arrays, seen: Mapping[str, Tensor]) -> None:
-    """Layer by layer, where that is stored."""
-    for stage, ours in seen.items():
+def compare_layers(result: Result, golden: Arrays, outputs: Mapping[str, Tensor]) -> None:
+    """The outputs of the layers that are stored."""
+    for stage, ours in outputs.items():
         if stage in golden:
             result.compare("layers", ours.permute(0, 2, 3, 1) if ours.ndim == 4 else ours, golden[stage])
 
 
 def compare_thinned(result: Result, golden: Arrays, stage: str, ours_BME: Tensor) -> None:
-    """A stage that may be stored whole, or every n-th cell of it, with mean and deviation of each cell."""
+    """A stage stored whole, or every n-th cell of it with mean and standard deviation of all cells."""
     for key, value in golden.items():
         match = re.fullmatch(rf"{stage}(?:_every(\d+))?", key)
         if match:

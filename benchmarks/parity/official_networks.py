@@ -1,4 +1,4 @@
-"""The networks of google-research/pix2seq as manifests describe them, and the images they are tried on."""
+"""The networks of google-research/pix2seq as manifests describe them, and their test images."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,11 +9,11 @@ from torch import Tensor
 
 from boxwright.interop.pix2seq_official import official_to_ours
 from boxwright.models.pix2seq import Pix2Seq, Pix2SeqConfig
-from golden import Arrays, draw, picture
+from golden import Arrays, draw, smooth_image
 
 
 def network_config(manifest: Mapping[str, Any], dropout: bool = False) -> Pix2SeqConfig:
-    """Our settings of a manifest's network."""
+    """Our configuration of a manifest's network."""
     m = manifest["model_config"]
     task = manifest.get("task_config") or manifest["repo_full_config"]["task"]
     patches = m["resnet_variant"] == "c1"
@@ -51,7 +51,7 @@ def network_config(manifest: Mapping[str, Any], dropout: bool = False) -> Pix2Se
 
 
 def build(manifest: Mapping[str, Any]) -> Pix2Seq:
-    """The network with all class words as its classes; its weights are still random."""
+    """The network with random weights; every class token is a class."""
     config = network_config(manifest)
     names = tuple(f"label {n}" for n in range(1, config.first_coordinate - 100))
     return Pix2Seq(config, names, pretrained=False)
@@ -66,9 +66,9 @@ def with_weights(manifest: Mapping[str, Any]) -> Pix2Seq:
 
 
 def stored_images(manifest: Mapping[str, Any], golden: Arrays) -> tuple[Tensor, Tensor]:
-    """The images of a case, stored or by the formula, and their sizes, all canvas."""
+    """The images of a case, stored or by the formula, and their sizes: the whole canvas."""
     height, width = manifest["model_config"]["image_size"]
     count = len(golden["input_seq"])
-    made = [picture(height, width, 1.3 * b) for b in range(count)]
-    images_BHWC = golden["image"] if "image" in golden else np.stack(made).astype(np.float32)
+    computed = [smooth_image(height, width, 1.3 * b) for b in range(count)]
+    images_BHWC = golden["image"] if "image" in golden else np.stack(computed).astype(np.float32)
     return torch.from_numpy(images_BHWC).permute(0, 3, 1, 2), torch.tensor([[height, width]] * count)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from official_networks import stored_images, with_weights
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from golden import Arrays, Result, attempt, read_arrays
 
 UPDATES = {"adamw": "keras", "adamw_legacy": "keras-kernels"}  # as stored, and as `Optim.rule` calls it
 PRECISIONS = (torch.float32, torch.float64)
-NOISE = "_key_dense/bias"  # the true gradient is 0: what is stored is rounding
+ROUNDING_ONLY = "_key_dense/bias"  # the true gradient is 0, what is stored is rounding
 
 
 def check_training(name: str, manifest: Mapping[str, Any], folder: Path) -> Iterator[Result]:
@@ -36,9 +35,9 @@ def check_training(name: str, manifest: Mapping[str, Any], folder: Path) -> Iter
         yield attempt(f"{name} {kind}", six_steps, name, kind, manifest, stored, golden)
 
 
-def noise_images(said: str, golden: Arrays) -> dict[str, np.ndarray]:
-    """The images of a case that does not take those of the formula: draws of a seed and shape named in words."""
-    match = re.match(r"numpy\.random\.default_rng\((\d+)\)\.random\(\(([\d,]+)\)\)", said)
+def noise_images(description: str, golden: Arrays) -> dict[str, np.ndarray]:
+    """The random images of a case whose description is an expression with their seed and shape, else none."""
+    match = re.match(r"numpy\.random\.default_rng\((\d+)\)\.random\(\(([\d,]+)\)\)", description)
     if match is None:
         return {}
     images = np.random.default_rng(int(match[1])).random([int(n) for n in match[2].split(",")]).astype(np.float32)
@@ -47,7 +46,7 @@ def noise_images(said: str, golden: Arrays) -> dict[str, np.ndarray]:
 
 
 def forward(network: Pix2Seq, manifest: Mapping[str, Any], golden: Arrays) -> tuple[Tensor, Tensor]:
-    """Scores of the given sentences, and their loss, in the precision of the network."""
+    """Logits of the given sequences and their loss, in the precision of the network."""
     images, sizes = stored_images(manifest, golden)
     precision = next(network.parameters()).dtype
     logits = network.decoder(torch.from_numpy(golden["input_seq"]), network(images.to(precision), sizes)).to(precision)
@@ -57,85 +56,87 @@ def forward(network: Pix2Seq, manifest: Mapping[str, Any], golden: Arrays) -> tu
 
 
 def first_step(name: str, manifest: Mapping[str, Any], stored: Mapping[str, Any], golden: Arrays) -> Result:
-    """Loss, the gradient of each tensor relative to its norm, and batch norms after one pass."""
-    result, said = Result(f"{name} training step"), stored["train_mode"]
+    """Loss, the gradient of each tensor relative to its norm, and statistics of batch norms after one pass.
+
+    A batch norm over few, nearly equal values multiplies rounding: then the stored numbers are no nearer to the exact
+    ones than ours are.
+    """
+    result, theirs = Result(f"{name} training step"), stored["train_mode"]
     ours, exact = (after_backward(with_weights(manifest).to(p), manifest, golden) for p in PRECISIONS)
-    close(result, "loss", ours["loss"], said["loss"], exact["loss"])
+    result.compare_training("loss", ours["loss"], theirs["loss"], exact["loss"])
     if "train_logits" in golden:
-        close(result, "logits", ours["logits"], golden["train_logits"], exact["logits"])
-        close(result, "loss", ours["loss"], golden["train_loss"], exact["loss"])
-    for key, about in said["grads"].items():
-        one, twin, norm = ours[our_name(key)], exact[our_name(key)], about["l2"]
-        if key.endswith(NOISE):
+        result.compare_training("logits", ours["logits"], golden["train_logits"], exact["logits"])
+        result.compare_training("loss", ours["loss"], golden["train_loss"], exact["loss"])
+    for key, facts in theirs["grads"].items():
+        one, twin, norm = ours[our_name(key)], exact[our_name(key)], facts["l2"]
+        if key.endswith(ROUNDING_ONLY):
             continue
         error = abs(one.norm() - norm)
         if f"grad|{key}" in golden:
             [whole] = official_to_ours({key: golden[f"grad|{key}"]}).values()
             error = (one - whole).norm()
-        close(result, "gradients", error / norm, 0.0, (error + (one - twin).norm()) / norm)
-    for key, about in said["bn_moving_after_one_forward"].items():
+        result.compare_training("gradients", error / norm, 0.0, (error + (one - twin).norm()) / norm)
+    for key, facts in theirs["bn_moving_after_one_forward"].items():
         one, twin = ours[our_name(key)], exact[our_name(key)]
-        close(result, "norms", one[:4], about["first4"], twin[:4])
-        close(result, "norms", one.norm(), about["l2"], twin.norm())
+        result.compare_training("batch norms", one[:4], facts["first4"], twin[:4])
+        result.compare_training("batch norms", one.norm(), facts["l2"], twin.norm())
     result.notes.append("gradients of key biases, which are 0 but for rounding")
     return result
 
 
 def after_backward(network: Pix2Seq, manifest: Mapping[str, Any], golden: Arrays) -> dict[str | None, Tensor]:
-    """Loss and scores, gradients by parameter, and buffers."""
+    """Loss and logits, gradients by parameter, and buffers."""
     logits, loss = forward(network.train(), manifest, golden)
     loss.backward()
     gradients = {key: parameter.grad for key, parameter in network.named_parameters() if parameter.grad is not None}
     return dict(network.named_buffers()) | gradients | {"loss": loss.detach(), "logits": logits.detach()}
 
 
-def close(result: Result, stage: str, ours: ArrayLike, golden: ArrayLike, exact: ArrayLike) -> None:
-    """Compare; the limit is ten times what float32 costs ours, where that is more than the common one.
-
-    A batch norm over few, nearly equal values multiplies rounding: then the stored numbers are no nearer to the exact
-    ones than ours are.
-    """
-    noise = float(np.abs(np.asarray(ours, np.float64) - np.asarray(exact, np.float64)).max(initial=0))
-    result.compare(stage, ours, golden, limit=max(10 * noise, result.limits.get(stage, 0.0)))
-
-
 def six_steps(name: str, kind: str, manifest: Mapping[str, Any], stored: Mapping[str, Any], golden: Arrays) -> Result:
-    """The loss before each update, what has become of each tensor, and the scores after the last."""
+    """The loss before each update, how far each tensor moved, and the logits after the last update."""
     run, result = stored[f"steps_{kind}"], Result(f"{name} {kind}")
+    of_losses, of_logits = stored_noise(run)
     steps = len(run["steps"]) if run["numerically_robust"] else 4
     ours, exact = (train(with_weights(manifest).to(p), kind, run, steps, manifest, stored, golden) for p in PRECISIONS)
-    for step, said in enumerate(run["steps"][:steps]):
-        close(result, "loss", ours[f"loss {step}"], said["loss"], exact[f"loss {step}"])
-        result.compare("rate", ours[f"rate {step}"] / run["base_lr"], said["lr"] / run["base_lr"])
+    for step, theirs in enumerate(run["steps"][:steps]):
+        result.compare_training("loss", ours[f"loss {step}"], theirs["loss"], exact[f"loss {step}"], of_losses)
+        result.compare("rate", ours[f"rate {step}"] / run["base_lr"], theirs["lr"] / run["base_lr"])
     if steps < len(run["steps"]):
         result.notes.append(f"the last {len(run['steps']) - steps} steps: {run['note']}")
         return result
-    for key, about in run["final_vars"].items():
-        if not key.endswith(NOISE):
-            stages = [f"{what} {our_name(key)}" for what in ("moved", "norm")]
-            for stage, said in zip(stages, (about["delta_l2"], about["l2"]), strict=True):
-                close(result, "weights", ours[stage], said, exact[stage])
+    for key, facts in run["final_vars"].items():
+        if not key.endswith(ROUNDING_ONLY):
+            for what, theirs in (("moved", facts["delta_l2"]), ("norm", facts["l2"])):
+                stage = f"{what} {our_name(key)}"
+                result.compare_training("weights", ours[stage], theirs, exact[stage])
     if f"eval_logits_after_6_steps_{kind}" in golden:
-        close(result, "logits", ours["logits"], golden[f"eval_logits_after_6_steps_{kind}"], exact["logits"])
+        logits = golden[f"eval_logits_after_6_steps_{kind}"]
+        result.compare_training("logits", ours["logits"], logits, exact["logits"], of_logits)
     return result
+
+
+def stored_noise(run: Mapping[str, Any]) -> tuple[float, float]:
+    """Differences of losses and of logits between float32 runs of the original; 0 where none are stored."""
+    numbers = re.findall(r"losses (\S+), eval logits .* (\S+)", run.get("seen_between_float32_runs", ""))
+    return tuple(map(float, numbers[0])) if numbers else (0.0, 0.0)
 
 
 def train(
     network: Pix2Seq, kind: str, run: Mapping[str, Any], steps: int, manifest: Mapping[str, Any],
     stored: Mapping[str, Any], golden: Arrays,
 ) -> dict[str, Any]:  # fmt: skip
-    """Loss before and rate of each update; then how far each tensor moved, how large it is, and the scores."""
+    """Loss before and rate of each update; then how far each tensor moved, its norm, and the logits."""
     before = {key: value.clone() for key, value in network.train().state_dict().items()}
-    update, seen = updater(network, kind, run["base_lr"], stored["note"]), {}
+    update, numbers = updater(network, kind, run["base_lr"], stored["note"]), {}
     for step in range(steps):
         loss = forward(network, manifest, golden)[1]
         loss.backward()
-        seen |= {f"loss {step}": loss.detach(), f"rate {step}": update(step)}
+        numbers |= {f"loss {step}": loss.detach(), f"rate {step}": update(step)}
         network.zero_grad()
     for key, value in network.state_dict().items():
-        seen |= {f"moved {key}": (value - before[key]).float().norm(), f"norm {key}": value.float().norm()}
+        numbers |= {f"moved {key}": (value - before[key]).float().norm(), f"norm {key}": value.float().norm()}
     with torch.no_grad():
-        return seen | {"logits": forward(network.eval(), manifest, golden)[0]}
+        return numbers | {"logits": forward(network.eval(), manifest, golden)[0]}
 
 
 def updater(network: Pix2Seq, kind: str, peak: float, note: str) -> Callable[[int], float]:
@@ -146,7 +147,7 @@ def updater(network: Pix2Seq, kind: str, peak: float, note: str) -> Callable[[in
         schedule="linear", warmup=warmup / total, hold=0.0,
     )  # fmt: skip
     optimizer = make_optimizer(network, settings)
-    speeds = {p: torch.zeros_like(p) for p in network.parameters()}
+    velocities = {p: torch.zeros_like(p) for p in network.parameters()}
 
     def adamw(step: int) -> float:
         set_rate(optimizer, rate_factor(step, total, settings))
@@ -155,12 +156,12 @@ def updater(network: Pix2Seq, kind: str, peak: float, note: str) -> Callable[[in
 
     @torch.no_grad()
     def momentum(step: int) -> float:
-        """Keras' SGD with Nesterov momentum 0.9, which is no part of boxwright: the rate is inside the momentum."""
+        """Keras' SGD with Nesterov momentum 0.9, which boxwright does not have: the velocity includes the rate."""
         rate = peak * rate_factor(step, total, settings)
-        for parameter, speed in speeds.items():
+        for parameter, velocity in velocities.items():
             assert parameter.grad is not None
-            speed.mul_(0.9).sub_(parameter.grad, alpha=rate)
-            parameter.add_(0.9 * speed - rate * parameter.grad)
+            velocity.mul_(0.9).sub_(parameter.grad, alpha=rate)
+            parameter.add_(0.9 * velocity - rate * parameter.grad)
         return rate
 
     assert kind in UPDATES or kind == "momentum", f"an optimizer that we do not know: {kind}"

@@ -68,9 +68,7 @@ def detection_cost(settings: Terms, weights: str) -> dict[str, float]:
     milliseconds: list[float] = []
     least, most = WARM_UP + LEAST, WARM_UP + MOST
     begun = time.perf_counter()
-    while len(milliseconds) < WARM_UP + LEAST or (
-        len(milliseconds) < WARM_UP + MOST and time.perf_counter() - begun < SECONDS
-    ):
+    while (done := len(milliseconds)) < least or (done < most and time.perf_counter() - begun < SECONDS):
         batch = cache.batch([done % len(cache)]).to(settings.device)
         started = time.perf_counter()
         detect_batch(detector, batch)

@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from boxwright.boxes import per_side
 from boxwright.config import require
 from boxwright.models.backbones.frozen_resnet import FrozenResNet
 from boxwright.models.layers.class_rows import choose_ids
@@ -167,7 +168,7 @@ class ReplicationVocabulary:
     def valid_ratios(self) -> Tensor:
         """(B, 1, 4): width, height, width, height of the valid area in [0, 1] of the canvas."""
         canvas_2 = torch.tensor(self.canvas, device=self.sizes_B2.device)
-        return (self.sizes_B2 / canvas_2).flip(-1).repeat(1, 2)[:, None]
+        return per_side(self.sizes_B2 / canvas_2)[:, None]
 
     def class_tokens(self, positions: Tensor) -> Tensor:
         """Ids of class positions, of any shape."""
@@ -198,7 +199,7 @@ class ReplicationVocabulary:
 
     @property
     def _canvas_4(self) -> Tensor:
-        return torch.tensor(self.canvas, device=self.sizes_B2.device).flip(-1).repeat(2)
+        return per_side(torch.tensor(self.canvas, device=self.sizes_B2.device))
 
 
 class Replication(SequenceDetector):

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from boxwright.boxes import per_side
 from boxwright.types import image_mask, pixels
 
 
@@ -37,4 +38,4 @@ def valid_cells(mask_BHW: Tensor, map_BCHW: Tensor) -> Tensor:
 def valid_ratios(images_BCHW: Tensor, sizes_B2: Tensor) -> Tensor:
     """The valid area of the canvas, (B, 4) as (width, height, width, height) in [0, 1]."""
     canvas_2 = torch.tensor(images_BCHW.shape[-2:], device=sizes_B2.device)
-    return (sizes_B2.clamp(min=1) / canvas_2).flip(-1).repeat(1, 2)
+    return per_side(sizes_B2.clamp(min=1) / canvas_2)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from boxwright.boxes import per_side
 from boxwright.models.sequence.patch_vocabulary import PatchVocabulary
 from boxwright.models.sequence.vocabulary import FIRST_CLASS, NOISE, PAD, PROMPT, Vocabulary
 from boxwright.types import Batch
@@ -181,7 +182,7 @@ def truncated_normal(like: Tensor, std: float) -> Tensor:
 def _image_part(batch: Batch) -> Tensor:
     """Width, height, width, height of the image as fractions of the canvas, (B, 4)."""
     canvas_2 = torch.tensor(batch.images_BCHW.shape[-2:], device=batch.sizes_B2.device)
-    return (batch.sizes_B2 / canvas_2).flip(-1).repeat(1, 2)
+    return per_side(batch.sizes_B2 / canvas_2)
 
 
 def _pool(boxes_BM4: Tensor, n_B1: Tensor, free_B1: Tensor) -> Tensor:

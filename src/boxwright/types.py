@@ -1,13 +1,14 @@
 """The three contracts of the library: Batch in, Detector in the middle, Detections out.
 
-Legend of shape suffixes, used in every name that holds a tensor:
+Legend of shape suffixes, used in every name that holds a tensor; other letters are explained where they occur:
 
-    B  images in a batch                     S  side of the square canvas, in pixels
-    C  channels                              H, W  height and width of a tensor
-    N  objects of an image, padded           Q  queries, cells or sentence slots
-    K  classes                               L  length of a sentence in tokens
-    D  detections kept per image             T  tokens of an image (encoder memory)
-    E  width of an embedding                 4  a box, xyxy; 2  a size, (height, width)
+    B  images of a batch, or their sequences     S  side of the square canvas, in pixels; tokens of an object
+    C  channels                                  H, W  height and width of a map or image; H  attention heads
+    N  objects of an image, padded               Q  queries or cells
+    K  classes                                   L  tokens of a sequence; layers of a decoder
+    D  detections kept per image                 M, T  encoded cells of an image
+    E  width of an embedding                     V  token ids of a vocabulary; feature maps
+    R  rows of a class head; candidates          4  a box, xyxy; 2  a size, (height, width), or a point, (x, y)
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ class Batch:
 
     Attributes:
         images_BCHW: RGB, uint8 (0 to 255) or float (0 to 1), each fitted into the top left corner of a square canvas.
-        sizes_B2: height and width of the part of the canvas that is image, in canvas pixels, int64.
+        sizes_B2: height and width of the valid area (the part of the canvas that is image), in canvas pixels, int64.
         originals_B2: height and width of the image on disk, in pixels, int64.
         boxes_BN4: xyxy in [0, 1] of the canvas; padding rows are zero.
-        labels_BN: class positions, int64; padding rows are zero.
+        labels_BN: indices of classes, int64; padding rows are zero.
         valid_BN: False on padding rows.
-        index_B: position of each image in its data set, int64.
+        index_B: index of each image in its data set, int64.
     """
 
     images_BCHW: Tensor
@@ -56,12 +57,12 @@ class Batch:
 
 @dataclass
 class Predictions:
-    """What a detector says of a batch, in canvas coordinates: a fixed number D of rows an image, best first.
+    """Predictions for a batch, in canvas coordinates: D rows per image, best first.
 
     Attributes:
         boxes_BD4: xyxy in [0, 1] of the canvas.
-        scores_BD: in [0, 1]; rows that mean nothing have score 0.
-        labels_BD: class positions, int64.
+        scores_BD: in [0, 1]; 0 in unused rows.
+        labels_BD: indices of classes, int64.
     """
 
     boxes_BD4: Tensor
@@ -69,7 +70,7 @@ class Predictions:
     labels_BD: Tensor
 
     def best_first(self) -> Predictions:
-        """The same rows, sorted."""
+        """The same rows, highest score first."""
         scores_BD, order_BD = self.scores_BD.sort(dim=1, descending=True, stable=True)
         boxes_BD4 = self.boxes_BD4.gather(1, order_BD[..., None].expand(-1, -1, 4))
         return Predictions(boxes_BD4, scores_BD, self.labels_BD.gather(1, order_BD))
@@ -112,13 +113,13 @@ class CellPredictions(NamedTuple):
 
 
 class AttentionLayers(NamedTuple):
-    """The modules by which a detector of queries attends to cells of feature maps, from the first layer to the last.
+    """The attention modules of a detector with queries, from the first layer to the last.
 
-    Each is a `boxwright.models.layers.attention.Attention`, or attends to points on several maps.
+    Each is an `Attention` or a `DeformableAttention` of `boxwright.models.layers`.
 
     Attributes:
-        encoder: of the cells to each other.
-        decoder: of the queries to the cells.
+        encoder: self-attention of the cells of the feature maps.
+        decoder: cross-attention of the queries to the cells.
     """
 
     encoder: list[nn.Module]
@@ -129,9 +130,9 @@ class QueryLayers(NamedTuple):
     """What each query predicts after each of the L decoder layers.
 
     Attributes:
-        scores_LBQK: of the classes, in [0, 1].
+        scores_LBQK: score of each class, in [0, 1].
         boxes_LBQ4: xyxy in [0, 1] of the valid area.
-        map_shapes: rows and columns of each feature map that is attended to, finest first.
+        map_shapes: rows and columns of each feature map that the queries attend to, finest first.
     """
 
     scores_LBQK: Tensor
@@ -140,23 +141,23 @@ class QueryLayers(NamedTuple):
 
 
 class Detector(nn.Module):
-    """A network that predicts boxes: all that training, evaluation, prediction, export and explanation know of it.
+    """A network that predicts boxes. Training, evaluation, prediction, export and explanation rely on nothing else.
 
     A new detector is one file in `boxwright.models` with such a class, and one line in `boxwright.models.registry`.
 
-    The valid area travels beside the images because every published network treats padding in its own way:
+    The valid area is passed beside the images because every published network treats padding in its own way:
     normalisation, the padding value and attention masks belong to the detector.
 
     Attributes:
         config: a frozen dataclass of numbers, strings and tuples, from which the network can be built again.
-        names: the classes, in the order of their positions.
+        names: the classes; a class is represented by its index in them.
         image_size: side S of the square canvas it was made for, in pixels. Other sizes are allowed.
-        backbone: the part that may begin from pretrained weights.
-        card: facts about its making that fit into JSON.
-        square_canvas: whether an exported graph pads images to the square canvas; else it passes them on as they were
-            resized.
-        fp32_modules: names of modules that stay in fp32 when the network is quantised: few outputs, and errors that
-            nothing behind them can correct. A name counts at any depth.
+        backbone: the part that may start from pretrained weights.
+        card: the model card, how it was trained and on what, as JSON values.
+        square_canvas: whether an exported graph pads images to the square canvas, instead of passing them on as they
+            are after resizing.
+        fp32_modules: names of modules, at any depth, that stay in fp32 when the network is quantised: they have few
+            outputs, and no later layer corrects their errors.
         explained_as: which page `explain` writes: attention of `queries`, tokens of a `sequence`, or none.
     """
 
@@ -174,12 +175,12 @@ class Detector(nn.Module):
         self.card = {}
 
     def forward(self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None) -> Any:
-        """Outputs, whatever `loss` and `decode` of the same detector need.
+        """Whatever `loss` and `decode` of the same detector need.
 
         Args:
             images_BCHW: as in `Batch`.
             sizes_B2: as in `Batch`.
-            targets: the batch with its objects, where `loss` will be computed; `decode` works with and without.
+            targets: the batch with its objects, if `loss` will be computed; `decode` works with and without.
         """
         raise NotImplementedError
 
@@ -204,7 +205,7 @@ class Detector(nn.Module):
         Args:
             outputs: of `forward` for this batch.
             batch: its objects are given, and not predicted again.
-            classes: positions of the classes to look for, by default all.
+            classes: indices of the classes to predict, by default all.
             objects: the most to predict, given ones included.
 
         Raises:
@@ -229,7 +230,7 @@ class Detector(nn.Module):
         return None
 
     def backbone_parameters(self) -> list[nn.Parameter]:
-        """The pretrained part, which learns at a fraction of the rate of the rest."""
+        """Parameters that may be pretrained; they learn at a fraction of the others' rate."""
         raise NotImplementedError
 
     def with_classes(self, names: tuple[str, ...], image_size: int | None = None, pretrained: bool = True) -> Detector:
@@ -238,19 +239,19 @@ class Detector(nn.Module):
         Args:
             names: the classes.
             image_size: instead of its own.
-            pretrained: the backbone learns as one that began from ImageNet weights does: its norms and stem are frozen.
+            pretrained: freeze norms and stem of the backbone, as if it had started from ImageNet weights.
 
         Raises:
-            UserError: for more classes than the network can tell apart.
+            UserError: for more classes than the network has room for.
         """
         raise NotImplementedError
 
     def feature_maps(self) -> FeatureMaps:
-        """Where its feature maps are computed, for a student that is to resemble them."""
+        """Where its feature maps are computed; in distillation, the student learns to resemble the teacher's."""
         return FeatureMaps(self.backbone, [])
 
     def cell_predictions(self, outputs: Any) -> CellPredictions | None:
-        """Predictions of each cell of `feature_maps`, for a student that is to resemble them, if cells predict."""
+        """Predictions of each cell of `feature_maps`, for distillation; None if cells predict nothing."""
         return None
 
     def attention_layers(self) -> AttentionLayers:
@@ -268,7 +269,7 @@ def pixels(images_BCHW: Tensor) -> Tensor:
 
 
 def image_mask(images_BCHW: Tensor, sizes_B2: Tensor) -> Tensor:
-    """(B, H, W) bool, True on the part of the canvas that is image."""
+    """(B, H, W) bool, True on the valid area of the canvas."""
     height, width = images_BCHW.shape[-2:]
     rows_B1 = torch.arange(height, device=sizes_B2.device) < sizes_B2[:, :1]
     columns_B1 = torch.arange(width, device=sizes_B2.device) < sizes_B2[:, 1:]

@@ -65,7 +65,7 @@ def test_a_size_is_told_by_the_shape_of_its_network():
 def test_words_of_lost_classes_are_used_when_no_other_is_left():
     source = Pix2Seq(SMALL, tuple("abcdefgh"), pretrained=False)
     assert source.with_classes(tuple("hgxyz1234"), pretrained=False).config.class_ids == (8, 7, 9, 1, 2, 3, 4, 5, 6)
-    with pytest.raises(UserError, match="words for 9 classes, not for 10"):
+    with pytest.raises(UserError, match="tokens for 9 classes, not for 10"):
         source.with_classes(tuple("0123456789"), pretrained=False)
 
 

@@ -145,7 +145,7 @@ class Proposals(NamedTuple):
 
 
 class DeformableOutputs(NamedTuple):
-    """What the network computes of a batch.
+    """Outputs of the network for a batch.
 
     Attributes:
         cells: the encoded cells of all maps.
@@ -196,11 +196,11 @@ class Deformable(Detector):
         self.encoder = DeformableEncoder(
             c.dim, c.hidden, c.heads, levels, c.encoder_points, c.encoder_layers, c.dropout
         )
-        hidden, among = c.decoder_hidden or c.hidden, c.decoder_heads or c.heads
-        self.decoder = DeformableDecoder(c.dim, hidden, among, levels, c.decoder_points, c.decoder_layers, c.dropout)
-        heads = (c.decoder_layers if c.refine else 1) + (c.begin != "table")  # the last one for the proposals
-        self.classify = nn.ModuleList(nn.Linear(c.dim, classes) for _ in range(heads))
-        self.locate = nn.ModuleList(box_head(c.dim) for _ in range(heads))
+        hidden, heads = c.decoder_hidden or c.hidden, c.decoder_heads or c.heads
+        self.decoder = DeformableDecoder(c.dim, hidden, heads, levels, c.decoder_points, c.decoder_layers, c.dropout)
+        count = (c.decoder_layers if c.refine else 1) + (c.begin != "table")  # heads; the last one for the proposals
+        self.classify = nn.ModuleList(nn.Linear(c.dim, classes) for _ in range(count))
+        self.locate = nn.ModuleList(box_head(c.dim) for _ in range(count))
         if c.begin in ("table", "both"):
             self.content_embedding = nn.Parameter(torch.randn(c.queries, c.dim))
         if c.begin == "table":
@@ -214,12 +214,12 @@ class Deformable(Detector):
             self.place = nn.Sequential(nn.Linear(2 * c.dim, c.dim), nn.ReLU(), nn.Linear(c.dim, c.dim))
         if c.noisy:
             self.label_embedding = nn.Parameter(torch.randn(classes, c.dim))
-        self.rivalry = DuplicateBias(among, c.decoder_layers) if c.rivals else None
+        self.rivalry = DuplicateBias(heads, c.decoder_layers) if c.rivals else None
         self._init_weights()
 
     def _init_weights(self) -> None:
-        """Scores start at `PRIOR`, or at those that they refine; boxes at those of their queries, small if these have
-        no size.
+        """Scores start at `PRIOR`, or at the scores that they refine. Boxes start at those of their queries; if these
+        are points, the boxes are small.
         """
         for name in ("point", "propose", "ask", "place"):
             init_glorot(getattr(self, name, nn.Identity()))
@@ -334,14 +334,14 @@ class Deformable(Detector):
             terms = self._proposal_loss(outputs.cells, outputs.proposals, targets)
             losses |= {f"{name}_0": value for name, value in terms.items()}
         if c.noisy:
-            assert outputs.denoising is not None, "the loss wants outputs of a forward pass with targets"
+            assert outputs.denoising is not None, "the loss needs outputs of a forward pass with targets"
             terms = denoising_loss(outputs.denoising[1], outputs.denoising[0], targets, c.aware)
             losses |= by_layer({f"noisy_{name}": values for name, values in terms.items()})
         terms, _ = focal_set_loss(outputs.layers, targets, c.aware)
         return losses | by_layer(terms)
 
     def _proposal_loss(self, cells: MultiScaleCells, proposals: Proposals, targets: Targets) -> dict[str, Tensor]:
-        """Losses of what the encoder proposes; the published form only tells objects from background, by row 0."""
+        """Losses of the proposals; in the published form they only distinguish objects from background, by row 0."""
         boxes_BT4 = proposals.boxes_BT4.sigmoid()
         if self.config.many:
             corners_BT4, true_BN4 = cxcywh_to_xyxy(boxes_BT4), cxcywh_to_xyxy(targets.boxes_BN4)
@@ -384,7 +384,7 @@ class Deformable(Detector):
     def with_classes(
         self, names: tuple[str, ...], image_size: int | None = None, pretrained: bool = True
     ) -> "Deformable":
-        """See `Detector`. Heads of other rows, as published weights have them, become ones of a row a class."""
+        """See `Detector`. New heads have one row per class, where published ones have rows that stand for none."""
         size = image_size or self.image_size
         config = replace(self.config, image_size=size, class_rows=0, class_ids=())
         detector = Deformable(config, names, pretrained=False)
@@ -400,5 +400,5 @@ class Deformable(Detector):
 
 
 def _refine(boxes_BQX: Tensor, offsets_BQ4: Tensor) -> Tensor:
-    """Boxes with offsets added before the sigmoid; the sizes of mere points are their offsets alone."""
+    """Boxes with offsets added before the sigmoid; where they are points, the offsets alone give the sizes."""
     return (offsets_BQ4 + nn.functional.pad(inverse_sigmoid(boxes_BQX), (0, 4 - boxes_BQX.shape[-1]))).sigmoid()

@@ -2,18 +2,18 @@
 
         image ── backbone ──┬─ stride  8 ─┐
                             ├─ stride 16 ─┼─ pyramid ─ towers ┬─ boxes: distances to the four sides, in cells
-                            └─ stride 32 ─┘                   └─ many:  class scores, high in several cells an object
+                            └─ stride 32 ─┘                   └─ many:  class scores, high in several cells per object
                                                                   │
                                         self-attention of the best cells of all levels (duplicate relation)
                                                                   │
-                                                              one:  class scores, high in a single cell an object
+                                                              one:  class scores, high in a single cell per object
 
 The `one` scores are what a user sees. Their targets come from one-to-one assignment whose cost includes the class
 ("What makes for end-to-end object detection?", Sun et al. 2021): all cells of an object but the best must score low.
 A cell can only know that another one is better by attending to it, on other levels too: so the best cells attend to
 each other, with the overlap and order of their boxes as a bias ("Relation networks for object detection", Hu et al.
 2018). The targets of the `many` scores are the best cells of each object (task-aligned assignment, Feng et al. 2021);
-they choose the candidates for `one`, and give features and boxes more to learn from than one cell an object could.
+they choose the candidates for `one`, and give features and boxes more to learn from than one cell per object could.
 """
 
 import math
@@ -35,7 +35,7 @@ from boxwright.types import Batch, CellPredictions, Detector, FeatureMaps, Predi
 
 PRIOR = 0.01  # score of an untrained cell, so that the many negatives do not swamp the first steps
 DETECTIONS = 100  # kept per image, as COCO counts
-BOX_AND_THREAT = 5  # columns behind those of the classes where the duplicate relation begins
+BOX_AND_DUPLICATE = 5  # inputs of the duplicate relation behind features and class scores: box, duplicate score
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,11 @@ class DenseOutputs(NamedTuple):
     """Outputs of all Q cells, and of the R candidates among them.
 
     Attributes:
-        many_BQK: class logits, high in several cells an object.
+        many_BQK: class logits, high in several cells per object.
         boxes_BQ4: xyxy in [0, 1] of the canvas.
         centres_Q2: x and y of the cells, in the same unit.
         reach_Q2: their strides; also the least half side of the region in which a cell can be assigned to an object.
-        one_BRK: class logits of the candidates, high in a single one an object.
+        one_BRK: class logits of the candidates, high in a single one per object.
         cells_BR: which cells the candidates are.
     """
 
@@ -93,7 +93,7 @@ class DenseOutputs(NamedTuple):
 
 
 class Dense(Detector):
-    """The plain detector whose cells predict.
+    """The detector whose cells predict boxes, without queries or NMS.
 
     Args:
         config: its shape.
@@ -182,7 +182,7 @@ class Dense(Detector):
         copy_weights(self, detector, {**dict.fromkeys(by_row, pairs), "rivals.enter.weight": []})
         columns = [(n, n) for n in range(width)]  # of the features
         columns += [(width + old, width + new) for old, new in pairs]
-        columns += [(-n, -n) for n in range(1, BOX_AND_THREAT + 1)]
+        columns += [(-n, -n) for n in range(1, BOX_AND_DUPLICATE + 1)]
         copy_rows(self.rivals.enter.weight.detach().T, detector.rivals.enter.weight.detach().T, columns)
         return detector
 
@@ -204,7 +204,7 @@ class FeaturePyramid(nn.Module):
 
 
 class DenseHead(nn.Module):
-    """Two towers that all levels share; each has a scale of distances of its own (FCOS, Tian et al. 2019)."""
+    """Two towers shared by all levels, and a learned scale of the distances of each level (FCOS, Tian et al. 2019)."""
 
     def __init__(self, width: int, depth: int, levels: int, classes: int):
         super().__init__()
@@ -228,7 +228,7 @@ class DuplicateRelation(nn.Module):
 
     def __init__(self, width: int, classes: int, heads: int = 8, layers: int = 2):
         super().__init__()
-        self.enter = nn.Linear(width + classes + BOX_AND_THREAT, width)
+        self.enter = nn.Linear(width + classes + BOX_AND_DUPLICATE, width)
         self.layers = nn.ModuleList(DuplicateRelationLayer(width, heads) for _ in range(layers))
         self.leave = nn.Linear(width, classes)
         self.strength = nn.Parameter(torch.tensor(STRENGTH))  # begins as Soft-NMS (Bodla et al. 2017), then learns

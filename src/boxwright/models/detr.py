@@ -38,7 +38,7 @@ from boxwright.models.losses.set_criterion import (
 )
 from boxwright.types import AttentionLayers, Batch, Detector, FeatureMaps, Predictions, QueryLayers
 
-NO_OBJECT_WEIGHT = 0.1  # of queries without an object, in the classification loss (DETR, section 3.1)
+NO_OBJECT_WEIGHT = 0.1  # weight of queries without an object in the classification loss (DETR, section 3.1)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class EncodedCells(NamedTuple):
 
 
 class DetrOutputs(NamedTuple):
-    """What the network computes of a batch.
+    """Outputs of the network for a batch.
 
     Attributes:
         layers: predictions of each decoder layer.
@@ -201,7 +201,7 @@ class Detr(Detector):
         return QueryLayers(scores_LBQK, cxcywh_to_xyxy(outputs.layers.boxes_LBQ4), [outputs.grid])
 
     def with_classes(self, names: tuple[str, ...], image_size: int | None = None, pretrained: bool = True) -> "Detr":
-        """See `Detector`. A head of other rows, as published weights have it, becomes one of a row a class."""
+        """See `Detector`. The new head has one row per class, where a published one has rows that stand for none."""
         size = image_size or self.image_size
         config = replace(self.config, image_size=size, class_rows=0, class_ids=())
         detector = Detr(config, names, pretrained=False)

@@ -1,4 +1,4 @@
-"""What a detector for other classes takes over from the one it is made of: rows and ids of classes of the same name."""
+"""Weights and ids of classes, taken over by a detector for other classes where the names are the same."""
 
 from collections.abc import Mapping, Sequence
 
@@ -40,7 +40,7 @@ def choose_ids(names: Sequence[str], ids: Sequence[int], new_names: Sequence[str
     """An id for each new class: its own if it has one, else one that no class has, else that of a class left out.
 
     Args:
-        names, ids: the old classes, and the id of each; no ids stand for the first of `known`.
+        names, ids: the old classes, and the id of each; empty for the first of `known`.
         new_names: the new classes.
         known: all ids that the network can predict.
 
@@ -51,5 +51,5 @@ def choose_ids(names: Sequence[str], ids: Sequence[int], new_names: Sequence[str
     unused = [number for number in known if number not in id_of_class.values()]
     spare = iter([*unused, *(number for name, number in id_of_class.items() if name not in new_names)])
     fits = len(new_names) <= len(known)
-    require(fits, f"these weights have words for {len(known)} classes, not for {len(new_names)}.")
+    require(fits, f"these weights have tokens for {len(known)} classes, not for {len(new_names)}.")
     return tuple(id_of_class[name] if name in id_of_class else next(spare) for name in new_names)

@@ -32,7 +32,7 @@ def head_rows(class_ids: Sequence[int], class_rows: int, names: Sequence[str]) -
 
 
 def init_glorot(module: nn.Module) -> None:
-    """Initialise all linear layers Glorot-uniform, as facebookresearch/detr does; embeddings stay normal."""
+    """Initialise all linear layers Glorot-uniform, as facebookresearch/detr does; embeddings stay as they are."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)

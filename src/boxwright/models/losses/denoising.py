@@ -15,7 +15,7 @@ from boxwright.models.layers.deformable_transformer import Queries
 from boxwright.models.losses.set_criterion import LayerPredictions, Targets, box_losses, class_loss
 
 DENOISING_QUERIES = 100  # per image: as many groups as fit
-SHIFT = 0.4  # largest shift of a corner, in half sizes, of positive queries; of negative ones once to twice that
+SHIFT = 0.4  # largest shift of a positive query's corner, in half sizes; negative ones are shifted 1 to 2 times that
 LOW = -4.6  # initial logit of the classes that a query does not start with
 RELABELLED = 0.25  # share of the queries that start with a random class
 
@@ -55,7 +55,7 @@ class DenoisingQueries:
         )
 
     def _logits(self, like_BQR: Tensor) -> Tensor:
-        """Initial logits: even for their class, low for all others."""
+        """Initial logits: 0 for their class, low for all others."""
         low_BDR = like_BQR.new_full((*self.rows_BD.shape, like_BQR.shape[-1]), LOW)
         return low_BDR.scatter(2, self.rows_BD[..., None], 0.0)
 

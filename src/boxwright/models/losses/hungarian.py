@@ -14,7 +14,7 @@ def match(cost_BNQ: Tensor, valid_BN: Tensor) -> Tensor:
     """The assignment of least total cost, one prediction per object.
 
     Args:
-        cost_BNQ: cost of giving object n to prediction q; not-a-numbers and infinities count as very large.
+        cost_BNQ: cost of giving object n to prediction q; NaN and infinities count as very large.
         valid_BN: False on padding rows.
 
     Returns:

@@ -18,7 +18,7 @@ from boxwright.models.losses.focal import across_devices, focal_cost, quality_fo
 from boxwright.models.losses.hungarian import match_packed
 from boxwright.types import Batch
 
-MIN_OVERLAP = 0.01  # least target of a score, so that boxes far off learn, too
+MIN_OVERLAP = 0.01  # least target of a matched query's score, so that boxes far off learn, too
 MAX_COSTS = 2**23  # more are computed in parts, so that crowded images don't take all memory
 
 
@@ -39,7 +39,7 @@ class Targets(NamedTuple):
 
     Attributes:
         boxes_BN4: centre and size, in [0, 1] of the image.
-        rows_BN: the head's row of each class.
+        rows_BN: the head's row for the class of each object.
         valid_BN: False on padding rows.
         count: number of objects, averaged over devices; at least 1.
     """
@@ -55,7 +55,7 @@ def targets_of(batch: Batch, valid_ratios_B4: Tensor, row_of_class_K: Tensor) ->
 
     Args:
         batch: images and their objects.
-        extent_B4: the valid area of the canvas, (width, height, width, height) in [0, 1].
+        valid_ratios_B4: the valid area of the canvas, (width, height, width, height) in [0, 1].
         row_of_class_K: the head's row of each class.
     """
     lacking = int(batch.valid_BN.shape[1] == 0)
@@ -163,7 +163,7 @@ def _overlap(layers: LayerPredictions, targets: Targets, matched_LBN: Tensor) ->
 
 
 def gather_queries(x_LBQE: Tensor, matched_LBN: Tensor) -> Tensor:
-    """The values of each object's query, (L, B, N, E); anything on padding rows."""
+    """The values of each object's query, (L, B, N, E); arbitrary on padding rows."""
     return x_LBQE.gather(2, matched_LBN.clamp(min=0)[..., None].expand(-1, -1, -1, x_LBQE.shape[-1]))
 
 

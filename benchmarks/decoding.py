@@ -94,7 +94,7 @@ class Kept:
             x_B1E = x_B1E + layer.self_attention(layer.self_norm(x_B1E), seen)
             image = layer.cross_attention.keys_values(self.memory_BME)
             x_B1E = layer.mlp(x_B1E + layer.cross_attention(layer.cross_norm(x_B1E), image))
-        return self.decoder._scores(x_B1E[:, -1])
+        return self.decoder._logits(x_B1E[:, -1])
 
 
 class GrownCache(Kept):
@@ -243,7 +243,7 @@ def memory_of(batch: int) -> None:
     with torch.inference_mode():
         for number in range(OBJECTS):
             generation.generate_object(number)
-    tensors = [t for layer in (*generation.cache.sentence, *generation.cache.image) for t in layer]
+    tensors = [t for layer in (*generation.cache.sequence, *generation.cache.image) for t in layer]
     print(status("VmHWM") - before, sum(t.numel() * t.element_size() for t in tensors) / 2**20)
 
 
@@ -294,7 +294,7 @@ def on_gpu() -> list[str]:
         same = (recorded.write() == eager).float().mean()
         taken = seconds(recorded.write, 10)
         weights = sum(p.numel() * p.element_size() for p in decoder.parameters())
-        caches = [t for layer in (*recorded.generation.cache.sentence, *recorded.generation.cache.image) for t in layer]
+        caches = [t for layer in (*recorded.generation.cache.sequence, *recorded.generation.cache.image) for t in layer]
         read = weights + sum(t.numel() * t.element_size() for t in caches[: len(caches) // 2]) / 2
         read += sum(t.numel() * t.element_size() for t in caches[len(caches) // 2 :])
         bound = read / bandwidth

@@ -102,17 +102,19 @@ def check_sequences(result: Result, data: Mapping[str, Tensor], about: Mapping[s
     labels, boxes = data["resp_label"], data["resp_bbox"][..., [1, 0, 3, 2]]
     classes = torch.where(labels > 0, labels + FIRST_CLASS, torch.where(labels < 0, NOISE, PAD))
     vocabulary, length = Vocabulary(), data["resp_seq"].shape[1]
-    result.same("sequences", targets.compose(boxes, classes, classes, vocabulary, length).targets_BL, data["resp_seq"])
+    result.same(
+        "sequences", targets.to_sequences(boxes, classes, classes, vocabulary, length).targets_BL, data["resp_seq"]
+    )
     drawn = FIRST_CLASS + data["draw0_rand_cls_offset_rand_n_fake_cls"]
     coin = data["draw1_u_rand_n_fake_rand_n_fake_cls"]
     with patch.object(torch, "randint_like", return_value=drawn), patch.object(torch, "rand", return_value=coin):
-        inputs = targets.corrupted(classes, vocabulary)
+        inputs = targets.corrupted_classes(classes, vocabulary)
     result.same("corruption", inputs, data["resp_seq_input_rand_n_fake_cls"][:, 4::5])
     for key, c in about.items():
         if not re.fullmatch(r"pb\d+", key):
             continue
         vocabulary = Vocabulary(c["quantization_bins"], c["coord_vocab_shift"], 10_000)
-        ours = targets.compose(boxes, classes, classes, vocabulary, c["max_seq_len"])
+        ours = targets.to_sequences(boxes, classes, classes, vocabulary, c["max_seq_len"])
         result.same("sequences", ours.inputs_BL, data[f"{key}_input_seq"])
         result.same("sequences", ours.targets_BL, data[f"{key}_target_seq"])
         # ours are the published 0.1 and 1; a case with others must have them at the same positions
@@ -233,17 +235,17 @@ def check_noise(name: str, about: Mapping[str, Any]) -> Result:
     box = torch.tensor(about["shift_bbox_untruncated"]["box"])[[1, 0, 3, 2]]
     for key, drawn in (
         ("random_bbox_clipped", targets.random_boxes(none)),
-        ("shift_bbox_clipped", targets.moved(box.expand(1, count, 4))),
+        ("shift_bbox_clipped", targets.moved_boxes(box.expand(1, count, 4))),
     ):
         for side, column in sides.items():
             result.compare("boxes", share(drawn[..., column], about[key][side]), 0, limit=0.02)
     size_4 = (box[2:] - box[:2]).repeat(2)
-    rates = (targets.jittered(box.expand(1, count, 4)) - box) / size_4
+    rates = (targets.jittered_boxes(box.expand(1, count, 4)) - box) / size_4
     for side, column in sides.items():
         result.compare("jitter", share(rates[..., column], about["jitter_bbox_rate"][side]), 0, limit=0.02)
     check_mixture(result, about["augment_bbox"], sides)
     law = about["rand_n_fake_cls"]
-    classes = targets.corrupted(torch.full((1, count), FIRST_CLASS + 1), Vocabulary())
+    classes = targets.corrupted_classes(torch.full((1, count), FIRST_CLASS + 1), Vocabulary())
     result.compare("corruption", (classes == NOISE).float().mean(), law["fraction_fake_30"], limit=0.01)
     tenths = {"hist": law["hist_10_bins_100_1000"], "hist_lo": 100, "hist_hi": 1000}
     result.compare("corruption", share(classes[classes != NOISE], tenths), 0, limit=0.02)

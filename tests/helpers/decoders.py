@@ -24,8 +24,9 @@ class Babbler:
     def __init__(self, tokens: int, seed: int, scale: float):
         self.tokens, self.seed, self.scale = tokens, seed, scale
 
-    def start(self, memory, length, each=1, /):
-        return KVCache.empty([KeysValues(torch.zeros(memory, 1, 1, 1), torch.zeros(memory, 1, 1, 1))], length, each)
+    def start(self, memory, length, per_image=1, /):
+        image = KeysValues(torch.zeros(memory, 1, 1, 1), torch.zeros(memory, 1, 1, 1))
+        return KVCache.empty([image], length, per_image)
 
     def step(self, tokens_BL, positions_L, cache, /):
         generator = torch.Generator().manual_seed(self.seed * 1000 + int(positions_L[-1]))

@@ -182,7 +182,7 @@ def test_cells_are_counted_where_they_are_seen():
 def test_a_row_of_sentences_shares_its_image(make):
     decoder = make("stable").decoder
     memory = EncoderMemory(torch.rand(2, 6, 32), torch.rand(2, 6, 32), torch.rand(2, 6) > 0.3)
-    cache = decoder.start(memory, 8, each=3)
+    cache = decoder.start(memory, 8, per_image=3)
     assert isinstance(cache.image[0], KeysValues)
     tokens = torch.randint(0, 1000, (6, 1))
     with torch.no_grad():

@@ -1,20 +1,20 @@
-"""`patchseq`: a box is a class and two patches of the image, written down object by object.
+"""`patchseq`: a box is a class and two patches of the image, generated object by object.
 
         image ── backbone ── encoder ── patches ──┬──────────────────────────────────────┐
-                                                  v (what the decoder looks at)          v
-        >   class   corner  corner   class   corner  corner ... end    pointing: which patch fits what is to be said?
+                                                  v (what the decoder attends to)        v
+        >   class   corner  corner   class   corner  corner ... end    pointer: which patch matches the decoder's state?
                     upper   lower
                     left    right     a corner: a patch, then where in that patch (an offset)
 
-Three things are added to the published detector (buddE, github yesWeGAN/buddE), each of which can be switched off. It
-knew a corner only to its patch: here an *offset* follows each patch. It learned a word for each patch by heart: here
-the decoder *points*, the score of a patch is the match between the decoder's state and that patch's feature. Its
-decoder left its table of *positions* unused. A fourth is there to be switched on: the class may come last, when the box
-is known, and *noise* objects that are none teach what a score means, as in Pix2Seq.
+Three things are added to the published detector (buddE, github yesWeGAN/buddE), each of which can be switched off. Its
+corners were whole patches: here an *offset* follows each patch. It had a learned embedding for each patch: here the
+decoder *points*, the logit of a patch is the match between the decoder's state and that patch's feature. Its decoder
+left its table of *positions* unused. A fourth can be switched on: the class comes last, when the box is known, and
+*noise* objects that are none calibrate the scores, as in Pix2Seq.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -25,17 +25,23 @@ from torch import Tensor, nn
 from boxwright.models.backbones.backbone import Backbone
 from boxwright.models.layers.attention import DecoderBlock, norm
 from boxwright.models.layers.class_rows import copy_weights, shared_rows
-from boxwright.models.layers.kv_cache import KeysValues, KVCache
+from boxwright.models.layers.kv_cache import CacheTensor, KeysValues, KVCache
 from boxwright.models.layers.position_encoding import resize_2d
 from boxwright.models.pix2seq import Pix2SeqConfig, Pix2SeqEncoder
 from boxwright.models.sequence.decoder import positions, table
 from boxwright.models.sequence.generation import Generated
-from boxwright.models.sequence.likelihood import log_probs, score
+from boxwright.models.sequence.likelihood import log_probs, score_objects
 from boxwright.models.sequence.patch_vocabulary import PatchVocabulary
 from boxwright.models.sequence.pointer import FIRST, SECOND, History, Pointer
 from boxwright.models.sequence.sampling import Sampling
 from boxwright.models.sequence.sequence_detector import SequenceDetector
-from boxwright.models.sequence.targets import SequenceTargets, line, ordered, sentences, spell
+from boxwright.models.sequence.targets import (
+    SequenceTargets,
+    encode_targets,
+    flatten_objects,
+    order_objects,
+    training_sequences,
+)
 from boxwright.models.sequence.token_constraints import TokenConstraints
 from boxwright.models.sequence.vocabulary import FIRST_CLASS, PAD, PROMPT
 from boxwright.types import Batch, FeatureMaps, Predictions, image_mask, pixels
@@ -51,19 +57,19 @@ class PatchSeqConfig:
         patch: side of a patch, in pixels.
         encoder_layers: blocks on top of the backbone; a ViT needs none.
         decoder_layers, dim, hidden, heads: blocks, width, MLP width and heads of encoder and decoder.
-        max_objects: objects in a sentence, noise included; no more are ever detected.
-        positions: the decoder knows which word of the sentence it reads.
-        pointing: patches are found by their features; else each has a word that is learned.
-        fine: places along a side of a patch that a corner can have; 0 says only the patch.
-        noise: the class comes last, and sentences are filled up with noise objects; else the class comes first and the
-            sentence ends after the last object, as published.
-        shuffle: objects are taught in random order, else in that of the data set.
+        max_objects: objects in a sequence, noise included; the most that are detected.
+        positions: the decoder has position embeddings.
+        pointing: patches are matched by their features; else each has a learned embedding.
+        fine: subcells along a side of a patch, for offsets; 0 has no offsets.
+        noise: the class comes last, and sequences are filled up with noise objects; else the class comes first and the
+            sequence ends after the last object, as published.
+        shuffle: training objects stand in random order, else in that of the data set.
         dropout: rate inside the MLPs and before the encoder.
-        drop_path: rate at which a block's addition is left out.
-        top_k: draw each word from the k most probable that may stand there; 0 writes the most probable.
-        seed: of the draws: image i of a batch draws by seed + i.
-        end_bias: added to the score of the end, where sentences end; -inf writes `max_objects` all the same, so that
-            those after the end score low.
+        drop_path: rate of stochastic depth.
+        top_k: draw each token from the k most probable allowed ones; 0 takes the most probable.
+        seed: of the draws: image i of a batch draws with seed + i.
+        end_bias: added to the logit of the end token, where sequences end; -inf generates `max_objects` all the same,
+            of which those behind the end score low.
     """
 
     backbone: str = "tf_efficientnet_lite0"
@@ -88,7 +94,7 @@ class PatchSeqConfig:
 
     @property
     def sampling(self) -> Sampling:
-        """How words are chosen."""
+        """How tokens are chosen."""
         return Sampling(top_k=self.top_k, end_bias=-math.inf if self.noise else self.end_bias)
 
 
@@ -105,14 +111,14 @@ PUBLISHED = {"positions": False, "pointing": False, "fine": 0}
 
 
 class PatchSeqOutputs(NamedTuple):
-    """What the decoder looks at: the patches (B, rows * columns, dim), and the words for them."""
+    """The encoded patches, (B, rows * columns, dim), and the token ids of this canvas."""
 
     patches_BPE: Tensor
     vocabulary: PatchVocabulary
 
 
 class PatchSeq(SequenceDetector):
-    """The detector that writes patches.
+    """The sequence detector whose corners are patches.
 
     Args:
         config: its shape.
@@ -137,7 +143,7 @@ class PatchSeq(SequenceDetector):
         return PatchVocabulary(len(self.names), height, width, self.config.patch, self.config.fine)
 
     def backbone_parameters(self) -> list[nn.Parameter]:
-        """The timm network's."""
+        """Parameters of the timm network."""
         return self.backbone.known_parameters()
 
     def feature_maps(self) -> FeatureMaps:
@@ -152,30 +158,28 @@ class PatchSeq(SequenceDetector):
         return PatchSeqOutputs(self.encoder(features_BCHW), self._vocabulary_for(*images_BCHW.shape[-2:]))
 
     def loss(self, outputs: PatchSeqOutputs, batch: Batch) -> dict[str, Tensor]:
-        """`tokens`: cross-entropy of the next word, its mean over words by their weights."""
+        """`tokens`: cross-entropy of the next token, averaged with the tokens' weights."""
         c = self.config
         length = outputs.vocabulary.slots * c.max_objects + 1
-        teach = sentences if c.noise else class_first
-        said = teach(batch, outputs.vocabulary, c.max_objects, length, shuffle=c.shuffle)
-        return {"tokens": (self._surprise(outputs, said) * said.weights_BL).sum() / (said.weights_BL.sum() + 1e-9)}
+        to_targets = training_sequences if c.noise else class_first_sequences
+        targets = to_targets(batch, outputs.vocabulary, c.max_objects, length, shuffle=c.shuffle)
+        each_BL = -log_probs(self.decoder, outputs, targets.inputs_BL, targets.targets_BL)
+        return {"tokens": (each_BL * targets.weights_BL).sum() / (targets.weights_BL.sum() + 1e-9)}
 
     def likelihood(self, outputs: PatchSeqOutputs, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Log-likelihood of the true sentence of each image, in the data set's order, and its words, each (B,)."""
+        """See `Detector`. Objects stand in the data set's order."""
         c = self.config
         if c.noise:
-            said = spell(batch, outputs.vocabulary, c.max_objects, ends=False)
+            targets = encode_targets(batch, outputs.vocabulary, c.max_objects, ends=False)
         else:
             length = outputs.vocabulary.slots * c.max_objects + 1
-            said = class_first(batch, outputs.vocabulary, c.max_objects, length, shuffle=False)
-        return -(self._surprise(outputs, said) * said.weights_BL).sum(1), said.weights_BL.sum(1)
-
-    def _surprise(self, outputs: PatchSeqOutputs, said: SequenceTargets) -> Tensor:
-        """Minus the log-probability of each word, (B, L)."""
-        return -log_probs(self.decoder, outputs, said.inputs_BL, said.targets_BL)
+            targets = class_first_sequences(batch, outputs.vocabulary, c.max_objects, length, shuffle=False)
+        each_BL = log_probs(self.decoder, outputs, targets.inputs_BL, targets.targets_BL)
+        return (each_BL * targets.weights_BL).sum(1), targets.weights_BL.sum(1)
 
     @property
     def slots(self) -> tuple[str, ...]:
-        """The order of the words of an object; an offset says the same as its patch, more exactly."""
+        """See `SequenceDetector`. An offset refines its patch."""
         corners = [corner for corner in ("x1 y1", "x2 y2") for _ in range(2 if self.config.fine else 1)]
         return (*corners, "class") if self.config.noise else ("class", *corners)
 
@@ -218,14 +222,14 @@ class PatchSeq(SequenceDetector):
         slots = vocabulary.slots
         tokens_BNS = generated.tokens_BL.unflatten(1, (-1, slots))
         if c.noise:
-            scores_BN, labels_BN = score(generated, "full", slots, classes)
+            scores_BN, labels_BN = score_objects(generated, "full", slots, classes)
             corners_BNC = tokens_BNS[..., :-1]
         else:
             labels_BN = (tokens_BNS[..., 0] - FIRST_CLASS - 1).clamp(0, len(self.names) - 1)
             scores_BN = generated.class_log_probs_BNK.gather(2, labels_BN[..., None])[..., 0].exp()
             corners_BNC = tokens_BNS[..., 1:]
         boxes_BN4 = vocabulary.boxes(corners_BNC)
-        first_BN2, second_BN2 = boxes_BN4[..., :2], boxes_BN4[..., 2:]  # in one patch, offsets can be the wrong way
+        first_BN2, second_BN2 = boxes_BN4[..., :2], boxes_BN4[..., 2:]  # within one patch, offsets can be reversed
         ordered_BN4 = torch.cat([torch.minimum(first_BN2, second_BN2), torch.maximum(first_BN2, second_BN2)], -1)
         return Predictions(ordered_BN4, scores_BN, labels_BN)
 
@@ -245,7 +249,7 @@ class PatchSeq(SequenceDetector):
         first, before, after = FIRST_CLASS + 1, len(self.names), len(names)
         rows = [(n, n) for n in range(first)]
         rows += [(first + old, first + new) for old, new in shared_rows(self.names, range(before), names)]
-        rows += [(first + before + n, first + after + n) for n in range(self.decoder.fixed - first - before)]
+        rows += [(first + before + n, first + after + n) for n in range(self.decoder.fixed_tokens - first - before)]
         by_row = ("decoder.token_embedding", "decoder.output_bias")
         copy_weights(self, detector, {**dict.fromkeys(by_row, rows), "decoder.patch_embedding": []})
         if not self.config.pointing:
@@ -254,139 +258,163 @@ class PatchSeq(SequenceDetector):
         return detector
 
 
-def class_first(
+def class_first_sequences(
     batch: Batch, vocabulary: PatchVocabulary, max_objects: int, length: int, shuffle: bool = True
 ) -> SequenceTargets:
-    """Sentences as published: each object's class, then its corners; the end counts as a word, and nothing behind it.
+    """Training sequences as published: each object's class, then its corners; the end has a weight, padding has none.
 
     Args:
         batch: boxes and labels.
-        vocabulary: the ids.
-        max_objects: in a sentence; of more, random ones are left out.
-        length: ids in a sentence, at least one more than those of all objects.
+        vocabulary: the token ids.
+        max_objects: in a sequence; of more, random ones are left out.
+        length: tokens in a sequence, at least one more than those of all objects.
         shuffle: objects stand in random order, else in that of the data set.
     """
-    boxes_BM4, labels_BM, real_BM = ordered(batch.boxes_BN4, batch.labels_BN, batch.valid_BN, max_objects, shuffle)
-    words_BMW = _objects(boxes_BM4, labels_BM, vocabulary, False).where(real_BM[..., None], PAD)
-    truth_BL = line(words_BMW, length)
+    boxes_BM4, labels_BM, real_BM = order_objects(
+        batch.boxes_BN4, batch.labels_BN, batch.valid_BN, max_objects, shuffle
+    )
+    objects_BMS = _objects(boxes_BM4, labels_BM, vocabulary, False).where(real_BM[..., None], PAD)
+    targets_BL = flatten_objects(objects_BMS, length)
     ends_B1 = real_BM.sum(1, keepdim=True) * vocabulary.slots
-    counted_BL = torch.arange(length, device=truth_BL.device) <= ends_B1
-    prompt_B1 = torch.full_like(truth_BL[:, :1], PROMPT)
-    return SequenceTargets(torch.cat([prompt_B1, truth_BL[:, :-1]], 1), truth_BL, counted_BL.float())
+    counted_BL = torch.arange(length, device=targets_BL.device) <= ends_B1
+    prompt_B1 = torch.full_like(targets_BL[:, :1], PROMPT)
+    return SequenceTargets(torch.cat([prompt_B1, targets_BL[:, :-1]], 1), targets_BL, counted_BL.float())
 
 
 def _objects(boxes_BM4: Tensor, labels_BM: Tensor, vocabulary: PatchVocabulary, class_last: bool) -> Tensor:
-    """The words of each object, (B, M, W)."""
+    """The tokens of each object, (B, M, S)."""
     corners_BMC, classes_BM1 = vocabulary.coordinate_tokens(boxes_BM4), vocabulary.class_tokens(labels_BM)[..., None]
     return torch.cat([corners_BMC, classes_BM1] if class_last else [classes_BM1, corners_BMC], -1)
 
 
 class PatchTokens(NamedTuple):
-    """The patches of each image as words: how they are read, and what they are compared with; (B or 1, P, E) each."""
+    """The patches of each image as tokens, (B or 1, P, E) each.
 
-    read_BPE: Tensor
-    said_BPE: Tensor
+    Attributes:
+        embeddings_BPE: their embeddings as input tokens.
+        keys_BPE: what the decoder's state is matched with.
+        grid: rows and columns of patches.
+    """
+
+    embeddings_BPE: Tensor
+    keys_BPE: Tensor
     grid: tuple[int, int]
 
 
 @dataclass(frozen=True)
 class PatchCache(KVCache):
-    """What a decoder of patches has read and written, its words for patches, and what it has said of them."""
+    """The cache of a `PatchDecoder`.
 
-    words: PatchTokens = field(kw_only=True)
+    Attributes:
+        patches: of the images.
+        history: the patches in each sequence so far.
+    """
+
+    patches: PatchTokens = field(kw_only=True)
     history: History = field(kw_only=True)
 
-    def reorder(self, rows_B: Tensor) -> None:
-        """Row i becomes what row `rows_B[i]` was, in place; rows stay with their image."""
-        super().reorder(rows_B)
-        for tensor in self.history:
-            tensor.copy_(tensor.index_select(0, rows_B))
+    def tensors(self) -> list[CacheTensor]:
+        """See `KVCache`."""
+        axes = "BPE" if len(self.patches.keys_BPE) > 1 else "1PE"
+        return [
+            *super().tensors(),
+            CacheTensor("patch_embeddings", self.patches.embeddings_BPE, axes, False),
+            CacheTensor("patch_keys", self.patches.keys_BPE, axes, False),
+            CacheTensor("last_patch", self.history.last_BL, "B1", True),
+            CacheTensor("corner_patches", self.history.corners_B2LP, "B21P", True),
+        ]
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "PatchCache":
+        """See `KVCache`. The history is copied, as a step changes it in place."""
+        history = History(tensors["last_patch"].clone(), tensors["corner_patches"].clone())
+        patches = PatchTokens(tensors["patch_embeddings"], tensors["patch_keys"], self.patches.grid)
+        return replace(super().with_tensors(tensors), patches=patches, history=history)
 
 
 class PatchDecoder(nn.Module):
-    """The decoder of `boxwright.models.sequence.decoder`, except that some of its words are the patches of an image.
+    """Like `boxwright.models.sequence.decoder.SequenceDecoder`, but some of its tokens are the patches of an image.
 
     Args:
         c: the detector's shape.
-        vocabulary: the words for images of the size it is made for.
+        vocabulary: the token ids of the detector's own canvas.
     """
 
     def __init__(self, c: PatchSeqConfig, vocabulary: PatchVocabulary):
         super().__init__()
-        self.fixed, self.grid = vocabulary.first_patch, vocabulary.grid
-        self.token_embedding = nn.Parameter(table(self.fixed, c.dim))
+        self.fixed_tokens, self.grid = vocabulary.first_patch, vocabulary.grid
+        self.token_embedding = nn.Parameter(table(self.fixed_tokens, c.dim))
         length = vocabulary.slots * c.max_objects + 1
         self.position_embedding = nn.Parameter(positions(length, vocabulary.slots, c.dim)) if c.positions else None
         self.layers = nn.ModuleList(
             DecoderBlock(c.dim, c.hidden, c.heads, c.dropout, c.drop_path) for _ in range(c.decoder_layers)
         )
         self.norm = norm(c.dim)
-        self.output_bias = nn.Parameter(torch.zeros(self.fixed))
-        self.words, self.corners = vocabulary.slots, vocabulary.corners(c.noise)
+        self.output_bias = nn.Parameter(torch.zeros(self.fixed_tokens))
+        self.slots, self.corners = vocabulary.slots, vocabulary.corners(c.noise)
         self.pointer = Pointer(c.dim) if c.pointing else None
         if not c.pointing:
-            self.patch_embedding = nn.Parameter(table(vocabulary.size - self.fixed, c.dim))
+            self.patch_embedding = nn.Parameter(table(vocabulary.size - self.fixed_tokens, c.dim))
 
-    def forward(self, tokens_BL: Tensor, seen: PatchSeqOutputs) -> Tensor:
-        """Scores (B, L, V) of what follows each token of given sentences."""
-        words, positions_L = self._words(seen), torch.arange(tokens_BL.shape[1], device=tokens_BL.device)
-        x_BLE = self._embed(tokens_BL, positions_L, words)
-        for layer, image in zip(self.layers, self._image(seen), strict=True):
+    def forward(self, tokens_BL: Tensor, memory: PatchSeqOutputs) -> Tensor:
+        """Logits (B, L, V) of what follows each token of whole sequences; consecutive rows may belong to one image."""
+        patches, positions_L = self._patches(memory), torch.arange(tokens_BL.shape[1], device=tokens_BL.device)
+        x_BLE = self._embed(tokens_BL, positions_L, patches)
+        for layer, image in zip(self.layers, self._image(memory), strict=True):
             x_BLE = layer(x_BLE, image)
-        nothing = History.none(len(tokens_BL), words.said_BPE.shape[1], tokens_BL.device)
-        return self._score(x_BLE, words, self._history(nothing, tokens_BL, positions_L))
+        nothing = History.empty(len(tokens_BL), patches.keys_BPE.shape[1], tokens_BL.device)
+        return self._logits(x_BLE, patches, self._history(nothing, tokens_BL, positions_L))
 
-    def start(self, seen: PatchSeqOutputs, length: int, each: int = 1) -> KVCache:
-        """An empty cache for `each` sentences an image, of at most this length."""
-        cache = KVCache.empty(self._image(seen), length, each)
-        words = self._words(seen)
-        history = History.none(cache.rows, words.said_BPE.shape[1], seen.patches_BPE.device)
-        return PatchCache(cache.sentence, cache.image, words=words, history=history)
+    def start(self, memory: PatchSeqOutputs, length: int, per_image: int = 1) -> KVCache:
+        """See `boxwright.models.sequence.generation.StepDecoder`."""
+        cache = KVCache.empty(self._image(memory), length, per_image)
+        patches = self._patches(memory)
+        history = History.empty(cache.rows, patches.keys_BPE.shape[1], memory.patches_BPE.device)
+        return PatchCache(cache.sequence, cache.image, patches=patches, history=history)
 
     def step(self, tokens_BL: Tensor, positions_L: Tensor, cache: KVCache) -> Tensor:
-        """Scores (B, V) of what follows the last of these tokens, which are added to the cache in place."""
+        """See `boxwright.models.sequence.generation.StepDecoder`."""
         assert isinstance(cache, PatchCache)
-        x_BLE = self._embed(tokens_BL, positions_L, cache.words)
-        place = cache.place(positions_L)
-        for layer, sentence, image in zip(self.layers, cache.sentence, cache.image, strict=True):
-            x_BLE = layer(x_BLE, image, sentence, place)
+        x_BLE = self._embed(tokens_BL, positions_L, cache.patches)
+        step = cache.step_positions(positions_L)
+        for layer, sequence, image in zip(self.layers, cache.sequence, cache.image, strict=True):
+            x_BLE = layer(x_BLE, image, sequence, step)
         history = self._history(cache.history, tokens_BL, positions_L).now()
         for old, new in zip(cache.history, history, strict=True):
             old.copy_(new)
-        return self._score(x_BLE[:, -1:], cache.words, history)[:, 0]
+        return self._logits(x_BLE[:, -1:], cache.patches, history)[:, 0]
 
     def _history(self, before: History, tokens_BL: Tensor, positions_L: Tensor) -> History:
-        """Of the patches among these tokens; which corner they are follows from their place in the sentence."""
-        slot_L = (positions_L - 1) % self.words
+        """Up to each of these tokens; which corner a patch is follows from its position in the sequence."""
+        slot_L = (positions_L - 1) % self.slots
         corner_L = torch.where(slot_L == self.corners[0], FIRST, SECOND)
-        return before.then((tokens_BL - self.fixed).clamp(min=-1), corner_L)
+        return before.then((tokens_BL - self.fixed_tokens).clamp(min=-1), corner_L)
 
-    def _image(self, seen: PatchSeqOutputs) -> Iterator[KeysValues]:
-        """The image's keys and values for each layer."""
-        return (layer.cross_attention.keys_values(seen.patches_BPE) for layer in self.layers)  # type: ignore[union-attr,operator]
+    def _image(self, memory: PatchSeqOutputs) -> Iterator[KeysValues]:
+        """Keys and values of the images for each layer."""
+        return (layer.cross_attention.keys_values(memory.patches_BPE) for layer in self.layers)  # type: ignore[union-attr,operator]
 
-    def _words(self, seen: PatchSeqOutputs) -> PatchTokens:
-        grid = seen.vocabulary.grid
+    def _patches(self, memory: PatchSeqOutputs) -> PatchTokens:
+        grid = memory.vocabulary.grid
         if self.pointer is not None:
-            return PatchTokens(self.pointer.read(seen.patches_BPE), self.pointer.answer(seen.patches_BPE), grid)
+            return PatchTokens(self.pointer.read(memory.patches_BPE), self.pointer.answer(memory.patches_BPE), grid)
         table_1PE = resize_2d(self.patch_embedding, self.grid, grid)[None]
         return PatchTokens(table_1PE, table_1PE, grid)
 
-    def _embed(self, tokens_BL: Tensor, positions_L: Tensor, words: PatchTokens) -> Tensor:
-        """(B, L, E): from the table, or of the patch; several consecutive rows may belong to one image."""
-        images = words.read_BPE.shape[0]
-        patch_IR = (tokens_BL - self.fixed).clamp(min=0).view(images, -1)
-        patches_IRE = words.read_BPE.gather(1, patch_IR[..., None].expand(-1, -1, words.read_BPE.shape[-1]))
-        fixed_BLE = self.token_embedding[tokens_BL.clamp(max=self.fixed - 1)]
-        x_BLE = torch.where((tokens_BL < self.fixed)[..., None], fixed_BLE, patches_IRE.view_as(fixed_BLE))
+    def _embed(self, tokens_BL: Tensor, positions_L: Tensor, patches: PatchTokens) -> Tensor:
+        """Embeddings (B, L, E), from the table or of the patch; consecutive rows may belong to one image."""
+        images, _, width = patches.embeddings_BPE.shape
+        patch_IR = (tokens_BL - self.fixed_tokens).clamp(min=0).view(images, -1)
+        patches_IRE = patches.embeddings_BPE.gather(1, patch_IR[..., None].expand(-1, -1, width))
+        fixed_BLE = self.token_embedding[tokens_BL.clamp(max=self.fixed_tokens - 1)]
+        x_BLE = torch.where((tokens_BL < self.fixed_tokens)[..., None], fixed_BLE, patches_IRE.view_as(fixed_BLE))
         return x_BLE if self.position_embedding is None else x_BLE + self.position_embedding[positions_L]
 
-    def _score(self, x_BLE: Tensor, words: PatchTokens, history: History) -> Tensor:
-        """(B, L, V): the words of the table, then the patches of each row's own image."""
+    def _logits(self, x_BLE: Tensor, patches: PatchTokens, history: History) -> Tensor:
+        """(B, L, V): the tokens of the table, then the patches of each row's own image."""
         x_BLE = self.norm(x_BLE)
         fixed_BLV = F.linear(x_BLE, self.token_embedding, self.output_bias)
         if self.pointer is None:
-            patches_BLP = F.linear(x_BLE, words.said_BPE[0])
+            patches_BLP = F.linear(x_BLE, patches.keys_BPE[0])
         else:
-            patches_BLP = self.pointer(x_BLE, words.said_BPE, history, words.grid)
+            patches_BLP = self.pointer(x_BLE, patches.keys_BPE, history, patches.grid)
         return torch.cat([fixed_BLV, patches_BLP], -1).float()

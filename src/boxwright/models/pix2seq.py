@@ -1,14 +1,14 @@
-"""`pix2seq`: an image is read, and its objects are written down as one sentence.
+"""`pix2seq`: detection as language modelling, the objects of an image as one sequence of tokens.
 
-        image ── backbone ── encoder ── bridge ──┐ (what the decoder looks at)
+        image ── backbone ── encoder ── bridge ──┐ (what the decoder attends to)
                                                  v
         >   y1  x1  y2  x2 class   y1  x1  y2  x2 class   y1  x1  y2  x2 noise   ...
             └─ first object ───┘   └─ second object ──┘   └─ nothing there ──┘
 
-Every word is chosen from one vocabulary: 1000 coordinates, the classes, and the word for noise. Objects come in any
-order. After the last object the decoder goes on with boxes that are none, says so by the word for noise, and their
-scores are low ("Pix2seq: a language modeling framework for object detection", Chen et al. 2022). Architecture,
-sentences, loss and scores are those of google-research/pix2seq, its ResNet replaced by any timm backbone.
+Every token comes from one vocabulary: 1000 coordinates, the classes, and the noise token. Objects come in any order.
+After the last object the decoder goes on with boxes that are none: their class is noise, and their scores are low
+("Pix2seq: a language modeling framework for object detection", Chen et al. 2022). Architecture, sequences, loss and
+scores are those of google-research/pix2seq, its ResNet replaced by any timm backbone.
 """
 
 import math
@@ -28,16 +28,16 @@ from boxwright.models.layers.class_rows import choose_ids
 from boxwright.models.layers.position_encoding import resize_2d, sincos_2d
 from boxwright.models.sequence.decoder import SequenceDecoder, table
 from boxwright.models.sequence.generation import Generated
-from boxwright.models.sequence.likelihood import Scores, log_probs, score
+from boxwright.models.sequence.likelihood import Scores, log_probs, score_objects
 from boxwright.models.sequence.sampling import Sampling
 from boxwright.models.sequence.sequence_detector import SequenceDetector
-from boxwright.models.sequence.targets import sentences, spell
+from boxwright.models.sequence.targets import encode_targets, training_sequences
 from boxwright.models.sequence.token_constraints import TokenConstraints
 from boxwright.models.sequence.vocabulary import Vocabulary
 from boxwright.types import Batch, FeatureMaps, Predictions, image_mask, pixels
 
-PADDING = 0.3  # colour of the canvas beside the image, in [0, 1]; attention looks at it, too
-OBJECT_TOKENS = 5  # an object: four coordinates and its class
+PADDING = 0.3  # colour of the canvas outside the valid area, in [0, 1]; it is attended to
+OBJECT_TOKENS = 5  # four coordinates and a class
 Positions = Literal["learned", "sincos"]
 
 
@@ -49,35 +49,35 @@ class Pix2SeqConfig:
         backbone: a timm model with a feature map at the stride; `patches`, one convolution, as a plain ViT has it; or
             `pix2seq_resnet50` (101, 152, 200; `x0.5` behind it halves its width), the published code's, at 16 or 32.
         image_size: side of the canvas, in pixels.
-        stride: pixels per cell that the encoder sees.
-        grid: rows and columns of cells that a table of learned positions has; by default those of `image_size`.
-        encoder_positions: of the cells, in the encoder and again in the bridge.
+        stride: canvas pixels per cell of the encoder.
+        grid: rows and columns of the table of learned cell positions; by default those of `image_size`.
+        encoder_positions: kind of the cells' positions, in the encoder and again in the bridge.
         cls_token: put a learned cell in front of all others.
         bridge: from encoder to decoder, a projection and a norm, then nothing (`linear`), positions (`linear_p`), or
             positions and an MLP (`mlp`).
         encoder_layers, encoder_dim, encoder_hidden, encoder_heads: blocks, width, MLP width and heads of the encoder.
         decoder_layers, decoder_dim, decoder_hidden, decoder_heads: the same of the decoder.
-        decoder_positions: of the words.
-        shared_embedding: one table reads and scores words.
-        output_bias: each word's score has a bias.
-        max_objects: objects in a sentence, noise included; no more are ever detected.
-        length: words in a sentence, at least 5 x max_objects; the rest is padding.
-        bins: values that a coordinate can take.
+        decoder_positions: kind of the tokens' positions.
+        shared_embedding: one table of embeddings for input and output tokens.
+        output_bias: each token's logit has a bias.
+        max_objects: objects in a sequence, noise included; the most that are detected.
+        length: tokens in a sequence, at least 5 x max_objects; the rest is padding.
+        bins: values of a coordinate.
         first_coordinate: id of the first coordinate.
         vocabulary: number of ids.
-        class_ids: the label of each class, from 1; empty for 1, 2, 3... Published weights have COCO's, with holes.
+        class_ids: the label of each class, from 1; empty for 1, 2, 3... Published weights have COCO's, with gaps.
         dropout: rate inside the MLPs and before the encoder.
-        drop_path: rate at which a block's addition is left out, the same in every layer.
-        sentences: how many sentences of each image (other order, other noise) one training step writes.
-        noise: sentences are filled up with noise objects, and never end; else they end after the last object.
-        grammar: coordinate slots hold only coordinates, class slots only classes; else any word may come anywhere.
-        top_p: more than 0 draws words from the nucleus (the published code has 0.4). With 0, and no `top_k`, the most
-            probable words are written.
-        nucleus, top_k, temperature, repeats, beams: of `boxwright.models.sequence.sampling.Sampling`.
-        end_bias: added to the score of the word that ends a sentence; -inf never ends. By default that is so where
-            sentences are filled up with noise, and else 0: they end as the network says.
-        scores: of `boxwright.models.sequence.likelihood.score`.
-        seed: of the draws: image i of a batch draws by seed + i. By default all images draw alike.
+        drop_path: rate of stochastic depth, the same in every layer.
+        sentences: sequences of each image in a training step, with different order and noise.
+        noise: sequences are filled up with noise objects, and never end; else they end after the last object.
+        grammar: coordinate slots hold only coordinates, class slots only classes; else any token may stand anywhere.
+        top_p: more than 0 draws tokens from the nucleus (the published code has 0.4). With 0, and no `top_k`, the most
+            probable tokens are generated.
+        nucleus, top_k, temperature, repeats, beams: see `boxwright.models.sequence.sampling.Sampling`.
+        end_bias: added to the logit of the end token; -inf never ends. By default -inf where sequences are filled up
+            with noise, else 0.
+        scores: see `boxwright.models.sequence.likelihood.score_objects`.
+        seed: of the draws: image i of a batch draws with seed + i. By default all images draw with seed 0.
     """
 
     backbone: str = "tf_efficientnet_lite0"
@@ -121,7 +121,7 @@ class Pix2SeqConfig:
 
     @property
     def sampling(self) -> Sampling:
-        """How words are chosen."""
+        """How tokens are chosen."""
         usual = -math.inf if self.noise else 0.0
         end_bias = usual if self.end_bias is None else self.end_bias
         return Sampling(
@@ -134,7 +134,7 @@ SIZES = {
     "nano": _NANO,
     "small": replace(_NANO, backbone="tf_efficientnet_lite1", image_size=416, encoder_layers=4, decoder_layers=4),
     "medium": replace(_NANO, backbone="tf_efficientnet_lite2", image_size=512, encoder_layers=6, decoder_layers=6),
-    # The published ones. They begin at random: their stems have no ImageNet weights, and learn at the full rate.
+    # The published ones. Their stems have no ImageNet weights: they are initialised at random, with the full rate.
     "resnet50": Pix2SeqConfig(
         "pix2seq_resnet50", 640, 32, encoder_layers=6, decoder_layers=6,
     ),
@@ -154,7 +154,7 @@ SIZES = {
 
 
 class Pix2Seq(SequenceDetector):
-    """The detector that writes.
+    """The sequence detector of Chen et al. 2022.
 
     Args:
         config: its shape.
@@ -162,7 +162,7 @@ class Pix2Seq(SequenceDetector):
         pretrained: start the backbone from ImageNet weights.
 
     Raises:
-        UserError: for more classes than the vocabulary has words, or a length that does not hold all objects.
+        UserError: for more classes than the vocabulary has tokens, or a length that does not hold all objects.
     """
 
     explained_as = "sequence"
@@ -171,11 +171,13 @@ class Pix2Seq(SequenceDetector):
     def __init__(self, config: Pix2SeqConfig, names: tuple[str, ...], pretrained: bool = True):
         super().__init__()
         self.config, self.names, self.image_size = config, tuple(names), config.image_size
-        most, words = self.vocabulary().max_classes, OBJECT_TOKENS * config.max_objects
+        most, needed = self.vocabulary().max_classes, OBJECT_TOKENS * config.max_objects
         labels = config.class_ids or range(1, len(names) + 1)
         fits = len(labels) == len(names) and all(1 <= label <= most for label in labels)
         require(fits, f"pix2seq has words for {most} classes, not for these {len(names)}; raise first_coordinate.")
-        require(words <= config.length, f"{config.max_objects} objects are {words} words, over length={config.length}.")
+        require(
+            needed <= config.length, f"{config.max_objects} objects are {needed} words, over length={config.length}."
+        )
         c = config
         published = make_stem(c.backbone, c.stride, c.encoder_dim)
         self.backbone = published or Backbone(c.backbone, [c.stride], pretrained)
@@ -195,7 +197,7 @@ class Pix2Seq(SequenceDetector):
         return FeatureMaps(self.backbone, self.backbone.strides if isinstance(self.backbone, Backbone) else [])
 
     def forward(self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None) -> Tensor:
-        """What the decoder looks at, (B, cells, decoder_dim); H and W may be any size."""
+        """The encoded cells, (B, cells, decoder_dim); H and W may be any size."""
         return self.encode(self.features(images_BCHW, sizes_B2))
 
     def features(self, images_BCHW: Tensor, sizes_B2: Tensor) -> Tensor:
@@ -205,29 +207,27 @@ class Pix2Seq(SequenceDetector):
         return self.backbone(filled_BCHW.contiguous(memory_format=torch.channels_last))[0]
 
     def encode(self, features_BCHW: Tensor) -> Tensor:
-        """From the backbone's map to what the decoder looks at."""
+        """From the backbone's map to the encoded cells."""
         height, width = features_BCHW.shape[-2:]
         return self.bridge(self.encoder(features_BCHW), height, width)
 
     def loss(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """`tokens`: cross-entropy of the next word, its mean over words by their weights."""
+        """`tokens`: cross-entropy of the next token, averaged with the tokens' weights."""
         c = self.config
-        said = sentences(batch, self.vocabulary(), c.max_objects, c.length, c.sentences, c.noise)
-        logits_BLV, weights_BL = self.decoder(said.inputs_BL, outputs), said.weights_BL
-        each_BL = F.cross_entropy(logits_BLV.flatten(0, 1), said.targets_BL.flatten(), reduction="none").view_as(
-            weights_BL
+        inputs_BL, targets_BL, weights_BL = training_sequences(
+            batch, self.vocabulary(), c.max_objects, c.length, c.sentences, c.noise
         )
+        each_BL = -log_probs(self.decoder, outputs, inputs_BL, targets_BL)
         return {"tokens": (each_BL * weights_BL).sum() / (weights_BL.sum() + 1e-9)}
 
     def likelihood(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Log-likelihood of the true sentence of each image, and how many words it has, each (B,).
-
-        Objects stand in the order in which the data set has them, all their classes are read as noise (as in half of
-        training), and no noise objects follow; the word that ends the sentence counts where sentences end.
+        """See `Detector`. Objects stand in the data set's order, their classes are noise in the inputs (as in half of
+        training), and no noise objects follow; the end token counts where sequences end.
         """
-        said = spell(batch, self.vocabulary(), self.config.max_objects, not self.config.noise)
-        each_BL = log_probs(self.decoder, outputs, said.inputs_BL, said.targets_BL)
-        return (each_BL * said.weights_BL).sum(1), said.weights_BL.sum(1)
+        c = self.config
+        inputs_BL, targets_BL, weights_BL = encode_targets(batch, self.vocabulary(), c.max_objects, not c.noise)
+        each_BL = log_probs(self.decoder, outputs, inputs_BL, targets_BL)
+        return (each_BL * weights_BL).sum(1), weights_BL.sum(1)
 
     @property
     def capacity(self) -> int:
@@ -264,15 +264,15 @@ class Pix2Seq(SequenceDetector):
         By default the score is the probability of the best class among all tokens of the vocabulary at the class slot,
         whichever token was generated there, noise included.
         """
-        scores_BD, labels_BD = score(generated, self.config.scores, OBJECT_TOKENS, classes)
+        scores_BD, labels_BD = score_objects(generated, self.config.scores, OBJECT_TOKENS, classes)
         boxes_BD4 = self.vocabulary().boxes(generated.tokens_BL.unflatten(1, (-1, OBJECT_TOKENS))[..., :4])
         boxes_BD4[..., 2:] = torch.maximum(boxes_BD4[..., :2], boxes_BD4[..., 2:])  # a reversed box is an empty one
         return Predictions(boxes_BD4, scores_BD, labels_BD)
 
     def lengthen(self, objects: int) -> None:
-        """Make room for more objects in a sentence: those beyond the table take the positions of the last one in it.
+        """Make room for more objects in a sequence: those beyond the table get the positions of the last one in it.
 
-        What the detector says of the first objects stays the same; training on images with more teaches it the rest.
+        Predictions of the first objects stay the same; the others are learned from images with more objects.
         """
         c, table_LE = self.config, self.decoder.position_embedding
         require(c.decoder_positions == "learned", "only learned positions can be lengthened; these are sines.")
@@ -304,11 +304,11 @@ class Pix2Seq(SequenceDetector):
 
 
 class Pix2SeqEncoder(nn.Module):
-    """Features to cells that know of each other."""
+    """Self-attention over the cells of the backbone's map."""
 
     def __init__(self, channels: int, c: Pix2SeqConfig):
         super().__init__()
-        patches = c.backbone == PATCHES  # their convolution is the projection already
+        patches = c.backbone == PATCHES  # their convolution is already the projection
         self.dropout = nn.Dropout(0.0 if patches else c.dropout)
         self.stem_projection = nn.Identity() if patches else dense(channels, c.encoder_dim)
         self.stem_norm = norm(c.encoder_dim)
@@ -321,7 +321,7 @@ class Pix2SeqEncoder(nn.Module):
         self.norm = norm(c.encoder_dim)
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
-        """(B, H * W, encoder_dim) of a feature map, one cell more with a cls token; positions are added once."""
+        """(B, H * W, encoder_dim) of a feature map, and one cell more with a cls token; positions are added once."""
         height, width = features_BCHW.shape[-2:]
         x_BME = self.stem_norm(self.stem_projection(self.dropout(features_BCHW.flatten(2).transpose(1, 2))))
         x_BME = x_BME + self.positions(height, width, x_BME.device)
@@ -339,9 +339,7 @@ class Bridge(nn.Module):
         super().__init__()
         self.projection, self.norm = dense(c.encoder_dim, c.decoder_dim), norm(c.decoder_dim)
         self.positions = None if c.bridge == "linear" else CellPositions(c, c.decoder_dim)
-        hidden = c.decoder_dim * (
-            c.encoder_hidden // c.encoder_dim
-        )  # the encoder's ratio, as the published code has it
+        hidden = c.decoder_dim * (c.encoder_hidden // c.encoder_dim)  # the encoder's ratio, as in the published code
         self.mlp = Mlp(c.decoder_dim, hidden, c.dropout, c.drop_path) if c.bridge == "mlp" else nn.Identity()
 
     def forward(self, x_BME: Tensor, height: int, width: int) -> Tensor:
@@ -354,7 +352,7 @@ class Bridge(nn.Module):
 
 
 class CellPositions(nn.Module):
-    """Where a cell stands, as sines and cosines or as a learned table."""
+    """Positions of cells, as sines and cosines or as a learned table."""
 
     def __init__(self, c: Pix2SeqConfig, dim: int):
         super().__init__()

@@ -1,26 +1,26 @@
-"""The replications: four networks that write sentences with a transformer of DETR's kind.
+"""The replications: four sequence detectors around a transformer of DETR's kind.
 
 Before the official code was published, people wrote their own Pix2Seq around DETR. Their weights are what this file is
 for (`boxwright import-weights`). A ResNet with frozen batch norm, one projection, then blocks that normalise after each
-addition ("post-norm"), with positions added to what asks and to the keys:
+addition ("post-norm"), with position encodings added to queries and keys:
 
-        image ── resnet ── projection ── encoder ── (what the decoder looks at)
+        image ── resnet ── projection ── encoder ── (what the decoder attends to)
                                                             v
         >   x1  y1  x2  y2  class   x1  y1  x2  y2  class   ...
 
                               pretrained      mmdet           stable            unofficial
     repository                Pretrained-     Pix2seq-        Stable-           Unofficial-
                               Pix2Seq         mmdetection     Pix2Seq           Pix2Seq
-    written by                gaopengcuhk     Sharpiless      gaopengcuhk       gaopengcuhk
+    author                    gaopengcuhk     Sharpiless      gaopengcuhk       gaopengcuhk
     an object                 x1 y1 x2 y2 c   x1 y1 x2 y2 c   cx cy w h c       cx cy w h c
     coordinates               pixels of 1333  pixels of 1333  of the image      of the image
-    cells are numbered        1, 2, 3...      1, 2, 3...      0 to 2 pi         0 to 2 pi
-    padding has numbers       yes             no              no                no
-    padding is looked at      yes             yes             no                no
-    the decoder knows places  no              no              from a table      from a table
-    boxes are written in      any words       any words       coordinates       any words but for the first box
-    classes are written in    any words       any words       any words         any words, the end too
-    the end, and noise        never written   never written   never written     the end is written
+    positions of cells        1, 2, 3...      1, 2, 3...      0 to 2 pi         0 to 2 pi
+    padding has positions     yes             no              no                no
+    padding is attended to    yes             yes             no                no
+    positions of tokens       none            none            a table           a table
+    tokens of a box           any             any             coordinates       any but in the first box
+    tokens of a class         any             any             any               any, the end too
+    the end, and noise        never           never           never             the end is generated
 """
 
 from collections.abc import Sequence
@@ -42,25 +42,25 @@ from boxwright.models.layers.post_norm import (
     sine_2d,
 )
 from boxwright.models.sequence.generation import Generated
-from boxwright.models.sequence.likelihood import score, sequence_log_probs
+from boxwright.models.sequence.likelihood import score_objects, sequence_log_probs
 from boxwright.models.sequence.sampling import Sampling
 from boxwright.models.sequence.sequence_detector import SequenceDetector
-from boxwright.models.sequence.targets import ordered
+from boxwright.models.sequence.targets import order_objects
 from boxwright.models.sequence.token_constraints import TokenConstraints
 from boxwright.types import Batch, Predictions, image_mask, pixels
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet; padding is zero behind them
-OBJECT_TOKENS = 5  # an object: four coordinates and its class
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet; padding is zero after normalisation
+OBJECT_TOKENS = 5  # four coordinates and a class
 LONG_SIDE = 1333  # pixels that the last coordinate means where coordinates are pixels
-JITTER = 0.2  # most that a side of a repeated box moves, relative to its size
+JITTER = 0.2  # the most that a side of a repeated box moves, relative to its size
 NOISE_WEIGHT = {
     "pretrained": 0.1,
     "mmdet": 0.1,
     "stable": 0.01,
     "unofficial": 1.0,
-}  # in the loss, of the word for noise
-END_WEIGHT = {"pretrained": 1.0, "mmdet": 1.0, "stable": 0.01, "unofficial": 1.0}  # and of the end
-IGNORED = -100  # what cross-entropy passes over
+}  # of the noise token in the loss
+END_WEIGHT = {"pretrained": 1.0, "mmdet": 1.0, "stable": 0.01, "unofficial": 1.0}  # of the end token
+IGNORED = -100  # a target that has no loss
 Variant = Literal["pretrained", "mmdet", "stable", "unofficial"]
 
 
@@ -73,12 +73,12 @@ class ReplicationConfig:
         backbone: a ResNet of torchvision.
         image_size: the longest side of an image, in pixels.
         encoder_layers, decoder_layers, dim, hidden, heads, dropout: of the transformer.
-        max_objects: objects in a sentence.
-        coordinates: values that a coordinate can take; they are the first words.
-        first_class: the word for class number 0.
-        vocabulary: words that are scored.
-        length: places in the decoder's table, if it has one.
-        class_ids: the number of each class; COCO's numbers have holes. Empty: 0, 1, 2...
+        max_objects: objects in a sequence.
+        coordinates: values of a coordinate; they are the first tokens.
+        first_class: the token of class id 0.
+        vocabulary: number of tokens.
+        length: rows of the decoder's table of positions, if it has one.
+        class_ids: the id of each class; COCO's have gaps. Empty: 0, 1, 2...
     """
 
     variant: Variant = "pretrained"
@@ -101,22 +101,22 @@ class ReplicationConfig:
 
     @property
     def has_positions(self) -> bool:
-        """Whether it is one of the two with a table of places, which have more in common than that."""
+        """Whether it is one of the two variants with a table of positions, which have more in common than that."""
         return self.variant in ("stable", "unofficial")
 
     @property
     def start(self) -> int:
-        """The word that a sentence is begun with; in the other two its number is that of the end, never read."""
+        """The start token; without a table of positions its id is that of the end, which is no input otherwise."""
         return self.vocabulary - 2
 
     @property
     def end(self) -> int:
-        """The word behind the last object."""
+        """The token behind the last object."""
         return self.vocabulary - (3 if self.has_positions else 2)
 
     @property
     def noise(self) -> int:
-        """The word for an object that is none; `unofficial` does not know it."""
+        """The class of an object that is none; `unofficial` has no such token."""
         return self.vocabulary - (5 if self.has_positions else 1)
 
 
@@ -276,7 +276,7 @@ class Replication(SequenceDetector):
     def loss(self, outputs: ReplicationOutputs, batch: Batch) -> dict[str, Tensor]:
         """`tokens`: cross-entropy of the next token, after the last layer; of `unofficial`, after every layer."""
         c, vocabulary = self.config, self.vocabulary(outputs)
-        boxes_BM4, labels_BM, real_BM = ordered(batch.boxes_BN4, batch.labels_BN, batch.valid_BN, c.max_objects)
+        boxes_BM4, labels_BM, real_BM = order_objects(batch.boxes_BN4, batch.labels_BN, batch.valid_BN, c.max_objects)
         tokens_BM5 = vocabulary.object_tokens(boxes_BM4, labels_BM)
         targets_BL = self.target_tokens(tokens_BM5, real_BM)
         if c.variant != "unofficial":
@@ -353,7 +353,8 @@ class Replication(SequenceDetector):
         others = {"stable": c.vocabulary - 6, "unofficial": c.vocabulary}.get(c.variant, c.end)
         limit_P = torch.where(in_box_P, c.coordinates, others)
         allowed_PV = torch.arange(c.vocabulary, device=device) < limit_P[:, None]
-        return TokenConstraints(c.start, c.end, allowed_PV, self.class_tokens_K)
+        coordinates = range(c.coordinates)
+        return TokenConstraints(c.start, c.end, allowed_PV, self.class_tokens_K, coordinates=coordinates)
 
     def decoder_memory(self, outputs: ReplicationOutputs) -> EncoderMemory:
         """See `SequenceDetector`."""
@@ -373,27 +374,10 @@ class Replication(SequenceDetector):
         whichever tokens were generated. The score is the probability of the class among all tokens, and 0 behind the
         end.
         """
-        tokens_BN5 = generated.tokens_BL.unflatten(1, (-1, OBJECT_TOKENS))
-        coordinates_BN4 = tokens_BN5[..., :-1]
-        if bool((coordinates_BN4 >= self.config.coordinates).any()):
-            assert outputs is not None
-            inputs_BL = F.pad(generated.tokens_BL[:, :-1], (1, 0), value=self.config.start)
-            logits_BN5V = self.decoder(inputs_BL, outputs.memory).unflatten(1, (-1, OBJECT_TOKENS))
-            coordinates_BN4 = logits_BN5V[:, :, :-1, : self.config.coordinates].argmax(-1)
-        return self.found(coordinates_BN4, generated, outputs, classes, sizes_B2)
-
-    def found(
-        self,
-        coordinates_BN4: Tensor,
-        generated: Generated,
-        outputs: ReplicationOutputs | None = None,
-        classes: Sequence[int] | Tensor | None = None,
-        sizes_B2: Tensor | None = None,
-    ) -> Predictions:
-        """Boxes of these coordinates, with the classes and scores of generated sequences."""
-        scores_BN, labels_BN = score(generated, "full", OBJECT_TOKENS, classes)
+        assert generated.coordinates_BNC is not None
+        scores_BN, labels_BN = score_objects(generated, "full", OBJECT_TOKENS, classes)
         ended_BN = (generated.tokens_BL == self.config.end).cumsum(1).unflatten(1, (-1, OBJECT_TOKENS)).any(-1)
-        boxes_BN4 = self.vocabulary(outputs, sizes_B2).boxes(coordinates_BN4)
+        boxes_BN4 = self.vocabulary(outputs, sizes_B2).boxes(generated.coordinates_BNC)
         return Predictions(boxes_BN4, scores_BN.masked_fill(ended_BN, 0), labels_BN)
 
     def with_classes(
@@ -409,7 +393,7 @@ class Replication(SequenceDetector):
 def with_noise(boxes_BM4: Tensor, labels_BM: Tensor, real_BM: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """Boxes in [0, 1] of the image, the real ones first, and their classes, with noise in all other rows.
 
-    By the law of Pretrained-Pix2Seq: half are real boxes, moved a little, with their class; half are anything.
+    As in Pretrained-Pix2Seq: half are jittered real boxes with their class, half are random.
     """
     corner_BM2 = torch.rand_like(boxes_BM4[..., :2])
     random_BM4 = torch.cat([corner_BM2, (corner_BM2 + torch.rand_like(corner_BM2)).clamp(max=1)], -1)
@@ -425,14 +409,14 @@ def with_noise(boxes_BM4: Tensor, labels_BM: Tensor, real_BM: Tensor, classes: i
 
 
 def max_classes(c: ReplicationConfig) -> int:
-    """How many class numbers have a word."""
+    """How many class ids have a token."""
     return (c.vocabulary - 6 if c.has_positions else c.end) - c.first_class
 
 
 class ReplicationDecoder(nn.Module):
-    """A decoder as the engine knows it (`boxwright.models.sequence.generate.StepDecoder`), of post-norm blocks.
+    """A `boxwright.models.sequence.generation.StepDecoder` of post-norm blocks.
 
-    Its table of words has one row more than there are words where sentences begin with a vector of their own.
+    Where the start token has an embedding of its own, the table has one row more than there are tokens.
     """
 
     def __init__(self, c: ReplicationConfig):
@@ -450,38 +434,38 @@ class ReplicationDecoder(nn.Module):
         self.head = nn.Sequential(*hidden, nn.Linear(c.dim, c.vocabulary))
 
     def forward(self, tokens_BL: Tensor, memory: EncoderMemory) -> Tensor:
-        """Scores (B, L, V) of what follows each word of given sentences."""
+        """Logits (B, L, V) of what follows each token of whole sequences."""
         return self.head(self.states(tokens_BL, memory)[-1]).float()
 
     def states(self, tokens_BL: Tensor, memory: EncoderMemory) -> list[Tensor]:
-        """What each layer makes of given sentences, normed, (B, L, dim) each; `head` scores any of them."""
-        x_BLE, places_LE = self._embed(tokens_BL, torch.arange(tokens_BL.shape[1], device=tokens_BL.device))
+        """The normed states (B, L, dim) behind each layer; `head` turns any of them into logits."""
+        x_BLE, positions_LE = self._embed(tokens_BL, torch.arange(tokens_BL.shape[1], device=tokens_BL.device))
         states = []
         for layer, image in zip(self.layers, self._image(memory), strict=True):
-            x_BLE = layer(x_BLE, places_LE, image, memory.valid_BM[:, None, None])
+            x_BLE = layer(x_BLE, positions_LE, image, memory.valid_BM[:, None, None])
             states.append(self.norm(x_BLE))
         return states
 
-    def start(self, memory: EncoderMemory, length: int, each: int = 1) -> KVCache:
-        """An empty cache for `each` sentences an image, of at most this length."""
-        return KVCache.empty(self._image(memory), length, each, memory.valid_BM[:, None, None])
+    def start(self, memory: EncoderMemory, length: int, per_image: int = 1) -> KVCache:
+        """See `boxwright.models.sequence.generation.StepDecoder`."""
+        return KVCache.empty(self._image(memory), length, per_image, memory.valid_BM[:, None, None])
 
     def step(self, tokens_BL: Tensor, positions_L: Tensor, cache: KVCache) -> Tensor:
-        """Scores (B, V) of what follows the last of these words, which stand at these positions of their sentences."""
-        x_BLE, places_LE = self._embed(tokens_BL, positions_L)
-        place = cache.place(positions_L)
-        for layer, sentence, image in zip(self.layers, cache.sentence, cache.image, strict=True):
-            x_BLE = layer(x_BLE, places_LE, image, cache.seen_B11M, sentence, place)
+        """See `boxwright.models.sequence.generation.StepDecoder`."""
+        x_BLE, positions_LE = self._embed(tokens_BL, positions_L)
+        step = cache.step_positions(positions_L)
+        for layer, sequence, image in zip(self.layers, cache.sequence, cache.image, strict=True):
+            x_BLE = layer(x_BLE, positions_LE, image, cache.valid_B11M, sequence, step)
         return self.head(self.norm(x_BLE[:, -1])).float()
 
     def _image(self, memory: EncoderMemory) -> list[KeysValues]:
-        """The image's keys and values for each layer."""
+        """Keys and values of the images for each layer."""
         return [layer.cross_attention.keys_values(memory.keys_BME, memory.values_BME) for layer in self.layers]  # type: ignore[union-attr,operator]
 
     def _embed(self, tokens_BL: Tensor, positions_L: Tensor) -> tuple[Tensor, Tensor | float]:
-        """The words, and the places that each layer adds again to what asks."""
+        """Embeddings of the tokens, and of their positions, which each layer adds again to queries and keys."""
         x_BLE = self.token_embedding[tokens_BL]
         if not self.has_positions:
             return x_BLE, 0.0
-        places_LE = self.position_embedding[positions_L]
-        return self.dropout(self.input_norm(x_BLE + places_LE)), places_LE
+        positions_LE = self.position_embedding[positions_L]
+        return self.dropout(self.input_norm(x_BLE + positions_LE)), positions_LE

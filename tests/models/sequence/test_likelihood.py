@@ -6,7 +6,7 @@ import torch
 from boxwright.models.pix2seq import Pix2Seq
 from boxwright.models.sequence.generate import generate
 from boxwright.models.sequence.generation import Generated
-from boxwright.models.sequence.likelihood import object_log_probs, score, sequence_log_probs
+from boxwright.models.sequence.likelihood import object_log_probs, score_objects, sequence_log_probs
 from boxwright.models.sequence.sampling import Sampling
 from boxwright.models.sequence.vocabulary import NOISE, PAD, PROMPT
 from boxwright.types import Batch
@@ -87,6 +87,6 @@ def test_scores_by_their_definitions():
     words = torch.tensor([[0.5, 0.5, 0.5, 0.5, 0.6, 1, 1, 1, 1, 1]]).log()
     said = Generated(torch.zeros(1, 10), words, classes)
     for how, expected in (("full", 0.6), ("classes", 0.75), ("product", 0.3)):
-        scores, labels = score(said, how)
+        scores, labels = score_objects(said, how)
         torch.testing.assert_close(scores, torch.tensor([[expected, 0.0]]))
         assert labels[0, 0] == 0

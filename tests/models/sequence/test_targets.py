@@ -49,7 +49,7 @@ def make_batch(counts: list[int], sizes: list[tuple[int, int]], side: int = 100)
 
 def test_sentences_equal_the_official_ones():
     boxes, classes = official_objects()
-    made = s.compose(boxes, classes, classes, VOCABULARY, 35)
+    made = s.to_sequences(boxes, classes, classes, VOCABULARY, 35)
     assert (made.targets_BL == GOLDEN["resp_seq"]).all()
     assert (made.inputs_BL == GOLDEN["pb0_input_seq"]).all()
     assert (made.targets_BL == GOLDEN["pb0_target_seq"]).all()
@@ -58,7 +58,7 @@ def test_sentences_equal_the_official_ones():
 
 def test_a_longer_sentence_ends_in_padding():
     boxes, classes = official_objects()
-    made = s.compose(boxes, classes, classes, VOCABULARY, 50)
+    made = s.to_sequences(boxes, classes, classes, VOCABULARY, 50)
     assert (made.targets_BL == GOLDEN["pb1_target_seq"]).all()
     assert (made.weights_BL[:, 35:] == 0.1).all()
 
@@ -66,7 +66,7 @@ def test_a_longer_sentence_ends_in_padding():
 def test_only_classes_are_corrupted_and_only_in_what_is_read():
     boxes, classes = official_objects()
     read = GOLDEN["resp_seq_input_rand_n_fake_cls"]
-    made = s.compose(boxes, classes, read[:, 4::5], VOCABULARY, 35)
+    made = s.to_sequences(boxes, classes, read[:, 4::5], VOCABULARY, 35)
     assert (made.inputs_BL[:, 1:] == read[:, :-1]).all()
     assert (made.targets_BL == GOLDEN["resp_seq"]).all()
 
@@ -74,7 +74,7 @@ def test_only_classes_are_corrupted_and_only_in_what_is_read():
 def test_the_documented_example():
     boxes = torch.tensor([[[0.2, 0.1, 0.75, 0.5], [0, 0, 1, 1], [0.25, 0.25, 0.5, 0.5005], [0, 0, 0, 0]]])
     classes = torch.tensor([[101, 190, NOISE, PAD]])
-    made = s.compose(boxes, classes, classes, VOCABULARY, 20)
+    made = s.to_sequences(boxes, classes, classes, VOCABULARY, 20)
     assert made.targets_BL[0].tolist() == [
         *(1100, 1200, 1500, 1749, 101),
         *(1000, 1000, 1999, 1999, 190),
@@ -87,7 +87,7 @@ def test_the_documented_example():
 
 def test_corruption_follows_the_official_law():
     torch.manual_seed(0)
-    seen = s.corrupted(torch.full((1, 100_000), 101), VOCABULARY)
+    seen = s.corrupted_classes(torch.full((1, 100_000), 101), VOCABULARY)
     law = NOISE_LAW["rand_n_fake_cls"]
     drawn = seen[seen != NOISE]
     assert abs((seen == NOISE).float().mean() - law["fraction_fake_30"]) < 0.01
@@ -100,14 +100,14 @@ def test_each_kind_of_noise_follows_the_official_law():
     torch.manual_seed(0)
     y = {"ymin": 1, "xmin": 0, "ymax": 3, "xmax": 2}
     boxes = s.random_boxes(torch.zeros(1, 100_000, 4))
-    moved = s.moved(torch.tensor([0.3, 0.2, 0.9, 0.5]).expand(1, 100_000, 4))
+    moved = s.moved_boxes(torch.tensor([0.3, 0.2, 0.9, 0.5]).expand(1, 100_000, 4))
     for made, law in ((boxes, NOISE_LAW["random"]), (moved, NOISE_LAW["shift"])):
         for name, column in y.items():
             assert share(made[..., column], law[name]) < 0.015
         width, height = ((made[..., 2:] - made[..., :2]) - 1e-6).unbind(-1)  # a width of .6 is on the edge of a bin
         assert share(width, law["w"]) < 0.015
         assert share(height, law["h"]) < 0.015
-    rate = (s.jittered(torch.tensor([0.3, 0.2, 0.9, 0.5]).expand(1, 100_000, 4))[..., 1] - 0.2) / 0.3
+    rate = (s.jittered_boxes(torch.tensor([0.3, 0.2, 0.9, 0.5]).expand(1, 100_000, 4))[..., 1] - 0.2) / 0.3
     assert share(rate, NOISE_LAW["jitter_rate"]["ymin"]) < 0.015
 
 
@@ -138,7 +138,7 @@ def test_the_number_of_repetitions_is_uniform():
 def test_every_real_object_is_written_once_and_noise_stays_in_the_image(counts, most, each, seed):
     torch.manual_seed(seed)
     batch = make_batch(counts, [(100, 60)] * len(counts))
-    made = s.sentences(batch, VOCABULARY, most, 5 * most + 2, each)
+    made = s.training_sequences(batch, VOCABULARY, most, 5 * most + 2, each)
     words = made.targets_BL[:, : 5 * most].view(len(counts), each, most, 5)
     edge = VOCABULARY.quantise(torch.tensor(0.6)) + 1000
     assert (words[..., [1, 3]] <= edge).all()
@@ -159,20 +159,20 @@ def test_every_real_object_is_written_once_and_noise_stays_in_the_image(counts, 
 def test_the_order_changes_and_every_object_gets_its_turn_when_there_are_too_many():
     torch.manual_seed(0)
     batch = make_batch([10], [(100, 100)])
-    made = s.sentences(batch, VOCABULARY, 3, 15, each=200)
+    made = s.training_sequences(batch, VOCABULARY, 3, 15, per_image=200)
     firsts = {tuple(row) for row in made.targets_BL[:, :4].tolist()}
     assert len(firsts) == 10
 
 
 def test_images_without_objects_are_all_noise():
-    made = s.sentences(make_batch([0, 0], [(100, 100), (50, 100)]), VOCABULARY, 4, 20)
+    made = s.training_sequences(make_batch([0, 0], [(100, 100), (50, 100)]), VOCABULARY, 4, 20)
     assert (made.targets_BL[:, 4::5] == NOISE).all()
     assert made.weights_BL.sum() == 8
 
 
 def test_without_noise_a_sentence_ends_after_its_last_object():
     batch = make_batch([2, 0], [(100, 100), (50, 100)])
-    made = s.sentences(batch, VOCABULARY, 4, 24, each=2, noise=False)
+    made = s.training_sequences(batch, VOCABULARY, 4, 24, per_image=2, noise=False)
     said = [(row != PAD).sum().item() for row in made.targets_BL]
     assert said == [10, 10, 0, 0]
     assert (made.targets_BL != NOISE).all()
@@ -183,7 +183,7 @@ def test_the_true_class_is_hardly_ever_read():
     torch.manual_seed(0)
     batch = make_batch([30], [(100, 100)])
     batch = replace(batch, labels_BN=torch.zeros_like(batch.labels_BN))
-    made = s.sentences(batch, VOCABULARY, 30, 151, each=20)
+    made = s.training_sequences(batch, VOCABULARY, 30, 151, per_image=20)
     read = made.inputs_BL[:, 5:151:5]
     assert (read == 101).float().mean() < 0.01
 
@@ -193,22 +193,22 @@ def test_the_same_seed_writes_the_same_sentences():
     made = []
     for _ in range(2):
         torch.manual_seed(5)
-        made.append(s.sentences(batch, VOCABULARY, 6, 32, 2))
+        made.append(s.training_sequences(batch, VOCABULARY, 6, 32, 2))
     assert all((a == b).all() for a, b in zip(*made, strict=True))
 
 
 def test_words_that_do_not_fit_are_refused():
     boxes, classes = official_objects()
     with pytest.raises(AssertionError):
-        s.compose(boxes, classes, classes, VOCABULARY, 34)
+        s.to_sequences(boxes, classes, classes, VOCABULARY, 34)
 
 
 def test_a_warning_says_that_objects_are_left_out():
     boxes, labels = torch.rand(2, 5, 4), torch.zeros(2, 5, dtype=torch.int64)
     valid = torch.tensor([[True] * 5, [True] * 2 + [False] * 3])
     with pytest.warns(UserWarning, match="more objects than a sentence: as many as fit are taught"):
-        s.ordered(boxes, labels, valid, 3)
+        s.order_objects(boxes, labels, valid, 3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert s.ordered(boxes, labels, valid, 5)[2].sum() == 7
-        assert s.ordered(boxes[1:], labels[1:], valid[1:], 3)[2].sum() == 2
+        assert s.order_objects(boxes, labels, valid, 5)[2].sum() == 7
+        assert s.order_objects(boxes[1:], labels[1:], valid[1:], 3)[2].sum() == 2

@@ -4,7 +4,7 @@ import onnx
 
 from boxwright.deployment.onnx.to_onnx import IR_VERSION, OPSET
 
-# As `boxwright.images.fit`. Without `exclude_outside`, pixels at the edge would be taken twice.
+# The same as `boxwright.images.fit`. Without `exclude_outside`, pixels at the edge would count twice.
 _LETTERBOX = """
 <ir_version: {ir_version}, opset_import: ["" : {opset}]>
 letterbox (uint8[batch, height, width, 3] images)

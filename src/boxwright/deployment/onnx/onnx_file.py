@@ -6,19 +6,18 @@ from typing import Any
 
 import onnx
 import torch
-from torch.export import Dim
 
 from boxwright.config import require
 from boxwright.deployment.onnx.letterbox import letterbox
 from boxwright.deployment.onnx.sequence_loop import sequence_graph
-from boxwright.deployment.onnx.to_onnx import CANVAS, OPSET, OUTPUTS, Core, converted, example, pads
+from boxwright.deployment.onnx.to_onnx import CANVAS, OPSET, OUTPUTS, Core, canvas_shape, example, export_graph
 from boxwright.inference.sequence_stream import token_format
 from boxwright.models import registry
 from boxwright.models.sequence.sequence_detector import SequenceDetector
 from boxwright.runtime.onnx_detector import FORMAT
 from boxwright.types import Detector
 
-MOST_BYTES = 2**31 - 2**20  # what one protobuf holds, with room for the rest
+MOST_BYTES = 2**31 - 2**20  # what one protobuf holds, less some room for all but weights
 
 
 @torch.no_grad()
@@ -33,7 +32,7 @@ def to_onnx(detector: Detector) -> onnx.ModelProto:
     """
     size = sum(tensor.nbytes for tensor in detector.state_dict().values())
     require(size < MOST_BYTES, f"the weights take {size / 2**30:.1f} GB; one ONNX file holds less than 2 GB.")
-    fit, rest = letterbox(detector.image_size, pads(detector)), _rest(detector)
+    fit, rest = letterbox(detector.image_size, detector.square_canvas), _core_graph(detector)
     rest.ir_version = fit.ir_version
     whole = onnx.compose.merge_models(fit, rest, [(name, name) for name in CANVAS])
     whole.graph.name = "boxwright"
@@ -46,19 +45,19 @@ def to_onnx(detector: Detector) -> onnx.ModelProto:
 
 
 def describe(model: onnx.ModelProto, detector: Detector, precision: str) -> None:
-    """Write into the file what a reader must know: format, names, image size, model, precision, card and opset."""
-    facts = {
+    """Write metadata into the file: format, names, image size, model, precision, card and opset."""
+    metadata = {
         "boxwright": str(FORMAT),
         "names": json.dumps(detector.names),
         "image_size": str(detector.image_size),
         "model": registry.name_of(detector),
         "precision": precision,
-        "card": json.dumps(vars(detector).get("card", {})),
+        "card": json.dumps(detector.card),
         "opset": str(OPSET),
     }
     if isinstance(detector, SequenceDetector) and detector.accepts_given:
-        facts["sentence"] = token_format(detector).to_json()
-    onnx.helper.set_model_props(model, facts)
+        metadata["sentence"] = token_format(detector).to_json()
+    onnx.helper.set_model_props(model, metadata)
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
@@ -67,7 +66,7 @@ def save(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _name_axes(model: onnx.ModelProto) -> None:
-    """The names of the sizes of inputs and outputs that readers see."""
+    """Name the axes of the outputs."""
     for output, rest in zip(model.graph.output, ([4], [], [], [], ["slots"], ["slots"]), strict=False):
         shape: list[Any] = ["batch", "detections", *rest]
         for dim, size in zip(output.type.tensor_type.shape.dim, shape, strict=True):
@@ -75,10 +74,9 @@ def _name_axes(model: onnx.ModelProto) -> None:
                 dim.dim_param = size
 
 
-def _rest(detector: Detector) -> onnx.ModelProto:
+def _core_graph(detector: Detector) -> onnx.ModelProto:
     """All that follows the letterbox."""
     if isinstance(detector, SequenceDetector):
         return sequence_graph(detector)
-    rows = Dim.DYNAMIC
-    canvas = {0: rows} if pads(detector) else {0: rows, 2: rows, 3: rows}
-    return converted(Core(detector).eval(), example(detector), (canvas, None, None), CANVAS, OUTPUTS)
+    shapes = (canvas_shape(detector), None, None)
+    return export_graph(Core(detector).eval(), example(detector), shapes, CANVAS, OUTPUTS)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from boxwright.data.records import Record
 from boxwright.deployment.onnx.letterbox import letterbox
-from boxwright.deployment.onnx.to_onnx import CANVAS, pads
+from boxwright.deployment.onnx.to_onnx import CANVAS
 from boxwright.evaluation.coco import renamed, score
 from boxwright.evaluation.run import MAX_DETECTIONS
 from boxwright.images import fit, open_image
@@ -188,7 +188,7 @@ class _Letterbox:
     """The letterbox of a file: image (H, W, 3) in, canvas (1, 3, h, w) and the size (2,) of its valid area out."""
 
     def __init__(self, detector: Detector):
-        model = letterbox(detector.image_size, pads(detector))
+        model = letterbox(detector.image_size, detector.square_canvas)
         self.session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
     def __call__(self, image_HW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,83 +1,78 @@
-"""The graph of a detector that writes: its beginning, a loop over objects, and its end.
+"""The graph of a sequence detector: its start, a loop over objects, and its end.
 
-Torch exports the three parts (`boxwright.deployment.onnx.sequence_modules`); the loop around the second is laid
-here, because its caches grow. What an object hands to the next is carried by the loop, its words are collected by it,
-and what all objects see of the image, and the weights, are looked at from inside.
+Torch exports the three modules (`boxwright.deployment.onnx.sequence_modules`). The loop is built here: it carries what
+one object hands to the next, it collects the parts of the objects, and its body reads weights, and what is constant for
+an image, from the graph around it.
 """
 
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import onnx
-import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor
+from torch import Tensor, tensor
 from torch.export import Dim
 
-from boxwright.deployment.onnx.sequence_modules import ObjectStep, SequenceEnd, SequenceStart
-from boxwright.deployment.onnx.to_onnx import CANVAS, OUTPUTS, converted, example, pads
+from boxwright.deployment.onnx.loop_tensors import LoopTensor, LoopTensors
+from boxwright.deployment.onnx.sequence_modules import SequenceEnd, SequenceStart, SequenceStep
+from boxwright.deployment.onnx.to_onnx import CANVAS, OUTPUTS, canvas_shape, example, export_graph
 from boxwright.models.sequence.sequence_detector import SequenceDetector
 
-INSIDE = "object."  # before all names in the loop
-KNOWN = ("known_boxes", "known_labels")  # given objects, for every image
+BODY, END = "object.", "end."  # before all names in the body of the loop, and behind the loop
+GIVEN = ("known_boxes", "known_labels")  # given objects of every image
 WANTED = "wanted_classes"
-SENTENCE = ("order", "words", "word_log_probs")  # see `boxwright.deployment.onnx.sequence_modules.SequenceEnd`
+SEQUENCE = ("order", "words", "word_log_probs")  # see `SequenceEnd`
 
 
 def sequence_graph(detector: SequenceDetector) -> onnx.ModelProto:
     """All that follows the letterbox.
 
-    Where words are drawn, `seed` int64 (B,) is an input more. Where it can be asked, so are `given_boxes` float32
-    (B, G, 4), `given_labels` int64 (B, G) and `wanted_classes` bool (K,), which may be left out, and `SENTENCE` are
-    outputs more.
+    Where tokens are drawn, `seed` int64 (B,) is another input. For a detector that accepts given objects so are
+    `given_boxes` float32 (B, G, 4), `given_labels` int64 (B, G) and `wanted_classes` bool (K,), all three optional, and
+    `SEQUENCE` are further outputs.
     """
-    begin, one = SequenceStart(detector).eval(), ObjectStep(detector).eval()
-    inputs = _inputs(detector, one)
-    made = begin(*inputs)
-    seen_end = len(made) - one.asked
-    state, seen = made[: one.carried], made[one.carried : seen_end]
-    main = _begin(detector, begin, inputs, len(state), len(seen))
-    body = _object(one, state, seen, made[seen_end:], grows=not pads(detector))
-    end = _end(detector, one)
-    _join(main, body, end, one)
+    start, inputs = SequenceStart(detector).eval(), _example_inputs(detector)
+    begun = start.begin(*inputs)
+    step = SequenceStep(detector, begun).eval()
+    main = _start_graph(detector, start, inputs, LoopTensors(tuple(begun[1])).names)
+    body = _body_graph(step, detector.square_canvas)
+    end = SequenceEnd(detector, step.tensors).eval()
+    _add_loop(main.graph, body.graph, step.tensors, step.settings.objects)
+    _add_end(main.graph, _end_graph(detector, end), end.tensors.names)
+    if "seed" in step.tensors.names:
+        main.graph.input.append(helper.make_tensor_value_info("seed", TensorProto.INT64, ["batch"]))
     return main
 
 
-def _names(kind: str, count: int) -> list[str]:
-    return [f"{kind}_{n}" for n in range(count)]
-
-
-def _inputs(detector: SequenceDetector, one: ObjectStep) -> tuple[Tensor, ...]:
-    """An example of what comes before the first object."""
+def _example_inputs(detector: SequenceDetector) -> tuple[Tensor, ...]:
+    """Of `SequenceStart`."""
     canvas_BCHW, size_2, original_2 = example(detector)
-    if not one.asked:
+    if not detector.accepts_given:
         return canvas_BCHW, size_2
-    boxes_BG4 = torch.tensor([10.0, 20, 30, 40]).repeat(2, 3, 1)
-    return canvas_BCHW, size_2, original_2, boxes_BG4, torch.tensor([[0, 0, -1], [0, -1, -1]])
+    boxes_BG4 = tensor([10.0, 20, 30, 40]).repeat(2, 3, 1)
+    return canvas_BCHW, size_2, original_2, boxes_BG4, tensor([[0, 0, -1], [0, -1, -1]])
 
 
-def _begin(
-    detector: SequenceDetector, begin: SequenceStart, inputs: tuple[Tensor, ...], state: int, seen: int
+def _start_graph(
+    detector: SequenceDetector, start: SequenceStart, inputs: tuple[Tensor, ...], outputs: list[str]
 ) -> onnx.ModelProto:
-    rows, asked = Dim.DYNAMIC, len(inputs) > 2
-    canvas = {0: rows} if pads(detector) else {0: rows, 2: rows, 3: rows}
-    shapes = (canvas, None, None, {0: rows, 1: rows}, {0: rows, 1: rows})
-    outputs = [*_names("state", state), *_names("seen", seen), *(["given"] if asked else [])]
-    main = converted(begin, inputs, shapes[: len(inputs)], [*CANVAS, *KNOWN][: len(inputs)], outputs)
-    if asked:
-        _let_leave_out(main.graph)
+    rows = Dim.DYNAMIC
+    shapes = (canvas_shape(detector), None, None, {0: rows, 1: rows}, {0: rows, 1: rows})[: len(inputs)]
+    main = export_graph(start, inputs, (shapes,), [*CANVAS, *GIVEN][: len(inputs)], outputs)
+    if detector.accepts_given:
+        _make_given_optional(main.graph)
         every_K = np.ones(len(detector.names), bool)
         main.graph.input.append(helper.make_tensor_value_info(WANTED, TensorProto.BOOL, every_K.shape))
         main.graph.initializer.append(numpy_helper.from_array(every_K, WANTED))
     return main
 
 
-def _let_leave_out(graph: onnx.GraphProto) -> None:
-    """Given objects as inputs with a default, one that is none, for all images of a batch."""
-    known = [value for value in graph.input if value.name in KNOWN]
-    nothing = [np.zeros((1, 1, 4), np.float32), np.full((1, 1), -1, np.int64)]
+def _make_given_optional(graph: onnx.GraphProto) -> None:
+    """Given objects as inputs with a default: one row without an object, for all images of a batch."""
+    values = [value for value in graph.input if value.name in GIVEN]
+    defaults = [np.zeros((1, 1, 4), np.float32), np.full((1, 1), -1, np.int64)]
     nodes = [helper.make_node("Shape", [CANVAS[0]], ["known_batch"], "known/batch", start=0, end=1)]
-    for value, default, inner in zip(known, nothing, KNOWN, strict=True):
+    for value, default, inner in zip(values, defaults, GIVEN, strict=True):
         graph.input.remove(value)
         name = inner.replace("known", "given")
         shape = ["rows", "given", *default.shape[2:]]
@@ -94,92 +89,66 @@ def _let_leave_out(graph: onnx.GraphProto) -> None:
     graph.node.extend(nodes)
 
 
-def _object(
-    one: ObjectStep, state: tuple[Tensor, ...], seen: tuple[Tensor, ...], given: tuple[Tensor, ...], grows: bool
-) -> onnx.ModelProto:
-    """The body of the loop; what is not carried is not among its inputs."""
-    slots, kept = one.language.constraints.slots, one.carried - 2 * one.layers
-    caches = [cache.new_zeros(*cache.shape[:2], 3 * slots, cache.shape[3]) for cache in state[kept:]]
-    tensors, rows = [*state[:kept], *caches, *seen], Dim.DYNAMIC
-    shapes = [{0: rows}] * kept + [{0: rows, 2: rows}] * len(caches) + [_dynamic(part, grows) for part in seen]
-    names = [*_names("state", len(state)), *_names("seen", len(seen))]
-    if given:
-        every_K = torch.ones(len(one.language.constraints.class_tokens_K), dtype=torch.bool)
-        tensors, names = [*tensors, *given, every_K], [*names, "given", WANTED]
-        shapes = [*shapes, {0: rows, 1: rows}, None]
-    if one.language.sampling.draws:
-        tensors, shapes, names = [*tensors, torch.tensor([3, 4])], [*shapes, {0: rows}], [*names, "seed"]
-    outputs = ["goes_on", *_names("next", len(state)), *_words(one)]
-    body = converted(one, (torch.tensor(2), *tensors), (None, tuple(shapes)), ["number", *names], outputs)
-    body = onnx.compose.add_prefix(body, INSIDE)
-    outside = {INSIDE + name: name for name in names[len(state) :]}
-    for node in body.graph.node:
-        node.input[:] = [outside.get(name, name) for name in node.input]
-    carried = [value for value in body.graph.input if value.name not in outside]
+def _body_graph(step: SequenceStep, square_canvas: bool) -> onnx.ModelProto:
+    """The body of the loop; its inputs are the number, whether to go on, and the carried tensors."""
+    slots = step.settings.constraints.slots
+    given = LoopTensors(
+        tuple(_grown(entry, 3 * slots) for entry in step.tensors.only("carried", "constant", "input").entries)
+    )
+    carried = given.only("carried").names
+    outputs = ["goes_on", *(f"next_{name}" for name in carried), *step.tensors.only("collected").names]
+    shapes = (None, given.shapes(square_canvas))
+    body = export_graph(step, (tensor(2), *given.examples), shapes, ["number", *given.names], outputs)
+    body = onnx.compose.add_prefix(body, BODY)
+    _rename(body.graph, {BODY + name: name for name in given.names if name not in carried})
+    values = {value.name: value for value in body.graph.input}
+    goes = helper.make_tensor_value_info("goes", TensorProto.BOOL, [])
     del body.graph.input[:]
-    body.graph.input.extend([carried[0], helper.make_tensor_value_info("goes", TensorProto.BOOL, []), *carried[1:]])
+    body.graph.input.extend([values[f"{BODY}number"], goes, *(values[BODY + name] for name in carried)])
     for value in [*body.graph.input[2:], *body.graph.output[1:]]:  # their sizes change from one object to the next
         value.type.tensor_type.ClearField("shape")
     return body
 
 
-def _dynamic(part: Tensor, grows: bool) -> dict[int, Any]:
-    """Axes that can change of what is seen of the images: (B, heads, M, E), a mask (B, 1, 1, M), or (B or 1, P, E)."""
-    rows = {0: Dim.DYNAMIC} if part.shape[0] > 1 else {}
-    return rows | ({3 if part.dtype == torch.bool else 2: Dim.DYNAMIC} if grows else {})
+def _grown(entry: LoopTensor, length: int) -> LoopTensor:
+    """An empty cache as it is after a few objects; others as they are."""
+    shape = [length if size == 0 else size for size in entry.example.shape]
+    return replace(entry, example=entry.example.new_zeros(shape)) if 0 in entry.example.shape else entry
 
 
-def _words(one: ObjectStep) -> list[str]:
-    return ["tokens", "log_probs", "classes", *(["coordinates"] if one.coordinates else [])]
-
-
-def _end(detector: SequenceDetector, one: ObjectStep) -> onnx.ModelProto:
-    grammar, rows = one.language.constraints, Dim.DYNAMIC
-    slots, classes = grammar.slots, len(grammar.class_tokens_K)
-    words = [torch.zeros(3, 2, slots, dtype=torch.int64), torch.zeros(3, 2, slots), torch.zeros(3, 2, classes)]
-    if one.coordinates:
-        words.append(torch.zeros(3, 2, slots - 1, dtype=torch.int64))
-    shapes = [None, None, *({0: rows, 1: rows} for _ in words)]
-    if one.asked:
-        words.append(torch.ones(classes, dtype=torch.bool))
-        shapes.append(None)
-    inputs = (*example(detector)[1:], *words)
-    return converted(SequenceEnd(detector).eval(), inputs, tuple(shapes), [*CANVAS[1:], *_read(one)], _outputs(one))
-
-
-def _read(one: ObjectStep) -> list[str]:
-    """What the end looks at besides the canvas."""
-    return [*_words(one), *([WANTED] if one.asked else [])]
-
-
-def _outputs(one: ObjectStep) -> list[str]:
-    return [*OUTPUTS, *(SENTENCE if one.asked else [])]
-
-
-def _join(main: onnx.ModelProto, body: onnx.ModelProto, end: onnx.ModelProto, one: ObjectStep) -> None:
-    """Lay the loop behind the beginning, and the end behind it."""
-    state, graph = _names("state", one.carried), main.graph
-    most = helper.make_tensor("objects", TensorProto.INT64, [], [one.language.objects])
+def _add_loop(graph: onnx.GraphProto, body: onnx.GraphProto, tensors: LoopTensors, objects: int) -> None:
+    carried = tensors.only("carried").names
+    most = helper.make_tensor("objects", TensorProto.INT64, [], [objects])
     true = helper.make_tensor("goes_first", TensorProto.BOOL, [], [True])
-    words = _words(one)
-    last = [f"last_{name}" for name in state]
-    loop = helper.make_node("Loop", [most.name, true.name, *state], [*last, *words], name="objects", body=body.graph)
-    end = onnx.compose.add_prefix(end, "end.")
-    known = {f"end.{name}": name for name in [*CANVAS[1:], *_read(one)]} | {
-        f"end.{name}": name for name in _outputs(one)
-    }
-    for node in end.graph.node:
-        node.input[:] = [known.get(name, name) for name in node.input]
-        node.output[:] = [known.get(name, name) for name in node.output]
-    graph.node.extend([loop, *end.graph.node])
-    graph.initializer.extend([most, true, *end.graph.initializer])
-    if not one.asked:
-        inputs = [value for value in end.graph.input if value.name == "end.original"]
-        inputs[0].name = "original"
-        graph.input.extend(inputs)
-    if one.language.sampling.draws:
-        graph.input.append(helper.make_tensor_value_info("seed", TensorProto.INT64, ["batch"]))
+    outputs = [*(f"final_{name}" for name in carried), *tensors.only("collected").names]
+    graph.node.append(helper.make_node("Loop", [most.name, true.name, *carried], outputs, name="objects", body=body))
+    graph.initializer.extend([most, true])
+
+
+def _end_graph(detector: SequenceDetector, end: SequenceEnd) -> onnx.ModelProto:
+    shapes = (None, None, end.tensors.shapes(detector.square_canvas))
+    outputs = [*OUTPUTS, *(SEQUENCE if detector.accepts_given else [])]
+    inputs = (*example(detector)[1:], *end.tensors.examples)
+    return onnx.compose.add_prefix(export_graph(end, inputs, shapes, [*CANVAS[1:], *end.tensors.names], outputs), END)
+
+
+def _add_end(graph: onnx.GraphProto, end: onnx.ModelProto, inputs: list[str]) -> None:
+    """What follows the loop; its outputs are those of the whole graph."""
+    outputs = [value.name.removeprefix(END) for value in end.graph.output]
+    original = next(value for value in end.graph.input if value.name == f"{END}original")
+    _rename(end.graph, {END + name: name for name in [*CANVAS[1:], *inputs, *outputs]})
+    graph.node.extend(end.graph.node)
+    graph.initializer.extend(end.graph.initializer)
+    if "original" not in {value.name for value in graph.input}:
+        graph.input.append(original)
     del graph.output[:]
     graph.output.extend(end.graph.output)
-    for value in graph.output:
-        value.name = value.name.removeprefix("end.")
+
+
+def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
+    """Give values other names, wherever they appear outside of subgraphs."""
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    for value in [*graph.input, *graph.output]:
+        value.name = names.get(value.name, value.name)

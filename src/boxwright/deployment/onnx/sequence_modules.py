@@ -1,15 +1,14 @@
-"""The graphs of detectors that write sentences: before the first word, one object, and after the last word.
+"""The three modules of a sequence detector's graph: before the first object, from object to object, and the end.
 
-        canvas ── begin ──┬── what each layer sees of the image ───────────┐
-                          └── empty caches, the start word ── one object ──┴── ... one object ── end ── boxes
-                                                              └────────── a loop ────────────┘
+        canvas ── start ──┬── keys and values of the image ─────────┐
+                          └── empty caches, start token ── step ────┴── ... step ── end ── boxes
+                                                           └────── a loop ──────┘
 
-An object is written by the same code as in torch (`boxwright.models.sequence.generation`), with two differences: caches
-grow by what is written, where torch hides the places that are not yet; and the words of an object are all that is
-looked at, as the loop collects them.
+The step is that of torch (`boxwright.models.sequence.generation.ObjectStep`), but for its cache: here it grows by what
+is generated, where torch hides the positions that are not yet filled.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -17,57 +16,52 @@ from torch import Tensor, nn
 
 from boxwright.boxes import to_canvas
 from boxwright.config import require
-from boxwright.deployment.onnx.to_onnx import in_pixels, prepared
+from boxwright.deployment.onnx.loop_tensors import LoopTensor, LoopTensors
+from boxwright.deployment.onnx.to_onnx import exportable_copy, in_pixels
 from boxwright.models.layers.kv_cache import KeysValues, KVCache
-from boxwright.models.patchseq import PatchCache, PatchSeq, PatchTokens
-from boxwright.models.replication import Replication
-from boxwright.models.sequence.generation import Generated, Generation
-from boxwright.models.sequence.no_repeat import NoRepeat
-from boxwright.models.sequence.pointer import History
+from boxwright.models.sequence.generation import Generated, GenerationState, ObjectStep
 from boxwright.models.sequence.sampling import Sampling, uniform
 from boxwright.models.sequence.sequence_detector import SequenceDetector
 from boxwright.models.sequence.token_constraints import TokenConstraints
-from boxwright.types import Predictions
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """What a detector writes in, and how it chooses its words.
+    """How a detector generates objects.
 
     Attributes:
         constraints: the tokens allowed at each position.
-        objects: in a sentence.
-        sampling: how words are chosen.
-        class_PV: where a word stands that names a class, and only if the class is wanted.
+        objects: in a sequence.
+        sampling: how tokens are chosen.
+        class_SV: tokens that are allowed at a slot because their class is wanted.
     """
 
     constraints: TokenConstraints
     objects: int
     sampling: Sampling
-    class_PV: Tensor | None = None
+    class_SV: Tensor | None = None
 
 
-def language(detector: SequenceDetector) -> GenerationSettings:
-    """As the detector's own `write` has it.
+def generation_settings(detector: SequenceDetector) -> GenerationSettings:
+    """Those of its `generate`.
 
     Raises:
         UserError: for settings that are not in the graph.
     """
-    sampling = detector.config.sampling
+    sampling, objects = detector.config.sampling, detector.config.max_objects
     sampling.check()
     only = "one file holds greedy writing and sampling"
     require(sampling.beams == 1, f"{only}, not beams={sampling.beams}; set beams=1.")
     require(sampling.repeats, f"{only}, and lets objects be repeated; set repeats=True.")
-    grammar = detector.token_constraints()
+    constraints = detector.token_constraints()
     if not detector.accepts_given:
-        return GenerationSettings(grammar, detector.config.max_objects, sampling)
-    classless = detector.token_constraints(classes=[])
-    class_PV = grammar.allowed_PV & ~classless.allowed_PV
-    return GenerationSettings(grammar, detector.config.max_objects, sampling, class_PV)
+        return GenerationSettings(constraints, objects, sampling)
+    class_SV = constraints.allowed_PV & ~detector.token_constraints(classes=[]).allowed_PV
+    return GenerationSettings(constraints, objects, sampling, class_SV)
 
 
 class GivenBatch(NamedTuple):
-    """Given objects as a batch has them."""
+    """Given objects, as in `boxwright.types.Batch`."""
 
     boxes_BN4: Tensor
     labels_BN: Tensor
@@ -75,18 +69,18 @@ class GivenBatch(NamedTuple):
 
 
 class GrowingKeysValues:
-    """Keys and values that are what has been written, and nothing else."""
+    """Keys and values that grow by concatenation; stands in for `KeysValues` in a cache."""
 
     def __init__(self, keys_BHLE: Tensor, values_BHLE: Tensor):
         self.keys_BHLE, self.values_BHLE = keys_BHLE, values_BHLE
 
     def write(self, positions_L: Tensor, new: KeysValues) -> None:
-        """Behind what is there."""
+        """Append."""
         self.keys_BHLE = torch.cat([self.keys_BHLE, new.keys_BHLE], 2)
         self.values_BHLE = torch.cat([self.values_BHLE, new.values_BHLE], 2)
 
-    def hidden(self, positions_L: Tensor) -> None:
-        """Nothing is."""
+    def causal_mask(self, positions_L: Tensor) -> None:
+        """None: all that is there comes before."""
         return
 
 
@@ -99,213 +93,162 @@ class SequenceStart(nn.Module):
 
     def __init__(self, detector: SequenceDetector):
         super().__init__()
-        self.detector: Any = prepared(detector)
+        self.detector: Any = exportable_copy(detector)
 
-    def forward(
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The carried and the constant tensors of `begin`."""
+        return LoopTensors(tuple(self.begin(*inputs)[1])).examples
+
+    def begin(
         self, canvas_BCHW: Tensor, size_2: Tensor, original_2: Tensor | None = None,
         boxes_BG4: Tensor | None = None, labels_BG: Tensor | None = None,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
-        """`state`, then `seen`, flat: what changes from object to object, and what does not; then the given words
-        (B, P), if there can be any.
+    ) -> tuple[KVCache, list[LoopTensor]]:  # fmt: skip
+        """An empty cache, and all tensors that the loop carries or reads of the image.
 
         Args:
-            canvas_BCHW, size_2, original_2: as of `boxwright.deployment.onnx.to_onnx.Core`.
+            canvas_BCHW, size_2, original_2: see `boxwright.deployment.onnx.to_onnx.Core`.
             boxes_BG4: given objects, xyxy in pixels of the original.
-            labels_BG: their classes; -1 where there is none, behind all that are.
+            labels_BG: their classes; -1 for rows without an object, behind all that have one.
         """
         rows = canvas_BCHW.shape[0]
-        detector: Any = self.detector
-        raw = detector(canvas_BCHW, size_2.expand(rows, -1))
-        cache = detector.decoder.start(detector.decoder_memory(raw), 0)
-        start_B1 = torch.full((rows, 1), language(self.detector).constraints.start)  # type: ignore[arg-type]
+        outputs = self.detector(canvas_BCHW, size_2.expand(rows, -1))
+        cache = self.detector.decoder.start(self.detector.decoder_memory(outputs), 0)
+        start_B1 = torch.full((rows, 1), self.detector.token_constraints().start)
         ended_B1 = torch.zeros(rows, 1, dtype=torch.bool)
-        said = list(cache.history) if isinstance(cache, PatchCache) else []
-        state = (start_B1, ended_B1, *said, *_flat(cache.sentence))
-        if original_2 is None or boxes_BG4 is None or labels_BG is None:
-            return (*state, *seen(cache))
-        given_BG4 = to_canvas(boxes_BG4, torch.tensor(canvas_BCHW.shape[-2:]), size_2, original_2)
-        given = GivenBatch(given_BG4, labels_BG.clamp(min=0), labels_BG >= 0)
-        return (*state, *seen(cache), detector.given_tokens(raw, given))
+        tensors = [
+            LoopTensor("last_token", start_B1, "B1", "carried"),
+            LoopTensor("ended", ended_B1, "B1", "carried"),
+            *(
+                LoopTensor(part.name, part.tensor, part.axes, "carried" if part.changes else "constant")
+                for part in cache.tensors()
+            ),
+        ]
+        if original_2 is not None and boxes_BG4 is not None and labels_BG is not None:
+            given_BG4 = to_canvas(boxes_BG4, torch.tensor(canvas_BCHW.shape[-2:]), size_2, original_2)
+            given = GivenBatch(given_BG4, labels_BG.clamp(min=0), labels_BG >= 0)
+            tensors.append(LoopTensor("given_tokens", self.detector.given_tokens(outputs, given), "BL", "constant"))
+        return cache, tensors
 
 
-def seen(cache: KVCache) -> list[Tensor]:
-    """What stays the same from object to object."""
-    words = list(cache.words[:2]) if isinstance(cache, PatchCache) else []
-    mask = [] if cache.seen_B11M is None else [cache.seen_B11M]
-    return [*_flat(cache.image), *mask, *words]
-
-
-def _flat(pairs: list[KeysValues]) -> list[Tensor]:
-    return [tensor for pair in pairs for tensor in (pair.keys_BHLE, pair.values_BHLE)]
-
-
-def _pairs(tensors: list[Tensor], kind: Any) -> list[Any]:
-    return [kind(*tensors[n : n + 2]) for n in range(0, len(tensors), 2)]
-
-
-class ObjectStep(nn.Module):
-    """The next object of every sentence.
+class SequenceStep(nn.Module):
+    """The next object of every sequence.
 
     Args:
         detector: in evaluation mode.
+        begun: what `SequenceStart.begin` gives for an example.
+
+    Attributes:
+        tensors: all tensors of the loop.
     """
 
-    def __init__(self, detector: SequenceDetector):
+    def __init__(self, detector: SequenceDetector, begun: tuple[KVCache, list[LoopTensor]]):
         super().__init__()
-        self.decoder, self.language = detector.decoder, language(detector)
-        self.layers, self.points = len(detector.decoder.layers), isinstance(detector, PatchSeq)
-        self.masked, self.asked = isinstance(detector, Replication), detector.accepts_given
-        self.grid = detector.vocabulary().grid if isinstance(detector, PatchSeq) else (0, 0)
-        self.coordinates = detector.config.coordinates if isinstance(detector, Replication) else None
-
-    @property
-    def carried(self) -> int:
-        """Tensors that one object hands to the next: the last word, whether it has ended, history and caches."""
-        return 2 + 2 * self.points + 2 * self.layers
+        self.decoder, self.settings = detector.decoder, generation_settings(detector)
+        constraints, sampling = self.settings.constraints, self.settings.sampling
+        self.step = ObjectStep(self.decoder, constraints, sampling)
+        self.added_NSV = constraints.additions(sampling.end_bias).unflatten(0, (-1, constraints.slots))
+        self.cache, start = begun
+        self.tensors = LoopTensors((*start, *self._inputs(detector.accepts_given), *self._collected()))
 
     def forward(self, number: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Whether to go on; what the next object needs; the object's words (B, S), their log-probabilities (B, S) and
-        those of the classes (B, K); for replications, the most probable coordinates (B, S - 1).
+        """Whether to go on; the carried tensors for the next object; and the collected ones of this one.
 
         Args:
             number: of the object, from 0.
-            tensors: what `SequenceStart` gives; then the wanted classes (K,), if given
-                and the seeds (B,), if tokens are drawn.
+            tensors: the carried and the constant ones, and the inputs.
         """
-        (last_B1, ended_B1, *state), rest = tensors[: self.carried], list(tensors[self.carried :])
-        seed_B = rest.pop() if self.language.sampling.draws else None
-        wanted_K = rest.pop() if self.asked else None
-        given_BP = rest.pop() if self.asked else None
-        history = History(*(part.clone() for part in state[:2])) if self.points else None
-        cache = self._cache(state[2 * self.points :], rest, history)
-        generation = ObjectGeneration(
-            self.decoder, self.language, cache, number, seed_B, last_B1, ended_B1, given_BP, wanted_K
-        )  # fmt: skip
-        generation.generate_object(0)
-        said = generation.result()
-        goes_on = ~generation.ended_B1.all() if self.language.sampling.may_end else torch.ones((), dtype=torch.bool)
-        told = list(cache.history) if isinstance(cache, PatchCache) else []
-        next_state = (said.tokens_BL[:, -1:], generation.ended_B1, *told, *_flat(cache.sentence))
-        words = (said.tokens_BL, said.log_probs_BL, said.class_log_probs_BNK[:, 0])
-        return (goes_on, *next_state, *words, *self._coordinates(generation))
+        named = self.tensors.only("carried", "constant", "input").unpack(tensors)
+        cache = self.cache.with_tensors(named)
+        growing: list[Any] = [GrowingKeysValues(*kv) for kv in cache.sequence]
+        cache = replace(cache, sequence=growing)
+        before_1 = (number * self.settings.constraints.slots)[None]
+        positions_S = before_1 + torch.arange(self.settings.constraints.slots)
+        state = GenerationState(cache, before_1, named["last_token"], named["ended"].clone())
+        draws_BS = uniform(named["seed"][:, None], positions_S) if "seed" in named else None
+        given_BS = _at(named["given_tokens"], positions_S) if "given_tokens" in named else None
+        state, made = self.step(state, self._added(number, named.get("wanted_classes")), draws_BS, given_BS)
+        goes_on = ~state.ended_B1.all() if self.settings.sampling.may_end else torch.ones((), dtype=torch.bool)
+        after = {part.name: part.tensor for part in cache.tensors()}
+        after |= {"last_token": state.last_B1, "ended": state.ended_B1}
+        after |= {"tokens": made.tokens_BS, "log_probs": made.log_probs_BS, "class_log_probs": made.class_log_probs_BK}
+        if made.coordinates_BC is not None:
+            after["coordinates"] = made.coordinates_BC
+        return (goes_on, *self.tensors.only("carried").pack(after), *self.tensors.only("collected").pack(after))
 
-    def _cache(self, sentence: list[Tensor], rest: list[Tensor], history: History | None) -> KVCache:
-        image, more = _pairs(rest[: 2 * self.layers], KeysValues), rest[2 * self.layers :]
-        mask = more[0] if self.masked else None
-        cache = KVCache(_pairs(sentence, GrowingKeysValues), image, mask)
-        if history is None:
-            return cache
-        words = PatchTokens(more[0], more[1], self.grid)
-        return PatchCache(cache.sentence, cache.image, mask, words=words, history=history)
+    def _added(self, number: Tensor, wanted_K: Tensor | None) -> Tensor:
+        """What is added to the logits of this object, (S, V)."""
+        added_NSV, class_SV = self.added_NSV, self.settings.class_SV
+        added_SV = added_NSV[0] if len(added_NSV) == 1 else added_NSV.index_select(0, number[None])[0]
+        if wanted_K is None or class_SV is None:
+            return added_SV
+        unwanted_V = torch.zeros(added_SV.shape[1], dtype=torch.bool)
+        unwanted_V = unwanted_V.index_put((self.settings.constraints.class_tokens_K,), ~wanted_K)
+        return added_SV.masked_fill(class_SV & unwanted_V, -torch.inf)
 
-    def _coordinates(self, generation: "ObjectGeneration") -> list[Tensor]:
-        if self.coordinates is None:
-            return []
-        return [torch.stack([scores[:, : self.coordinates].argmax(-1) for scores in generation.seen_scores[:-1]], 1)]
+    def _inputs(self, accepts_given: bool) -> list[LoopTensor]:
+        """What the file is given beside the image and the given objects."""
+        classes = len(self.settings.constraints.class_tokens_K)
+        wanted = LoopTensor("wanted_classes", torch.ones(classes, dtype=torch.bool), "K", "input")
+        seed = LoopTensor("seed", torch.tensor([3, 4]), "B", "input")
+        return [*([wanted] if accepts_given else []), *([seed] if self.settings.sampling.draws else [])]
 
-
-class ObjectGeneration(Generation):
-    """A generation of one object, behind those that the cache knows.
-
-    Args:
-        decoder, language, cache: of the sentences.
-        number: of the object, from 0.
-        seed_B: of the draws; None where nothing is drawn.
-        last_B1: the word before.
-        ended_B1: sentences that have ended.
-        given_BP: words of given objects, -1 behind them; at least one.
-        wanted_K: classes that may be said.
-    """
-
-    def __init__(
-        self,
-        decoder: Any,
-        language: GenerationSettings,
-        cache: KVCache,
-        number: Tensor,
-        seed_B: Tensor | None,
-        last_B1: Tensor,
-        ended_B1: Tensor,
-        given_BP: Tensor | None = None,
-        wanted_K: Tensor | None = None,
-    ):
-        grammar, rows, slots = language.constraints, last_B1.shape[0], language.constraints.slots
-        self.decoder: Any = self
-        self.full, self.seen_scores = decoder, []
-        self.constraints, self.sampling, self.cache = grammar, language.sampling, cache
-        self.first_1 = (number * slots)[None]
-        self.ids_V = torch.arange(grammar.allowed_PV.shape[1])
-        added_NSV = grammar.additions(language.sampling.end_bias).unflatten(0, (-1, slots))
-        self.added_PV = added_NSV[0] if len(added_NSV) == 1 else added_NSV.index_select(0, number[None])[0]
-        places_S = self.first_1 + torch.arange(slots)
-        self.uniforms_BL = last_B1.new_zeros(rows, slots) if seed_B is None else uniform(seed_B[:, None], places_S)
-        self.position_1 = torch.zeros(1, dtype=torch.int64)
-        self.ended_B1 = ended_B1.clone()
-        self.tokens_BL = torch.cat([last_B1, torch.full((rows, slots), grammar.end)], 1)
-        self.log_probs_BL = torch.zeros(rows, slots + 1)
-        self.class_log_probs_BNK = torch.full((rows, 1, len(grammar.class_tokens_K)), -torch.inf)
-        self.forced_BL = None if given_BP is None else _at(given_BP, places_S)
-        self.repeats: NoRepeat | None = None
-        self.unwanted_PV: Tensor | None = None
-        if wanted_K is not None and language.class_PV is not None:
-            unwanted_V = torch.zeros_like(self.ids_V, dtype=torch.bool).index_put((grammar.class_tokens_K,), ~wanted_K)
-            self.unwanted_PV = language.class_PV & unwanted_V
-
-    def generate_object(self, number: int) -> None:
-        """The only one."""
-        for slot in range(self.constraints.slots):
-            self._write(self.cache, slot, slot)
-
-    def _grammatical(self, scores_BV: Tensor, place: int, slot: int) -> Tensor:
-        scores_BV = super()._grammatical(scores_BV, place, slot)
-        return scores_BV if self.unwanted_PV is None else scores_BV.masked_fill(self.unwanted_PV[slot], -torch.inf)
-
-    def step(self, tokens_BL: Tensor, positions_L: Tensor, cache: KVCache) -> Tensor:
-        """The decoder's, which counts from the beginning of the sentence; its scores are kept."""
-        self.seen_scores.append(self.full.step(tokens_BL, positions_L + self.first_1, cache))
-        return self.seen_scores[-1]
+    def _collected(self) -> list[LoopTensor]:
+        """The parts of an object, of two images."""
+        constraints = self.settings.constraints
+        slots, classes = constraints.slots, len(constraints.class_tokens_K)
+        ids_BC = torch.zeros(2, slots - 1, dtype=torch.int64)
+        coordinates = [] if constraints.coordinates is None else [LoopTensor("coordinates", ids_BC, "BC", "collected")]
+        return [
+            LoopTensor("tokens", torch.zeros(2, slots, dtype=torch.int64), "BS", "collected"),
+            LoopTensor("log_probs", torch.zeros(2, slots), "BS", "collected"),
+            LoopTensor("class_log_probs", torch.zeros(2, classes), "BK", "collected"),
+            *coordinates,
+        ]
 
 
-def _at(given_BP: Tensor, places_S: Tensor) -> Tensor:
-    """The given words at these places, -1 where there are none."""
-    last = given_BP.shape[1] - 1
-    return given_BP.index_select(1, places_S.clamp(max=last)).masked_fill(places_S > last, -1)
+def _at(given_BL: Tensor, positions_S: Tensor) -> Tensor:
+    """The given tokens at these positions, -1 where there are none."""
+    last = given_BL.shape[1] - 1
+    return given_BL.index_select(1, positions_S.clamp(max=last)).masked_fill(positions_S > last, -1)
 
 
 class SequenceEnd(nn.Module):
-    """From the words to boxes.
+    """From the tokens to boxes.
 
     Args:
         detector: in evaluation mode.
+        tensors: of the loop.
+
+    Attributes:
+        tensors: what it reads: the collected ones, stacked, and the wanted classes.
     """
 
-    def __init__(self, detector: SequenceDetector):
+    def __init__(self, detector: SequenceDetector, tensors: LoopTensors):
         super().__init__()
-        self.detector: Any = prepared(detector)
+        self.detector: Any = exportable_copy(detector)
+        wanted = [entry for entry in tensors.entries if entry.name == "wanted_classes"]
+        self.tensors = LoopTensors((*(entry.stacked() for entry in tensors.only("collected").entries), *wanted))
 
-    def forward(
-        self, size_2: Tensor, original_2: Tensor, tokens_NBS: Tensor, log_probs_NBS: Tensor, class_NBK: Tensor,
-        more: Tensor,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
-        """Boxes (B, N, 4) in pixels of the original; scores and labels (B, N), best first. Of those that can be asked,
-        which object of the sentence each of these is (B, N), and the words and their log-probabilities (B, N, S).
+    def forward(self, size_2: Tensor, original_2: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Boxes (B, N, 4) in pixels of the original; scores and labels (B, N), best first. For a detector that accepts
+        given objects, also which object of the sequence each of these is (B, N), and tokens and their log-probabilities
+        (B, N, S).
 
         Args:
-            size_2, original_2: as of `boxwright.deployment.onnx.to_onnx.Core`.
-            tokens_NBS, log_probs_NBS, class_NBK: what `ObjectStep` gives, one object after the other.
-            more: of replications, the coordinates that it gives besides; of others, which classes are wanted, (K,).
+            size_2, original_2: see `boxwright.deployment.onnx.to_onnx.Core`.
+            tensors: those of `tensors`.
         """
-        tokens_BL, log_probs_BL = (part.transpose(0, 1).flatten(1) for part in (tokens_NBS, log_probs_NBS))
-        said = Generated(tokens_BL, log_probs_BL, class_NBK.transpose(0, 1))
-        found = self._read(said, size_2, more)
-        boxes = in_pixels(found.best_first(), torch.tensor([self.detector.image_size] * 2), size_2, original_2)
+        named = self.tensors.unpack(tensors)
+        tokens_BNS, log_probs_BNS, classes_BNK = (
+            named[name].transpose(0, 1) for name in ("tokens", "log_probs", "class_log_probs")
+        )
+        coordinates_BNC = named["coordinates"].transpose(0, 1) if "coordinates" in named else None
+        generated = Generated(tokens_BNS.flatten(1), log_probs_BNS.flatten(1), classes_BNK, coordinates_BNC)
+        sizes_B2 = size_2.expand(tokens_BNS.shape[0], -1)
+        predictions = self.detector.to_predictions(generated, None, named.get("wanted_classes"), sizes_B2)
+        side_2 = torch.tensor([self.detector.image_size] * 2)
+        boxes = in_pixels(predictions.best_first(), side_2, size_2, original_2)
         if not self.detector.accepts_given:
             return boxes
-        order_BN = found.scores_BD.sort(dim=1, descending=True, stable=True).indices  # as `best_first`
-        return (*boxes, order_BN, tokens_NBS.transpose(0, 1), log_probs_NBS.transpose(0, 1))
-
-    def _read(self, said: Generated, size_2: Tensor, more: Tensor) -> Predictions:
-        if self.detector.accepts_given:
-            return self.detector.to_predictions(said, None, more)
-        sizes_B2 = size_2.expand(said.tokens_BL.shape[0], -1)
-        return self.detector.found(more.transpose(0, 1), said, sizes_B2=sizes_B2)
+        order_BN = predictions.scores_BD.sort(dim=1, descending=True, stable=True).indices  # as `best_first`
+        return (*boxes, order_BN, tokens_BNS, log_probs_BNS)

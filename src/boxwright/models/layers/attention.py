@@ -117,7 +117,7 @@ class DecoderBlock(nn.Module):
             attended_BLE = self.self_attention(normed_BLE, keys_values, causal=True)
         else:
             cache.write(place.positions_L, keys_values)
-            attended_BLE = self.self_attention(normed_BLE, cache, mask=place.hidden_LR)
+            attended_BLE = self.self_attention(normed_BLE, cache, mask=place.mask_LR)
         x_BLE = x_BLE + self.drop_path(attended_BLE)
         return self.mlp(x_BLE + self.drop_path(self._attend_image(self.cross_norm(x_BLE), image)))
 

@@ -99,7 +99,7 @@ class PostNormDecoderBlock(nn.Module):
             attended_BLE = self.self_attention(positioned_BLE, keys_values, causal=True)
         else:
             cache.write(place.positions_L, keys_values)
-            attended_BLE = self.self_attention(positioned_BLE, cache, mask=place.hidden_LR)
+            attended_BLE = self.self_attention(positioned_BLE, cache, mask=place.mask_LR)
         x_BLE = self.norm1(x_BLE + self.dropout(attended_BLE))
         images = valid_B11M.shape[0]  # sequences of one image are one long row of queries
         queries_BLE = (x_BLE + positions_LE).reshape(images, -1, x_BLE.shape[-1])

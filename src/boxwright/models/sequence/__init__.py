@@ -1,1 +1,1 @@
-"""What the detectors that write sentences share: their language, the decoder, and the engine that generates."""
+"""What sequence detectors share: token ids, training sequences, the decoder, and generation."""

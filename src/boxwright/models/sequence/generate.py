@@ -1,7 +1,7 @@
-"""The one engine that generates sentences, for every detector that writes them.
+"""Generating sequences, with the decoder of any sequence detector.
 
-It knows a decoder only by its two methods (`boxwright.models.sequence.generation.StepDecoder`), its language by a
-`TokenConstraints`, and how to choose by a `Sampling`.
+A decoder is known by its two methods (`boxwright.models.sequence.generation.StepDecoder`), its tokens by
+`TokenConstraints`, and how to choose among them by `Sampling`.
 """
 
 from collections.abc import Iterator
@@ -26,14 +26,14 @@ def begin_generation(
     sampling: Sampling = GREEDY,
     given_BL: Tensor | None = None,
 ) -> Generation:
-    """Sentences of which only the given objects stand; for the arguments see `generate`."""
+    """Sequences of the given objects alone; for the arguments see `generate`."""
     sampling.check()
-    kind = Generation if sampling.beams == 1 else BeamSearch
-    return kind(decoder, memory, constraints, objects, sampling, given_BL)
+    generation = Generation if sampling.beams == 1 else BeamSearch
+    return generation(decoder, memory, constraints, objects, sampling, given_BL)
 
 
 def continue_generation(generation: Generation) -> Iterator[int]:
-    """Write the sentences, and say after each object which it was. With beams, it may still become another one."""
+    """Generate object by object; yield the number of each. With beam search, later ones may still replace it."""
     for number in range(generation.first_object, generation.length // generation.constraints.slots):
         if generation.sampling.may_end and bool(generation.ended_B1.all()):
             break
@@ -42,7 +42,7 @@ def continue_generation(generation: Generation) -> Iterator[int]:
 
 
 def finish_generation(generation: Generation) -> Generated:
-    """The whole sentences."""
+    """The whole sequences."""
     for _ in continue_generation(generation):
         pass
     return generation.result()
@@ -57,19 +57,19 @@ def generate(
     sampling: Sampling = GREEDY,
     given_BL: Tensor | None = None,
 ) -> Generated:
-    """Sentences of at most this many objects.
+    """Sequences of at most this many objects.
 
-    Where sentences may end, the device is asked once an object whether all have.
+    Where sequences may end, the device is asked once per object whether all have.
 
     Args:
         decoder: in evaluation mode.
-        memory: what it looks at.
-        constraints: its language.
-        objects: how many, given ones included.
+        memory: what it attends to.
+        constraints: the tokens allowed at each position.
+        objects: the most in a sequence, given ones included.
         sampling: how to choose.
-        given_BL: the first tokens of each sentence, whole objects, and -1 behind the last of a row.
+        given_BL: the first tokens of each sequence, whole objects, and -1 behind the last one of a row.
 
     Raises:
-        UserError: for settings that cannot be.
+        UserError: for invalid sampling settings.
     """
     return finish_generation(begin_generation(decoder, memory, constraints, objects, sampling, given_BL))

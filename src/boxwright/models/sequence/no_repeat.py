@@ -1,4 +1,6 @@
-"""No object twice in a sentence: what may still be written, counted exactly, so that no word leads into a dead end."""
+"""No object twice in a sequence: which tokens still lead to a new object, counted exactly, so without dead ends."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -7,29 +9,29 @@ from boxwright.models.sequence.token_constraints import TokenConstraints
 
 
 class NoRepeat:
-    """Watches over sentences that are being written.
+    """Keeps track of the objects of sequences that are being generated.
 
-    A word is forbidden where every object that could begin with it, and with the words before it, has been written.
-    Objects are the same if all their words are: one bin more, or another class, makes another object.
+    A token is forbidden where every object that could begin with it, and with the tokens before it, has been generated.
+    Objects are the same if all their tokens are: one bin more, or another class, makes another object.
 
     Args:
-        grammar: the same for all objects.
-        tokens_BNS: room for the objects, filled in place while they are written.
-        given_BGS: the first objects, -1 where a sentence has no more.
+        constraints: the same for all objects.
+        tokens_BNS: buffer of the objects, filled while they are generated.
+        given_BGS: the first objects, -1 where a sequence has no more.
 
     Attributes:
         objects: how many different objects there are.
     """
 
-    def __init__(self, grammar: TokenConstraints, tokens_BNS: Tensor, given_BGS: Tensor | None = None):
-        assert len(grammar.allowed_PV) == grammar.slots, "repeats need one grammar for all objects"
-        assert grammar.ranks_RV is None, "repeats count words by their ids"
-        self.slots, self.tokens_BNS = grammar.slots, tokens_BNS
-        self.lows = grammar.at_least or (None,) * grammar.slots
-        allowed_SV = grammar.allowed_PV.clone()
-        allowed_SV[0, grammar.end] = False
+    def __init__(self, constraints: TokenConstraints, tokens_BNS: Tensor, given_BGS: Tensor | None = None):
+        assert len(constraints.allowed_PV) == constraints.slots, "the constraints must be the same for all objects"
+        assert constraints.ranks_RV is None, "tokens are counted by their ids"
+        self.slots, self.tokens_BNS = constraints.slots, tokens_BNS
+        self.lows = constraints.at_least or (None,) * constraints.slots
+        allowed_SV = constraints.allowed_PV.clone()
+        allowed_SV[0, constraints.end] = False
         self.allowed_SV = allowed_SV
-        self.from_SV = allowed_SV.double().flip(1).cumsum(1).flip(1)  # how many allowed words are at least this one
+        self.from_SV = allowed_SV.double().flip(1).cumsum(1).flip(1)  # how many allowed tokens are at least this one
         self.choices_S = [self._choices(slot) for slot in range(self.slots)]
         self.objects = self._open(-1)
         self.counted_BN = torch.ones_like(tokens_BNS[..., 0], dtype=torch.bool)
@@ -41,36 +43,36 @@ class NoRepeat:
         """The `number_1`-th object begins."""
         self.alike_BN = self.counted_BN & (torch.arange(self.tokens_BNS.shape[1], device=number_1.device) < number_1)
 
-    def used_up(self, slot: int, begun_BS: Tensor) -> Tensor:
-        """(B, V): which words at this slot lead nowhere new; `begun_BS` has the words before it."""
-        count_BV = torch.zeros(len(begun_BS), self.from_SV.shape[1], dtype=torch.double, device=begun_BS.device)
+    def used_up(self, slot: int, tokens: Sequence[Tensor]) -> Tensor:
+        """(B, V): tokens at this slot that lead to no new object, after these tokens (B, 1) of the object."""
+        count_BV = self.from_SV.new_zeros(len(self.tokens_BNS), self.from_SV.shape[1])
         count_BV.scatter_add_(1, self.tokens_BNS[..., slot], self.alike_BN.double())
-        return count_BV >= self._completions(slot, begun_BS)
+        return count_BV >= self._completions(slot, tokens)
 
     def note(self, slot: int, chosen_B1: Tensor) -> None:
-        """The word at this slot has been chosen."""
+        """The token at this slot has been chosen."""
         self.alike_BN = self.alike_BN & (self.tokens_BNS[..., slot] == chosen_B1)
 
-    def _completions(self, slot: int, begun_BS: Tensor) -> Tensor:
-        """How many objects begin with the words before this slot and the word v, (B or 1, V)."""
+    def _completions(self, slot: int, tokens: Sequence[Tensor]) -> Tensor:
+        """How many objects begin with the tokens before this slot and the token v, (B or 1, V)."""
         count_BV = torch.full_like(self.from_SV[:1], self._open(slot))
         for later in range(slot + 1, self.slots):
             low = self.lows[later]
             if low == slot:
                 count_BV = count_BV * self.from_SV[later]
             elif low is not None and low < slot:
-                count_BV = count_BV * self.from_SV[later][begun_BS[:, low, None]]
+                count_BV = count_BV * self.from_SV[later][tokens[low]]
         return count_BV
 
     def _open(self, slot: int) -> float:
-        """Choices behind this slot that don't depend on the words up to it."""
+        """Choices behind this slot that don't depend on the tokens up to it."""
         count = 1.0
         for later in range(slot + 1, self.slots):
             count *= self.choices_S[later] if self.lows[later] is None else 1
         return count
 
     def _choices(self, slot: int) -> float:
-        """Words of this slot, times those of the slots that it bounds."""
+        """Tokens of this slot, times those of the slots that it bounds."""
         count_V = self.allowed_SV[slot].double()
         for later, low in enumerate(self.lows):
             if low == slot:
@@ -78,7 +80,7 @@ class NoRepeat:
         return float(count_V.sum())
 
     def _counted(self, given_BGS: Tensor) -> Tensor:
-        """Of given objects, those that the grammar knows, each once."""
+        """Given objects that the constraints allow, each once."""
         alike_BGG = (given_BGS[:, :, None] == given_BGS[:, None]).all(-1)
         slots = torch.arange(self.slots, device=given_BGS.device)
         known_BG = self.allowed_SV[slots, given_BGS].all(-1) & ~alike_BGG.tril(-1).any(-1)

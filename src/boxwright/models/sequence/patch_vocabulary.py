@@ -1,14 +1,14 @@
-"""The words of a sentence of boxes whose corners are patches of the image, and the numbers that stand for them.
+"""Token ids of boxes whose corners are patches of the image.
 
-    0        nothing: padding, and the end of the sentence
+    0        nothing: padding, and the end of the sequence
     10       the prompt "detect objects"
-    30       a noise object: "not an object"
+    30       noise: the class of an object that is none
     101+     classes: the class at position p of the names is 101 + p
-    then     offsets: where in its patch a corner lies, one id a place, row by row; none if there are no offsets
-    then     patches, one id each, row by row: as many as the image has
+    then     offsets: where in its patch a corner lies, one id per subcell, row by row; none without offsets
+    then     patches, one id each, row by row; their number depends on the canvas
 
-Up to the classes this is the layout of `boxwright.models.sequence.vocabulary`, so that both languages share what makes
-sentences. Patches come last because their number follows from the size of the image.
+Up to the classes this is the layout of `boxwright.models.sequence.vocabulary`, so that both share
+`boxwright.models.sequence.targets`. Patches come last because their number follows from the size of the canvas.
 """
 
 from collections.abc import Sequence
@@ -20,18 +20,18 @@ from torch import Tensor
 from boxwright.models.sequence.token_constraints import TokenConstraints
 from boxwright.models.sequence.vocabulary import FIRST_CLASS, NOISE, PAD, PROMPT
 
-ROUNDING = 1e-4  # of a patch: a corner so near to a line lies on it
+ROUNDING = 1e-4  # of a patch: a corner this close to a line lies on it
 
 
 @dataclass(frozen=True)
 class PatchVocabulary:
-    """The ids of one size of image.
+    """The ids for one canvas.
 
     Attributes:
-        classes: how many there are.
+        classes: number of classes.
         height, width: of the canvas, in pixels.
         patch: its side, in pixels; those at the bottom and right edge may stick out of the canvas.
-        fine: places along a side of a patch that a corner can have; 0 knows a corner only to its patch.
+        fine: subcells along a side of a patch; 0 encodes a corner by its patch alone, without an offset.
     """
 
     classes: int
@@ -47,7 +47,7 @@ class PatchVocabulary:
 
     @property
     def slots(self) -> int:
-        """Words of an object: two corners and a class."""
+        """Tokens of an object: two corners and a class."""
         return 5 if self.fine else 3
 
     def corners(self, noise: bool) -> tuple[int, int]:
@@ -86,15 +86,15 @@ class PatchVocabulary:
         ids_B2 = (cells_B22[..., 1] * self.grid[1] + cells_B22[..., 0]).long() + self.first_patch
         if not self.fine:
             return ids_B2
-        places_B22 = self._split((corners_B22 - cells_B22) * self.fine, boxes_B4.new_tensor([self.fine, self.fine]))
-        offsets_B2 = (places_B22[..., 1] * self.fine + places_B22[..., 0]).long() + self.first_coordinate
+        subcells_B22 = self._split((corners_B22 - cells_B22) * self.fine, boxes_B4.new_tensor([self.fine, self.fine]))
+        offsets_B2 = (subcells_B22[..., 1] * self.fine + subcells_B22[..., 0]).long() + self.first_coordinate
         return torch.stack([ids_B2, offsets_B2], -1).flatten(-2)
 
     def boxes(self, tokens_B: Tensor) -> Tensor:
         """Boxes xyxy in [0, 1] of the ids of their corners, (..., 2) or with offsets (..., 4).
 
         Without offsets a box covers both patches whole, as in the published code; with them, a corner lies in the
-        middle of its place.
+        middle of its subcell.
         """
         ids_B2 = (tokens_B[..., ::2] if self.fine else tokens_B) - self.first_patch
         cells_B22 = self._at(ids_B2.clamp(0, self.grid[0] * self.grid[1] - 1), self.grid[1])
@@ -112,7 +112,7 @@ class PatchVocabulary:
 
         Args:
             noise: the class comes last, and may be noise; else it comes first.
-            only: positions of the classes that may be said, all by default.
+            only: positions of the classes that may be generated, by default all.
             device: of the tables.
         """
         ids_V = torch.arange(self.size, device=device)
@@ -128,8 +128,8 @@ class PatchVocabulary:
         if noise:
             named_V[NOISE] = True
         allowed_SV = torch.stack([*slots, named_V] if noise else [named_V, *slots])
-        places_V = (ids_V - self.first_patch).clamp(min=0)
-        ranks_RV = torch.stack([places_V // self.grid[1], places_V % self.grid[1]])
+        cells_V = (ids_V - self.first_patch).clamp(min=0)
+        ranks_RV = torch.stack([cells_V // self.grid[1], cells_V % self.grid[1]])
         class_slot = self.slots - 1 if noise else 0
         return TokenConstraints(
             PROMPT, PAD, allowed_SV, class_tokens_K, self.slots, class_slot, tuple(at_least), ranks_RV
@@ -141,7 +141,7 @@ class PatchVocabulary:
 
     @staticmethod
     def _split(corners_B22: Tensor, count_2: Tensor) -> Tensor:
-        """Which of so many cells each corner is in, from the inside of its box, as whole numbers."""
+        """The cell of each corner, on the inside of its box, as whole numbers from 0 to `count_2` - 1."""
         first_B2, second_B2 = (
             (corners_B22[..., 0, :] + ROUNDING).floor(),
             (corners_B22[..., 1, :] - ROUNDING).ceil() - 1,

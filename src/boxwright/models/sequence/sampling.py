@@ -12,20 +12,20 @@ SEEDS = 2**63  # what torch can begin to draw with
 
 
 class Sampling(NamedTuple):
-    """How sentences are chosen.
+    """How tokens are chosen.
 
     Attributes:
         top_p: more than 0 draws a token from the nucleus, 1 from all. With 0, and no `top_k`, the most probable token
-            is taken (greedy).
+            is chosen (greedy).
         nucleus: which tokens are in it: see `in_nucleus`.
         top_k: draw only from the k most probable, whether or not there is a nucleus; 0 from all.
         temperature: scores are divided by it before drawing.
-        seed: of the draws, for each image the same or one for each; what is drawn for an image doesn't depend on its
-            neighbours.
-        end_bias: added to the score of the token that ends a sentence: 0 ends as the model says, more sooner, less
-            later, -inf never.
-        repeats: whether an object may be written twice, all its words the same.
-        beams: sentences that compete for each image, object by object; see `boxwright.models.sequence.beam_search`.
+        seed: of the draws, one for all images or one for each; the draws of an image do not depend on the others in
+            the batch.
+        end_bias: added to the logit of the end token: 0 ends as the model predicts, more sooner, less later, -inf
+            never.
+        repeats: whether an object may be generated twice, with all its tokens the same.
+        beams: sequences that compete for each image, object by object; see `boxwright.models.sequence.beam_search`.
     """
 
     top_p: float = 0.0
@@ -39,12 +39,12 @@ class Sampling(NamedTuple):
 
     @property
     def may_end(self) -> bool:
-        """Whether sentences can be shorter than asked."""
+        """Whether sequences can end before the last object."""
         return self.end_bias > -torch.inf
 
     @property
     def draws(self) -> bool:
-        """Whether chance has a say."""
+        """Whether tokens are drawn at random."""
         return self.top_p > 0 or self.top_k > 0
 
     def check(self) -> None:
@@ -68,44 +68,45 @@ def _whole(value: float, least: int) -> bool:
     return isinstance(value, int) and value >= least
 
 
-def choose(scores_BV: Tensor, sampling: Sampling, uniform_B1: Tensor) -> Tensor:
-    """One token a row, (B, 1).
+def choose(logits_BV: Tensor, sampling: Sampling, draws_B1: Tensor | None) -> Tensor:
+    """One token per row, (B, 1).
 
     Args:
-        scores_BV: -inf for tokens that can't be chosen.
+        logits_BV: -inf for tokens that can't be chosen.
         sampling: how to choose.
-        uniform_B1: a draw from [0, 1) for each row.
+        draws_B1: a draw from [0, 1) for each row; needed only if tokens are drawn.
     """
     if not sampling.draws:
-        return scores_BV.argmax(-1, keepdim=True)
-    kept_BV = scores_BV / sampling.temperature
+        return logits_BV.argmax(-1, keepdim=True)
+    assert draws_B1 is not None
+    kept_BV = logits_BV / sampling.temperature
     if sampling.top_k:
         kept_BV = in_top(kept_BV, sampling.top_k)
     if 0 < sampling.top_p < 1:
         kept_BV = in_nucleus(kept_BV, sampling.top_p, sampling.nucleus)
     below_BV = kept_BV.softmax(-1).cumsum(-1)
-    return (below_BV <= uniform_B1 * below_BV[:, -1:]).sum(-1, keepdim=True)
+    return (below_BV <= draws_B1 * below_BV[:, -1:]).sum(-1, keepdim=True)
 
 
-def in_top(scores_BV: Tensor, top_k: int) -> Tensor:
-    """Scores with all but the `top_k` largest, and those equal to the last of them, at -inf."""
-    least_B1 = scores_BV.topk(min(top_k, scores_BV.shape[-1])).values[:, -1:]
-    return scores_BV.masked_fill(scores_BV < least_B1, -torch.inf)
+def in_top(logits_BV: Tensor, top_k: int) -> Tensor:
+    """Logits with all but the `top_k` largest, and those equal to the last of them, at -inf."""
+    least_B1 = logits_BV.topk(min(top_k, logits_BV.shape[-1])).values[:, -1:]
+    return logits_BV.masked_fill(logits_BV < least_B1, -torch.inf)
 
 
-def in_nucleus(scores_BV: Tensor, top_p: float, rule: Literal["official", "standard"] = "official") -> Tensor:
-    """Scores with all tokens outside the nucleus at -inf: the most probable tokens that together reach `top_p`.
+def in_nucleus(logits_BV: Tensor, top_p: float, rule: Literal["official", "standard"] = "official") -> Tensor:
+    """Logits with all tokens outside the nucleus at -inf: the most probable tokens that together reach `top_p`.
 
     The rules differ in the token that crosses the line. "official" (google-research/pix2seq,
     architectures/transformers.py) leaves it out, though never the most probable token: what is kept adds up to at most
     `top_p`. "standard" (Holtzman et al. 2020) keeps it: what is kept adds up to at least `top_p`.
     """
-    sorted_BV = scores_BV.sort(-1, descending=True).values
+    sorted_BV = logits_BV.sort(-1, descending=True).values
     shares_BV = sorted_BV.softmax(-1)
     reached_BV = shares_BV.cumsum(-1)
     inside_BV = reached_BV <= top_p if rule == "official" else reached_BV - shares_BV < top_p
     count_B1 = inside_BV.sum(-1, keepdim=True).clamp(min=1)
-    return scores_BV.masked_fill(scores_BV < sorted_BV.gather(-1, count_B1 - 1), -torch.inf)
+    return logits_BV.masked_fill(logits_BV < sorted_BV.gather(-1, count_B1 - 1), -torch.inf)
 
 
 def draws(seed: int | tuple[int, ...], rows: int, length: int) -> Tensor:
@@ -119,14 +120,13 @@ def draws(seed: int | tuple[int, ...], rows: int, length: int) -> Tensor:
     return uniform(torch.tensor(seeds, dtype=torch.int64)[:, None], torch.arange(length))
 
 
-def uniform(seeds: Tensor, places: Tensor) -> Tensor:
-    """The draw from [0, 1) at each place of what begins with each seed; both int64, at least 0, and they broadcast.
+def uniform(seeds: Tensor, positions: Tensor) -> Tensor:
+    """The draw from [0, 1) of each seed at each position; both int64, at least 0, and they broadcast.
 
-    A hash, not a generator, and of plain arithmetic: any device, and an exported graph, draw the same numbers in any
-    order.
+    A hash, not a generator, in plain arithmetic: any device, and an exported graph, draw the same numbers in any order.
     """
     low, high = seeds % 2**32 ^ 0x1E3779B9, seeds // 2**32  # zeros would be mixed to zeros
-    return (_mix(_mix(_mix(low) ^ high) ^ places) // 2**8).float() / 2**24  # as many bits as float32 has
+    return (_mix(_mix(_mix(low) ^ high) ^ positions) // 2**8).float() / 2**24  # as many bits as float32 has
 
 
 def _mix(x: Tensor) -> Tensor:

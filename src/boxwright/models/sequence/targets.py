@@ -1,12 +1,13 @@
-"""Objects to sentences: what a sentence writer reads and what it should say next, for a whole batch on its device.
+"""Training sequences: the tokens that the decoder reads and those it should predict, for a batch on its device.
 
-    objects    real, in random order                    noise, filling up to M objects
-    reads      >   y1 x1 y2 x2 any   y1 x1 y2 x2 any    y1 x1 y2 x2 any   ...          shifted by one against:
-    says       y1 x1 y2 x2 class     y1 x1 y2 x2 class  -  -  -  -  noise  ...
-    weight     1  1  1  1  1         1  1  1  1  1      0  0  0  0  1     ...          .1 where it says "nothing"
+    objects    real, in random order                    noise, up to M objects
+    inputs     >   y1 x1 y2 x2 any   y1 x1 y2 x2 any    y1 x1 y2 x2 any   ...          one position behind:
+    targets    y1 x1 y2 x2 class     y1 x1 y2 x2 class  -  -  -  -  noise  ...
+    weights    1  1  1  1  1         1  1  1  1  1      0  0  0  0  1     ...          .1 at padding
 
-The reader never sees a true class ("any" is a random class or the word for noise), so it must look at the image. Laws
-and numbers are those of google-research/pix2seq (data/data_utils.py:264-411, tasks/object_detection.py:352-418).
+No input is a true class ("any" is a random class or the noise token), so that the class must be found in the image.
+Rules and numbers are those of google-research/pix2seq (data/data_utils.py:264-411,
+tasks/object_detection.py:352-418).
 """
 
 import warnings
@@ -20,108 +21,115 @@ from boxwright.models.sequence.patch_vocabulary import PatchVocabulary
 from boxwright.models.sequence.vocabulary import FIRST_CLASS, NOISE, PAD, PROMPT, Vocabulary
 from boxwright.types import Batch
 
-Language = Vocabulary | PatchVocabulary
+AnyVocabulary = Vocabulary | PatchVocabulary
 PAD_WEIGHT = 0.1
 JITTER = 0.05  # standard deviation of a repeated box's sides, relative to its size
 RANDOM_SIDE = 0.5  # standard deviation of a random box's height and width, relative to the image
 
 
 class SequenceTargets(NamedTuple):
-    """Ids that are read, ids that should be said, and how much each counts."""
+    """Input tokens, target tokens, and the weight of each target in the loss."""
 
     inputs_BL: Tensor
     targets_BL: Tensor
     weights_BL: Tensor
 
 
-def sentences(
+def training_sequences(
     batch: Batch,
-    vocabulary: Language,
+    vocabulary: AnyVocabulary,
     max_objects: int,
     length: int,
-    each: int = 1,
+    per_image: int = 1,
     noise: bool = True,
     shuffle: bool = True,
 ) -> SequenceTargets:
-    """Sentences of a batch, `each` different ones an image (rows of one image follow each other).
+    """Sequences of a batch, `per_image` different ones for each image, in consecutive rows.
 
     Args:
-        batch: boxes, labels, and the part of the canvas that is image; noise stays inside that part.
-        vocabulary: the ids.
-        max_objects: real and noise objects in a sentence; of more real ones, random ones are left out.
-        length: ids in a sentence, padded from those of all objects.
-        each: sentences an image.
-        noise: fill up with noise objects; else the sentence ends after the last real one.
+        batch: its objects and valid area; noise stays inside that area.
+        vocabulary: the token ids.
+        max_objects: real and noise objects in a sequence; of more real ones, random ones are left out.
+        length: tokens in a sequence; padded behind the objects.
+        per_image: sequences for each image.
+        noise: fill up with noise objects; else the sequence ends after the last real one.
         shuffle: objects stand in random order, else in that of the data set.
     """
     boxes_BN4, labels_BN, valid_BN = (
-        x.repeat_interleave(each, 0) for x in (batch.boxes_BN4, batch.labels_BN, batch.valid_BN)
+        x.repeat_interleave(per_image, 0) for x in (batch.boxes_BN4, batch.labels_BN, batch.valid_BN)
     )
-    boxes_BM4, labels_BM, real_BM = ordered(boxes_BN4, labels_BN, valid_BN, max_objects, shuffle)
-    scale_B14 = _image_part(batch).repeat_interleave(each, 0)[:, None]
+    boxes_BM4, labels_BM, real_BM = order_objects(boxes_BN4, labels_BN, valid_BN, max_objects, shuffle)
+    ratios_B14 = _valid_ratios(batch).repeat_interleave(per_image, 0)[:, None]
     if noise:
-        boxes_BM4 = with_noise(boxes_BM4 / scale_B14, real_BM) * scale_B14
+        boxes_BM4 = with_noise(boxes_BM4 / ratios_B14, real_BM) * ratios_B14
     classes_BM = torch.where(real_BM, vocabulary.class_tokens(labels_BM), NOISE if noise else PAD)
-    return compose(boxes_BM4, classes_BM, corrupted(classes_BM, vocabulary), vocabulary, length)
+    return to_sequences(boxes_BM4, classes_BM, corrupted_classes(classes_BM, vocabulary), vocabulary, length)
 
 
-def spell(batch: Batch, vocabulary: Language, max_objects: int, ends: bool) -> SequenceTargets:
-    """The true sentences in the order of the data set, nothing drawn: weight 1 for each word of an object, else 0.
+def encode_targets(batch: Batch, vocabulary: AnyVocabulary, max_objects: int, ends: bool) -> SequenceTargets:
+    """The objects in the order of the data set, nothing drawn: weight 1 for each of their tokens, else 0.
 
     Args:
         batch: boxes and labels.
-        vocabulary: the ids.
+        vocabulary: the token ids.
         max_objects: more are left out.
-        ends: the word behind the last object counts, too.
+        ends: the end token behind the last object has weight 1, too.
     """
     real_BM = batch.valid_BN[:, :max_objects]
     classes_BM = vocabulary.class_tokens(batch.labels_BN[:, :max_objects]).where(real_BM, PAD)
     length = vocabulary.slots * real_BM.shape[1] + ends
-    said = compose(batch.boxes_BN4[:, :max_objects], classes_BM, real_BM * NOISE, vocabulary, length)
-    words_B1 = vocabulary.slots * real_BM.sum(1, keepdim=True) + ends
-    return said._replace(weights_BL=(torch.arange(length, device=words_B1.device) < words_B1).float())
+    sequences = to_sequences(batch.boxes_BN4[:, :max_objects], classes_BM, real_BM * NOISE, vocabulary, length)
+    count_B1 = vocabulary.slots * real_BM.sum(1, keepdim=True) + ends
+    return sequences._replace(weights_BL=(torch.arange(length, device=count_B1.device) < count_B1).float())
 
 
-def compose(
-    boxes_BM4: Tensor, classes_BM: Tensor, seen_BM: Tensor, vocabulary: Language, length: int
+def to_sequences(
+    boxes_BM4: Tensor, classes_BM: Tensor, input_classes_BM: Tensor, vocabulary: AnyVocabulary, length: int
 ) -> SequenceTargets:
-    """The sentences of objects in their order.
+    """Sequences of objects in the given order.
 
     Args:
         boxes_BM4: xyxy in [0, 1] of the canvas.
-        classes_BM: ids of classes, of noise, or 0 where a row is empty.
-        seen_BM: the classes as they are read.
-        vocabulary: the ids.
-        length: ids in a sentence, at least those of M objects.
+        classes_BM: tokens of classes, of noise, or 0 where a row is empty.
+        input_classes_BM: the same in the inputs.
+        vocabulary: the token ids.
+        length: tokens in a sequence, at least those of M objects.
     """
     corners_BMC = vocabulary.coordinate_tokens(boxes_BM4) * (classes_BM != PAD)[..., None]
-    said_BMW = torch.cat([corners_BMC, classes_BM[..., None]], -1)
-    truth_BL = line(said_BMW, length)
-    read_BL = line(torch.cat([corners_BMC, seen_BM[..., None]], -1), length)
-    prompt_B1 = torch.full_like(read_BL[:, :1], PROMPT)
-    counts_BMW = torch.ones_like(said_BMW, dtype=torch.float)
-    counts_BMW[..., :-1] = (classes_BM != NOISE)[..., None]
-    weights_BL = line(counts_BMW, length).masked_fill(truth_BL == PAD, PAD_WEIGHT)
-    return SequenceTargets(torch.cat([prompt_B1, read_BL[:, :-1]], 1), truth_BL, weights_BL)
+    objects_BMS = torch.cat([corners_BMC, classes_BM[..., None]], -1)
+    targets_BL = flatten_objects(objects_BMS, length)
+    inputs_BL = flatten_objects(torch.cat([corners_BMC, input_classes_BM[..., None]], -1), length)
+    prompt_B1 = torch.full_like(inputs_BL[:, :1], PROMPT)
+    weights_BMS = torch.ones_like(objects_BMS, dtype=torch.float)
+    weights_BMS[..., :-1] = (classes_BM != NOISE)[..., None]
+    weights_BL = flatten_objects(weights_BMS, length).masked_fill(targets_BL == PAD, PAD_WEIGHT)
+    return SequenceTargets(torch.cat([prompt_B1, inputs_BL[:, :-1]], 1), targets_BL, weights_BL)
 
 
-def corrupted(classes_BM: Tensor, vocabulary: Language) -> Tensor:
-    """The classes as they are read: half noise, half any class at random, real and noise objects alike."""
+def flatten_objects(objects_BMS: Tensor, length: int) -> Tensor:
+    """Objects one after the other, padded with zeros to `length`."""
+    flat_BL = objects_BMS.flatten(1)
+    assert flat_BL.shape[1] <= length, f"{flat_BL.shape[1]} tokens do not fit into {length}"
+    return torch.nn.functional.pad(flat_BL, (0, length - flat_BL.shape[1]))
+
+
+def corrupted_classes(classes_BM: Tensor, vocabulary: AnyVocabulary) -> Tensor:
+    """The class tokens of the inputs: half noise, half any class at random, for real and noise objects alike."""
     random_BM = torch.randint_like(classes_BM, FIRST_CLASS, vocabulary.first_coordinate)
     coin_BM = torch.rand(classes_BM.shape, device=classes_BM.device) > 0.5
     return torch.where(coin_BM, random_BM, NOISE) * (classes_BM != PAD)
 
 
-def ordered(
+def order_objects(
     boxes_BN4: Tensor, labels_BN: Tensor, valid_BN: Tensor, rows: int, shuffle: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Objects of each image in random or their own order, real ones first, cut or padded to this number of rows.
 
     Where real ones are cut, a warning says so once.
     """
-    if valid_BN.shape[1] > rows and bool((valid_BN.sum(1) > rows).any()):  # the same words each time: shown once
-        said_so = "an image has more objects than a sentence: as many as fit are taught, at random"
-        warnings.warn(f"{said_so}; `detector.lengthen` of a pix2seq makes room.", stacklevel=2)
+    if valid_BN.shape[1] > rows and bool((valid_BN.sum(1) > rows).any()):  # the same text each time: shown once
+        cut = "an image has more objects than a sentence: as many as fit are taught, at random"
+        warnings.warn(f"{cut}; `detector.lengthen` of a pix2seq makes room.", stacklevel=2)
     order_BM = _random_order(valid_BN) if shuffle else (~valid_BN).byte().argsort(dim=1, stable=True)
     order_BM = order_BM[:, :rows]
     picked = (boxes_BN4.gather(1, order_BM[..., None].expand(-1, -1, 4)), labels_BN.gather(1, order_BM))
@@ -134,8 +142,8 @@ def ordered(
 def with_noise(boxes_BM4: Tensor, real_BM: Tensor) -> Tensor:
     """Boxes in [0, 1] of the image, the real ones first, with noise in all other rows.
 
-    Of the noise, a uniform number are repetitions of real boxes, slightly off; of the others about half are real boxes
-    moved elsewhere, and half have nothing to do with them.
+    Of the noise, a uniformly drawn number are jittered copies of real boxes; of the others about half are real boxes
+    moved elsewhere, and half are random.
     """
     rows = real_BM.shape[1]
     n_B1 = real_BM.sum(1, keepdim=True)
@@ -145,21 +153,21 @@ def with_noise(boxes_BM4: Tensor, real_BM: Tensor) -> Tensor:
     pool_BM4 = _pool(boxes_BM4, n_B1, free_B1)
     row_1M = torch.arange(rows, device=real_BM.device)[None]
     moved_BM = (row_1M < others_B1) & (n_B1 > 0)
-    either_BR4 = torch.cat([moved(pool_BM4), random_boxes(boxes_BM4)], 1)
+    either_BR4 = torch.cat([moved_boxes(pool_BM4), random_boxes(boxes_BM4)], 1)
     other_BM4 = _pick(either_BR4, _random_order(torch.cat([moved_BM, row_1M < others_B1], 1))[:, :rows])
-    repeat_BM4 = _pick(jittered(pool_BM4), (row_1M - others_B1).clamp(min=0))
+    repeat_BM4 = _pick(jittered_boxes(pool_BM4), (row_1M - others_B1).clamp(min=0))
     noise_BM4 = torch.where((row_1M < others_B1)[..., None], other_BM4, repeat_BM4)
     noise_BM4 = _pick(noise_BM4, _random_order(row_1M < free_B1))
     return torch.where(real_BM[..., None], boxes_BM4, _pick(noise_BM4, (row_1M - n_B1).clamp(min=0)))
 
 
-def jittered(boxes_BM4: Tensor) -> Tensor:
+def jittered_boxes(boxes_BM4: Tensor) -> Tensor:
     """Each side moved by a truncated normal of 5 % (at most 10 %) of the height or width, clipped to [0, 1]."""
     size_BM4 = (boxes_BM4[..., 2:] - boxes_BM4[..., :2]).repeat(1, 1, 2)
     return (boxes_BM4 + truncated_normal(boxes_BM4, JITTER) * size_BM4).clamp(0, 1)
 
 
-def moved(boxes_BM4: Tensor) -> Tensor:
+def moved_boxes(boxes_BM4: Tensor) -> Tensor:
     """The same heights and widths around uniform centres, clipped to [0, 1]."""
     half_BM2 = (boxes_BM4[..., 2:] - boxes_BM4[..., :2]) / 2
     centre_BM2 = torch.rand_like(half_BM2)
@@ -174,13 +182,13 @@ def random_boxes(like_BM4: Tensor) -> Tensor:
 
 
 def truncated_normal(like: Tensor, std: float) -> Tensor:
-    """Normal draws with all beyond two standard deviations drawn again, by inversion: no loop, no waiting."""
+    """Normal draws truncated at two standard deviations; by inversion, so that nothing waits for the device."""
     inside = 0.9544997361036416  # erf(sqrt(2))
     return torch.erfinv((torch.rand_like(like) * 2 - 1) * inside) * (std * 2**0.5)
 
 
-def _image_part(batch: Batch) -> Tensor:
-    """Width, height, width, height of the image as fractions of the canvas, (B, 4)."""
+def _valid_ratios(batch: Batch) -> Tensor:
+    """Width, height, width, height of the valid area in [0, 1] of the canvas, (B, 4)."""
     canvas_2 = torch.tensor(batch.images_BCHW.shape[-2:], device=batch.sizes_B2.device)
     return per_side(batch.sizes_B2 / canvas_2)
 
@@ -199,10 +207,3 @@ def _random_order(wanted_BN: Tensor) -> Tensor:
 
 def _pick(boxes_BN4: Tensor, index_BM: Tensor) -> Tensor:
     return boxes_BN4.gather(1, index_BM[..., None].expand(-1, -1, 4))
-
-
-def line(words_BMW: Tensor, length: int) -> Tensor:
-    """Objects one after the other, padded with zeros to `length`."""
-    flat_BL = words_BMW.flatten(1)
-    assert flat_BL.shape[1] <= length, f"{flat_BL.shape[1]} words do not fit into {length}"
-    return torch.nn.functional.pad(flat_BL, (0, length - flat_BL.shape[1]))

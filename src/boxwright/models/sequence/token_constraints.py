@@ -1,4 +1,4 @@
-"""What a list of boxes looks like in tokens: which token may stand where."""
+"""Which token may stand at which position of a sequence of objects."""
 
 from dataclasses import dataclass
 
@@ -8,20 +8,22 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TokenConstraints:
-    """A writer's language, as the engine that generates sentences must know it.
+    """All that generation must know of a detector's tokens.
 
-    A sentence is `start`, then objects of `slots` tokens each, then perhaps `end`, which also fills what is left.
+    A sequence is `start`, then objects of `slots` tokens each, then perhaps `end`, which also fills the rest.
 
     Attributes:
         start: the token before the first object; it is not part of the result.
         end: the token after the last object.
-        allowed_PV: which tokens place p of a sentence may hold, bool: row p modulo P. P is a multiple of `slots`.
+        allowed_PV: the tokens allowed at position p of a sequence, bool: row p modulo P. P is a multiple of `slots`.
         class_tokens_K: the classes' tokens, in the order of the names.
         slots: tokens of an object.
         class_slot: which of them is the class.
-        at_least: for each slot, the earlier slot of the same object whose token is the least it may hold (y1 for y2),
-            or None; empty for none at all.
-        ranks_RV: what "least" means: a token is less than another if one of its ranks is; by default the id itself.
+        at_least: for each slot, the earlier slot of the same object whose token is the least allowed (y1 for y2), or
+            None; empty for none at all.
+        ranks_RV: the order behind `at_least`: a token is less than another if one of its ranks is; by default the id.
+        coordinates: ids of coordinates, where a slot allows other tokens, too: the most probable coordinate is then
+            kept beside the token.
     """
 
     start: int
@@ -32,6 +34,7 @@ class TokenConstraints:
     class_slot: int = 4
     at_least: tuple[int | None, ...] = ()
     ranks_RV: Tensor | None = None
+    coordinates: range | None = None
 
     def __post_init__(self) -> None:
         assert len(self.allowed_PV) % self.slots == 0, f"{len(self.allowed_PV)} rows for objects of {self.slots} tokens"
@@ -45,11 +48,11 @@ class TokenConstraints:
         return (self.ranks_RV[:, None] < self.ranks_RV[:, least_B1]).any(0)
 
     def additions(self, end_bias: float) -> Tensor:
-        """What is added to the scores, (P, V): -inf to tokens that may not stand there, `end_bias` to the end.
+        """What is added to the logits, (P, V): -inf where a token is not allowed, `end_bias` to the end.
 
-        The end may stand where an object could begin, unless the bias is -inf. A table that allows it elsewhere, as
+        The end is allowed where an object could begin, unless the bias is -inf. A table that allows it elsewhere, as
         one that allows everything does, gets the same bias there; with -inf such a table stays as it is: the token is
-        written like any other, and nothing ends.
+        generated like any other, and nothing ends.
         """
         added_PV = torch.zeros(self.allowed_PV.shape, device=self.allowed_PV.device)
         if end_bias > -torch.inf:

@@ -1,14 +1,14 @@
-"""The words of a sentence of boxes, and the numbers that stand for them.
+"""Token ids of boxes and classes.
 
-    0        nothing: padding, and the end of the sentence
+    0        nothing: padding, and the end of the sequence
     10       the prompt "detect objects"
-    30       a noise object: "not an object", the class that is never drawn
+    30       noise: the class of an object that is none
     100+     classes: label 0 is never used, so the class at position p of the names is 101 + p, unless it has another
     1000+    coordinates, one id a bin
     3000     ids in all
 
-This is the layout of google-research/pix2seq (vocab.py, configs/config_det_finetune.py); its published weights know
-labels 1 to 90, COCO's category ids.
+This is the layout of google-research/pix2seq (vocab.py, configs/config_det_finetune.py); the labels of its published
+weights are 1 to 90, COCO's category ids.
 """
 
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ PAD, PROMPT, NOISE, FIRST_CLASS = 0, 10, 30, 100
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Where coordinates stand, how fine they are, and how many ids there are.
+    """The ids of one detector, the same for all canvases.
 
     Attributes:
-        bins: how many values a coordinate can take.
+        bins: values of a coordinate.
         first_coordinate: id of the coordinate 0; ids from 100 to here are classes.
         size: number of ids.
-        class_ids: the label of each class, from 1; empty for 1, 2, 3... COCO's have holes.
+        class_ids: the label of each class, from 1; empty for 1, 2, 3... COCO's have gaps.
     """
 
     bins: int = 1000
@@ -44,7 +44,7 @@ class Vocabulary:
 
     @property
     def slots(self) -> int:
-        """Words of an object: four coordinates and a class."""
+        """Tokens of an object: four coordinates and a class."""
         return 5
 
     @property
@@ -65,7 +65,7 @@ class Vocabulary:
         return self.quantise(boxes_B4[..., [1, 0, 3, 2]]) + self.first_coordinate
 
     def boxes(self, tokens_B4: Tensor) -> Tensor:
-        """Boxes xyxy in [0, 1] of ids y1, x1, y2, x2; whatever is no coordinate becomes the nearest one."""
+        """Boxes xyxy in [0, 1] of ids y1, x1, y2, x2; any other id becomes the nearest coordinate."""
         return self.dequantise(tokens_B4 - self.first_coordinate).clamp(0, 1)[..., [1, 0, 3, 2]]
 
     def class_tokens(self, positions: Tensor) -> Tensor:
@@ -81,8 +81,8 @@ class Vocabulary:
 
         Args:
             classes: how many there are.
-            only: their positions that may be written, all by default.
-            free: any word may come anywhere, as in the published code.
+            only: positions of the classes that may be generated, by default all.
+            free: any token may stand anywhere, as in the published code.
             device: of the tables.
         """
         ids_V = torch.arange(self.size, device=device)

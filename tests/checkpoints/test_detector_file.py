@@ -32,7 +32,7 @@ def test_round_trip_keeps_weights_names_and_card(detector, tmp_path):
             assert torch.equal(value, loaded.state_dict()[key])
 
 
-def test_a_checkpoint_cut_short_is_said_to_be(detector, tmp_path):
+def test_a_checkpoint_cut_short_is_refused(detector, tmp_path):
     file = tmp_path / "best.safetensors"
     save_detector(file, detector, {})
     file.write_bytes(file.read_bytes()[:-100])
@@ -41,7 +41,7 @@ def test_a_checkpoint_cut_short_is_said_to_be(detector, tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_numbers_that_are_none_are_named(detector, tmp_path, value):
+def test_nan_and_infinity_are_named(detector, tmp_path, value):
     detector.state_dict()["pyramid.smooth.0.weight"].view(-1)[7] = value
     save_detector(tmp_path / "best.safetensors", detector, {})
     with pytest.raises(UserError, match=r"numbers that are none .*, first in pyramid\.smooth\.0\.weight"):
@@ -102,7 +102,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
+def test_an_output_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="can't be written"):
         write_whole(tmp_path / "file" / "best.safetensors", lambda temporary: temporary.write_text("x"))
@@ -116,11 +116,11 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         (["ckpt-6.index", "ckpt-6.data-00000-of-00001"], "ckpt-6.index", "ckpt-6.index"),
         (["ckpt-6.index", "ckpt-6.data-00000-of-00001"], "ckpt-6", "ckpt-6"),
         (["run/ckpt-6.index", "run/ckpt-6.data-00000-of-00001", "run/config.json"], "run", "run"),
-        (["theirs/config.json", "theirs/model.safetensors"], "theirs", "theirs"),
-        (["theirs/config.json", "theirs/pytorch_model.bin"], "theirs", "theirs"),
+        (["foreign/config.json", "foreign/model.safetensors"], "foreign", "foreign"),
+        (["foreign/config.json", "foreign/pytorch_model.bin"], "foreign", "foreign"),
     ],
 )
-def test_checkpoints_of_other_projects_are_told_the_verb(tmp_path, files, given, named):
+def test_checkpoints_of_other_projects_point_to_import_weights(tmp_path, files, given, named):
     for file in files:
         (tmp_path / file).parent.mkdir(exist_ok=True)
         torch.save({"weight": torch.zeros(1)}, tmp_path / file)
@@ -129,7 +129,7 @@ def test_checkpoints_of_other_projects_are_told_the_verb(tmp_path, files, given,
     assert f"`boxwright import-weights {tmp_path / named}" in str(error.value)
 
 
-def test_foreign_tensors_are_told_the_verb(tmp_path):
+def test_foreign_tensors_point_to_import_weights(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(
         UserError, match=r"not a boxwright checkpoint.*`boxwright import-weights .*model.safetensors OUT`"
@@ -137,13 +137,13 @@ def test_foreign_tensors_are_told_the_verb(tmp_path):
         load_detector(tmp_path / "model.safetensors")
 
 
-def test_a_folder_of_nothing_is_not_sent_to_the_importer(tmp_path):
+def test_an_empty_folder_does_not_point_to_import_weights(tmp_path):
     with pytest.raises(UserError) as error:
         load_detector(tmp_path)
     assert "import-weights" not in str(error.value)
 
 
-def test_the_folder_in_which_one_is_may_hold_weights(detector, tmp_path, monkeypatch):
+def test_weights_may_lie_in_the_current_folder(detector, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no weights at"):
         load_detector("")

@@ -57,10 +57,10 @@ def test_a_detector_in_the_cache_is_loaded_by_name_without_a_network(cache, file
 def test_what_is_not_there_says_how_to_get_it(cache):
     with pytest.raises(UserError) as error:
         load_detector("me/cells@v2")
-    said = str(error.value)
-    assert "HF_HUB_OFFLINE is set" in said
-    assert "`hf download me/cells --revision v2 --local-dir FOLDER`" in said
-    assert str(cache) in said
+    message = str(error.value)
+    assert "HF_HUB_OFFLINE is set" in message
+    assert "`hf download me/cells --revision v2 --local-dir FOLDER`" in message
+    assert str(cache) in message
 
 
 def test_a_file_that_is_not_what_its_checksum_says_is_refused(cache, file):

@@ -67,7 +67,7 @@ def learn(detector, seed=1):
 
 
 def adapted(base: Path, names=OTHERS, rank=2, seed=1):
-    """A detector begun from the checkpoint, adapted and moved."""
+    """A detector of other classes from the checkpoint, adapted and trained a little."""
     source = load_detector(base)
     detector = source.with_classes(names)
     adapt(detector, rank, source, "the base", base)
@@ -139,7 +139,7 @@ def test_a_step_moves_only_what_the_adapter_stores(model, batch):
     assert any(not key.startswith("backbone.") for key in pairs)
 
 
-def test_with_the_head_alone_the_backbone_rests_and_is_not_stored(batch, base):
+def test_with_the_head_alone_the_backbone_is_frozen_and_not_stored(batch, base):
     source = load_detector(base)
     detector = source.with_classes(NAMES)
     adapt(detector, None, source, "base", base)
@@ -148,7 +148,7 @@ def test_with_the_head_alone_the_backbone_rests_and_is_not_stored(batch, base):
     detector.train()(batch.images_BCHW, batch.sizes_B2)
     for key, value in detector.state_dict().items():
         if key.startswith("backbone."):
-            assert torch.equal(value, source.state_dict()[key]), "statistics of norms rest, too"
+            assert torch.equal(value, source.state_dict()[key]), "statistics of norms are frozen, too"
     assert not any(key.startswith("backbone.") for key in own_state(detector))
 
 
@@ -167,7 +167,7 @@ def test_timm_weights_are_a_base_of_their_own(batch, tmp_path):
         load_detector(tmp_path, base=tmp_path)
 
 
-def test_other_weights_of_timm_are_told(tmp_path, monkeypatch):
+def test_other_weights_of_timm_are_refused(tmp_path, monkeypatch):
     detector = Dense(DenseConfig(image_size=64, channels=32), NAMES)
     adapt(detector, None, None, detector.config.backbone)
     save_detector(tmp_path / "best.safetensors", detector, {})
@@ -198,11 +198,11 @@ def test_adapters_of_different_ranks_and_classes_share_one_base(base, batch, tmp
     for name in (*files, *reversed(files)):
         assert together[name].names == expected[name].names
         assert_alike(outputs(expected[name], batch), outputs(together[name].detector, batch))
-    places = [
+    files = [
         {value.data_ptr() for value in predictor.detector.backbone.state_dict().values() if value.numel() > 1}
         for predictor in together.values()
     ]
-    plain, *others = places
+    plain, *others = files
     assert all(plain <= other for other in others), "there is one copy of the base"
     merge_adapter(together["rank1"].detector)
     assert_alike(outputs(expected["plain"], batch), outputs(together["plain"].detector, batch))
@@ -282,7 +282,7 @@ def test_a_damaged_adapter_is_one_clear_error(base, tmp_path, harm):
         load_detector(file)
 
 
-def test_a_rank_beyond_all_layers_is_told():
+def test_a_rank_beyond_all_layers_is_refused():
     source = make("dense")
     detector = source.with_classes(NAMES)
     with pytest.raises(UserError, match="no layer is large enough for an adapter of rank 4096; take a smaller --rank"):

@@ -195,9 +195,9 @@ def test_auto_chooses_by_disk_and_memory_and_says_why(
     monkeypatch.setattr("shutil.disk_usage", disk(free))
     monkeypatch.setattr(cache_module, "_memory", lambda: memory)
     assert build(records, SIDE, folder=home).mode == expected
-    said = " ".join(capsys.readouterr().out.split())
-    assert f"Cache of {expected}" in said
-    assert ("half of the memory" in said) == (memory == 100_000 or expected == "pixels")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"Cache of {expected}" in printed
+    assert ("half of the memory" in printed) == (memory == 100_000 or expected == "pixels")
 
 
 def test_a_folder_that_cannot_be_written(records: list[Record], tmp_path: Path) -> None:

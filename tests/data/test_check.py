@@ -102,7 +102,7 @@ def add(key, **row):
     return lambda content: content[key].append(row)
 
 
-# kind, what plants it, a word that its place must hold
+# kind, what plants it, a part of its `where`
 def turned(root):
     """Width and height exchanged, as of an image whose EXIF orientation was not applied."""
     return coco_with(root, lambda c: c["images"][1].update(width=30, height=40))
@@ -214,24 +214,24 @@ def test_every_kind_is_planted():
     assert {kind for kind, _, _ in PLANTED} == set(FAULT_KINDS)
 
 
-@pytest.mark.parametrize(("kind", "plant", "place"), PLANTED, ids=[f"{k}-{i}" for i, (k, _, _) in enumerate(PLANTED)])
-def test_fault_is_found_with_its_place(tmp_path, kind, plant, place):
+@pytest.mark.parametrize(("kind", "plant", "where"), PLANTED, ids=[f"{k}-{i}" for i, (k, _, _) in enumerate(PLANTED)])
+def test_a_planted_fault_is_found_where_it_is(tmp_path, kind, plant, where):
     plant(tmp_path)
     report = check(tmp_path)
     found = [fault for fault in report.faults if fault.kind == kind]
     assert found, report.faults
-    assert place in found[0].where
+    assert where in found[0].where
     assert len(found) == 1 or kind in ("missing-image", "unlisted-image", "broken-record", "not-a-number"), found
     assert report.exit_code == int(any(fault.level == "error" for fault in report.faults))
     if FAULT_KINDS[kind].level == "error":
         assert report.exit_code == 1
 
 
-@pytest.mark.parametrize(("kind", "plant", "place"), PLANTED, ids=[f"{k}-{i}" for i, (k, _, _) in enumerate(PLANTED)])
-def test_reading_refuses_exactly_what_cannot_be_used(tmp_path, kind, plant, place):
+@pytest.mark.parametrize(("kind", "plant", "where"), PLANTED, ids=[f"{k}-{i}" for i, (k, _, _) in enumerate(PLANTED)])
+def test_reading_refuses_exactly_what_cannot_be_used(tmp_path, kind, plant, where):
     plant(tmp_path)
     # Where the record tells the size, an image is opened only to decode it, by the cache.
-    if FAULT_KINDS[kind].fatal and place != "JPEGImages/c.jpg" and plant not in (cut_short, turned):
+    if FAULT_KINDS[kind].fatal and where != "JPEGImages/c.jpg" and plant not in (cut_short, turned):
         with pytest.raises(UserError, match=r"^[^\n]+$"):
             read(tmp_path)
     else:
@@ -239,7 +239,7 @@ def test_reading_refuses_exactly_what_cannot_be_used(tmp_path, kind, plant, plac
 
 
 @pytest.mark.parametrize("write", [samples.coco, samples.voc, samples.yolo])
-def test_sound_data_has_no_fault(tmp_path, write, capsys):
+def test_correct_data_has_no_fault(tmp_path, write, capsys):
     report = check(write(tmp_path))
     assert report.faults == []
     assert report.exit_code == 0

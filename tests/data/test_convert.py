@@ -61,8 +61,8 @@ def write_files(root, files):
         folder = root / ("images" if split == "all" else split)
         for row in content["images"]:
             samples.image(folder / row["file_name"], row["width"], row["height"])
-        place = root / ("annotations.json" if split == "all" else f"annotations/instances_{split}.json")
-        samples.write_json(place, content)
+        file = root / ("annotations.json" if split == "all" else f"annotations/instances_{split}.json")
+        samples.write_json(file, content)
 
 
 def load(path):
@@ -79,9 +79,9 @@ def assert_same(a, b, tolerance, ignore=True):
     assert a.names == b.names
     assert list(a.splits) == list(b.splits)
     for split in a.splits:
-        ours, theirs = sorted(a.splits[split], key=pixels), sorted(b.splits[split], key=pixels)
-        assert list(map(pixels, ours)) == list(map(pixels, theirs))
-        for x, y in zip(ours, theirs, strict=True):
+        original, converted = sorted(a.splits[split], key=pixels), sorted(b.splits[split], key=pixels)
+        assert list(map(pixels, original)) == list(map(pixels, converted))
+        for x, y in zip(original, converted, strict=True):
             assert (x.width, x.height) == (y.width, y.height)
             np.testing.assert_allclose(y.boxes_N4, x.boxes_N4, rtol=0, atol=tolerance)
             np.testing.assert_array_equal(y.labels_N, x.labels_N)
@@ -144,10 +144,10 @@ def test_yolo_says_how_many_ignore_flags_are_lost(tmp_path, capsys):
     content["annotations"][0]["iscrowd"] = 1
     content["annotations"][1]["bbox"] = [float("nan"), 1, 1, 1]
     convert(samples.coco(tmp_path / "start", content), tmp_path / "out", "yolo")
-    said = capsys.readouterr()
-    assert "1 such objects" in said.err
-    assert "1 objects have no finite box" in said.err
-    assert "3 images (all 3), 3 boxes, 2 classes" in said.out
+    printed = capsys.readouterr()
+    assert "1 such objects" in printed.err
+    assert "1 objects have no finite box" in printed.err
+    assert "3 images (all 3), 3 boxes, 2 classes" in printed.out
 
 
 def test_yolo_file_is_plain(tmp_path):

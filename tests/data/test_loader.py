@@ -65,9 +65,9 @@ def test_order_depends_on_seed_and_epoch_alone(cache: Cache) -> None:
 @pytest.mark.parametrize("first", [1, 2, 3])
 def test_resumed_at_any_step_the_batches_are_the_same(cache: Cache, first: int) -> None:
     whole = list(train_batches(cache, 3, SOME, seed=4, epoch=6))
-    rest = list(train_batches(cache, 3, SOME, seed=4, epoch=6, first=first))
-    assert len(rest) == len(whole) - first
-    assert all(same(a, b) for a, b in zip(whole[first:], rest, strict=True))
+    resumed = list(train_batches(cache, 3, SOME, seed=4, epoch=6, first=first))
+    assert len(resumed) == len(whole) - first
+    assert all(same(a, b) for a, b in zip(whole[first:], resumed, strict=True))
 
 
 def test_augmentation_differs_from_epoch_to_epoch(cache: Cache) -> None:
@@ -113,13 +113,13 @@ def test_evaluation_goes_in_order_once(cache: Cache) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "word"),
+    ("settings", "error"),
     [(Augment(scale=(0.0, 1.0)), "scale"), (Augment(scale=(2.0, 1.0)), "scale"), (Augment(flip=1.5), "flip"),
      (Augment(colour=-0.1), "colour"), (Augment(min_visible=2.0), "min_visible"), (Augment(views=0), "views"),
      (Augment(views=3), "multiple of augment.views")],
 )  # fmt: skip
-def test_settings_outside_their_range_are_said_at_once(cache: Cache, settings: Augment, word: str) -> None:
-    with pytest.raises(UserError, match=word):
+def test_settings_outside_their_range_are_refused_at_once(cache: Cache, settings: Augment, error: str) -> None:
+    with pytest.raises(UserError, match=error):
         train_batches(cache, 4, settings, seed=0, epoch=0)
 
 

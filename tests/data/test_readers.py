@@ -258,10 +258,10 @@ def test_boxes_without_area_are_left_out_and_counted_once(tmp_path, capsys):
     content["annotations"].append({"id": 10, "image_id": 99, "category_id": 3, "bbox": [1, 1, 2, 2]})
     dataset = read(samples.coco(tmp_path, content))
     assert [r.boxes_N4.tolist() for r in dataset.splits["all"]] == [[[-5, -5, 15, 95]], [], []]
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "5 objects" in said
-    assert f"boxwright check {tmp_path}" in said
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert "5 objects" in printed
+    assert f"boxwright check {tmp_path}" in printed
 
 
 def test_byte_order_mark_is_no_fault(tmp_path):

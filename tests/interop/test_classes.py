@@ -35,7 +35,7 @@ def test_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("said", "error"),
+    ("text", "error"),
     [
         ("a,b,a", "more than one class a"),
         ("a,,b", "none may be empty"),
@@ -44,9 +44,9 @@ def test_files(tmp_path):
         ("missing.json", "missing.json can't be read: No such file"),
     ],
 )
-def test_mistakes_are_one_line(said, error):
+def test_mistakes_are_one_line(text, error):
     with pytest.raises(UserError, match=error):
-        parse_classes(said, range(1, 4))
+        parse_classes(text, range(1, 4))
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"categories": [{"id": "x", "name": "y"}]}', '{"categories": []}'])
@@ -56,12 +56,12 @@ def test_json_without_categories_is_refused(tmp_path, text):
         parse_classes(str(tmp_path / "x.json"), range(91))
 
 
-@pytest.mark.parametrize("said", ["coco.names", "lists/coco", "adir"])
-def test_a_file_that_is_none_is_no_class(tmp_path, monkeypatch, said):
+@pytest.mark.parametrize("text", ["coco.names", "lists/coco", "adir"])
+def test_a_missing_file_is_not_taken_for_a_class(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "adir").mkdir()
-    with pytest.raises(UserError, match=f"--classes {said} can't be read: .*; give a COCO file, a text file"):
-        parse_classes(said, range(91))
+    with pytest.raises(UserError, match=f"--classes {text} can't be read: .*; give a COCO file, a text file"):
+        parse_classes(text, range(91))
 
 
 def test_names_may_hold_dots_and_strokes(tmp_path):

@@ -30,22 +30,22 @@ def test_assignment_and_losses_of_the_last_layer(stored, targets):
         boxes_BN4[image, :count] = torch.tensor(target["boxes"]).view(-1, 4)
         rows_BN[image, :count] = torch.tensor(target["labels"], dtype=torch.long)
         valid_BN[image, :count] = True
-    said = LayerPredictions(torch.from_numpy(stored["logits"])[None], torch.from_numpy(stored["boxes"])[None])
-    terms, matched_LBN = set_loss(said, Targets(boxes_BN4, rows_BN, valid_BN, valid_BN.sum().float()))
+    predictions = LayerPredictions(torch.from_numpy(stored["logits"])[None], torch.from_numpy(stored["boxes"])[None])
+    terms, matched_LBN = set_loss(predictions, Targets(boxes_BN4, rows_BN, valid_BN, valid_BN.sum().float()))
     for image, pair in enumerate(facts["assignment"]):
         assert matched_LBN[0, image][pair["tgt"]].tolist() == pair["src"]
-    for ours, theirs, weight in (("class", "loss_ce", 1), ("l1", "loss_bbox", 5), ("giou", "loss_giou", 2)):
-        torch.testing.assert_close(terms[ours].item() / weight, facts["losses"][theirs], rtol=0, atol=1e-5)
+    for ours, published, weight in (("class", "loss_ce", 1), ("l1", "loss_bbox", 5), ("giou", "loss_giou", 2)):
+        torch.testing.assert_close(terms[ours].item() / weight, facts["losses"][published], rtol=0, atol=1e-5)
 
 
 def test_sampled_sums_and_their_gradients():
     with np.load(GOLDEN / "point_attention.npz") as arrays:
         golden = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     given = [golden[name] for name in ("value", "sampling_locations_xy", "attention_weights")]
-    values, places, weights = (x.requires_grad_() for x in given)
-    found = gather_points(values, golden["spatial_shapes_hw"].tolist(), SamplingPoints(places, weights))
+    values, points, weights = (x.requires_grad_() for x in given)
+    found = gather_points(values, golden["spatial_shapes_hw"].tolist(), SamplingPoints(points, weights))
     torch.testing.assert_close(found, golden["output_float32"], rtol=0, atol=1e-6)
-    gradients = torch.autograd.grad(found, (values, places, weights), golden["cotangent"])
+    gradients = torch.autograd.grad(found, (values, points, weights), golden["cotangent"])
     for name, ours in zip(("value", "sampling_locations", "attention_weights"), gradients, strict=True):
         torch.testing.assert_close(ours, golden[f"grad_{name}"], rtol=0, atol=1e-5)
 
@@ -76,11 +76,11 @@ def test_detr_is_the_authors_network(stored):
     network.load_state_dict(dict(found.state))
     memory = []
     network.encoder.register_forward_hook(lambda _, __, cells: memory.append(cells.x_BME))
-    said = network(*images(sharp=True)).layers
+    layers = network(*images(sharp=True)).layers
     near(memory[0][:, ::9, ::16], stored["encoder"], 1e-4)
-    near(said.logits_LBQR[:, :, ::10, ::13], stored["layers_logits"], 5e-5)
-    near(said.boxes_LBQ4[:, :, ::10], stored["layers_boxes"], 5e-6)
-    near(said.logits_LBQR[-1], stored["logits"], 5e-5)
+    near(layers.logits_LBQR[:, :, ::10, ::13], stored["layers_logits"], 5e-5)
+    near(layers.boxes_LBQ4[:, :, ::10], stored["layers_boxes"], 5e-6)
+    near(layers.logits_LBQR[-1], stored["logits"], 5e-5)
 
 
 @pytest.mark.slow
@@ -89,10 +89,10 @@ def test_two_stage_deformable_is_hugging_faces(stored):
     found = convert(drawn("hf_deformable_two_stage"), read("hf_deformable_two_stage"))
     network = found.detector(found.config, tuple(map(str, found.ids)), pretrained=False).eval()
     network.load_state_dict(dict(found.state))
-    raw = network(*images(sharp=False))
-    shown_BTE = raw.cells.x_BTE.masked_fill(raw.cells.padding_BT[..., None], 0)
+    outputs = network(*images(sharp=False))
+    shown_BTE = outputs.cells.x_BTE.masked_fill(outputs.cells.padding_BT[..., None], 0)
     near(shown_BTE[:, ::4, ::2][:, ::9, ::16], stored["deformable_encoder"], 1e-4)
-    assert torch.equal(network._best(raw.proposals), torch.from_numpy(stored["deformable_used"]).long())
-    said = raw.layers
-    near(said.boxes_LBQ4[:, :, ::30], stored["deformable_boxes"], 1e-5)
-    near(said.logits_LBQR[:, :, ::10][:, :, ::3, ::10], stored["deformable_logits"], 1e-4)
+    assert torch.equal(network._best(outputs.proposals), torch.from_numpy(stored["deformable_used"]).long())
+    layers = outputs.layers
+    near(layers.boxes_LBQ4[:, :, ::30], stored["deformable_boxes"], 1e-5)
+    near(layers.logits_LBQR[:, :, ::10][:, :, ::3, ::10], stored["deformable_logits"], 1e-4)

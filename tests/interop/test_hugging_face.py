@@ -49,7 +49,7 @@ def test_an_older_file_of_tensors_is_read_without_running_code(tensors, tmp_path
         ({"1": "cat", "0": "dog", "9": "beyond the rows"}, ("dog", "cat"), (0, 1)),
     ],
 )
-def test_rows_are_named_if_somebody_named_them(labels, names, numbers):
+def test_rows_are_named_if_the_folder_has_names(labels, names, numbers):
     found = class_names({"id2label": labels}, rows=3)
     assert found == ((names, numbers) if names else None)
 

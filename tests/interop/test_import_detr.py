@@ -62,20 +62,20 @@ def options_of(which, config):
     if which not in HUGGING_FACE:
         options = {"nheads": config.heads, "dilation": False, "dropout": config.dropout}
         return options | ({"num_queries": config.queries} if "two_stage" in which else {})
-    told: dict[str, Any] = {
+    options: dict[str, Any] = {
         "model_type": "detr",
         "encoder_attention_heads": config.heads,
         "decoder_attention_heads": config.heads,
     }
-    told |= {"dropout": config.dropout}
+    options |= {"dropout": config.dropout}
     if "deformable" in which:
-        told |= {"model_type": "deformable_detr", "with_box_refine": config.refine, "num_queries": 300}
-        told |= {"two_stage": config.begin == "proposals", "two_stage_num_proposals": config.queries}
-    return told
+        options |= {"model_type": "deformable_detr", "with_box_refine": config.refine, "num_queries": 300}
+        options |= {"two_stage": config.begin == "proposals", "two_stage_num_proposals": config.queries}
+    return options
 
 
 @pytest.mark.parametrize("which", [*AUTHORS, *HUGGING_FACE])
-def test_tensors_under_any_names_say_what_they_said(small, which):
+def test_renamed_tensors_give_the_same_outputs(small, which):
     network, tensors = small[which]
     for named in (tensors, new_names(tensors)) if which in HUGGING_FACE else (tensors,):
         found = convert(named, options_of(which, network.config))
@@ -98,7 +98,7 @@ def test_files_of_the_authors_are_imported(small, tmp_path, which, capsys):
     assert ours.card["parity"]["tensors of the file"] == len(tensors)
 
 
-def test_a_norm_in_front_is_seen(tmp_path):
+def test_pre_norm_is_recognised(tmp_path):
     network, tensors = sample("detr", pre_norm=True)
     found = convert(tensors, options_of("detr", network.config))
     assert found.config == replace(network.config, image_size=1333)
@@ -107,7 +107,7 @@ def test_a_norm_in_front_is_seen(tmp_path):
     }
 
 
-def test_what_no_tensor_tells_is_guessed_and_said():
+def test_what_no_tensor_shows_is_guessed_and_noted():
     tensors = empty("detr")
     plain = convert(tensors, {}, "detr-r50-e632da11.pth")
     dilated = convert(tensors, {}, "detr-r50-dc5-f0fb7ef5.pth")
@@ -119,7 +119,7 @@ def test_what_no_tensor_tells_is_guessed_and_said():
     assert convert(tensors, {"nheads": 8, "dilation": True}).guesses == []
 
 
-def test_a_deeper_resnet_is_seen():
+def test_a_deeper_resnet_is_recognised():
     tensors = empty("detr")
     for block in range(6, 23):
         for name, shape in shapes("detr").items():
@@ -195,11 +195,11 @@ def test_all_faults_are_listed_at_once(small, tmp_path):
     }
     kept = {name: value for name, value in tensors.items() if name != "transformer.enc_output.bias"}
     torch.save({"model": kept | changes, "args": argparse.Namespace(nheads=4)}, tmp_path / "x.pth")
-    said = refused(tmp_path / "x.pth", tmp_path / "ours", "looks like fundamentalvision/Deformable-DETR, but does not")
-    assert "unknown: tgt_embed.weight" in said or "unknown: transformer.tgt_embed.weight" in said
-    assert "missing (by our names): propose.0.bias" in said
-    assert "misshapen: transformer.encoder.layers.0.norm1.weight (3,) instead of (64,)" in said
-    assert "not finite: transformer.decoder.layers.0.self_attn.in_proj_bias" in said
+    error = refused(tmp_path / "x.pth", tmp_path / "ours", "looks like fundamentalvision/Deformable-DETR, but does not")
+    assert "unknown: tgt_embed.weight" in error or "unknown: transformer.tgt_embed.weight" in error
+    assert "missing (by our names): propose.0.bias" in error
+    assert "misshapen: transformer.encoder.layers.0.norm1.weight (3,) instead of (64,)" in error
+    assert "not finite: transformer.decoder.layers.0.self_attn.in_proj_bias" in error
     assert network.config.begin == "proposals"
 
 
@@ -214,7 +214,7 @@ def test_absurd_shapes_are_one_error(small, tmp_path, which, value):
     refused(tmp_path / "x.pth", tmp_path / "ours", "x.pth")
 
 
-def test_a_network_that_normed_twice_says_so():
+def test_a_second_norm_is_recognised():
     options = {**read("hf_detr"), "auxiliary_loss": True}
     assert convert(empty("hf_detr"), options).config == replace(published_config("hf_detr"), norm_twice=True)
     assert FORMS["detr"].norm_twice is False

@@ -44,10 +44,10 @@ def save(file, variant, **changes):
 def test_replications_are_imported_with_the_names_of_coco(stem, tmp_path, variant, capsys, batch):
     weights = save(tmp_path / "x.pth", variant)
     out = boxwright.import_weights(tmp_path / "x.pth", tmp_path / "ours", image_size=96)
-    said = capsys.readouterr().out
-    assert f"{len(weights)} tensors" in said
-    assert "80 classes: person, bicycle, car, ..., toothbrush" in said
-    assert f"next: boxwright predict {out} IMAGE" in said
+    printed = capsys.readouterr().out
+    assert f"{len(weights)} tensors" in printed
+    assert "80 classes: person, bicycle, car, ..., toothbrush" in printed
+    assert f"next: boxwright predict {out} IMAGE" in printed
     detector = load_detector(tmp_path / "ours")
     assert detector.config.variant == variant
     assert (detector.names[10], detector.config.class_ids[10]) == ("fire hydrant", 11)
@@ -81,11 +81,11 @@ def test_official_checkpoints_are_imported(tmp_path, name, capsys):
     assert "guessed" not in capsys.readouterr().out
 
 
-def test_what_no_file_tells_is_said_to_be_a_guess(tmp_path, capsys):
+def test_what_no_file_shows_is_called_a_guess(tmp_path, capsys):
     import_weights(write_official(tmp_path, "tiny_vit_adamw_legacy"), tmp_path / "ours")
-    said = capsys.readouterr().out
-    assert "coordinates are guessed to begin at word 140 of 180" in said
-    assert "39 classes: class 1, class 2, class 3, ..., class 39" in said
+    printed = capsys.readouterr().out
+    assert "coordinates are guessed to begin at word 140 of 180" in printed
+    assert "39 classes: class 1, class 2, class 3, ..., class 39" in printed
     assert load_detector(tmp_path / "ours").card["guesses"] != []
 
 
@@ -109,7 +109,7 @@ def test_published_vocabularies_get_the_names_and_labels_of_coco(tmp_path):
     assert detector.card["guesses"] == []
 
 
-def test_numbers_of_classes_come_from_a_coco_file(stem, tmp_path):
+def test_ids_of_classes_come_from_a_coco_file(stem, tmp_path):
     save(tmp_path / "x.pth", "pretrained")
     rows = [{"id": 7, "name": "tree"}, {"id": 2, "name": "house"}]
     (tmp_path / "a.json").write_text(json.dumps({"categories": rows}))
@@ -136,8 +136,8 @@ def test_all_faults_of_a_pickle_are_listed_at_once(stem, tmp_path):
         "input_proj.1.bias": torch.full((32,), torch.nan),
     }
     save(tmp_path / "x.pth", "pretrained", **changes)
-    said = refused(tmp_path / "x.pth", tmp_path / "ours", "x.pth looks like gaopengcuhk/Pretrained-Pix2Seq, but")
-    unknown, missing, misshapen, broken = said.split("does not fit: ")[1].rstrip(".").split("; ")
+    error = refused(tmp_path / "x.pth", tmp_path / "ours", "x.pth looks like gaopengcuhk/Pretrained-Pix2Seq, but")
+    unknown, missing, misshapen, broken = error.split("does not fit: ")[1].rstrip(".").split("; ")
     assert unknown == "unknown: transformer.encoder.norm.weight, head.extra"
     assert missing == "missing (by our names): decoder.norm.bias"
     assert misshapen.startswith("misshapen: transformer.encoder.layers.0.norm1.weight (31,) instead of (32,)")
@@ -151,9 +151,9 @@ def test_all_faults_of_a_bundle_are_listed_at_once(tmp_path):
     tensors[f"model/proj_ln/beta{SUFFIX}"] = np.zeros(5, np.float32)
     tensors |= {f"model/more/kernel{SUFFIX}": np.zeros(1, np.float32), "average/x": np.zeros(1, np.float32)}
     write_bundle(tmp_path / "ckpt-1", tensors)
-    said = refused(tmp_path / "ckpt-1", tmp_path / "ours", "unknown: average/x, model/more/kernel;")
-    assert "missing (by our names): bridge.norm.weight;" in said
-    assert "misshapen: model/proj_ln/beta (5,) instead of (24,)" in said
+    error = refused(tmp_path / "ckpt-1", tmp_path / "ours", "unknown: average/x, model/more/kernel;")
+    assert "missing (by our names): bridge.norm.weight;" in error
+    assert "misshapen: model/proj_ln/beta (5,) instead of (24,)" in error
 
 
 def test_files_of_other_projects_are_refused(tmp_path):
@@ -217,19 +217,19 @@ def test_the_command_line(stem, tmp_path, capsys):
         torch.zeros(501, 32, device="meta"),
     ],
 )
-def test_tables_that_are_none_are_one_error(stem, tmp_path, table):
+def test_invalid_tables_are_one_error(stem, tmp_path, table):
     save(tmp_path / "x.pth", "stable", **{"transformer.embedding.position_embeddings.weight": table})
     refused(tmp_path / "x.pth", tmp_path / "ours", "x.pth")
 
 
 @pytest.mark.parametrize("variant", ["pretrained", "stable"])
-def test_a_hole_in_the_layers_is_told_before_any_is_built(stem, tmp_path, variant):
+def test_a_missing_layer_is_named_before_any_is_built(stem, tmp_path, variant):
     save(tmp_path / "x.pth", variant, **{"transformer.encoder.layers.100000.norm1.weight": torch.ones(32)})
-    said = refused(tmp_path / "x.pth", tmp_path / "ours", "this checkpoint has encoder.100000, but no encoder.1:")
-    assert "layers are missing" in said
+    error = refused(tmp_path / "x.pth", tmp_path / "ours", "this checkpoint has encoder.100000, but no encoder.1:")
+    assert "layers are missing" in error
 
 
-def test_a_hole_in_official_layers_is_told(tmp_path):
+def test_a_missing_official_layer_is_named(tmp_path):
     tensors = official() | {
         f"model/encoder/transformer_encoder/enc_layers/90000/mha_ln/beta{SUFFIX}": np.zeros(32, "f4")
     }
@@ -252,7 +252,7 @@ def test_a_hole_in_official_layers_is_told(tmp_path):
         {"dec_proj_mode": 7},
     ],
 )
-def test_a_configuration_of_nonsense_is_one_error(tmp_path, changes):
+def test_an_invalid_configuration_is_one_error(tmp_path, changes):
     prefix = write_official(tmp_path, "tiny_vit_adamw_legacy")
     (tmp_path / "config.json").write_text(json.dumps({"model": changes}))
     refused(prefix, tmp_path / "ours", r"config.json is not the configuration|has 180 words, too few for")
@@ -265,12 +265,12 @@ def test_out_must_be_a_name(stem, tmp_path, out, capsys):
     assert "error: OUT must be the name of a file" in capsys.readouterr().err
 
 
-def test_a_place_below_a_file_is_named_with_its_mend(stem, tmp_path):
+def test_an_output_below_a_file_is_refused(stem, tmp_path):
     save(tmp_path / "x.pth", "stable")
-    said = refused(
+    error = refused(
         tmp_path / "x.pth", tmp_path / "x.pth" / "deep" / "ours", "x.pth is a file, not a folder; give another place"
     )
-    assert "part" not in said
+    assert "part" not in error
 
 
 def test_one_temporary_is_written_and_removed(stem, tmp_path, monkeypatch):
@@ -288,24 +288,24 @@ def test_one_temporary_is_written_and_removed(stem, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["x.pth"]
 
 
-def test_heads_that_nobody_told_are_said_to_be_a_guess(stem, tmp_path, capsys):
+def test_unknown_heads_are_called_a_guess(stem, tmp_path, capsys):
     weights = save(tmp_path / "x.pth", "stable")
     torch.save({"model": weights}, tmp_path / "bare.pth")
     import_weights(tmp_path / "bare.pth", tmp_path / "ours", classes="cat", image_size=96)
-    said = capsys.readouterr().out
-    assert "not said by the file: attention is guessed to have 8 heads" in said
-    assert "\n1 class: cat\n" in said
+    printed = capsys.readouterr().out
+    assert "not said by the file: attention is guessed to have 8 heads" in printed
+    assert "\n1 class: cat\n" in printed
     assert load_detector(tmp_path / "ours").card["guesses"] != []
 
 
 @pytest.mark.parametrize("heads", [0, -8, "eight", 2.5])
-def test_heads_that_are_none_are_refused(stem, tmp_path, heads):
+def test_invalid_heads_are_refused(stem, tmp_path, heads):
     weights = save(tmp_path / "x.pth", "stable")
     torch.save({"model": weights, "args": argparse.Namespace(nheads=heads)}, tmp_path / "x.pth")
     refused(tmp_path / "x.pth", tmp_path / "ours", "options of this checkpoint say that attention has .* heads")
 
 
-def test_data_without_an_index_is_said_to_be(tmp_path):
+def test_data_without_an_index_is_named(tmp_path):
     prefix = write_official(tmp_path / "run", "tiny_vit_adamw_legacy")
     prefix.with_name("ckpt-6.index").unlink()
     refused(tmp_path / "run", tmp_path / "ours", "ckpt-6.data-00000-of-00001 has no index beside it")
@@ -320,7 +320,7 @@ def test_images_have_a_largest_size(stem, tmp_path):
 
 def test_of_very_many_names_ten_are_listed(stem, tmp_path):
     save(tmp_path / "x.pth", "stable", **{f"more.{number}": torch.ones(1) for number in range(300)})
-    said = refused(tmp_path / "x.pth", tmp_path / "ours", r"unknown: more.0, .*more.9 and 290 more\.")
-    assert "more.10" not in said
+    error = refused(tmp_path / "x.pth", tmp_path / "ours", r"unknown: more.0, .*more.9 and 290 more\.")
+    assert "more.10" not in error
     save(tmp_path / "x.pth", "stable", **{f"more.{number}": torch.ones(1) for number in range(39)})
     assert "more.38" in refused(tmp_path / "x.pth", tmp_path / "ours", "unknown: more.0, ")

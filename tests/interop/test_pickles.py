@@ -68,7 +68,7 @@ def test_code_behind_harmless_names_never_runs(tmp_path):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_files_that_are_cut_short_are_said_to_be(tmp_path, zipped):
+def test_files_that_are_cut_short_are_refused(tmp_path, zipped):
     torch.save({"model": STATE}, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
     content = (tmp_path / "x.pth").read_bytes()
     for length in range(0, len(content), len(content) // 20):

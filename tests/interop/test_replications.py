@@ -26,7 +26,7 @@ def test_the_published_shape_is_recognised_by_its_tensors(variant):
 
 
 @pytest.mark.parametrize("variant", PUBLISHED)
-def test_other_shapes_are_seen(variant):
+def test_other_shapes_are_recognised(variant):
     config = replace(PUBLISHED[variant], **SMALL, backbone="resnet101")
     found = convert(their_weights(config), heads=4)
     assert found is not None
@@ -44,7 +44,7 @@ def test_fewer_classes_are_numbered_from_zero():
     assert not found.coco_ids
 
 
-def test_queries_keys_and_values_are_parted_in_this_order():
+def test_queries_keys_and_values_are_split_in_this_order():
     weights = their_weights(replace(PUBLISHED["stable"], **SMALL))
     found = convert(weights, heads=4)
     assert found is not None
@@ -53,13 +53,13 @@ def test_queries_keys_and_values_are_parted_in_this_order():
     assert torch.equal(torch.cat(parts), fused)
 
 
-def test_other_networks_are_none_of_these():
+def test_other_networks_are_not_recognised():
     assert convert({"transformer.encoder.layers.0.linear1.weight": torch.zeros(4, 4)}) is None
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["mmdet", "stable"])
-def test_the_originals_say_the_same(variant):
+def test_outputs_equal_those_of_the_originals(variant):
     shapes = their_shapes(PUBLISHED[variant])
     found = convert({n: torch.from_numpy(np.asarray(formula(n, s, math.prod(s[1:])))) for n, s in shapes.items()})
     detector = Replication(found.config, tuple(map(str, found.ids))).eval()
@@ -75,9 +75,9 @@ def test_the_originals_say_the_same(variant):
         picture_HWC = 0.5 + 0.5 * np.sin(0.05 * h * (c + 1) + 0.07 * w + phase)
         images_BCHW[phase, :, :height, :width] = torch.from_numpy(picture_HWC).permute(2, 0, 1)
     with torch.no_grad():
-        raw = detector(images_BCHW, sizes_B2)
+        outputs = detector(images_BCHW, sizes_B2)
         given_BL = read.long() if found.config.has_positions else nn.functional.pad(read.long(), (1, 0), value=2092)
-        ours = detector.decoder(given_BL, raw.memory)[:, :, ::2][:, ::5, ::25]
-        torch.testing.assert_close(raw.memory.values_BME[:, ::9, ::16], encoder, rtol=0, atol=5e-5)
+        ours = detector.decoder(given_BL, outputs.memory)[:, :, ::2][:, ::5, ::25]
+        torch.testing.assert_close(outputs.memory.values_BME[:, ::9, ::16], encoder, rtol=0, atol=5e-5)
         torch.testing.assert_close(ours, logits, rtol=0, atol=5e-5)
-        assert torch.equal(detector.generate(raw).tokens_BL[:, :100], written.long())
+        assert torch.equal(detector.generate(outputs).tokens_BL[:, :100], written.long())

@@ -79,8 +79,8 @@ def test_every_wrong_byte_of_an_index_is_noticed(tmp_path):
     write_bundle(tmp_path / "ckpt-1", TENSORS)
     index = tmp_path / "ckpt-1.index"
     content = index.read_bytes()
-    for place in range(0, len(content) - 61, 11):  # behind it are an empty block, which nobody reads, and the footer
-        index.write_bytes(content[:place] + bytes([content[place] ^ 64]) + content[place + 1 :])
+    for at in range(0, len(content) - 61, 11):  # behind it are an empty block, which nobody reads, and the footer
+        index.write_bytes(content[:at] + bytes([content[at] ^ 64]) + content[at + 1 :])
         with pytest.raises(UserError):
             read_bundle(tmp_path / "ckpt-1", everything)
 

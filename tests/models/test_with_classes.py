@@ -41,28 +41,28 @@ def test_dense_scores_known_classes_as_before_whatever_their_order():
 
 
 @torch.no_grad()
-def test_a_writer_keeps_the_words_of_the_classes_it_knows():
+def test_a_pix2seq_keeps_the_ids_of_the_classes_it_knows():
     source = Pix2Seq(replace(SMALL, class_ids=(1, 3, 9)), ("cat", "dog", "cow"), pretrained=False).eval()
     target = source.with_classes(("cow", "emu", "cat"), image_size=96, pretrained=False).eval()
     assert target.config.class_ids == (9, 2, 1)
     assert target.image_size == 96
-    pictures = images()
-    assert torch.equal(source(*pictures), target(*pictures))
+    inputs = images()
+    assert torch.equal(source(*inputs), target(*inputs))
 
 
-def test_a_writer_that_goes_on_asks_for_no_weights_of_imagenet_and_rests_as_if_it_had_them():
+def test_other_classes_need_no_imagenet_weights_but_freeze_as_if_they_were_loaded():
     config = replace(SMALL, backbone="resnet18", stride=32)  # its weights do not come with the installation
     target = Pix2Seq(config, ("cat",), pretrained=False).with_classes(("cat", "dog"))
     assert not target.backbone.net.conv1.weight.requires_grad
 
 
-def test_a_size_is_told_by_the_shape_of_its_network():
+def test_a_size_is_recognised_by_the_shape_of_its_network():
     published = replace(SIZES["nano"], image_size=64, max_objects=4, class_ids=(1, 7))
     assert registry.is_size("pix2seq", published, "nano")
     assert not registry.is_size("pix2seq", published, "small")
 
 
-def test_words_of_lost_classes_are_used_when_no_other_is_left():
+def test_ids_of_lost_classes_are_used_when_no_other_is_left():
     source = Pix2Seq(SMALL, tuple("abcdefgh"), pretrained=False)
     assert source.with_classes(tuple("hgxyz1234"), pretrained=False).config.class_ids == (8, 7, 9, 1, 2, 3, 4, 5, 6)
     with pytest.raises(UserError, match="tokens for 9 classes, not for 10"):
@@ -82,12 +82,12 @@ TINY = {
 
 @torch.no_grad()
 @pytest.mark.parametrize("rows", [{}, {"class_rows": 9, "class_ids": (1, 3, 8)}])
-def test_a_detr_keeps_the_rows_of_the_classes_it_knows_and_of_nothing(rows):
+def test_a_detr_keeps_the_rows_of_the_classes_it_knows_and_of_no_object(rows):
     source = Detr(DetrConfig(**TINY, encoder_layers=1, **rows), ("cat", "dog", "cow"), pretrained=False).eval()
     target = source.with_classes(("cow", "emu", "cat"), pretrained=False).eval()
     assert (target.config.class_rows, target.config.class_ids) == (0, ())
-    pictures = images()
-    before, after = source(*pictures).layers, target(*pictures).layers
+    inputs = images()
+    before, after = source(*inputs).layers, target(*inputs).layers
     assert torch.equal(before.boxes_LBQ4, after.boxes_LBQ4)
     old = [source.rows_K[2], source.rows_K[0], -1]
     torch.testing.assert_close(before.logits_LBQR[..., old], after.logits_LBQR[..., [0, 2, 3]])
@@ -103,19 +103,19 @@ def test_a_deformable_keeps_its_rows_and_what_ranks_its_proposals(begin):
         torch.nn.init.normal_(classify.bias)
     target = source.with_classes(("emu", "cow"), image_size=96, pretrained=False).eval()
     assert target.image_size == 96
-    pictures = images()
-    raw_before, raw_after = source(*pictures), target(*pictures)
+    inputs = images()
+    outputs, new_outputs = source(*inputs), target(*inputs)
     if begin != "both":  # with both, all classes of either rank the proposals
-        before = raw_before.layers
-        after = raw_after.layers
+        before = outputs.layers
+        after = new_outputs.layers
         torch.testing.assert_close(before.boxes_LBQ4, after.boxes_LBQ4)
         torch.testing.assert_close(before.logits_LBQR[..., 8], after.logits_LBQR[..., 1])
     else:
         assert torch.equal(source.label_embedding[8], target.label_embedding[1])
-        torch.testing.assert_close(raw_before.proposals.logits_BTR[..., 8], raw_after.proposals.logits_BTR[..., 1])
+        torch.testing.assert_close(outputs.proposals.logits_BTR[..., 8], new_outputs.proposals.logits_BTR[..., 1])
 
 
-def test_a_begun_detector_rests_its_norms_and_stem():
+def test_norms_and_stem_are_frozen():
     source = Detr(DetrConfig(**TINY, encoder_layers=1), ("cat",), pretrained=False)
     assert not source.with_classes(("cat", "dog")).backbone.net.conv1.weight.requires_grad
     assert source.with_classes(("cat", "dog"), pretrained=False).backbone.net.conv1.weight.requires_grad

@@ -6,14 +6,14 @@ from boxwright.models.backbones.backbone import OFFLINE, Backbone
 
 
 @pytest.mark.parametrize("name", OFFLINE)
-def test_offline_weights_are_loaded_and_the_stem_rests(name):
+def test_offline_weights_are_loaded_and_the_stem_is_frozen(name):
     backbone = Backbone(name, (8, 16, 32))
     untrained = Backbone(name, (8, 16, 32), pretrained=False)
     kernel = "net.blocks.3.0.conv_pw.weight"
     assert not torch.equal(backbone.state_dict()[kernel], untrained.state_dict()[kernel])
-    resting = [n for n, p in backbone.net.named_parameters() if not p.requires_grad]
-    assert resting[0].startswith("conv_stem")
-    assert resting[-1].startswith("blocks.1.")
+    frozen = [n for n, p in backbone.net.named_parameters() if not p.requires_grad]
+    assert frozen[0].startswith("conv_stem")
+    assert frozen[-1].startswith("blocks.1.")
     assert all(p.requires_grad for p in untrained.parameters())
 
 
@@ -31,14 +31,14 @@ def test_maps_have_the_wanted_strides():
 
 
 @pytest.mark.parametrize(
-    ("name", "strides", "said"),
+    ("name", "strides", "error"),
     [
         ("tf_efficientnet_lite9", (8,), "did you mean 'tf_efficientnet_lite"),
         ("test_resnet", (8, 64), "not at \\[64\\]"),
     ],
 )
-def test_a_wrong_backbone_is_named_with_the_mend(name, strides, said):
-    with pytest.raises(UserError, match=said):
+def test_a_wrong_backbone_is_named_with_the_fix(name, strides, error):
+    with pytest.raises(UserError, match=error):
         Backbone(name, strides, pretrained=False)
 
 
@@ -48,7 +48,7 @@ def test_missing_weights_are_one_clear_error(monkeypatch):
         Backbone("test_resnet", (8,))
 
 
-def test_nothing_is_computed_in_vain():
+def test_all_parameters_get_gradients():
     backbone = Backbone("test_efficientnet", [16], pretrained=False)
     (features,) = backbone(torch.rand(1, 3, 64, 64))
     features.sum().backward()

@@ -46,15 +46,15 @@ def test_one_window_is_the_transformer_as_pretrained(build):
     original = BUILDS[build]()
     plain = PlainViT(copy.deepcopy(original), [8], window=6).eval()
     pixels = torch.rand(2, 3, 40, 48)
-    (said,) = plain(pixels)
+    (features,) = plain(pixels)
     _, (cells,) = original.forward_intermediates(pixels, indices=1)
     norm = original.fc_norm if isinstance(original.norm, nn.Identity) else original.norm
-    assert torch.equal(said, norm(cells.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+    assert torch.equal(features, norm(cells.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
 
 @pytest.mark.parametrize("build", BUILDS)
 @torch.no_grad()
-def test_windows_look_away_from_what_is_outside_of_them(build):
+def test_windowed_attention_does_not_see_other_windows(build):
     plain = PlainViT(BUILDS[build](), [8], window=3).eval()
     for block in plain.vit.blocks:  # every block in windows; copies of the prefix would carry news between them
         if not isinstance(block.attn, WindowedAttention):
@@ -82,7 +82,7 @@ def test_windows_are_attention_under_a_mask():
 
 
 @torch.no_grad()
-def test_the_prefix_is_the_mean_of_what_it_sees_in_each_window():
+def test_the_prefix_is_averaged_over_the_windows():
     attention = Attention(16, num_heads=2).eval()
     windows = WindowedAttention(attention, 1, 2)
     windows.grid = (2, 4)
@@ -94,7 +94,7 @@ def test_the_prefix_is_the_mean_of_what_it_sees_in_each_window():
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 5), st.integers(0, 2))
 @settings(max_examples=30, deadline=None)
-def test_windows_share_the_grid_and_give_it_back(rows, columns, side, prefix):
+def test_windows_divide_the_grid_and_join_again(rows, columns, side, prefix):
     windows = WindowedAttention(nn.Identity(), prefix, side)
     windows.grid = (rows, columns)
     x_BNE = torch.rand(2, prefix + rows * columns, 3)
@@ -113,7 +113,7 @@ def test_maps_are_rounded_up_as_those_of_a_convolutional_network(height, width):
         assert x.shape == (1, channels, -(-height // stride), -(-width // stride))
 
 
-def test_a_copy_knows_the_grid_of_its_own_images():
+def test_a_copy_has_its_own_grid_modules():
     plain = PlainViT(vit(), [8], window=2)
     other = copy.deepcopy(plain)
     assert {id(m) for m in other.grid_modules} <= {id(m) for m in other.modules()}
@@ -131,7 +131,7 @@ def test_a_patch_of_14_pixels_becomes_one_of_16_with_its_positions_as_they_were(
 
 
 @torch.no_grad()
-def test_convolutions_begin_as_nothing_and_tell_where_edges_are():
+def test_convolutions_begin_as_identity_and_show_where_edges_are():
     plain = PlainViT(vit(), [8], window=3, convolved=True).eval()
     flat = torch.full((1, 3, 56, 56), 0.5)
     (cells,) = plain(flat)
@@ -153,26 +153,26 @@ def test_it_can_be_exported():
     plain = PlainViT(vit(reg_tokens=1, depth=4), (4, 8), window=3, convolved=True).eval()
     pixels = torch.rand(1, 3, 56, 40)
     exported = torch.export.export(plain, (pixels,)).module()
-    for said, wanted in zip(exported(pixels), plain(pixels), strict=True):
-        torch.testing.assert_close(said, wanted)
+    for features, expected in zip(exported(pixels), plain(pixels), strict=True):
+        torch.testing.assert_close(features, expected)
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_vit2", "test_vit3", "deit_tiny_distilled_patch16_224"])
-def test_nothing_is_computed_in_vain(name):
+def test_all_parameters_get_gradients(name):
     backbone = Backbone(name, [8, 16], pretrained=False)
     sum(x.square().sum() for x in backbone(torch.rand(1, 3, 64, 64))).backward()
     assert [name for name, p in backbone.named_parameters() if p.grad is None] == []
 
 
-def test_the_patches_rest_and_the_pyramid_learns_at_the_full_rate():
+def test_the_patches_are_frozen_and_the_pyramid_learns_at_the_full_rate():
     backbone = Backbone("test_vit", [8, 16], pretrained=False)
     known = {id(p) for p in backbone.known_parameters()}
     made = [name for name, p in backbone.named_parameters() if id(p) not in known]
     assert made
     assert all(name.startswith("net.pyramid.") for name in made)
     backbone.freeze()
-    resting = [name for name, p in backbone.named_parameters() if not p.requires_grad]
-    assert resting == ["net.vit.patch_embed.proj.weight", "net.vit.patch_embed.proj.bias"]
+    frozen = [name for name, p in backbone.named_parameters() if not p.requires_grad]
+    assert frozen == ["net.vit.patch_embed.proj.weight", "net.vit.patch_embed.proj.bias"]
 
 
 def test_colours_are_those_of_the_weights():
@@ -191,8 +191,8 @@ def test_every_detector_learns_on_a_plain_transformer(model, batch):
     loss.backward()
     assert torch.isfinite(loss)
     with torch.no_grad():
-        said = detector.eval().decode(detector(batch.images_BCHW, batch.sizes_B2))
-    assert said.boxes_BD4.isfinite().all()
+        predictions = detector.eval().decode(detector(batch.images_BCHW, batch.sizes_B2))
+    assert predictions.boxes_BD4.isfinite().all()
 
 
 def test_base_is_of_the_middle_size():
@@ -203,7 +203,7 @@ def test_base_is_of_the_middle_size():
 
 
 @pytest.mark.parametrize(
-    ("name", "strides", "said"),
+    ("name", "strides", "error"),
     [
         ("vit_smal_patch16_224", (16,), "did you mean 'vit_small_patch16_224'"),
         ("vit_small_patch16_224.nonsense", (16,), "has no weights 'vit_small_patch16_224.nonsense'.*augreg"),
@@ -212,8 +212,8 @@ def test_base_is_of_the_middle_size():
         ("mixer_s16_224", (16,), "images of one size only"),
     ],
 )
-def test_a_wrong_transformer_is_named_with_the_mend(name, strides, said):
-    with pytest.raises(UserError, match=said):
+def test_a_wrong_transformer_is_named_with_the_fix(name, strides, error):
+    with pytest.raises(UserError, match=error):
         Backbone(name, strides, pretrained=False)
 
 

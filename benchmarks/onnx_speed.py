@@ -2,11 +2,11 @@
 
     python benchmarks/onnx_speed.py [--weights CHECKPOINT ...] [--models dense pix2seq ...]
 
-First every detector, untrained, its sentences of full length (100 objects): eager torch and the fp32 file in turns,
+First every detector, untrained, with sequences of full length (100 objects): eager torch and the fp32 file in turns,
 from a decoded image to its boxes. Then each checkpoint as fp32, fp16 and int8 (calibrated on BCCD's training images):
-time, megabytes, and AP on BCCD's test images, or on the first 16 for training if the card says that those were learned
-by heart (`runs/by_heart.py`). One thread; times of the process, so that other work on the machine weighs little;
-medians. Prints two tables of markdown.
+time, megabytes, and AP on BCCD's test images, or on the first 16 training images if the card says that it overfitted
+those (`runs/overfit.py`). One thread; CPU times, so that other work on the machine matters little; medians. Prints two
+Markdown tables.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from boxwright.models.patchseq import PatchSeq
 from boxwright.runtime import Detector
 
 BUNDLED = Path(__file__).parents[1] / "src" / "boxwright" / "bundled"
-CALIBRATED, BY_HEART = 64, 16
+CALIBRATION_IMAGES, OVERFITTED_IMAGES = 64, 16
 
 
 def main() -> None:
@@ -67,10 +67,10 @@ def main() -> None:
 
 
 def row(model: str, records: Sequence[Record], repeats: int) -> None:
-    """One detector: eager torch and its file."""
+    """Print the row of one detector: eager torch and its file."""
     detector = registry.build(model, "nano", ("a", "b", "c"), pretrained=False).eval()
     if isinstance(detector, PatchSeq):
-        detector.config = replace(detector.config, end_bias=-math.inf)  # its sentences would end anywhere
+        detector.config = replace(detector.config, end_bias=-math.inf)  # untrained, it would end anywhere
     file = opened(to_onnx(detector))
     image_HW3 = next(decode_images(records, detector.image_size))
     torch_ms, file_ms = in_turns(
@@ -80,56 +80,58 @@ def row(model: str, records: Sequence[Record], repeats: int) -> None:
 
 
 def rows(weights: Path, cells: Dataset, repeats: int) -> None:
-    """One checkpoint in every precision."""
+    """Print the rows of one checkpoint in every precision."""
     detector = load_detector(weights)
-    by_heart = "by heart" in json.dumps(vars(detector).get("card", {}))
+    overfitted = "overfitted" in json.dumps(detector.card)
     train = cells.splits["train"]
-    shown = train[:BY_HEART] if by_heart else cells.splits["test"]
-    calibration = train[:BY_HEART] if by_heart else train[:: -(-len(train) // CALIBRATED)]
+    scored = train[:OVERFITTED_IMAGES] if overfitted else cells.splits["test"]
+    calibration = train[:OVERFITTED_IMAGES] if overfitted else train[:: -(-len(train) // CALIBRATION_IMAGES)]
     plain = to_onnx(detector)
-    ranges = list(decode_images(calibration, detector.image_size))
+    calibration_images = list(decode_images(calibration, detector.image_size))
     models = {"fp32": plain, "fp16": to_fp16(plain, detector.fp32_modules)}
-    for fine in FP32_STRIDES:
-        models[f"int8, maps up to {fine} px a cell in fp32"] = to_int8(plain, ranges, detector.fp32_modules, fine)
+    for stride in FP32_STRIDES:
+        models[f"int8, maps up to {stride} px per cell in fp32"] = to_int8(
+            plain, calibration_images, detector.fp32_modules, stride
+        )
     files = {name: opened(model) for name, model in models.items()}
-    one_1HW3 = next(decode_images(shown, detector.image_size))[None]
+    one_1HW3 = next(decode_images(scored, detector.image_size))[None]
     taken = dict(zip(files, in_turns([partial(file.run, one_1HW3) for file in files.values()], repeats), strict=True))
     for name, file in files.items():
         size, faster = megabytes(models[name]), taken["fp32"] / taken[name]
-        looked = zip(shown, decode_images(shown, detector.image_size), strict=True)
-        said = [
+        images = zip(scored, decode_images(scored, detector.image_size), strict=True)
+        detections = [
             to_file_pixels(first_detections(file.run(image_HW3[None]), detector), image_HW3.shape, record)
-            for record, image_HW3 in looked
+            for record, image_HW3 in images
         ]
-        ap = average_precision(shown, said, cells.names, detector) or 0.0
-        what = f"{registry.name_of(detector)}, {detector.image_size} px{', by heart' if by_heart else ''}"
+        ap = average_precision(scored, detections, cells.names, detector) or 0.0
+        name_and_size = f"{registry.name_of(detector)}, {detector.image_size} px{', overfitted' if overfitted else ''}"
         smaller = megabytes(plain) / size
         print(
-            f"| {what} | {name} | {taken[name]:.0f} | {faster:.2f} | {size:.1f} | {smaller:.2f} | {ap:.1f} |",
+            f"| {name_and_size} | {name} | {taken[name]:.0f} | {faster:.2f} | {size:.1f} | {smaller:.2f} | {ap:.1f} |",
             flush=True,
         )
 
 
 def opened(model: onnx.ModelProto) -> Detector:
-    """As a file that computes on one core."""
+    """The model, saved as a file, with one thread."""
     with TemporaryDirectory() as folder:
         save(model, file := Path(folder) / "model.onnx")
         return Detector(file, "cpu", threads=1)
 
 
 def in_turns(calls: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
-    """Median milliseconds of the processor for each, after one call to warm up."""
+    """Median CPU milliseconds of each, after one call to warm up."""
     taken = np.zeros((repeats + 1, len(calls)))
     for turn in range(repeats + 1):
-        for place, call in enumerate(calls):
+        for column, call in enumerate(calls):
             started = time.process_time()
             call()
-            taken[turn, place] = 1000 * (time.process_time() - started)
+            taken[turn, column] = 1000 * (time.process_time() - started)
     return [statistics.median(column) for column in taken[1:].T.tolist()]
 
 
 def megabytes(model: onnx.ModelProto) -> float:
-    """As a file."""
+    """The size of its file."""
     return model.ByteSize() / 1e6
 
 

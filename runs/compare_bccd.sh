@@ -9,4 +9,4 @@ resume=()
 [[ -f $out/plan.json ]] && resume=(--resume)
 boxwright compare src/boxwright/bundled/bccd --val-split test --image-size 192 --minutes "${MINUTES:-5}" \
     --out "$out" "${resume[@]}"
-python benchmarks/zoo.py --timed --runs "$out"/*/
+python benchmarks/measure_models.py --timed --runs "$out"/*/

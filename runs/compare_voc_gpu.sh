@@ -9,4 +9,4 @@ resume=()
 [[ -f $out/plan.json ]] && resume=(--resume)
 boxwright compare "$1/voc-animals-train" --val-data "$1/voc-animals-val" --minutes 10 --device cuda \
     --out "$out" "${resume[@]}"
-python benchmarks/zoo.py --timed --runs "$out"/*/
+python benchmarks/measure_models.py --timed --runs "$out"/*/

@@ -17,7 +17,7 @@ def test_every_size_of_every_detector_is_listed():
 
 @pytest.mark.parametrize("model", NANO)
 def test_the_stored_numbers_are_those_of_the_code(model):
-    """Where this fails, `python benchmarks/zoo.py` measures again."""
+    """Where this fails, `python benchmarks/measure_models.py` measures again."""
     detector = registry.build(model, "nano", ("a", "b", "c"), pretrained=False)
     stored = json.loads(MEASURED.read_text())[f"{model}/nano"]
     assert stored["parameters"] == sum(p.numel() for p in detector.parameters())

@@ -1,6 +1,6 @@
 """The verb `models`: the detectors, their sizes, measured numbers, and where their weights come from.
 
-The numbers are in measured.json, which `benchmarks/zoo.py` writes.
+The numbers are in measured.json, which `benchmarks/measure_models.py` writes.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 def _legend(first: Entry) -> str:
     return (
-        f"\nCPU ms: per image on one core, untrained, so that a sequence has its full length (benchmarks/zoo.py).\n"
+        f"\nCPU ms: per image on one core, untrained, so that a sequence has its full length (benchmarks/measure_models.py).\n"
         f"{INSTALLED}: the weights came with the installation. hub: fetched once, when a training begins. {IMPORTED}: "
         f"none; begin from a published checkpoint.\nLicence of all code: {CODE}.\n"
         f"Train one: boxwright train DATA --model {first.model} --size {first.size}\n"

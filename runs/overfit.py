@@ -1,13 +1,13 @@
-"""Can a transformer learn 16 images by heart? The first test of any, on the CPU.
+"""Can a transformer overfit 16 images? The first test of any, on the CPU.
 
-    python runs/by_heart.py pix2seq|detr BCCD [OUT.safetensors]
+    python runs/overfit.py pix2seq|detr BCCD [OUT.safetensors]
 
 BCCD is the folder with Annotations/, JPEGImages/ and ImageSets/ (github Shenggan/BCCD_Dataset, MIT): its first 16
-training images, 296 objects. A small network on top of ImageNet features that rest sees them all in each step.
-`pix2seq` (1.8 million parameters) writes their objects in another order and with other noise each time; its features
-are computed once. `detr` sees its images as noisy and as bright as chance has it, so that it doesn't hang on their last
-digits. Prints the loss, and COCO's AP50 of what is detected on the same images. OUT keeps the weights, on which
-`benchmarks/onnx_speed.py` sees what 8 bits cost.
+training images, 296 objects. A small network on frozen ImageNet features is trained on all of them in each step.
+`pix2seq` (1.8 million parameters) gets their objects in another order and with other noise objects each time; its
+features are computed once. `detr` gets images with random noise and brightness, so that it doesn't depend on their last
+digits. Prints the loss, and COCO's AP50 on the same images. OUT keeps the weights, with which
+`benchmarks/onnx_speed.py` measures the cost of 8 bits.
 """
 
 import sys
@@ -57,15 +57,17 @@ def main(model: str, data: str, out: str | None = None) -> None:
         images = cache.build(records, detector.image_size, folder=Path(folder), quiet=True)
         train(detector, losses_of(detector, images.batch(range(IMAGES))), OPTIM[model])
         if out is not None:
-            save_detector(Path(out), detector, {"trained on": f"the first {IMAGES} training images of BCCD, by heart"})
+            save_detector(
+                Path(out), detector, {"trained on": f"the first {IMAGES} training images of BCCD, overfitted"}
+            )
         show(score(records, detect(detector, images), dataset.names), model)
         if isinstance(detector, Pix2Seq):
             detector.config = replace(PIX2SEQ, top_p=0.4)
-            show(score(records, detect(detector, images), dataset.names), f"{model} from the nucleus, top_p 0.4")
+            show(score(records, detect(detector, images), dataset.names), f"{model}, drawn from the nucleus, top_p 0.4")
 
 
 def losses_of(detector: Pix2Seq | Detr, batch: Batch) -> Losses:
-    """The losses of one step, which sees all images."""
+    """A function that computes the losses of one step, on all images."""
     if isinstance(detector, Detr):
         return lambda: detector.loss(detector(noised(batch.images_BCHW), batch.sizes_B2, batch), batch)
     with torch.no_grad():
@@ -74,9 +76,9 @@ def losses_of(detector: Pix2Seq | Detr, batch: Batch) -> Losses:
 
 
 def noised(images_BCHW: Tensor) -> Tensor:
-    """Noise of up to 16 grey levels' deviation, and a brightness of 0.8 to 1.2, of each image its own."""
-    level_B111, light_B111 = torch.rand(2, len(images_BCHW), 1, 1, 1)
-    noisy_BCHW = images_BCHW * (0.8 + 0.4 * light_B111) + 16 * level_B111 * torch.randn(images_BCHW.shape)
+    """Images with noise of up to 16 grey levels' deviation and a brightness of 0.8 to 1.2, each with its own."""
+    level_B111, brightness_B111 = torch.rand(2, len(images_BCHW), 1, 1, 1)
+    noisy_BCHW = images_BCHW * (0.8 + 0.4 * brightness_B111) + 16 * level_B111 * torch.randn(images_BCHW.shape)
     return noisy_BCHW.round().clamp(0, 255).to(torch.uint8)
 
 
@@ -96,10 +98,10 @@ def train(detector: Pix2Seq | Detr, losses: Losses, optim: Optim) -> None:
             print(f"step {step + 1:5}   loss {loss.item():.3f}   {time.perf_counter() - started:.0f} s", flush=True)
 
 
-def show(report: Report, how: str) -> None:
-    """AP50 of all classes and of each."""
+def show(report: Report, title: str) -> None:
+    """Print AP50 of all classes and of each."""
     classes = ", ".join(f"{name} {numbers['ap50']:.3f}" for name, numbers in report.per_class.items())
-    print(f"{how}: AP50 {report.ap50:.3f}, AP {report.ap:.3f} ({classes})")
+    print(f"{title}: AP50 {report.ap50:.3f}, AP {report.ap:.3f} ({classes})")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What `boxwright models` knows of each detector: parameters, time on one CPU core, and AP of runs that are at hand.
+"""Measure what `boxwright models` shows: parameters, time on one CPU core, and AP of training runs.
 
-    python benchmarks/zoo.py [--timed nano small medium base] [--runs RUN ...]
+    python benchmarks/measure_models.py [--timed nano small medium base] [--runs RUN ...]
 
 Writes src/boxwright/bundled/measured.json; what is not measured this time stays as it was. A RUN is the folder or the
-checkpoint of a training run, for example each detector's folder of a comparison: its card says AP, data and settings.
-Times are of the process on one thread, so that a busy machine changes little; the network is untrained, and sentences
-have their full length.
+checkpoint of a training run, for example each detector's folder of a comparison: its card has AP, data and settings.
+Times are CPU times on one thread, so that a busy machine changes little; the network is untrained, and sequences have
+their full length.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from boxwright.types import Detector
 
 @torch.inference_mode()
 def cpu_ms(detector: Detector, repeats: int = 3) -> float:
-    """Median CPU time of one image of noise, after one to warm up."""
+    """Median CPU milliseconds of an image of noise, after one to warm up."""
     side = detector.image_size
     image = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8)
     taken = []
@@ -38,7 +38,7 @@ def cpu_ms(detector: Detector, repeats: int = 3) -> float:
 
 
 def score(run: Path) -> tuple[str, dict[str, Any]]:
-    """``model/size`` of a run and what its card says; of the last epoch, where nothing was chosen."""
+    """``model/size`` of a run and the numbers of its card; of the last epoch, where nothing was chosen."""
     last = run / "last.safetensors"
     detector = load_detector(last if last.is_file() else run)
     card: Any = detector.card

@@ -71,7 +71,7 @@ def test_an_empty_sequence_has_a_page(pix2seq: Pix2Seq, image: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("no.jpg", None, "no.jpg: cannot be read as an image: the file is missing"),
         ("text.jpg", b"not an image", "text.jpg: cannot be read as an image: not an image"),
@@ -79,13 +79,13 @@ def test_an_empty_sequence_has_a_page(pix2seq: Pix2Seq, image: Path, tmp_path: P
     ],
 )
 def test_an_image_that_is_none_is_named(
-    weights: Path, tmp_path: Path, name: str, content: bytes | None, said: str, capsys: pytest.CaptureFixture[str]
+    weights: Path, tmp_path: Path, name: str, content: bytes | None, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     assert main(["explain", str(weights), str(tmp_path / name), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
@@ -124,7 +124,7 @@ def test_the_best_queries_are_shown_by_default(query_detector: Path, image: Path
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         (["--query", "0"], "--query must be from 1 to 7, which this detector has, not 0"),
         (["--query", "8"], "--query must be from 1 to 7, which this detector has, not 8"),
@@ -134,12 +134,12 @@ def test_the_best_queries_are_shown_by_default(query_detector: Path, image: Path
     ],
 )
 def test_a_query_or_pixel_that_is_not_there_is_named(
-    image: Path, tmp_path: Path, given: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    image: Path, tmp_path: Path, given: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_detector(tmp_path / "query_detector.safetensors", small_query_detector("detr"), {})
     assert main(["explain", str(tmp_path / "query_detector"), str(image), "--out", str(tmp_path / "out"), *given]) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 

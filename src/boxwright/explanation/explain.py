@@ -15,7 +15,7 @@ from boxwright.device import choose_device
 from boxwright.explanation import query_page, sequence_page
 from boxwright.explanation.attention_maps import RecordedPass, record_pass
 from boxwright.explanation.generation_trace import trace_generation
-from boxwright.explanation.html_parts import SURE
+from boxwright.explanation.html_parts import LIKELY
 from boxwright.images import open_image
 from boxwright.inference.predictor import to_batch
 from boxwright.models.registry import DETECTORS, name_of
@@ -57,11 +57,8 @@ def explain(
     detector = load_detector(weights, kind)
     photo = open_image(path)
     batch = to_batch([DecodedImage(photo, photo.size)], detector.image_size).to(kind)
-    file, title, note = (
-        Path(out) / f"{path.name}.html",
-        f"Predictions for {path.name}, explained",
-        f"{weights} on {image}.",
-    )
+    file = Path(out) / f"{path.name}.html"
+    title, note = f"Predictions for {path.name}, explained", f"{weights} on {image}."
     how = "written, in place of an earlier page" if file.exists() else "written"
     _require_explained(detector, query, pixel)
     if detector.explained_as == "queries":
@@ -75,7 +72,7 @@ def explain(
         sequence_page.write_page(file, title, photo, trace, note)
         scores = trace.found.scores_N
         objects = f"{len(trace)} objects generated"
-    console.print(f"{path.name}: {objects}, {int((scores > SURE).sum())} with a score over {SURE:.2f}")
+    console.print(f"{path.name}: {objects}, {int((scores > LIKELY).sum())} with a score over {LIKELY:.2f}")
     console.print(f"{how}: {file}")
     return file
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from boxwright.visualization import html
 
-SURE = 0.5  # objects with a score up to this are not counted as found
+LIKELY = 0.5  # objects with a higher score count as likely
 
 
 @dataclass(frozen=True)

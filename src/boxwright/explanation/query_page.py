@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from boxwright.explanation.attention_maps import AttentionMap, CellMap, PointMap, RecordedPass
-from boxwright.explanation.html_parts import SURE, Picture, overview, resized
+from boxwright.explanation.html_parts import LIKELY, Picture, overview, resized
 from boxwright.visualization import heatmaps, html
 from boxwright.visualization.boxes import colour, draw_named
 
@@ -62,10 +62,10 @@ def write_page(
 
 
 def choose(recorded: RecordedPass) -> list[int]:
-    """The queries to show by default: those with a score over `SURE`, best first, at least `LEAST`, at most `MOST`."""
+    """The queries to show by default: those with a score over `LIKELY`, best first, at least `LEAST`, at most `MOST`."""
     best = recorded.best(MOST)
-    sure = sum(recorded.prediction(query)[1] > SURE for query in best)
-    return best[: max(sure, LEAST)]
+    likely = sum(recorded.prediction(query)[1] > LIKELY for query in best)
+    return best[: max(likely, LEAST)]
 
 
 def _overview(
@@ -78,16 +78,16 @@ def _overview(
     drawn = draw_named(photo, boxes_N4, texts, labels)
     if pixel:
         heatmaps.draw_cross(drawn, pixel)
-    sure = sum(recorded.prediction(query)[1] > SURE for query in range(recorded.n_queries))
+    likely = sum(recorded.prediction(query)[1] > LIKELY for query in range(recorded.n_queries))
     maps = " + ".join(f"{columns} x {rows}" for rows, columns in recorded.map_shapes)
     tiles = [
         (str(recorded.n_queries), "queries", "each predicts one box"),
-        (str(sure), "of them likely", f"score over {SURE:.2f}"),
+        (str(likely), "of them likely", f"score over {LIKELY:.2f}"),
         (f"{len(recorded.encoder)} + {recorded.n_layers}", "layers", "of the encoder and of the decoder"),
         (str(sum(rows * columns for rows, columns in recorded.map_shapes)), "cells", maps),
     ]
     caption = (
-        "The boxes of the queries below, with their numbers." if queries else "The pixel below, marked by a cross."
+        "The boxes of the queries below, with their numbers." if queries else "The pixel below is marked by a cross."
     )
     return overview(drawn, caption), tiles
 

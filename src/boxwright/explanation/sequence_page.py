@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from boxwright.explanation.generation_trace import SLOTS, GenerationTrace
-from boxwright.explanation.html_parts import SURE, Picture, overview, resized
+from boxwright.explanation.html_parts import LIKELY, Picture, overview, resized
 from boxwright.visualization import heatmaps, html
 from boxwright.visualization.boxes import colour, draw_named
 
@@ -31,7 +31,7 @@ class _Candidate:
 
 @dataclass(frozen=True)
 class _Token:
-    """A generated token; `pixels` says where in the image a coordinate is, and images are those of a card."""
+    """A generated token; `pixels` is a coordinate's position in the image, and the pictures are those of a card."""
 
     slot: str
     name: str
@@ -45,7 +45,7 @@ class _Token:
 
 @dataclass(frozen=True)
 class _Object:
-    """An object: a line of the sequence, or a card; `detailed` says whether there is one."""
+    """An object as a line of the sequence, or as a card; `detailed` if there is a card."""
 
     number: int
     name: str
@@ -74,7 +74,7 @@ def write_page(file: Path, title: str, photo: Image.Image, trace: GenerationTrac
         note=note,
         image=drawn,
         tiles=tiles,
-        sure=SURE,
+        threshold=LIKELY,
         slots=SLOTS,
         objects=[_line(photo, trace, n, n in best) for n in range(len(trace))],
         end=trace.end,
@@ -92,7 +92,7 @@ def _overview(
     tokens = trace.tokens_N5.size
     tiles = [
         (str(len(trace)), "objects", f"{tokens} tokens"),
-        (str(int((found.scores_N > SURE).sum())), "of them likely", f"score over {SURE:.2f}"),
+        (str(int((found.scores_N > LIKELY).sum())), "of them likely", f"score over {LIKELY:.2f}"),
         (f"{trace.log_likelihood:.1f}", "log-likelihood", "of the whole sequence, in nats"),
         (f"{trace.log_likelihood / max(tokens, 1):.2f}", "per token", "log-likelihood, mean over the tokens"),
     ]

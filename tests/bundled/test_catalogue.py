@@ -35,9 +35,9 @@ def test_weights_say_where_they_are_from_and_their_licence():
     assert origin("patches") == (IMPORTED, "-")
 
 
-def test_the_verb_prints_them_all_on_whole_lines(capsys, monkeypatch):
+def test_the_command_prints_them_all_on_whole_lines(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     assert main(["models"]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for entry in list_models():
-        assert any(line.startswith(f"  {entry.size} ") and entry.source in line for line in said.splitlines())
+        assert any(line.startswith(f"  {entry.size} ") and entry.source in line for line in output.splitlines())

@@ -13,23 +13,23 @@ def row(model: str, ap: float, ms: float, shift: float = 0.0, curve=FLAT, spread
     return Row(model, {"AP": ap}, parts, [(s, ap * y / 0.5) for s, y in curve], 3, {"latency_ms": ms})
 
 
-def test_a_clear_winner_that_is_fast_too_is_said_to_be_so():
-    said = advise([row("a", 0.5, 10), row("b", 0.3, 11)], 100)
-    assert said[0].startswith("Take a: it is the most accurate (AP 0.500)")
-    assert "ahead of all others by more than the noise of 100 validation images" in said[1]
+def test_a_clear_winner_that_is_fast_too_is_recommended():
+    advice = advise([row("a", 0.5, 10), row("b", 0.3, 11)], 100)
+    assert advice[0].startswith("Take a: it is the most accurate (AP 0.500)")
+    assert "ahead of all others by more than the noise of 100 validation images" in advice[1]
 
 
-def test_the_faster_of_two_alike_is_taken():
-    said = advise([row("slow", 0.50, 40, shift=1), row("fast", 0.49, 10)], 100)
-    assert said[0].startswith("Take fast: AP 0.490, beside 0.500 of slow")
-    assert "4.0 times faster (10.0 ms an image instead of 40.0 ms)" in said[0]
-    assert "within noise over: fast" in said[1]
+def test_the_faster_of_two_equals_is_recommended():
+    advice = advise([row("slow", 0.50, 40, shift=1), row("fast", 0.49, 10)], 100)
+    assert advice[0].startswith("Take fast: AP 0.490, beside 0.500 of slow")
+    assert "4.0 times faster (10.0 ms an image instead of 40.0 ms)" in advice[0]
+    assert "within noise over: fast" in advice[1]
 
 
 def test_much_less_accuracy_is_not_bought_for_speed():
-    said = advise([row("good", 0.5, 400), row("fast", 0.4, 10)], 100)
-    assert said[0].startswith("Take good")
-    assert "fast is 40.0 times faster (10.0 ms an image instead of 400 ms), for an AP of 0.400" in said[0]
+    advice = advise([row("good", 0.5, 400), row("fast", 0.4, 10)], 100)
+    assert advice[0].startswith("Take good")
+    assert "fast is 40.0 times faster (10.0 ms an image instead of 400 ms), for an AP of 0.400" in advice[0]
 
 
 def test_where_nothing_was_learnt_nothing_is_recommended():
@@ -40,10 +40,10 @@ def test_where_nothing_was_learnt_nothing_is_recommended():
 
 def test_what_still_rises_and_what_learnt_nothing_is_named():
     rising = [(10.0, 0.1), (80.0, 0.2), (100.0, 0.5)]
-    said = " ".join(advise([row("a", 0.5, 10), row("b", 0.3, 10, curve=rising), row("c", 0.001, 10)], 100))
-    assert "Still gaining when the time was up: b." in said
-    assert "Learnt almost nothing in this budget: c (AP 0.001)" in said
-    assert "another seed" in said
+    advice = " ".join(advise([row("a", 0.5, 10), row("b", 0.3, 10, curve=rising), row("c", 0.001, 10)], 100))
+    assert "Still gaining when the time was up: b." in advice
+    assert "Learnt almost nothing in this budget: c (AP 0.001)" in advice
+    assert "another seed" in advice
 
 
 def test_one_detector_is_not_compared():
@@ -58,7 +58,7 @@ def test_noise_is_that_of_paired_differences():
     assert noise(a, b) == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-5)  # Student's t, two degrees of freedom
 
 
-def test_too_few_images_to_tell_are_said_to_be_so():
+def test_too_few_images_to_tell_are_reported():
     a, b = Row("a", {"AP": 0.5}, [0.5], FLAT, 1, {"latency_ms": 1}), Row("b", {"AP": 0.2}, [0.2], FLAT, 1)
     b.cost["latency_ms"] = 1
     assert math.isinf(noise(a, b))

@@ -47,7 +47,7 @@ def _own_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture
 def quick(monkeypatch) -> list[tuple[str, int, bool]]:
-    """Everything but the measuring and the training, which would take minutes; gives the calls of `run`."""
+    """Everything but the measuring and the training, which would take minutes; returns the calls of `run`."""
     calls = []
 
     def run(config: RunConfig, resume: bool) -> None:
@@ -69,7 +69,7 @@ def quick(monkeypatch) -> list[tuple[str, int, bool]]:
     return calls
 
 
-def test_the_zoo_says_what_can_be_compared():
+def test_every_detector_of_the_size_can_be_compared():
     assert trainable("nano") == [model for model, (_, _, sizes) in registry.DETECTORS.items() if "nano" in sizes]
     assert chosen(None, "nano") == trainable("nano")
     assert chosen("detr, dense", "nano") == chosen(["detr", "dense"], "nano") == ["detr", "dense"]
@@ -92,15 +92,15 @@ def test_a_budget_in_minutes_becomes_epochs_for_each(data, quick, tmp_path, caps
 
 
 def test_what_is_done_is_not_done_again_and_detectors_may_be_added(data, quick, tmp_path):
-    terms = {"epochs": 2, "image_size": 64, "out": tmp_path, "device": "cpu"}
-    first = compare(data, "dense", **terms)
-    second = compare(data, "dense,detr", resume=True, **terms)
+    settings = {"epochs": 2, "image_size": 64, "out": tmp_path, "device": "cpu"}
+    first = compare(data, "dense", **settings)
+    second = compare(data, "dense,detr", resume=True, **settings)
     assert quick == [("dense", 2, False), ("detr", 2, False)]
     assert {row.model: row.stats for row in second.rows}["dense"] == first.rows[0].stats
 
 
 def test_an_interrupted_training_goes_on_where_it_stopped(data, quick, tmp_path, monkeypatch):
-    terms = {"epochs": 2, "image_size": 64, "out": tmp_path, "device": "cpu"}
+    settings = {"epochs": 2, "image_size": 64, "out": tmp_path, "device": "cpu"}
     whole = verb.run
 
     def stop(config, resume) -> None:
@@ -113,19 +113,19 @@ def test_an_interrupted_training_goes_on_where_it_stopped(data, quick, tmp_path,
     )
     (tmp_path / "detr").mkdir()
     with pytest.raises(KeyboardInterrupt):
-        compare(data, "dense,detr", **terms)
+        compare(data, "dense,detr", **settings)
     monkeypatch.setattr(verb, "run", whole)
-    compare(data, "dense,detr", resume=True, **terms)
+    compare(data, "dense,detr", resume=True, **settings)
     assert quick == [("dense", 2, False), ("detr", 2, True)]
 
 
 def test_what_was_killed_before_its_first_state_begins_anew(data, quick, tmp_path):
-    terms = {"epochs": 1, "image_size": 64, "out": tmp_path, "device": "cpu"}
-    compare(data, "dense", **terms)
+    settings = {"epochs": 1, "image_size": 64, "out": tmp_path, "device": "cpu"}
+    compare(data, "dense", **settings)
     for name in ("result.json", "last.safetensors"):
         (tmp_path / "dense" / name).unlink()
     (tmp_path / "dense" / "best.safetensors").write_bytes(b"")
-    compare(data, "dense", resume=True, **terms)
+    compare(data, "dense", resume=True, **settings)
     assert quick == [("dense", 1, False)] * 2
     assert not (tmp_path / "dense" / "best.safetensors").exists()
 
@@ -152,7 +152,7 @@ def test_a_budget_too_small_for_one_epoch_says_how_much_is_needed(data, quick, t
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ({"models": "dens"}, "no detector 'dens' of size nano (did you mean 'dense'?)"),
         ({"models": "dense,dense"}, "each detector once"),
@@ -164,26 +164,26 @@ def test_a_budget_too_small_for_one_epoch_says_how_much_is_needed(data, quick, t
         ({"resume": True}, "nothing to resume"),
     ],
 )
-def test_a_mistake_is_one_clear_line(data, quick, tmp_path, given, said):
+def test_a_mistake_is_one_clear_line(data, quick, tmp_path, given, message):
     with pytest.raises(UserError) as error:
         compare(data, **{"out": tmp_path, "device": "cpu"} | given)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
-def test_a_comparison_is_neither_overwritten_nor_gone_on_with_on_other_terms(data, quick, tmp_path):
-    terms = {"models": "dense", "epochs": 1, "image_size": 64, "out": tmp_path, "device": "cpu"}
-    compare(data, **terms)
+def test_a_comparison_is_neither_overwritten_nor_resumed_with_other_settings(data, quick, tmp_path):
+    settings = {"models": "dense", "epochs": 1, "image_size": 64, "out": tmp_path, "device": "cpu"}
+    compare(data, **settings)
     with pytest.raises(UserError, match="holds a comparison already"):
-        compare(data, **terms)
+        compare(data, **settings)
     with pytest.raises(UserError, match="begun with --image_size 64 and not 96, --seed 0 and not 1"):
-        compare(data, **terms | {"image_size": 96, "seed": 1}, resume=True)
+        compare(data, **settings | {"image_size": 96, "seed": 1}, resume=True)
     stored = json.loads((tmp_path / "plan.json").read_text())
     (tmp_path / "plan.json").write_text(json.dumps(stored | {"data": "another"}))
     with pytest.raises(UserError, match="has changed since"):
-        compare(data, **terms, resume=True)
+        compare(data, **settings, resume=True)
     (tmp_path / "plan.json").write_text("{")
     with pytest.raises(UserError, match="is damaged"):
-        compare(data, **terms, resume=True)
+        compare(data, **settings, resume=True)
 
 
 @pytest.mark.slow
@@ -197,6 +197,6 @@ def test_the_whole_way(data, tmp_path, monkeypatch):
     assert 0 < row["cost"]["latency_ms"] < 60_000
     assert row["cost"]["training_mib"] > 100
     assert row["cost"]["parameters"] > 1e6
-    terms = Terms(**json.loads((out / "plan.json").read_text())["terms"] | {"data": str(tmp_path / "nowhere")})
+    settings = Terms(**json.loads((out / "plan.json").read_text())["terms"] | {"data": str(tmp_path / "nowhere")})
     with pytest.raises(UserError, match="nowhere does not exist"):
-        measure(training_cost, terms, "dense")
+        measure(training_cost, settings, "dense")

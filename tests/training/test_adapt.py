@@ -1,4 +1,4 @@
-"""The verb `train` with `--adapt`: whole runs over a detector that is there."""
+"""The command `train` with `--adapt`: whole runs on top of a trained detector."""
 
 import json
 from pathlib import Path
@@ -36,9 +36,9 @@ def adapt(data, out, base, how, **more):
 @pytest.mark.parametrize("how", ["lora", "head"])
 def test_a_run_leaves_adapters_that_are_loaded_as_any_weights(data, base, tmp_path, capsys, how):
     out = adapt(data, tmp_path / "run", base, how, rank=2)
-    said = capsys.readouterr().out
-    assert ("adapters of rank 2" if how == "lora" else "the backbone frozen") in said
-    assert "M parameters, 0." in said
+    output = capsys.readouterr().out
+    assert ("adapters of rank 2" if how == "lora" else "the backbone frozen") in output
+    assert "M parameters, 0." in output
     for name in ("best", "last"):
         assert header(out / f"{name}.safetensors")["format"] == "boxwright-adapter-1"
         assert (out / f"{name}.safetensors").stat().st_size < base.stat().st_size
@@ -94,7 +94,7 @@ def test_a_run_over_a_base_that_has_changed_is_not_resumed(data, base, tmp_path)
         adapt(data, out, copy, "head", resume=True)
 
 
-def test_what_cannot_be_adapted_is_told_before_anything_is_written(data, base, tmp_path):
+def test_what_cannot_be_adapted_is_refused_before_anything_is_written(data, base, tmp_path):
     out = tmp_path / "run"
     with pytest.raises(UserError, match="adapts what is known, and this backbone begins at random; give --weights"):
         train(data, out, adapt="lora")

@@ -1,4 +1,4 @@
-"""The verb `distill`, and what a teacher adds to the loss."""
+"""The command `distill`, and what a teacher adds to the loss."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -89,7 +89,7 @@ def test_mixed_precision_teaches_too(teacher, data, tmp_path):
     assert float(rows(out)[-1]["loss_soft"]) > 0
 
 
-def test_mistakes_are_told_before_anything_is_written(data, tmp_path, capsys):
+def test_mistakes_are_reported_before_anything_is_written(data, tmp_path, capsys):
     assert main(["distill", str(tmp_path / "none"), str(data), "--out", str(tmp_path / "run"), *COMMON]) == 2
     assert f"no weights at {tmp_path / 'none'}" in capsys.readouterr().err
     save_detector(tmp_path / "other.safetensors", make(("cat",)), {})
@@ -106,7 +106,7 @@ def test_an_adapter_teaches_too(teacher, data, tmp_path):
     assert float(rows(out)[-1]["loss_soft"]) > 0
 
 
-def test_the_student_comes_to_say_what_the_teacher_says(batch):
+def test_the_student_approaches_the_teacher(batch):
     batch = replace(batch, valid_BN=torch.zeros_like(batch.valid_BN))
     student, teacher = make(seed=1), Teacher(make(side=80).eval(), make())
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
@@ -114,15 +114,15 @@ def test_the_student_comes_to_say_what_the_teacher_says(batch):
     teacher.train()
     assert not any(module.training for module in teacher.modules())
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
-    terms = []
+    history = []
     for _ in range(25):
         losses = teacher.losses(student, batch)
-        terms.append({name: value.item() for name, value in losses.items()})
+        history.append({name: value.item() for name, value in losses.items()})
         sum(losses.values()).backward()
         optimizer.step()
         optimizer.zero_grad()
     for name in ("attention", "soft_giou"):
-        assert terms[-1][name] < 0.7 * terms[0][name]
+        assert history[-1][name] < 0.7 * history[0][name]
     assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
 
 
@@ -150,7 +150,7 @@ def test_detectors_of_every_kind_teach_and_learn(batch, kind):
         assert total.isfinite()
 
 
-def test_maps_are_compared_where_there_is_image():
+def test_maps_are_compared_within_the_valid_area():
     torch.manual_seed(0)
     own, other, sizes = torch.rand(2, 4, 8, 8), torch.rand(2, 6, 8, 8), torch.tensor([[64, 64], [32, 40]])
     loss = attention_loss([(own, other, 8)], sizes, 1.0)
@@ -180,7 +180,7 @@ def test_a_cell_learns_from_the_nearest_cell_of_the_teacher():
     assert sampled(torch.ones(1, 1, 2, 4), (4, 4), 1.0, "nearest")[0, 0, 2:].sum() == 0
 
 
-def test_what_nobody_annotated_is_added_and_what_somebody_did_is_not(batch):
+def test_only_objects_that_nobody_annotated_become_pseudo_labels(batch):
     found = Predictions(
         torch.tensor([
             [[0.1, 0.1, 0.4, 0.48], [0.0, 0.6, 0.2, 0.9], [0.0, 0.6, 0.2, 0.8], [0.7, 0.0, 0.9, 0.2]],
@@ -196,7 +196,7 @@ def test_what_nobody_annotated_is_added_and_what_somebody_did_is_not(batch):
     assert torch.equal(more.boxes_BN4[1, 1:], found.boxes_BD4[1, :3])
 
 
-def test_of_finds_nearly_on_each_other_the_better_is_added(batch):
+def test_of_two_overlapping_detections_the_better_becomes_a_pseudo_label(batch):
     box, beside = [0.0, 0.6, 0.2, 0.9], [0.0, 0.6, 0.21, 0.9]
     found = Predictions(
         torch.tensor([[box, beside, [0.7, 0.0, 0.9, 0.2]]] * 2), torch.tensor([[0.9, 0.8, 0.7]] * 2),
@@ -208,7 +208,7 @@ def test_of_finds_nearly_on_each_other_the_better_is_added(batch):
     assert torch.equal(more.boxes_BN4[1, 1:3], found.boxes_BD4[1, 1:])  # of a class that isn't taught: not in the way
 
 
-def test_images_without_objects_and_a_teacher_that_finds_none_keep_one_empty_row(batch):
+def test_without_objects_and_pseudo_labels_one_empty_row_stays(batch):
     nothing = replace(batch, valid_BN=torch.zeros_like(batch.valid_BN))
     found = Predictions(torch.rand(2, 5, 4), torch.zeros(2, 5), torch.zeros(2, 5, dtype=torch.int64))
     more = with_pseudo_labels(nothing, found, ("a",), ("a", "b"))

@@ -1,4 +1,4 @@
-"""The verb `train` as a user meets it: whole runs of a tiny detector on painted squares and discs."""
+"""The command `train` as a user meets it: whole runs of a tiny detector on painted squares and discs."""
 
 import errno
 import inspect
@@ -42,17 +42,17 @@ def test_a_run_killed_at_any_step_and_resumed_gives_the_same_losses(data, tmp_pa
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_in_the_middle_of_an_epoch_and_says_how_to_go_on(data, tmp_path):
+def test_ctrl_c_saves_in_the_middle_of_an_epoch_and_says_how_to_resume(data, tmp_path):
     epochs = ["--epochs", "3"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert start(data, whole, *epochs).wait(300) == 0
     process = start(data, stopped, *epochs)
     wait_for_rows(process, stopped, 5)
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "--resume goes on" in said
-    assert "Traceback" not in said
+    assert "--resume goes on" in output
+    assert "Traceback" not in output
     assert start(data, stopped, *epochs, "--resume").wait(300) == 0
     assert rows(stopped) == rows(whole)
 
@@ -103,7 +103,7 @@ def test_a_run_leaves_what_it_promises_and_config_repeats_it(data, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["pix2seq", "detr", "deformable"])
-def test_a_run_shows_how_its_best_weights_come_to_what_they_say(data, tmp_path, model):
+def test_a_run_explains_its_best_weights(data, tmp_path, model):
     run = boxwright.train(data, model, out=tmp_path / "run", epochs=1, **SETTINGS)
     assert sorted(p.name for p in (run / "explain").iterdir()) == ["00001-1.jpg", "00005-5.jpg", "00008-8.jpg"]
     last = rows(run)[-1]
@@ -119,13 +119,13 @@ def test_the_card_and_the_names_travel_with_the_weights(data, tmp_path):
     assert detector.card["settings"]["batch_size"] == 4
 
 
-@pytest.mark.parametrize(("frozen", "rests"), [(1.0, True), (0.5, False)])
-def test_a_frozen_backbone_learns_in_the_second_stage(data, tmp_path, frozen, rests):
+@pytest.mark.parametrize(("frozen", "unchanged"), [(1.0, True), (0.5, False)])
+def test_a_frozen_backbone_learns_in_the_second_stage(data, tmp_path, frozen, unchanged):
     begun = boxwright.load(train(data, tmp_path / "begun", epochs=1) / "last")
     again = {"weights": tmp_path / "begun/last", "backbone": None, "epochs": 1}
     run = train(data, tmp_path / "run", **again, optim=Optim(frozen=frozen, ema=0.0, lr=1e-2))
     before, after = (found.detector.backbone.net.state_dict() for found in (begun, boxwright.load(run / "last")))
-    assert torch.equal(before["conv_stem.weight"], after["conv_stem.weight"]) is rests
+    assert torch.equal(before["conv_stem.weight"], after["conv_stem.weight"]) is unchanged
 
 
 def test_gradients_add_up_over_accumulated_batches(data, tmp_path):
@@ -240,13 +240,13 @@ def test_names_and_folders_with_brackets_train_and_are_shown_whole(data, tmp_pat
         image["file_name"] = str(data / "train" / image["file_name"])
     (tmp_path / "odd.json").write_text(json.dumps(content))
     out = train(str(tmp_path / "odd.json"), str(tmp_path / "run [/x]"), epochs=1)
-    said = capsys.readouterr().out
-    assert "classes: a[/c], [red] b/ü" in said
-    assert str(out / "best.safetensors") in said
+    output = capsys.readouterr().out
+    assert "classes: a[/c], [red] b/ü" in output
+    assert str(out / "best.safetensors") in output
     assert boxwright.load(out / "best", device="cpu").names == ("a[/c]", "[red] b/ü")
 
 
-def test_what_stopped_a_run_is_told_even_if_its_curves_cannot_be_drawn(data, tmp_path, monkeypatch):
+def test_what_stopped_a_run_is_reported_even_if_its_curves_cannot_be_drawn(data, tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -257,14 +257,14 @@ def test_what_stopped_a_run_is_told_even_if_its_curves_cannot_be_drawn(data, tmp
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "named"),
     [
         ({"seed": -1}, "--seed"), ({"seed": 2**63}, "--seed"), ({"optim": Optim(lr=-1.0)}, "--optim.lr"),
         ({"augment": Augment(views=0)}, "augment.views"), ({"augment": Augment(flip=2.0)}, "augment.flip"),
     ],
 )  # fmt: skip
-def test_settings_out_of_range_are_refused_before_anything_is_written(data, tmp_path, settings, said):
-    with pytest.raises(UserError, match=said):
+def test_settings_out_of_range_are_refused_before_anything_is_written(data, tmp_path, settings, named):
+    with pytest.raises(UserError, match=named):
         train(data, tmp_path / "run", **settings)
     assert not (tmp_path / "run").exists()
 

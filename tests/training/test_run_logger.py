@@ -59,8 +59,8 @@ def test_of_a_damaged_table_the_rows_that_can_be_read_are_kept(tmp_path):
 def test_likelihood_stands_beside_ap_of_detectors_that_have_one(tmp_path, likelihood, capsys):
     with RunLogger(tmp_path, 3, 0, True) as logger:
         logger.step(1, 0.5, 1e-3, {"l1": 1.0}, 1.0)
-        said = {} if likelihood is None else {"val_log_likelihood": likelihood}
-        logger.validation(1, 1, {"val_ap": 0.25, "val_ap50": 0.5} | said, 2.0)
+        more = {} if likelihood is None else {"val_log_likelihood": likelihood}
+        logger.validation(1, 1, {"val_ap": 0.25, "val_ap50": 0.5} | more, 2.0)
         logger.step(2, 0.5, 1e-3, {"l1": 1.0}, 1.0)
     with RunLogger(tmp_path, 3, 2, True) as logger:
         logger.step(3, 0.5, 1e-3, {"l1": 1.0}, 1.0)
@@ -70,7 +70,7 @@ def test_likelihood_stands_beside_ap_of_detectors_that_have_one(tmp_path, likeli
     assert ("log-likelihood -1.500" in capsys.readouterr().out) == (likelihood is not None)
 
 
-def test_what_a_validation_says_has_columns_and_charts_of_its_own(tmp_path):
+def test_a_validation_has_columns_and_charts_of_its_own(tmp_path):
     numbers = {"val_ap": 0.25, "val_ap50": 0.5, "val_ap_large": 0.3, "val_loss": 2.5, "val_loss_l1_1": 2.5}
     with RunLogger(tmp_path, 2, 0, True) as logger:
         for step in (1, 2):

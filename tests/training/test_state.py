@@ -43,23 +43,23 @@ def test_another_network_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("begun", "given", "said"),
+    ("begun", "given", "begun_with"),
     [("abc", "def", "another teacher"), ("abc", "", "a teacher"), ("", "def", "no teacher")],
 )
-def test_another_teacher_is_refused(tmp_path, begun, given, said):
+def test_another_teacher_is_refused(tmp_path, begun, given, begun_with):
     model, optimizer = parts()
     save_state(tmp_path, Progress(teacher=begun), model, None, optimizer)
-    with pytest.raises(UserError, match=f"was begun with {said}; resume as"):
+    with pytest.raises(UserError, match=f"was begun with {begun_with}; resume as"):
         read_state(tmp_path, given)
 
 
-def test_a_state_that_says_nothing_of_a_teacher_goes_on(tmp_path):
+def test_a_state_that_does_not_name_a_teacher_is_read(tmp_path):
     model, optimizer = parts()
     save_state(tmp_path, Progress(5), model, None, optimizer)
     assert read_state(tmp_path, "abc")[0].step == 5
 
 
-def test_nothing_to_resume_and_damaged_states_are_said(tmp_path):
+def test_missing_and_damaged_states_are_reported(tmp_path):
     with pytest.raises(UserError, match="nothing to resume"):
         read_state(tmp_path)
     (tmp_path / FILE).write_bytes(b"not a state")

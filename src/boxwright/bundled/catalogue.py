@@ -1,4 +1,4 @@
-"""The verb `models`: the detectors, their sizes, measured numbers, and where their weights come from.
+"""The command `models`: the detectors, their sizes, measured numbers, and where their weights come from.
 
 The numbers are in measured.json, which `benchmarks/measure_models.py` writes.
 """

@@ -109,18 +109,14 @@ def describe(
     dim, width = size("encoder.norm.weight", 0, 256), size("decoder.norm.weight", 0, 256)
     vocabulary = size("decoder.token_embedding", 0, 3000)
     length = size("decoder.position_embedding", 0, settings.get("max_seq_len", LENGTH))
-    first = settings.get("coord_vocab_shift", min(FIRST_COORDINATE, (vocabulary + FIRST_CLASS) // 2))
-    bins = settings.get("quantization_bins", min(BINS, vocabulary - first))
-    fits = 0 < first < first + bins <= vocabulary
-    require(fits, f"this checkpoint has {vocabulary} words, too few for {bins} coordinates from word {first} on.")
-    bridge = settings.get("dec_proj_mode", _bridge(state))
+    first, bins = _coordinates(vocabulary, settings)
     config = Pix2SeqConfig(
         backbone=backbone,
         stride=stride,
         grid=_grid(size("encoder.positions.embedding", 0, 0), stride, backbone, settings),
         encoder_positions="learned" if "encoder.positions.embedding" in state else "sincos",
         cls_token="encoder.cls_token_embedding" in state,
-        bridge=bridge,
+        bridge=settings.get("dec_proj_mode", _bridge(state)),
         encoder_layers=shapes.count(r"encoder\.layers\.(\d+)\.", 1),
         encoder_dim=dim,
         encoder_hidden=size("encoder.layers.0.mlp.widen.weight", 0, 4 * dim),
@@ -139,6 +135,15 @@ def describe(
         vocabulary=vocabulary,
     )
     return config, [] if settings else _guesses(config)
+
+
+def _coordinates(vocabulary: int, settings: Mapping[str, Any]) -> tuple[int, int]:
+    """The first coordinate token, and their number."""
+    first = settings.get("coord_vocab_shift", min(FIRST_COORDINATE, (vocabulary + FIRST_CLASS) // 2))
+    bins = settings.get("quantization_bins", min(BINS, vocabulary - first))
+    fits = 0 < first < first + bins <= vocabulary
+    require(fits, f"this checkpoint has {vocabulary} words, too few for {bins} coordinates from word {first} on.")
+    return first, bins
 
 
 def _guesses(c: Pix2SeqConfig) -> list[str]:

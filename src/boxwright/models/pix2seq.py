@@ -193,8 +193,8 @@ class Pix2Seq(SequenceDetector):
         return self.backbone.known_parameters()
 
     def feature_maps(self) -> FeatureMaps:
-        """The map of a timm network; none of published backbones."""
-        return FeatureMaps(self.backbone, self.backbone.strides if isinstance(self.backbone, Backbone) else [])
+        """The map of a timm network; none of a published backbone, which has no pretrained weights."""
+        return FeatureMaps(self.backbone, self.backbone.strides if self.backbone.known_parameters() else [])
 
     def forward(self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None) -> Tensor:
         """The encoded cells, (B, cells, decoder_dim); H and W may be any size."""

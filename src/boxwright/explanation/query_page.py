@@ -62,7 +62,7 @@ def write_page(
 
 
 def choose(recorded: RecordedPass) -> list[int]:
-    """The queries to show by default: those with a score over `LIKELY`, best first, at least `LEAST`, at most `MOST`."""
+    """The queries to show by default: those with a score over `LIKELY`, best first, `LEAST` to `MOST` of them."""
     best = recorded.best(MOST)
     likely = sum(recorded.prediction(query)[1] > LIKELY for query in best)
     return best[: max(likely, LEAST)]

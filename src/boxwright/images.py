@@ -168,8 +168,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bit(values_HW: np.ndarray) -> np.ndarray:
-    """32-bit grey levels as uint8. The range is the first of 0 to 1 (for floats), 0 to 255 and 0 to 65535 that holds all
-    values, else that from the least to the greatest value. NaN and infinity become 0.
+    """32-bit grey levels as uint8. The range is the first of 0 to 1 (for floats), 0 to 255 and 0 to 65535 that holds
+    all values, else that from the least to the greatest value. NaN and infinity become 0.
     """
     values_HW = np.nan_to_num(values_HW.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     low, high = values_HW.min(), values_HW.max()

@@ -293,7 +293,7 @@ def test_unknown_heads_are_called_a_guess(stem, tmp_path, capsys):
     torch.save({"model": weights}, tmp_path / "bare.pth")
     import_weights(tmp_path / "bare.pth", tmp_path / "ours", classes="cat", image_size=96)
     printed = capsys.readouterr().out
-    assert "not said by the file: attention is guessed to have 8 heads" in printed
+    assert "not stored in the file: attention is guessed to have 8 heads" in printed
     assert "\n1 class: cat\n" in printed
     assert load_detector(tmp_path / "ours").card["guesses"] != []
 

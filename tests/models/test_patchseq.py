@@ -141,7 +141,7 @@ def test_more_objects_than_room_are_refused(batch):
     raw = detector(batch.images_BCHW, batch.sizes_B2)
     with pytest.raises(UserError, match="1 to 6, not 7"):
         detector.generate(raw, objects=7)
-    with pytest.raises(UserError, match="can be said"):
+    with pytest.raises(UserError, match="can be generated"):
         detector.generate(raw, objects=1, given=batch)
 
 

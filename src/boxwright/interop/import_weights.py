@@ -248,9 +248,9 @@ def _report(out: Path, detector: Detector, found: ForeignCheckpoint, count: int)
     kinds = "1 class" if len(detector.names) == 1 else f"{len(detector.names)} classes"
     say(f"{kinds}: {_some(detector.names)}")
     for guess in found.guesses:
-        say(f"not said by the file: {guess}")
+        say(f"not stored in the file: {guess}")
     if detector.names[0].startswith("class "):
-        say("not said by the file: what the classes are called; --classes would tell")
+        say("not stored in the file: names of the classes; --classes names them")
     say("every tensor is equal bit for bit; a probe is finite, and the same once written and read")
     say(f"{out}   next: boxwright predict {out} IMAGE")
 

@@ -132,7 +132,7 @@ def test_given_objects_are_the_beginning(served, tiny):
         ('[{"category": "box", "bbox": [NaN, 0, 7, 9]}]', "given: "),
         (
             json.dumps([{"category": "box", "bbox": [0, 0, 9, 9]}] * 4),
-            "4 objects are given, and no more than 4 can be said, given ones included.",
+            "4 objects are given, and no more than 4 can be generated, given ones included.",
         ),
     ],
 )

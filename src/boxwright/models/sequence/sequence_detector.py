@@ -124,10 +124,12 @@ class SequenceDetector(Detector):
         """
         objects = self.config.max_objects if objects is None else objects
         fix = self.capacity_hint.format(objects) if objects > self.capacity else ""
-        require(0 < objects <= self.capacity, f"objects is how many to say, 1 to {self.capacity}, not {objects}{fix}.")
+        require(
+            0 < objects <= self.capacity, f"objects is how many to generate, 1 to {self.capacity}, not {objects}{fix}."
+        )
         given_BL = None if given is None or not given.valid_BN.any() else self.given_tokens(outputs, given)
         count = 0 if given_BL is None else given_BL.shape[1] // len(self.slots)
-        full = f"{count} objects are given, and no more than {objects} can be said, given ones included"
+        full = f"{count} objects are given, and no more than {objects} can be generated, given ones included"
         require(count < objects, f"{full}: ask for objects={count + 1} at least.")
         memory = self.decoder_memory(outputs)
         images = len(memory if isinstance(memory, Tensor) else memory[0])

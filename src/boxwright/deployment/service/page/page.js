@@ -21,8 +21,8 @@ async function ask(path, options = {}) {
   const answer = await fetch(path, options);
   if (answer.status === 401) byId("key-form").hidden = false;
   if (!answer.ok) {
-    const said = await answer.json().catch(() => ({ detail: answer.statusText }));
-    throw new Error(said.detail);
+    const body = await answer.json().catch(() => ({ detail: answer.statusText }));
+    throw new Error(body.detail);
   }
   return answer;
 }

@@ -154,10 +154,10 @@ function chip({ slot, text, probability, given }) {
   word.style.setProperty("--part", probability);
   const percent = given ? "given" : `${(100 * probability).toFixed(0)}%`;
   const sides = slot === "class" || slot === "end" ? [] : [["slot", slot]]; // what a name says is plain
-  for (const [kind, said] of [...sides, ["text", text], ["percent", percent]]) {
+  for (const [kind, value] of [...sides, ["text", text], ["percent", percent]]) {
     const part = word.appendChild(document.createElement("span"));
     part.className = kind;
-    part.textContent = said;
+    part.textContent = value;
   }
   return word;
 }
@@ -190,7 +190,7 @@ function annotation(category_id, bbox, score, area) {
 
 const tenth = (value) => Math.round(value * 10) / 10;
 
-// What the detector said is taken away: it will be said anew, after these.
+// Predicted objects are removed: they are predicted anew, after these.
 function draw(boxes) {
   interrupt();
   beginning = null;

@@ -12,7 +12,7 @@ from boxwright.comparison import compare as verb
 from boxwright.comparison import plan
 from boxwright.comparison.compare import compare
 from boxwright.comparison.cost import measure, training_cost
-from boxwright.comparison.settings import Terms, chosen, trainable, usual_image_size
+from boxwright.comparison.settings import SharedSettings, chosen, trainable, usual_image_size
 from boxwright.config import UserError
 from boxwright.models import registry
 from boxwright.training.config import RunConfig
@@ -197,6 +197,8 @@ def test_the_whole_way(data, tmp_path, monkeypatch):
     assert 0 < row["cost"]["latency_ms"] < 60_000
     assert row["cost"]["training_mib"] > 100
     assert row["cost"]["parameters"] > 1e6
-    settings = Terms(**json.loads((out / "plan.json").read_text())["terms"] | {"data": str(tmp_path / "nowhere")})
+    settings = SharedSettings(
+        **json.loads((out / "plan.json").read_text())["terms"] | {"data": str(tmp_path / "nowhere")}
+    )
     with pytest.raises(UserError, match="nowhere does not exist"):
         measure(training_cost, settings, "dense")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from boxwright.comparison import report as comparison
 from boxwright.comparison.advice import Row
-from boxwright.comparison.settings import Terms
+from boxwright.comparison.settings import SharedSettings
 from boxwright.data.cache import build
 from boxwright.data.records import Record
 from boxwright.evaluation import report as evaluation
@@ -98,11 +98,11 @@ def test_comparison(paint: Callable[..., Path], tmp_path: Path, monkeypatch: pyt
     rows = [Row("dense", stats, [0.5] * 10, [(60, 0.25), (90, 0.5)], 2, cost, aps)]
     rows.append(Row("detr", stats | {"AP": 0.25}, [0.25] * 10, [(60, 0.125), (120, 0.25)], 1, cost, aps))
     records = [record(paint(tmp_path / f"a <{n}>.png", (60, 40), (5, 5, 25, 25)), n) for n in (2, 0, 1)]
-    terms = Terms("/data/<cells>", None, 0.2, None, None, "nano", 64, {}, 1.5, None, 0, "cpu")
+    settings = SharedSettings("/data/<cells>", None, 0.2, None, None, "nano", 64, {}, 1.5, None, 0, "cpu")
     cache = build(records, 64, folder=tmp_path / "cache", quiet=True)
     monkeypatch.setattr(comparison, "_found", lambda weights, device, cache, positions: [found() for _ in positions])
     advice, failed = ["Take dense & go.", "It is <fast>."], {"pix2seq": "out of <memory>."}
-    comparison.write_report(tmp_path, terms, rows, advice, failed, "cpu & co", cache, records, CLASSES)
+    comparison.write_report(tmp_path, settings, rows, advice, failed, "cpu & co", cache, records, CLASSES)
     check(tmp_path / "index.html", "comparison")
 
 

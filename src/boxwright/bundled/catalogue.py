@@ -128,7 +128,8 @@ def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 def _legend(first: Entry) -> str:
     return (
-        f"\nCPU ms: per image on one core, untrained, so that a sequence has its full length (benchmarks/measure_models.py).\n"
+        "\nCPU ms: per image on one core, untrained, so that a sequence has its full length "
+        "(benchmarks/measure_models.py).\n"
         f"{INSTALLED}: the weights came with the installation. hub: fetched once, when a training begins. {IMPORTED}: "
         f"none; begin from a published checkpoint.\nLicence of all code: {CODE}.\n"
         f"Train one: boxwright train DATA --model {first.model} --size {first.size}\n"

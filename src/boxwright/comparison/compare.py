@@ -19,7 +19,7 @@ from boxwright.comparison.cost import detection_cost, measure
 from boxwright.comparison.learning_curve import curve
 from boxwright.comparison.plan import Plan, write_json
 from boxwright.comparison.report import write_report
-from boxwright.comparison.settings import Terms, chosen, digest, usual_image_size
+from boxwright.comparison.settings import SharedSettings, chosen, digest, usual_image_size
 from boxwright.config import Augment, UserError, fill_in, require
 from boxwright.console import make_console
 from boxwright.data.cache import Cache, build
@@ -110,7 +110,7 @@ def compare(
     require(epochs is None or epochs >= 1, f"--epochs must be at least 1, not {epochs}.")
     require(image_size is None or image_size >= 64, f"--image_size must be at least 64, not {image_size}.")
     decided = asdict(fill_in(augment, recipes.recipe("dense").augment))
-    settings = Terms(
+    settings = SharedSettings(
         data=str(data),
         val_data=None if val_data is None else str(val_data),
         val=val,
@@ -127,7 +127,7 @@ def compare(
     return _compare(settings, wanted, Path(out), resume, make_console())
 
 
-def _compare(settings: Terms, models: Sequence[str], out: Path, resume: bool, console: Console) -> Comparison:
+def _compare(settings: SharedSettings, models: Sequence[str], out: Path, resume: bool, console: Console) -> Comparison:
     """Train, score and measure each detector, and write the results."""
     names, records, val_records = settings.records()
     plan = Plan.begin(out, settings, digest(names, records, val_records), resume)
@@ -195,7 +195,9 @@ def _score(plan: Plan, model: str, cache: Cache, records: Sequence[Record], name
     return row
 
 
-def _write(done: Comparison, settings: Terms, names: Sequence[str], cache: Cache, records: Sequence[Record]) -> None:
+def _write(
+    done: Comparison, settings: SharedSettings, names: Sequence[str], cache: Cache, records: Sequence[Record]
+) -> None:
     """Write comparison.json and the page."""
     device = _device_name(settings.device)
     facts = {"terms": asdict(settings), "device": device, "torch": torch.__version__, "images": len(records)}

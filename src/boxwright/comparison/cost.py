@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from boxwright.checkpoints.detector_file import load_detector
-from boxwright.comparison.settings import Terms
+from boxwright.comparison.settings import SharedSettings
 from boxwright.config import UserError
 from boxwright.data.cache import build
 from boxwright.evaluation.run import detect_batch
@@ -31,7 +31,7 @@ from boxwright.training.resolve import resolve
 WARM_UP, LEAST, MOST, SECONDS = 3, 5, 50, 10.0  # images (or steps) to leave out, to time, and for how long
 
 
-def training_cost(settings: Terms, model: str) -> dict[str, float]:
+def training_cost(settings: SharedSettings, model: str) -> dict[str, float]:
     """Measure the training of a detector.
 
     Returns:
@@ -46,7 +46,7 @@ def training_cost(settings: Terms, model: str) -> dict[str, float]:
         detector, _ = make_detector(config, None, names)
         train, val = (build(part, settings.image_size, quiet=True) for part in (records, val_records))
         loop = Loop(fabric, detector, config, train, (val, val_records))
-        step, end = loop.rehearse(LEAST, MOST, SECONDS)
+        step, end = loop.measure_time(LEAST, MOST, SECONDS)
     return {
         "step_seconds": step,
         "steps": loop.epoch_steps,
@@ -55,7 +55,7 @@ def training_cost(settings: Terms, model: str) -> dict[str, float]:
     }
 
 
-def detection_cost(settings: Terms, weights: str) -> dict[str, float]:
+def detection_cost(settings: SharedSettings, weights: str) -> dict[str, float]:
     """Measure detection, one image at a time.
 
     Returns:
@@ -89,7 +89,9 @@ def peak_mib(device: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def measure(function: Callable[[Terms, str], dict[str, float]], settings: Terms, subject: str) -> dict[str, float]:
+def measure(
+    function: Callable[[SharedSettings, str], dict[str, float]], settings: SharedSettings, subject: str
+) -> dict[str, float]:
     """`function(settings, subject)` in a process of its own, where `function` is one of the two above.
 
     Raises:
@@ -109,7 +111,7 @@ def _main() -> int:
     name, settings, subject = json.load(sys.stdin)
     function = {"training_cost": training_cost, "detection_cost": detection_cost}[name]
     try:
-        print("\n" + json.dumps(function(Terms(**settings), subject)))
+        print("\n" + json.dumps(function(SharedSettings(**settings), subject)))
     except (UserError, torch.OutOfMemoryError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from boxwright.comparison.cost import measure, training_cost
-from boxwright.comparison.settings import Terms
+from boxwright.comparison.settings import SharedSettings
 from boxwright.config import UserError, require
 from boxwright.files import write_whole
 
@@ -29,12 +29,12 @@ class Plan:
     """
 
     folder: Path
-    settings: Terms
+    settings: SharedSettings
     data: str
     costs: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @staticmethod
-    def begin(folder: Path, settings: Terms, data: str, resume: bool) -> Plan:
+    def begin(folder: Path, settings: SharedSettings, data: str, resume: bool) -> Plan:
         """A new plan or, to resume, the one in the folder.
 
         Raises:

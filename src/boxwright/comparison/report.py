@@ -10,7 +10,7 @@ from PIL import Image
 
 from boxwright.checkpoints.detector_file import load_detector
 from boxwright.comparison.advice import Row
-from boxwright.comparison.settings import Terms, short_name
+from boxwright.comparison.settings import SharedSettings, short_name
 from boxwright.data.cache import Cache
 from boxwright.data.records import Record
 from boxwright.evaluation.coco import shown
@@ -28,7 +28,7 @@ CLASSES = 30  # most frequent classes, in the table of classes
 
 def write_report(
     folder: Path,
-    terms: Terms,
+    settings: SharedSettings,
     rows: Sequence[Row],
     advice: Sequence[str],
     failed: dict[str, str],
@@ -41,7 +41,7 @@ def write_report(
 
     Args:
         folder: has the run of each detector in a folder of its name.
-        terms: the settings of the comparison.
+        settings: the settings of the comparison.
         rows: results of each detector, best first.
         advice: sentences, the recommendation first.
         failed: the reason, for each detector without a row.
@@ -56,17 +56,17 @@ def write_report(
     html.write_page(
         folder / "index.html",
         "comparison/report.html",
-        title=f"Which detector for {short_name(terms.data)}?",
+        title=f"Which detector for {short_name(settings.data)}?",
         advice=advice,
         failed=failed,
         rows=rows,
         best_ap=max(row.ap for row in rows),
-        settings=terms,
-        budget=f"{terms.epochs} epochs" if terms.epochs else f"{terms.minutes:g} minutes",
+        settings=settings,
+        budget=f"{settings.epochs} epochs" if settings.epochs else f"{settings.minutes:g} minutes",
         n_images=len(records),
         device=device,
         chart=html.file_address(chart),
-        images=_images(folder, terms, rows, cache, records, names),
+        images=_images(folder, settings, rows, cache, records, names),
         classes=_classes(records, names),
         n_classes=len(names),
         most_classes=CLASSES,
@@ -76,7 +76,12 @@ def write_report(
 
 
 def _images(
-    folder: Path, terms: Terms, rows: Sequence[Row], cache: Cache, records: Sequence[Record], names: Sequence[str]
+    folder: Path,
+    settings: SharedSettings,
+    rows: Sequence[Row],
+    cache: Cache,
+    records: Sequence[Record],
+    names: Sequence[str],
 ) -> list[list[tuple[str, str]]]:
     """A few images with objects, spread over the split: annotated, and with the boxes of each detector.
 
@@ -85,7 +90,7 @@ def _images(
     with_objects = [n for n, record in enumerate(records) if (~record.ignore_N).any()]
     chosen = np.linspace(0, len(with_objects) - 1, min(IMAGES, len(with_objects))).round().astype(int)
     positions = [with_objects[n] for n in chosen]
-    found = {row.model: _found(folder / row.model / "last", terms.device, cache, positions) for row in rows}
+    found = {row.model: _found(folder / row.model / "last", settings.device, cache, positions) for row in rows}
     images = []
     for n, position in enumerate(positions):
         record, image = records[position], open_image(records[position].path)

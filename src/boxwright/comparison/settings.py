@@ -18,7 +18,7 @@ from boxwright.training.config import RunConfig
 
 
 @dataclass(frozen=True)
-class Terms:
+class SharedSettings:
     """Data, canvas, augmentation and budget, as values that fit into JSON.
 
     Attributes:

@@ -123,7 +123,7 @@ class Loop:
                 self._epoch(logger, interrupt)
         return self.progress
 
-    def rehearse(self, least: int, most: int, seconds: float) -> tuple[float, float]:
+    def measure_time(self, least: int, most: int, seconds: float) -> tuple[float, float]:
         """Measure how long the run will take: median seconds of a step, and the seconds of all that ends an epoch.
 
         Leaves an unfinished run in the folder.

@@ -100,7 +100,7 @@ def train(
 
     Returns:
         The run's folder: best.safetensors, last.safetensors, state.safetensors, metrics.csv, curves.png,
-        config.yaml, tensorboard/ and, of a detector that writes sentences, explain/.
+        config.yaml, tensorboard/, validation/ and, of detectors that can be explained, explain/.
     """
     config = RunConfig(
         data=Path(data), model=model, size=size, out=Path(out), val_data=val_data, val=val, train_split=train_split,

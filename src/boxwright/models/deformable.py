@@ -186,7 +186,7 @@ class Deformable(Detector):
         modern = c.begin in ("both", "cells")
         require(
             modern or not (c.noisy or c.rivals),
-            f"noisy and rival queries need begin='both' or 'cells', not {c.begin!r}.",
+            f"`noisy` and `rivals` need begin='both' or 'cells', not {c.begin!r}.",
         )
         self.config, self.names, self.image_size = c, tuple(names), c.image_size
         self.register_buffer("rows_K", head_rows(c.class_ids, c.class_rows, self.names), persistent=False)

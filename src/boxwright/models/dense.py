@@ -48,8 +48,8 @@ class DenseConfig:
         channels: width of the pyramid and the towers.
         depth: 3x3 convolutions in each tower.
         strides: canvas pixels per cell of each level.
-        rivals: candidates, the cells of highest `many` score that attend to each other; about ten cells predict the
-            same object, so there should be ten times as many as objects in an image.
+        rivals: number of candidates, the cells of highest `many` score, which attend to each other. About ten cells
+            predict the same object, so there should be ten times as many as objects in an image.
         convolved: a plain ViT has convolutions in its MLPs instead of a table of position embeddings.
     """
 

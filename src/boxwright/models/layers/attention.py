@@ -101,23 +101,23 @@ class DecoderBlock(nn.Module):
         self.mlp = Mlp(dim, hidden, dropout, drop_path)
 
     def forward(
-        self, x_BLE: Tensor, image: KeysValues, cache: KeysValues | None = None, place: StepPositions | None = None
+        self, x_BLE: Tensor, image: KeysValues, cache: KeysValues | None = None, step: StepPositions | None = None
     ) -> Tensor:
         """States of the tokens after this layer.
 
         Args:
-            x_BLE: states of the tokens, either of whole sequences or of those at `place`.
+            x_BLE: states of the tokens, either of whole sequences or of those of a step.
             image: `cross_attention.keys_values(memory)`; several consecutive rows of x may share an image.
             cache: keys and values of the tokens so far, to which these are added; None if x is the whole sequence.
-            place: positions of x in the sequence; None if x is the whole sequence.
+            step: positions of x in the sequence; None if x is the whole sequence.
         """
         normed_BLE = self.self_norm(x_BLE)
         keys_values = self.self_attention.keys_values(normed_BLE)
-        if cache is None or place is None:
+        if cache is None or step is None:
             attended_BLE = self.self_attention(normed_BLE, keys_values, causal=True)
         else:
-            cache.write(place.positions_L, keys_values)
-            attended_BLE = self.self_attention(normed_BLE, cache, mask=place.mask_LR)
+            cache.write(step.positions_L, keys_values)
+            attended_BLE = self.self_attention(normed_BLE, cache, mask=step.mask_LR)
         x_BLE = x_BLE + self.drop_path(attended_BLE)
         return self.mlp(x_BLE + self.drop_path(self._attend_image(self.cross_norm(x_BLE), image)))
 

@@ -81,25 +81,25 @@ class PostNormDecoderBlock(nn.Module):
         image: KeysValues,
         valid_B11M: Tensor,
         cache: KeysValues | None = None,
-        place: StepPositions | None = None,
+        step: StepPositions | None = None,
     ) -> Tensor:
         """States of the tokens after this layer.
 
         Args:
-            x_BLE: states of the tokens, either of whole sequences or of those at `place`.
+            x_BLE: states of the tokens, either of whole sequences or of those of a step.
             positions_LE: their position encodings.
             image: keys and values of the image; several consecutive rows of x may share an image.
             valid_B11M: False for cells of the image that must not be attended to.
             cache: keys and values of the tokens so far, to which these are added; None if x is the whole sequence.
-            place: positions of x in the sequence; None if x is the whole sequence.
+            step: positions of x in the sequence; None if x is the whole sequence.
         """
         positioned_BLE = x_BLE + positions_LE
         keys_values = self.self_attention.keys_values(positioned_BLE, x_BLE)
-        if cache is None or place is None:
+        if cache is None or step is None:
             attended_BLE = self.self_attention(positioned_BLE, keys_values, causal=True)
         else:
-            cache.write(place.positions_L, keys_values)
-            attended_BLE = self.self_attention(positioned_BLE, cache, mask=place.mask_LR)
+            cache.write(step.positions_L, keys_values)
+            attended_BLE = self.self_attention(positioned_BLE, cache, mask=step.mask_LR)
         x_BLE = self.norm1(x_BLE + self.dropout(attended_BLE))
         images = valid_B11M.shape[0]  # sequences of one image are one long row of queries
         queries_BLE = (x_BLE + positions_LE).reshape(images, -1, x_BLE.shape[-1])

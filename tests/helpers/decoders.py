@@ -19,7 +19,7 @@ def clear_decoder(tokens: int, length: int = 40) -> SequenceDecoder:
 
 
 class Babbler:
-    """Scores are a function of seed, row and position; memory says how many rows there are."""
+    """Logits are a function of seed, row and position; memory says how many rows there are."""
 
     def __init__(self, tokens: int, seed: int, scale: float):
         self.tokens, self.seed, self.scale = tokens, seed, scale

@@ -41,35 +41,35 @@ def loss(detector, batch, seed=0):
 
 
 def test_any_height_and_width(detector):
-    raw = detector.eval()(torch.rand(2, 3, 101, 75), torch.tensor([[101, 75], [50, 60]]))
-    assert raw.patches_BPE.shape == (2, 7 * 5, 24)
-    assert detector.decode(raw).boxes_BD4.shape == (2, 6, 4)
+    outputs = detector.eval()(torch.rand(2, 3, 101, 75), torch.tensor([[101, 75], [50, 60]]))
+    assert outputs.patches_BPE.shape == (2, 7 * 5, 24)
+    assert detector.decode(outputs).boxes_BD4.shape == (2, 6, 4)
 
 
 def test_an_untrained_network_gives_valid_predictions(detector, batch):
-    said = detector.eval().decode(detector(batch.images_BCHW, batch.sizes_B2))
-    assert said.boxes_BD4.shape == (2, 6, 4)
-    assert ((said.boxes_BD4 >= 0) & (said.boxes_BD4 <= 1)).all()
-    assert (said.boxes_BD4[..., 2:] >= said.boxes_BD4[..., :2]).all()
-    assert (said.scores_BD.diff(dim=1) <= 0).all()
-    assert ((said.scores_BD >= 0) & (said.scores_BD <= 1)).all()
-    assert ((said.labels_BD >= 0) & (said.labels_BD < 2)).all()
+    predictions = detector.eval().decode(detector(batch.images_BCHW, batch.sizes_B2))
+    assert predictions.boxes_BD4.shape == (2, 6, 4)
+    assert ((predictions.boxes_BD4 >= 0) & (predictions.boxes_BD4 <= 1)).all()
+    assert (predictions.boxes_BD4[..., 2:] >= predictions.boxes_BD4[..., :2]).all()
+    assert (predictions.scores_BD.diff(dim=1) <= 0).all()
+    assert ((predictions.scores_BD >= 0) & (predictions.scores_BD <= 1)).all()
+    assert ((predictions.labels_BD >= 0) & (predictions.labels_BD < 2)).all()
 
 
-def test_cached_writing_says_what_reading_says(detector, batch):
-    raw = detector.eval()(batch.images_BCHW, batch.sizes_B2)
-    said = detector.generate(raw)
-    read = sequence_log_probs(said.tokens_BL, detector.decoder, raw, PROMPT)
-    written = said.log_probs_BL != 0
-    torch.testing.assert_close(said.log_probs_BL[written], read[written], atol=1e-4, rtol=1e-4)
+def test_generation_has_the_log_probabilities_of_whole_sequences(detector, batch):
+    outputs = detector.eval()(batch.images_BCHW, batch.sizes_B2)
+    generated = detector.generate(outputs)
+    whole = sequence_log_probs(generated.tokens_BL, detector.decoder, outputs, PROMPT)
+    counted = generated.log_probs_BL != 0
+    torch.testing.assert_close(generated.log_probs_BL[counted], whole[counted], atol=1e-4, rtol=1e-4)
 
 
-def test_several_sentences_of_an_image_read_its_own_patches(batch):
+def test_several_sequences_of_an_image_have_its_own_patches(batch):
     detector = build().eval()
-    raw = detector(batch.images_BCHW, batch.sizes_B2)
-    tokens = detector.generate(raw).tokens_BL.repeat_interleave(2, 0)
+    outputs = detector(batch.images_BCHW, batch.sizes_B2)
+    tokens = detector.generate(outputs).tokens_BL.repeat_interleave(2, 0)
     with torch.no_grad():
-        twice, once = detector.decoder(tokens, raw), detector.decoder(tokens[::2], raw)
+        twice, once = detector.decoder(tokens, outputs), detector.decoder(tokens[::2], outputs)
     torch.testing.assert_close(twice[::2], once, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(twice[1::2], once, atol=1e-5, rtol=1e-5)
 
@@ -84,8 +84,8 @@ def test_images_without_objects_have_a_finite_loss_and_gradients(detector, batch
     empty = replace(batch, valid_BN=torch.zeros_like(batch.valid_BN))
     loss(detector.train(), empty).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in detector.parameters())
-    said = detector.eval().likelihood(detector(batch.images_BCHW, batch.sizes_B2), empty)
-    assert said[0].isfinite().all()
+    generated = detector.eval().likelihood(detector(batch.images_BCHW, batch.sizes_B2), empty)
+    assert generated[0].isfinite().all()
 
 
 def test_loss_does_not_depend_on_padding_rows(batch):
@@ -95,7 +95,7 @@ def test_loss_does_not_depend_on_padding_rows(batch):
     torch.testing.assert_close(loss(detector, padded), loss(detector, batch))
 
 
-def test_more_objects_than_a_sentence_holds_are_taught_as_many_as_fit(batch):
+def test_of_more_objects_than_a_sequence_holds_as_many_as_fit_are_learned(batch):
     many = replace(
         batch,
         boxes_BN4=batch.boxes_BN4[:, :1].repeat(1, 20, 1),
@@ -106,7 +106,7 @@ def test_more_objects_than_a_sentence_holds_are_taught_as_many_as_fit(batch):
         assert loss(build(), many).isfinite()
 
 
-def test_what_lies_in_the_padding_says_nothing(batch):
+def test_the_content_of_padding_changes_nothing(batch):
     detector = build().eval()
     noisy = batch.images_BCHW.clone()
     noisy[1, :, 64:] = 255
@@ -117,32 +117,32 @@ def test_what_lies_in_the_padding_says_nothing(batch):
 @pytest.mark.parametrize("form", FORMS)
 def test_given_objects_are_continued(form, batch):
     detector = build(form).eval()
-    raw = detector(batch.images_BCHW, batch.sizes_B2)
+    outputs = detector(batch.images_BCHW, batch.sizes_B2)
     given = int(batch.valid_BN.sum(1).max())
-    said = detector.generate(raw, objects=given + 2, given=batch)
-    words = raw.vocabulary.slots
-    assert said.tokens_BL.shape[1] == (given + 2) * words
-    first = detector.to_predictions(said, raw)
+    generated = detector.generate(outputs, objects=given + 2, given=batch)
+    slots = outputs.vocabulary.slots
+    assert generated.tokens_BL.shape[1] == (given + 2) * slots
+    first = detector.to_predictions(generated, outputs)
     true = batch.valid_BN[0].nonzero()[0, 0]
     atol = 1.01 / 96 if detector.config.fine else 16.01 / 96
     torch.testing.assert_close(first.boxes_BD4[0, 0], batch.boxes_BN4[0, true], atol=atol, rtol=0)
     assert first.scores_BD[0, 0] == 0  # what is given is not found
 
 
-def test_only_the_classes_asked_for_are_said(detector, batch):
-    raw = detector.eval()(batch.images_BCHW, batch.sizes_B2)
+def test_only_the_wanted_classes_are_generated(detector, batch):
+    outputs = detector.eval()(batch.images_BCHW, batch.sizes_B2)
     nothing = replace(batch, valid_BN=torch.zeros_like(batch.valid_BN))
-    said = detector.complete(raw, nothing, classes=[1])
-    assert (said.labels_BD[said.scores_BD > 0] == 1).all()
+    predictions = detector.complete(outputs, nothing, classes=[1])
+    assert (predictions.labels_BD[predictions.scores_BD > 0] == 1).all()
 
 
-def test_more_objects_than_room_are_refused(batch):
+def test_more_objects_than_the_capacity_are_refused(batch):
     detector = build().eval()
-    raw = detector(batch.images_BCHW, batch.sizes_B2)
+    outputs = detector(batch.images_BCHW, batch.sizes_B2)
     with pytest.raises(UserError, match="1 to 6, not 7"):
-        detector.generate(raw, objects=7)
+        detector.generate(outputs, objects=7)
     with pytest.raises(UserError, match="can be generated"):
-        detector.generate(raw, objects=1, given=batch)
+        detector.generate(outputs, objects=1, given=batch)
 
 
 @pytest.mark.slow
@@ -156,29 +156,29 @@ def test_a_small_set_is_learned_and_detected(form, batch):
         optimizer.step()
         optimizer.zero_grad()
     detector.eval()
-    said = detector.decode(detector(batch.images_BCHW, batch.sizes_B2))
+    predictions = detector.decode(detector(batch.images_BCHW, batch.sizes_B2))
     atol = 5 / 96 if detector.config.fine else 17 / 96
     for row in range(len(batch)):
         for box in batch.boxes_BN4[row][batch.valid_BN[row]]:
-            assert (said.boxes_BD4[row] - box).abs().amax(-1).min() < atol
+            assert (predictions.boxes_BD4[row] - box).abs().amax(-1).min() < atol
 
 
-def test_a_checkpoint_says_the_same(detector, batch, tmp_path):
+def test_a_checkpoint_predicts_the_same(detector, batch, tmp_path):
     save_detector(tmp_path / "x.safetensors", detector, {})
     loaded, detector = load_detector(tmp_path / "x"), detector.eval()
-    said, again = (d.decode(d(batch.images_BCHW, batch.sizes_B2)) for d in (detector, loaded))
-    torch.testing.assert_close(said.boxes_BD4, again.boxes_BD4)
+    predictions, again = (d.decode(d(batch.images_BCHW, batch.sizes_B2)) for d in (detector, loaded))
+    torch.testing.assert_close(predictions.boxes_BD4, again.boxes_BD4)
 
 
 @pytest.mark.parametrize("form", ["whole", "published"])
-def test_classes_keep_their_words_by_name(form, batch):
+def test_classes_keep_their_embeddings_by_name(form, batch):
     source = build(form).eval()
     with torch.no_grad():
         source.decoder.output_bias.normal_()
     target = source.with_classes(("fox", "dog", "cat"), pretrained=False).eval()
-    raw, again = (d(batch.images_BCHW, batch.sizes_B2) for d in (source, target))
+    outputs, again = (d(batch.images_BCHW, batch.sizes_B2) for d in (source, target))
     start = torch.full((2, 1), PROMPT)
-    old, new = source.decoder(start, raw), target.decoder(start, again)
+    old, new = source.decoder(start, outputs), target.decoder(start, again)
     torch.testing.assert_close(new[..., 103], old[..., 101])  # cat
     torch.testing.assert_close(new[..., 102], old[..., 102])  # dog
     torch.testing.assert_close(new[..., 104:], old[..., 103:])
@@ -195,7 +195,7 @@ def test_sizes_grow():
     assert counts == sorted(counts)
 
 
-def test_a_batch_on_its_own_gives_what_it_gives_in_company(batch):
+def test_an_image_does_not_depend_on_the_others_of_its_batch(batch):
     detector = build().eval()
     both = detector.decode(detector(batch.images_BCHW, batch.sizes_B2))
     alone = Batch(**{name: value[1:] for name, value in vars(batch).items()})

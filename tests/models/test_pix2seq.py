@@ -27,7 +27,7 @@ def test_any_height_and_width(detector):
     assert detector.decode(memory).boxes_BD4.shape == (2, 6, 4)
 
 
-def test_what_lies_in_the_padding_says_nothing(detector, batch):
+def test_the_content_of_padding_changes_nothing(detector, batch):
     detector.eval()
     noisy = batch.images_BCHW.clone()
     noisy[1, :, 64:] = 255
@@ -35,7 +35,7 @@ def test_what_lies_in_the_padding_says_nothing(detector, batch):
     torch.testing.assert_close(detector(noisy, batch.sizes_B2), clean)
 
 
-def test_padding_is_seen_as_grey(detector, batch):
+def test_padding_is_grey(detector, batch):
     detector.eval()
     grey = batch.images_BCHW / 255
     grey[1, :, 64:] = 0.3
@@ -44,15 +44,15 @@ def test_padding_is_seen_as_grey(detector, batch):
 
 
 def test_an_untrained_network_gives_valid_predictions(detector, batch):
-    for grammar in (True, False):
-        detector.config = replace(CONFIG, grammar=grammar)
-        said = detector.eval().decode(detector(batch.images_BCHW, batch.sizes_B2))
-        assert said.boxes_BD4.shape == (2, 6, 4)
-        assert ((said.boxes_BD4 >= 0) & (said.boxes_BD4 <= 1)).all()
-        assert (said.boxes_BD4[..., 2:] >= said.boxes_BD4[..., :2]).all()
-        assert (said.scores_BD.diff(dim=1) <= 0).all()
-        assert ((said.scores_BD > 0) & (said.scores_BD <= 1)).all()
-        assert ((said.labels_BD >= 0) & (said.labels_BD < 2)).all()
+    for constrained in (True, False):
+        detector.config = replace(CONFIG, grammar=constrained)
+        predictions = detector.eval().decode(detector(batch.images_BCHW, batch.sizes_B2))
+        assert predictions.boxes_BD4.shape == (2, 6, 4)
+        assert ((predictions.boxes_BD4 >= 0) & (predictions.boxes_BD4 <= 1)).all()
+        assert (predictions.boxes_BD4[..., 2:] >= predictions.boxes_BD4[..., :2]).all()
+        assert (predictions.scores_BD.diff(dim=1) <= 0).all()
+        assert ((predictions.scores_BD > 0) & (predictions.scores_BD <= 1)).all()
+        assert ((predictions.labels_BD >= 0) & (predictions.labels_BD < 2)).all()
 
 
 def test_decoding_is_repeatable_even_from_the_nucleus(detector, batch):
@@ -68,7 +68,7 @@ def test_the_loss_is_the_weighted_mean_over_tokens(detector, batch):
     assert abs(loss - torch.tensor(180.0).log()) < 1
 
 
-def test_more_sentences_an_image_do_not_change_what_is_expected(detector, batch):
+def test_more_sequences_per_image_do_not_change_the_expected_loss(detector, batch):
     detector.eval()
     few = torch.stack([losses(detector, batch, seed)["tokens"] for seed in range(20)]).mean()
     detector.config = replace(CONFIG, sentences=20)
@@ -111,18 +111,18 @@ def test_a_small_set_is_learned_and_detected(detector, batch):
         loss.backward()
         optimizer.step()
     assert loss < 1.0
-    said = detector.eval().decode(detector(batch.images_BCHW, batch.sizes_B2))
-    second = said.boxes_BD4[1, 0], said.labels_BD[1, 0]
+    predictions = detector.eval().decode(detector(batch.images_BCHW, batch.sizes_B2))
+    second = predictions.boxes_BD4[1, 0], predictions.labels_BD[1, 0]
     torch.testing.assert_close(second[0], batch.boxes_BN4[1, 0], rtol=0, atol=0.03)
     assert second[1] == batch.labels_BN[1, 0]
 
 
-def test_more_classes_than_words_are_refused():
+def test_more_classes_than_tokens_are_refused():
     with pytest.raises(UserError, match="19 classes"):
         Pix2Seq(CONFIG, tuple(map(str, range(20))), pretrained=False)
 
 
-def test_a_sentence_too_short_for_its_objects_is_refused():
+def test_a_sequence_too_short_for_its_objects_is_refused():
     with pytest.raises(UserError, match="length=29"):
         Pix2Seq(replace(CONFIG, length=29), ("cat",), pretrained=False)
 
@@ -140,28 +140,28 @@ def test_only_the_labels_of_the_names_are_ever_detected(batch):
     config = replace(CONFIG, class_ids=(1, 17))
     detector = Pix2Seq(config, ("person", "cat"), pretrained=False).eval()
     with torch.no_grad():
-        detector.decoder.output_bias[117] += 50  # the class word for label 17
+        detector.decoder.output_bias[117] += 50  # the class token of label 17
         detector.decoder.output_bias[105] += 90  # and one for a label that nobody has
-        said = detector.decode(detector(batch.images_BCHW, batch.sizes_B2))
-    assert set(said.labels_BD.flatten().tolist()) == {1}
+        predictions = detector.decode(detector(batch.images_BCHW, batch.sizes_B2))
+    assert set(predictions.labels_BD.flatten().tolist()) == {1}
     with pytest.raises(UserError, match="not for these 2"):
         Pix2Seq(replace(CONFIG, class_ids=(1,)), ("person", "cat"), pretrained=False)
 
 
-def test_a_sentence_of_150_objects_begins_as_one_of_6(detector, batch, tmp_path):
+def test_a_sequence_of_150_objects_begins_as_one_of_6(detector, batch, tmp_path):
     """Beyond the table; the first objects stay as they were, and a checkpoint keeps the room."""
-    raw = detector.eval()(batch.images_BCHW, batch.sizes_B2)
-    before = detector.generate(raw)
+    outputs = detector.eval()(batch.images_BCHW, batch.sizes_B2)
+    before = detector.generate(outputs)
     with pytest.raises(UserError, match=r"1 to 6, not 150; `detector.lengthen\(150\)`"):
-        detector.generate(raw, 150)
+        detector.generate(outputs, 150)
     detector.lengthen(150)
-    said = detector.generate(raw)
-    assert said.tokens_BL.shape == (2, 750)
-    assert (said.tokens_BL[:, :30] == before.tokens_BL).all()
-    assert detector.decode(raw).boxes_BD4.shape == (2, 150, 4)
+    generated = detector.generate(outputs)
+    assert generated.tokens_BL.shape == (2, 750)
+    assert (generated.tokens_BL[:, :30] == before.tokens_BL).all()
+    assert detector.decode(outputs).boxes_BD4.shape == (2, 150, 4)
     save_detector(tmp_path / "long.safetensors", detector, {})
     again = load_detector(tmp_path / "long")
-    assert (again.generate(raw).tokens_BL == said.tokens_BL).all()
+    assert (again.generate(outputs).tokens_BL == generated.tokens_BL).all()
 
 
 @pytest.mark.filterwarnings("ignore:an image has more objects")
@@ -174,18 +174,18 @@ def test_150_true_objects_are_learned_from(detector, batch):
     assert detector.likelihood(detector(batch.images_BCHW, batch.sizes_B2), crowd)[1].max() == 750
 
 
-def test_sentences_end_where_they_were_taught_without_noise(detector, batch):
-    raw = detector.eval()(batch.images_BCHW, batch.sizes_B2)
+def test_sequences_end_where_they_were_trained_without_noise(detector, batch):
+    outputs = detector.eval()(batch.images_BCHW, batch.sizes_B2)
     assert not CONFIG.sampling.may_end
     assert replace(CONFIG, noise=False).sampling.end_bias == 0
     detector.config = replace(CONFIG, noise=False, end_bias=100.0)
-    assert (detector.decode(raw).scores_BD == 0).all()
+    assert (detector.decode(outputs).scores_BD == 0).all()
     detector.config = replace(CONFIG, noise=False, end_bias=float("-inf"))
-    assert (detector.decode(raw).scores_BD > 0).all()
+    assert (detector.decode(outputs).scores_BD > 0).all()
 
 
 def test_a_small_set_is_learned_to_its_end_without_noise(batch):
-    """The sentences say each object once, then end."""
+    """Sequences have each object once, then end."""
     torch.manual_seed(0)
     config = replace(CONFIG, dropout=0.0, drop_path=0.0, sentences=4, decoder_dim=48, noise=False)
     detector = Pix2Seq(config, ("cat", "dog"), pretrained=False)
@@ -195,8 +195,8 @@ def test_a_small_set_is_learned_to_its_end_without_noise(batch):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    said = detector.eval().decode(detector(batch.images_BCHW, batch.sizes_B2))
-    assert (said.scores_BD > 0).sum(1).tolist() == batch.valid_BN.sum(1).tolist()
+    predictions = detector.eval().decode(detector(batch.images_BCHW, batch.sizes_B2))
+    assert (predictions.scores_BD > 0).sum(1).tolist() == batch.valid_BN.sum(1).tolist()
 
 
 @pytest.mark.parametrize(
@@ -204,11 +204,11 @@ def test_a_small_set_is_learned_to_its_end_without_noise(batch):
     [{"beams": 2}, {"repeats": False}, {"scores": "classes"}, {"scores": "product"}, {"top_p": 0.9, "top_k": 5}],
     ids=str,
 )
-def test_every_way_of_writing_gives_valid_predictions(detector, batch, how, tmp_path):
+def test_every_way_of_sampling_gives_valid_predictions(detector, batch, how, tmp_path):
     detector.config = replace(CONFIG, **how)
     save_detector(tmp_path / "x.safetensors", detector, {})
     detector = load_detector(tmp_path / "x")
-    said = detector.decode(detector(batch.images_BCHW, batch.sizes_B2))
-    assert ((said.scores_BD > 0) & (said.scores_BD <= 1)).all()
-    assert (said.scores_BD.diff(dim=1) <= 0).all()
-    assert (said.boxes_BD4[..., 2:] >= said.boxes_BD4[..., :2]).all()
+    predictions = detector.decode(detector(batch.images_BCHW, batch.sizes_B2))
+    assert ((predictions.scores_BD > 0) & (predictions.scores_BD <= 1)).all()
+    assert (predictions.scores_BD.diff(dim=1) <= 0).all()
+    assert (predictions.boxes_BD4[..., 2:] >= predictions.boxes_BD4[..., :2]).all()

@@ -26,7 +26,7 @@ def manifest() -> dict:
 
 
 def other_kind(manifest: dict) -> dict:
-    """The family's other choices: learned places, a cls token, separate tables, no bias, resting decoder places."""
+    """The family's other choices: learned positions, a cls token, separate tables, no bias, fixed decoder positions."""
     chosen = {
         "pos_encoding": "learned", "pos_encoding_dec": "sin_cos", "use_cls_token": True, "dec_proj_mode": "linear_p",
         "shared_decoder_embedding": False, "decoder_output_bias": False,
@@ -66,12 +66,12 @@ def test_the_other_choices_have_the_names_and_shapes_of_the_official_code(manife
         "model/decoder/ar_decoder.Soutp_token_embedding": (180, 24),
     }
     gone = ("proj_mlp", "ar_decoder.Stoken", "ar_decoder.Sseq_pos", "ar_decoder.Soutp_bias")
-    shapes = {v["name"]: v["shape"] for v in manifest["variables"] if not any(word in v["name"] for word in gone)}
+    shapes = {v["name"]: v["shape"] for v in manifest["variables"] if not any(part in v["name"] for part in gone)}
     blank = {name: np.zeros(shape, np.float32) for name, shape in (shapes | extra).items()}
     assert {k: v.shape for k, v in official_to_ours(blank).items()} == {k: v.shape for k, v in state.items()}
 
 
-def test_the_other_choices_write_step_by_step_what_they_read_at_once(manifest):
+def test_the_other_choices_give_the_same_logits_step_by_step_as_at_once(manifest):
     torch.manual_seed(0)
     network = networks.build(other_kind(manifest)).eval()
     images, tokens = torch.rand(2, 3, 64, 96), torch.randint(0, 180, (2, 12))
@@ -82,7 +82,7 @@ def test_the_other_choices_write_step_by_step_what_they_read_at_once(manifest):
     torch.testing.assert_close(steps, at_once[:, 2:], rtol=0, atol=1e-5)
 
 
-def test_learned_places_are_resized_to_another_grid(manifest):
+def test_learned_positions_are_resized_to_another_grid(manifest):
     network = networks.build(other_kind(manifest)).eval()
     assert network(torch.rand(1, 3, 101, 75), torch.tensor([[101, 75]])).shape == (1, 6 * 4 + 1, 24)
 
@@ -108,7 +108,7 @@ def test_patches_drop_what_is_left_over():
 
 
 @pytest.mark.parametrize("name", ["pix2seq_resnet34", "pix2seq_resnet50x0"])
-def test_resnets_that_there_are_not_are_refused(name):
+def test_unknown_resnets_are_refused(name):
     with pytest.raises(UserError, match="depths 50, 101, 152, 200"):
         make_stem(name, 32, 8)
 
@@ -138,12 +138,12 @@ def test_the_pool_pads_even_sides_at_their_end_only():
     assert pool_same(ramp[..., :3, :3])[0, 0, 0].tolist() == [1, 2]
 
 
-def test_a_line_of_cells_has_the_codes_of_a_line():
+def test_a_row_of_cells_has_the_encodings_of_a_line():
     assert (sincos_2d(1, 7, 10) == sincos(spread(7), 10)).all()
     assert sincos_2d(3, 4, 18).shape == (12, 18)
 
 
-def test_strange_names_are_one_error():
+def test_unknown_names_are_one_error():
     with pytest.raises(UserError, match="model/nose/kernel, optimizer/beta"):
         official_to_ours(dict.fromkeys(["model/proj/kernel", "model/nose/kernel", "optimizer/beta"], np.zeros((2, 2))))
     assert our_name("model/proj/kernel") == "bridge.projection.weight"

@@ -6,63 +6,38 @@ import torch
 from torch import nn
 
 from boxwright.config import UserError
-from boxwright.interop.replications import PUBLISHED
-from boxwright.models import replication
 from boxwright.models.backbones.frozen_resnet import FrozenResNet
-from boxwright.models.backbones.pix2seq_stems import Patches
 from boxwright.models.layers.kv_cache import KeysValues
 from boxwright.models.layers.post_norm import sine_2d
-from boxwright.models.replication import EncoderMemory, Replication, ReplicationOutputs, with_noise
+from boxwright.models.replication import EncoderMemory, ReplicationOutputs, with_noise
 from boxwright.types import image_mask
-
-SMALL = {
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "dim": 32,
-    "hidden": 48,
-    "heads": 4,
-    "dropout": 0.0,
-    "max_objects": 5,
-}
-VARIANTS = list(PUBLISHED)
-
-
-@pytest.fixture
-def make(monkeypatch):
-    """A detector of a variant with a tiny transformer behind a tiny stem."""
-    monkeypatch.setattr(replication, "FrozenResNet", lambda name: Patches(32, 2048))
-
-    def build(variant, names=("cat", "dog"), **changes):
-        torch.manual_seed(0)
-        return Replication(replace(PUBLISHED[variant], **SMALL, **changes), names).eval()
-
-    return build
+from helpers.small_replication import VARIANTS, small_replication
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_what_is_written_is_what_whole_sentences_say(make, batch, variant):
-    detector = make(variant)
+def test_generated_tokens_are_the_most_probable_of_whole_sequences(batch, variant):
+    detector = small_replication(variant)
     with torch.no_grad():
-        raw = detector(batch.images_BCHW, batch.sizes_B2)
-        said = detector.generate(raw)
-        begun_BL = nn.functional.pad(said.tokens_BL[:, :-1], (1, 0), value=detector.config.start)
-        scores_BLV = detector.decoder(begun_BL, raw.memory)
+        outputs = detector(batch.images_BCHW, batch.sizes_B2)
+        generated = detector.generate(outputs)
+        inputs_BL = nn.functional.pad(generated.tokens_BL[:, :-1], (1, 0), value=detector.config.start)
+        logits_BLV = detector.decoder(inputs_BL, outputs.memory)
     allowed_LV = detector.token_constraints().allowed_PV
-    assert torch.equal(scores_BLV.masked_fill(~allowed_LV, -torch.inf).argmax(-1), said.tokens_BL)
-    log_probs_BL = scores_BLV.log_softmax(-1).gather(-1, said.tokens_BL[..., None])[..., 0]
-    torch.testing.assert_close(log_probs_BL, said.log_probs_BL, rtol=0, atol=1e-5)
+    assert torch.equal(logits_BLV.masked_fill(~allowed_LV, -torch.inf).argmax(-1), generated.tokens_BL)
+    log_probs_BL = logits_BLV.log_softmax(-1).gather(-1, generated.tokens_BL[..., None])[..., 0]
+    torch.testing.assert_close(log_probs_BL, generated.log_probs_BL, rtol=0, atol=1e-5)
 
 
-def test_each_variant_has_its_own_rule(make):
-    rules = {variant: make(variant).token_constraints().allowed_PV.sum(1).tolist() for variant in VARIANTS}
+def test_each_variant_has_its_own_constraints():
+    rules = {variant: small_replication(variant).token_constraints().allowed_PV.sum(1).tolist() for variant in VARIANTS}
     assert set(rules["pretrained"]) == set(rules["mmdet"]) == {2092}
     assert rules["stable"] == [1000, 1000, 1000, 1000, 1997] * 5
     assert rules["unofficial"] == [1000] * 4 + [2003] * 21
 
 
 @pytest.mark.parametrize("variant", ["stable", "unofficial"])
-def test_padding_is_never_looked_at(make, batch, variant):
-    detector, images_BCHW = make(variant), batch.images_BCHW.float()
+def test_padding_is_never_attended_to(batch, variant):
+    detector, images_BCHW = small_replication(variant), batch.images_BCHW.float()
     outside_BHW = ~image_mask(images_BCHW, batch.sizes_B2)
     noisy_BCHW = images_BCHW + outside_BHW[:, None] * torch.rand_like(images_BCHW)
     with torch.no_grad():
@@ -74,8 +49,8 @@ def test_padding_is_never_looked_at(make, batch, variant):
     assert not one.valid_BM.all()
 
 
-def test_the_canvas_beyond_the_largest_image_changes_nothing(make):
-    detector = make("pretrained")
+def test_the_canvas_beyond_the_largest_image_changes_nothing():
+    detector = small_replication("pretrained")
     images_BCHW, sizes_B2 = torch.rand(1, 3, 96, 96), torch.tensor([[64, 96]])
     wide_BCHW = nn.functional.pad(images_BCHW, (0, 96, 0, 96))
     with torch.no_grad():
@@ -84,42 +59,44 @@ def test_the_canvas_beyond_the_largest_image_changes_nothing(make):
     torch.testing.assert_close(one.boxes_BD4, 2 * other.boxes_BD4)
 
 
-def raw_of(sizes, canvas):
+def outputs_of(sizes, canvas):
     return ReplicationOutputs(EncoderMemory(*torch.zeros(3, 1)), torch.tensor(sizes), canvas)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_boxes_come_back_within_a_bin(make, variant):
-    detector = make(variant)
-    vocabulary = detector.vocabulary(raw_of([[400, 512], [512, 300]], (512, 512)))
+def test_boxes_come_back_within_a_bin(variant):
+    detector = small_replication(variant)
+    vocabulary = detector.vocabulary(outputs_of([[400, 512], [512, 300]], (512, 512)))
     boxes_BM4 = torch.tensor([[0.1, 0.2, 0.5, 0.7], [0, 0, 0.58, 0.78]]).repeat(2, 1, 1)
-    words_BM5 = vocabulary.object_tokens(boxes_BM4, torch.tensor([[0, 1], [1, 0]]))
-    assert (words_BM5[..., 4] - detector.config.first_class).tolist() == [[0, 1], [1, 0]]
-    torch.testing.assert_close(vocabulary.boxes(words_BM5[..., :4]), boxes_BM4, rtol=0, atol=1.6 / 999)
+    tokens_BM5 = vocabulary.object_tokens(boxes_BM4, torch.tensor([[0, 1], [1, 0]]))
+    assert (tokens_BM5[..., 4] - detector.config.first_class).tolist() == [[0, 1], [1, 0]]
+    torch.testing.assert_close(vocabulary.boxes(tokens_BM5[..., :4]), boxes_BM4, rtol=0, atol=1.6 / 999)
 
 
-def test_a_reversed_box_is_empty(make):
-    vocabulary = make("mmdet").vocabulary(raw_of([[64, 64]], (64, 64)))
+def test_a_reversed_box_is_empty():
+    vocabulary = small_replication("mmdet").vocabulary(outputs_of([[64, 64]], (64, 64)))
     box_4 = vocabulary.boxes(torch.tensor([[[30, 20, 10, 50]]]))[0, 0]
     assert box_4[2] == box_4[0]
     assert box_4[3] > box_4[1]
 
 
-def test_what_should_be_said(make):
-    words_BM5, real_BM = torch.arange(25).view(1, 5, 5), torch.tensor([[True, True, False, False, False]])
-    said = {variant: make(variant).target_tokens(words_BM5, real_BM)[0].tolist() for variant in VARIANTS}
-    begun = list(range(10))
-    assert said["pretrained"] == [*begun, *[2092, -100, -100, -100, 2093] * 3, 2092]
-    assert said["mmdet"] == [*begun, *[-100, -100, -100, -100, 2093] * 3]
-    assert said["stable"] == [*begun, *[2000, -100, -100, -100, 1998] * 3, 2000]
-    assert said["unofficial"] == [*begun, 2000, *[-100] * 15]
-    full = make("unofficial").target_tokens(words_BM5, torch.ones(1, 5, dtype=torch.bool))
+def test_target_tokens_of_each_variant():
+    tokens_BM5, real_BM = torch.arange(25).view(1, 5, 5), torch.tensor([[True, True, False, False, False]])
+    targets = {
+        variant: small_replication(variant).target_tokens(tokens_BM5, real_BM)[0].tolist() for variant in VARIANTS
+    }
+    objects = list(range(10))
+    assert targets["pretrained"] == [*objects, *[2092, -100, -100, -100, 2093] * 3, 2092]
+    assert targets["mmdet"] == [*objects, *[-100, -100, -100, -100, 2093] * 3]
+    assert targets["stable"] == [*objects, *[2000, -100, -100, -100, 1998] * 3, 2000]
+    assert targets["unofficial"] == [*objects, 2000, *[-100] * 15]
+    full = small_replication("unofficial").target_tokens(tokens_BM5, torch.ones(1, 5, dtype=torch.bool))
     assert full[0].tolist() == [*range(25), 2000]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_everything_learns_even_without_objects(make, batch, variant):
-    detector = make(variant).train()
+def test_everything_learns_even_without_objects(batch, variant):
+    detector = small_replication(variant).train()
     empty = replace(batch, valid_BN=torch.zeros_like(batch.valid_BN))
     for each in (empty, batch):
         losses = detector.loss(detector(each.images_BCHW, each.sizes_B2, each), each)
@@ -142,35 +119,35 @@ def test_noise_leaves_real_objects_alone_and_stays_in_the_image():
     assert set(noisy_labels_BM.flatten().tolist()) == set(range(7))
 
 
-def test_only_named_classes_are_detected(make, batch):
-    detector = make("pretrained", ("person", "cat"), class_ids=(1, 17))
+def test_only_named_classes_are_detected(batch):
+    detector = small_replication("pretrained", ("person", "cat"), class_ids=(1, 17))
     with torch.no_grad():
         detector.decoder.head[0].bias[[2018, 2030]] += torch.tensor([20.0, 50.0])  # a cat, and a number nobody has
-        said = detector.decode(detector(batch.images_BCHW, batch.sizes_B2))
-    assert set(said.labels_BD.flatten().tolist()) == {1}
-    assert said.scores_BD.max() < 1e-9
+        predictions = detector.decode(detector(batch.images_BCHW, batch.sizes_B2))
+    assert set(predictions.labels_BD.flatten().tolist()) == {1}
+    assert predictions.scores_BD.max() < 1e-9
     with pytest.raises(UserError, match="91 classes, not for 2"):
-        make("pretrained", ("person", "cat"), class_ids=(1, 91))
+        small_replication("pretrained", ("person", "cat"), class_ids=(1, 91))
 
 
-def test_words_that_are_no_coordinates_do_not_make_boxes(make, batch):
-    detector = make("pretrained")
+def test_tokens_that_are_no_coordinates_do_not_make_boxes(batch):
+    detector = small_replication("pretrained")
     with torch.no_grad():
         detector.decoder.head[0].bias[2050] += 50
         detector.decoder.head[0].bias[700] += 20
-        said = detector.decode(detector(batch.images_BCHW, batch.sizes_B2))
-    torch.testing.assert_close(said.boxes_BD4[0, 0], torch.full((4,), 700 * 1333 / 2000 / 96))
+        predictions = detector.decode(detector(batch.images_BCHW, batch.sizes_B2))
+    torch.testing.assert_close(predictions.boxes_BD4[0, 0], torch.full((4,), 700 * 1333 / 2000 / 96))
 
 
-def test_behind_the_end_there_is_nothing(make, batch):
-    detector = make("unofficial")
+def test_behind_the_end_there_is_nothing(batch):
+    detector = small_replication("unofficial")
     with torch.no_grad():
         detector.decoder.head[-1].bias[2000] += 50
-        said = detector.decode(detector(batch.images_BCHW, batch.sizes_B2))
-    assert said.scores_BD.max() == 0
+        predictions = detector.decode(detector(batch.images_BCHW, batch.sizes_B2))
+    assert predictions.scores_BD.max() == 0
 
 
-def test_cells_are_counted_where_they_are_seen():
+def test_positions_count_valid_cells():
     seen_BHW = torch.tensor([[[1, 1, 0], [1, 1, 0]]]).bool()
     codes_HWE = sine_2d(seen_BHW, 8, normalised=False).view(2, 3, 8)
     assert codes_HWE[1, 0, 0].item() == pytest.approx(math.sin(2), abs=1e-6)
@@ -179,8 +156,8 @@ def test_cells_are_counted_where_they_are_seen():
     torch.testing.assert_close(spread[0, 1, 4:6], torch.tensor([0.0, 1.0]), rtol=0, atol=1e-5)  # 2 pi at the end
 
 
-def test_a_row_of_sentences_shares_its_image(make):
-    decoder = make("stable").decoder
+def test_several_sequences_share_their_image():
+    decoder = small_replication("stable").decoder
     memory = EncoderMemory(torch.rand(2, 6, 32), torch.rand(2, 6, 32), torch.rand(2, 6) > 0.3)
     cache = decoder.start(memory, 8, per_image=3)
     assert isinstance(cache.image[0], KeysValues)
@@ -202,18 +179,18 @@ def test_the_norms_of_the_backbone_never_change():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_likelihood_counts_the_words_of_real_objects_and_rises_while_they_are_learned(make, batch, variant):
-    detector = make(variant)
+def test_likelihood_counts_the_tokens_of_real_objects_and_rises_while_they_are_learned(batch, variant):
+    detector = small_replication(variant)
     with torch.no_grad():
-        raw = detector(batch.images_BCHW, batch.sizes_B2)
-        before, words = detector.likelihood(raw, batch)
-    assert words.tolist() == [15, 5]
-    assert (before < -math.log(100) * words).all()
+        outputs = detector(batch.images_BCHW, batch.sizes_B2)
+        before, counts = detector.likelihood(outputs, batch)
+    assert counts.tolist() == [15, 5]
+    assert (before < -math.log(100) * counts).all()
     optimizer = torch.optim.AdamW(detector.decoder.parameters(), 3e-3)
     for _ in range(20):
-        detector.loss(raw, batch)["tokens"].backward()
+        detector.loss(outputs, batch)["tokens"].backward()
         optimizer.step()
         optimizer.zero_grad()
     with torch.no_grad():
-        after, _ = detector.likelihood(raw, batch)
+        after, _ = detector.likelihood(outputs, batch)
     assert (after > before).all()

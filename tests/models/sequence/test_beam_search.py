@@ -20,10 +20,10 @@ def memory():
     return torch.randn(3, 11, 24, generator=torch.Generator().manual_seed(1))
 
 
-def means(said):
-    """Mean log-probability of the tokens that were written."""
-    written = ((said.tokens_BL == 0).cumsum(1) <= 1).sum(1)  # the end token counts
-    return said.log_probs_BL.sum(1) / written
+def means(generated):
+    """Mean log-probability of the generated tokens."""
+    counted = ((generated.tokens_BL == 0).cumsum(1) <= 1).sum(1)  # the end token counts
+    return generated.log_probs_BL.sum(1) / counted
 
 
 @pytest.mark.parametrize("end_bias", [-torch.inf, 0.0])
@@ -59,14 +59,14 @@ def test_beams_usually_find_something_more_probable(memory):
     assert (torch.cat(gains) > 1e-4).float().mean() > 0.5
 
 
-def test_the_log_probabilities_are_those_of_the_sentence(decoder, memory):
-    """The caches follow the survivors: reading the sentence again gives the same."""
-    said = generate(decoder, memory, BOXES, 6, Sampling(beams=3))
-    read = torch.cat([torch.full((3, 1), 10), said.tokens_BL[:, :-1]], 1)
-    log_probs = decoder(read, memory).log_softmax(-1)
-    again = log_probs.gather(2, said.tokens_BL[..., None])[..., 0]
-    torch.testing.assert_close(said.log_probs_BL, again, rtol=0, atol=1e-5)
-    torch.testing.assert_close(said.class_log_probs_BNK, log_probs[:, 4::5, 101:104], rtol=0, atol=1e-5)
+def test_the_log_probabilities_are_those_of_the_sequence(decoder, memory):
+    """The caches follow the survivors: the whole sequence at once gives the same."""
+    generated = generate(decoder, memory, BOXES, 6, Sampling(beams=3))
+    inputs_BL = torch.cat([torch.full((3, 1), 10), generated.tokens_BL[:, :-1]], 1)
+    log_probs = decoder(inputs_BL, memory).log_softmax(-1)
+    again = log_probs.gather(2, generated.tokens_BL[..., None])[..., 0]
+    torch.testing.assert_close(generated.log_probs_BL, again, rtol=0, atol=1e-5)
+    torch.testing.assert_close(generated.class_log_probs_BNK, log_probs[:, 4::5, 101:104], rtol=0, atol=1e-5)
 
 
 def test_an_image_does_not_depend_on_its_neighbours(decoder, memory):
@@ -77,21 +77,21 @@ def test_an_image_does_not_depend_on_its_neighbours(decoder, memory):
         ).all()
 
 
-def test_one_object_is_found_exhaustively_where_only_its_first_word_matters():
-    """With as many beams as first words, the best object is found: here greedy's first word leads astray."""
+def test_one_object_is_found_exhaustively_where_only_its_first_token_matters():
+    """With as many beams as first tokens, the best object is found: here greedy's first token leads astray."""
 
     class Astray(Babbler):
         def step(self, tokens_BL, positions_L, cache, /):
             scores = torch.zeros(len(tokens_BL), self.tokens)
             if int(positions_L[-1]) == 0:
-                scores[:, 104] = 0.5  # the best first word, after which nothing is likely
+                scores[:, 104] = 0.5  # the best first token, after which nothing is likely
                 return scores
             scores[:, 115] = 20.0 * (tokens_BL[:, -1] != 104)
             scores[:, 102] = 20.0
             return scores
 
-    grammar = Vocabulary(12, 104, 120).token_constraints(3)
-    greedy, beam = (generate(Astray(120, 0, 1.0), 1, grammar, 1, Sampling(beams=w)) for w in (1, 12))
+    constraints = Vocabulary(12, 104, 120).token_constraints(3)
+    greedy, beam = (generate(Astray(120, 0, 1.0), 1, constraints, 1, Sampling(beams=w)) for w in (1, 12))
     assert int(greedy.tokens_BL[0, 0]) == 104
     assert int(beam.tokens_BL[0, 0]) > 104
     assert beam.log_probs_BL.sum() > greedy.log_probs_BL.sum() + 2
@@ -105,8 +105,8 @@ def test_seeds_are_for_each_image(decoder, memory):
         generate(decoder, memory, BOXES, 3, Sampling(beams=2, seed=(1, 2)))
 
 
-def test_given_objects_stand_before_all_beams(decoder, memory):
+def test_given_objects_come_first_in_all_beams(decoder, memory):
     given_BL = torch.tensor([104, 105, 106, 107, 101]).expand(3, -1)
-    said = generate(decoder, memory, BOXES, 3, Sampling(beams=2), given_BL)
-    assert (said.tokens_BL[:, :5] == given_BL).all()
-    assert (said.log_probs_BL[:, :5] == 0).all()
+    generated = generate(decoder, memory, BOXES, 3, Sampling(beams=2), given_BL)
+    assert (generated.tokens_BL[:, :5] == given_BL).all()
+    assert (generated.log_probs_BL[:, :5] == 0).all()

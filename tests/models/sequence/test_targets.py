@@ -47,7 +47,7 @@ def make_batch(counts: list[int], sizes: list[tuple[int, int]], side: int = 100)
     )
 
 
-def test_sentences_equal_the_official_ones():
+def test_sequences_equal_the_official_ones():
     boxes, classes = official_objects()
     made = s.to_sequences(boxes, classes, classes, VOCABULARY, 35)
     assert (made.targets_BL == GOLDEN["resp_seq"]).all()
@@ -56,7 +56,7 @@ def test_sentences_equal_the_official_ones():
     torch.testing.assert_close(made.weights_BL, GOLDEN["pb0_token_weights"])
 
 
-def test_a_longer_sentence_ends_in_padding():
+def test_a_longer_sequence_ends_in_padding():
     boxes, classes = official_objects()
     made = s.to_sequences(boxes, classes, classes, VOCABULARY, 50)
     assert (made.targets_BL == GOLDEN["pb1_target_seq"]).all()
@@ -65,9 +65,9 @@ def test_a_longer_sentence_ends_in_padding():
 
 def test_only_classes_are_corrupted_and_only_in_what_is_read():
     boxes, classes = official_objects()
-    read = GOLDEN["resp_seq_input_rand_n_fake_cls"]
-    made = s.to_sequences(boxes, classes, read[:, 4::5], VOCABULARY, 35)
-    assert (made.inputs_BL[:, 1:] == read[:, :-1]).all()
+    inputs = GOLDEN["resp_seq_input_rand_n_fake_cls"]
+    made = s.to_sequences(boxes, classes, inputs[:, 4::5], VOCABULARY, 35)
+    assert (made.inputs_BL[:, 1:] == inputs[:, :-1]).all()
     assert (made.targets_BL == GOLDEN["resp_seq"]).all()
 
 
@@ -87,10 +87,10 @@ def test_the_documented_example():
 
 def test_corruption_follows_the_official_law():
     torch.manual_seed(0)
-    seen = s.corrupted_classes(torch.full((1, 100_000), 101), VOCABULARY)
+    classes = s.corrupted_classes(torch.full((1, 100_000), 101), VOCABULARY)
     law = NOISE_LAW["rand_n_fake_cls"]
-    drawn = seen[seen != NOISE]
-    assert abs((seen == NOISE).float().mean() - law["fraction_fake_30"]) < 0.01
+    drawn = classes[classes != NOISE]
+    assert abs((classes == NOISE).float().mean() - law["fraction_fake_30"]) < 0.01
     assert (drawn.min(), drawn.max()) == (law["random_token_min"], law["random_token_max"])
     counts = torch.histc(drawn.float(), 10, 100, 1000) / len(drawn)
     assert (counts - 0.1).abs().max() < 0.006
@@ -139,20 +139,20 @@ def test_every_real_object_is_written_once_and_noise_stays_in_the_image(counts, 
     torch.manual_seed(seed)
     batch = make_batch(counts, [(100, 60)] * len(counts))
     made = s.training_sequences(batch, VOCABULARY, most, 5 * most + 2, each)
-    words = made.targets_BL[:, : 5 * most].view(len(counts), each, most, 5)
+    objects = made.targets_BL[:, : 5 * most].view(len(counts), each, most, 5)
     edge = VOCABULARY.quantise(torch.tensor(0.6)) + 1000
-    assert (words[..., [1, 3]] <= edge).all()
-    assert ((words[..., :4] >= 1000) & (words[..., :4] < 2000)).all()
+    assert (objects[..., [1, 3]] <= edge).all()
+    assert ((objects[..., :4] >= 1000) & (objects[..., :4] < 2000)).all()
     assert (made.targets_BL[:, 5 * most :] == PAD).all()
     for image, n in enumerate(counts):
         boxes = VOCABULARY.coordinate_tokens(batch.boxes_BN4[image, :n])
         classes = VOCABULARY.class_tokens(batch.labels_BN[image, :n, None])
-        truth = {tuple(row) for row in torch.cat([boxes, classes], 1).tolist()}
-        for sentence in words[image]:
-            said = [tuple(row) for row in sentence.tolist() if row[4] != NOISE]
-            assert len(said) == min(n, most)
-            assert set(said) <= truth
-            assert n > most or set(said) == truth
+        true = {tuple(row) for row in torch.cat([boxes, classes], 1).tolist()}
+        for sequence in objects[image]:
+            real = [tuple(row) for row in sequence.tolist() if row[4] != NOISE]
+            assert len(real) == min(n, most)
+            assert set(real) <= true
+            assert n > most or set(real) == true
 
 
 @pytest.mark.filterwarnings("ignore:an image has more objects")
@@ -170,11 +170,11 @@ def test_images_without_objects_are_all_noise():
     assert made.weights_BL.sum() == 8
 
 
-def test_without_noise_a_sentence_ends_after_its_last_object():
+def test_without_noise_a_sequence_ends_after_its_last_object():
     batch = make_batch([2, 0], [(100, 100), (50, 100)])
     made = s.training_sequences(batch, VOCABULARY, 4, 24, per_image=2, noise=False)
-    said = [(row != PAD).sum().item() for row in made.targets_BL]
-    assert said == [10, 10, 0, 0]
+    lengths = [(row != PAD).sum().item() for row in made.targets_BL]
+    assert lengths == [10, 10, 0, 0]
     assert (made.targets_BL != NOISE).all()
     assert (made.weights_BL == torch.where(made.targets_BL == PAD, s.PAD_WEIGHT, 1.0)).all()
 
@@ -184,11 +184,11 @@ def test_the_true_class_is_hardly_ever_read():
     batch = make_batch([30], [(100, 100)])
     batch = replace(batch, labels_BN=torch.zeros_like(batch.labels_BN))
     made = s.training_sequences(batch, VOCABULARY, 30, 151, per_image=20)
-    read = made.inputs_BL[:, 5:151:5]
-    assert (read == 101).float().mean() < 0.01
+    inputs = made.inputs_BL[:, 5:151:5]
+    assert (inputs == 101).float().mean() < 0.01
 
 
-def test_the_same_seed_writes_the_same_sentences():
+def test_the_same_seed_gives_the_same_sequences():
     batch = make_batch([3, 1], [(100, 100), (50, 100)])
     made = []
     for _ in range(2):

@@ -50,7 +50,7 @@ def test_a_box_is_written_top_left_bottom_right():
     assert Vocabulary().coordinate_tokens(torch.tensor([0.2, 0.1, 0.75, 0.5])).tolist() == [1100, 1200, 1500, 1749]
 
 
-def test_the_grammar_has_coordinates_then_a_class_or_noise():
+def test_the_constraints_are_coordinates_then_a_class_or_noise():
     vocabulary = Vocabulary(50, 120, 180)
     allowed = vocabulary.token_constraints(3).allowed_PV
     assert allowed.shape == (5, 180)
@@ -58,11 +58,14 @@ def test_the_grammar_has_coordinates_then_a_class_or_noise():
     assert allowed[4].nonzero().flatten().tolist() == [NOISE, *vocabulary.class_tokens(torch.arange(3)).tolist()]
 
 
-def test_a_grammar_of_some_classes():
+def test_the_constraints_of_some_classes():
     vocabulary = Vocabulary(50, 120, 180)
-    grammar = vocabulary.token_constraints(3, only=[1])
-    assert grammar.allowed_PV[4].nonzero().flatten().tolist() == [NOISE, int(vocabulary.class_tokens(torch.tensor(1)))]
-    assert len(grammar.class_tokens_K) == 3
+    constraints = vocabulary.token_constraints(3, only=[1])
+    assert constraints.allowed_PV[4].nonzero().flatten().tolist() == [
+        NOISE,
+        int(vocabulary.class_tokens(torch.tensor(1))),
+    ]
+    assert len(constraints.class_tokens_K) == 3
     assert vocabulary.token_constraints(3, free=True).allowed_PV.all()
 
 

@@ -128,12 +128,21 @@ def test_tensors_are_found_by_name_whatever_their_order():
 def test_an_exported_replication_predicts_what_its_source_does():
     onnxruntime = pytest.importorskip("onnxruntime")
     from boxwright.deployment.onnx.onnx_file import to_onnx
+    from boxwright.deployment.onnx.quantise import to_int8
 
-    detector = small_replication("unofficial", image_size=SIDE)
-    session = onnxruntime.InferenceSession(to_onnx(detector).SerializeToString())
-    boxes_BD4, scores_BD, labels_BD = session.run(None, {"images": CANVAS_BCHW.permute(0, 2, 3, 1).numpy()})
+    def predict(model):
+        return onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"images": images_BHW3})
+
+    side, size_2 = 96, torch.tensor([96, 96])
+    canvas_BCHW = torch.arange(2 * 3 * side * side).mul(37).remainder(251).view(2, 3, side, side).to(torch.uint8)
+    images_BHW3 = canvas_BCHW.permute(0, 2, 3, 1).numpy()
+    detector = small_replication("unofficial", image_size=side)
+    model = to_onnx(detector)
+    boxes_BD4, scores_BD, labels_BD = predict(model)
     with torch.no_grad():
-        predictions = detector.decode(detector(CANVAS_BCHW, SIZE_2.expand(2, -1)))
+        predictions = detector.decode(detector(canvas_BCHW, size_2.expand(2, -1)))
     torch.testing.assert_close(torch.tensor(scores_BD), predictions.scores_BD, rtol=0, atol=1e-5)
     assert labels_BD.tolist() == predictions.labels_BD.tolist()
-    torch.testing.assert_close(torch.tensor(boxes_BD4), predictions.boxes_BD4.clamp(0, 1) * SIDE, rtol=0, atol=1e-3)
+    torch.testing.assert_close(torch.tensor(boxes_BD4), predictions.boxes_BD4.clamp(0, 1) * side, rtol=0, atol=1e-3)
+    quantised = predict(to_int8(model, list(images_BHW3), ()))[1]
+    torch.testing.assert_close(torch.tensor(quantised), torch.tensor(scores_BD), rtol=0.5, atol=1e-3)

@@ -176,13 +176,20 @@ def _store_weights(graph: onnx.GraphProto, reader: Reader) -> None:
         weights = _tensors(part)
         for node in part.node:
             for tensor in [weights[name] for name in node.input if name in weights]:
-                if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1 and np.prod(tensor.dims) >= SMALL:
+                if _is_large(tensor):
                     axis = len(tensor.dims) - 1 if node.op_type == "MatMul" else 0
                     readers.append(reader(graph, weights.pop(tensor.name), axis))
                     part.initializer.remove(tensor)
     nodes = [*readers, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def _is_large(tensor: onnx.TensorProto) -> bool:
+    """Whether it is a large fp32 weight; tables that forbid tokens by -inf are none."""
+    if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2 or np.prod(tensor.dims) < SMALL:
+        return False
+    return bool(np.isfinite(numpy_helper.to_array(tensor)).all())
 
 
 def _read_from_half(graph: onnx.GraphProto, tensor: onnx.TensorProto, axis: int) -> onnx.NodeProto:

@@ -1,7 +1,7 @@
 """boxwright: annotated images in, transformer object detectors out.
 
-The contents page: every verb of the command line under its own name, and what they give back. Each is imported when
-it is first used.
+The contents page: the verbs of the command line as functions, and what they give back. `models` is `list_models` here;
+`export` and `serve` are in `boxwright.deployment`. Each name is imported when it is first used.
 """
 
 from importlib import import_module

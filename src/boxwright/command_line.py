@@ -1,5 +1,7 @@
 """The parser of a verb's arguments: jsonargparse, with each mistake as one line that says what fits.
 
+The verbs themselves are listed in `boxwright.__main__`.
+
 Its messages are shown, never read: the option, value and type that a mistake is about come from the parser's actions.
 """
 

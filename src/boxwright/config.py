@@ -1,7 +1,9 @@
-"""Settings of a run as typed dataclasses, and the error type whose message is written for the user.
+"""Settings of optimizer and augmentation as typed dataclasses, and the error whose message is written for the user.
 
 A field that is ``None`` on the command line means "what the detector's recipe says"
-(`boxwright.training.recipes.recipe`); `fill_in` replaces the recipe's values by those that the user gave.
+(`boxwright.training.recipes.recipe`); `fill_in` replaces the recipe's values by those that the user gave. A new setting
+of the optimizer is a field of `Optim`, with its range in `boxwright.training.optim` and its value in each recipe; the
+other settings of a run are in `boxwright.training.config`.
 """
 
 from collections.abc import Iterable

@@ -188,7 +188,7 @@ class Detector(nn.Module):
         """Named scalar losses, already weighted: their sum is what training minimises.
 
         Args:
-            outputs: of `forward` with this batch as its targets.
+            outputs: what `forward` returned with this batch as its targets.
             batch: images and their objects.
         """
         raise NotImplementedError
@@ -203,7 +203,7 @@ class Detector(nn.Module):
         """Predict what is missing in a batch, best first. Only sequence detectors can be given objects.
 
         Args:
-            outputs: of `forward` for this batch.
+            outputs: what `forward` returned for this batch.
             batch: its objects are given, and not predicted again.
             classes: indices of the classes to predict, by default all.
             objects: the most to predict, given ones included.

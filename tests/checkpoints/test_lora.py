@@ -243,7 +243,7 @@ def test_the_base_is_found_where_it_may_be_and_known_by_its_checksum(base, batch
     found()
     beside.rename(tmp_path / "elsewhere.safetensors")
     with pytest.raises(
-        UserError, match=r"adapts the base \(checksum \w{12}\), but .* is not there; lay that one beside"
+        UserError, match=r"adapts the base \(checksum \w{12}\), but .* is not there; put that one beside"
     ):
         load_detector(file)
     found(base=tmp_path / "elsewhere")

@@ -145,7 +145,7 @@ def test_a_query_or_pixel_that_is_not_there_is_named(
 
 
 def test_a_sequence_has_no_queries(weights: Path, image: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--query and --pixel are of a detr or deformable; this is a pix2seq"):
+    with pytest.raises(UserError, match="--query and --pixel are for a detr or deformable; this is a pix2seq"):
         explain(weights, image, tmp_path / "out", query=1)
 
 

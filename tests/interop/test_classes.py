@@ -39,7 +39,7 @@ def test_files(tmp_path):
     [
         ("a,b,a", "more than one class a"),
         ("a,,b", "none may be empty"),
-        ("a,b,c,d", "has words for 1 to 3, not for 4"),
+        ("a,b,c,d", "has tokens for 1 to 3, not for 4"),
         ("missing.txt", "missing.txt can't be read: No such file"),
         ("missing.json", "missing.json can't be read: No such file"),
     ],

@@ -39,7 +39,7 @@ def save_detector(
     Args:
         path: the file.
         detector: what to write.
-        card: any facts about its making that fit into JSON.
+        card: any facts about how it was made that fit into JSON.
         check: called with the temporary file that was written; if it raises, there will be no file at `path`.
 
     Raises:
@@ -188,7 +188,7 @@ def _find_base(file: Path, header: dict[str, str], wanted: Base, given: Path | s
             return state
     what = f"{file} adapts {wanted.name} (checksum {wanted.checksum[:12]})"
     but = f"{files[0]} is another checkpoint" if files else f"{paths[0]} is not there"
-    fix = f"lay that one beside the adapter as {BASE_FILE}, or give it: boxwright.load(adapter, base=...)"
+    fix = f"put that one beside the adapter as {BASE_FILE}, or give it: boxwright.load(adapter, base=...)"
     raise UserError(f"{what}, but {but}; {fix}.")
 
 

@@ -31,9 +31,9 @@ class Base:
     """The network that an adapter was trained on.
 
     Attributes:
-        name: of a timm model, or the checkpoint as the user gave it.
+        name: a timm model, or the path of a checkpoint as the user gave it.
         checksum: SHA-256 of its tensors, see `checksum`.
-        path: of the checkpoint; empty for a timm model.
+        path: that of the checkpoint; empty for a timm model.
         relative: the same path, relative to the folder of the adapter.
     """
 
@@ -65,7 +65,7 @@ def adapt(detector: Detector, rank: int | None, source: Detector | None, name: s
         detector: as it would be trained in full.
         rank: values between A and B; None for no adapters: everything but the backbone is trained.
         source: the checkpoint that `detector` begins from; None where it begins from its timm backbone.
-        name, path: of the base, as in `Base`.
+        name, path: see `Base`.
 
     Raises:
         UserError: if no layer is large enough for an adapter of this rank.

@@ -12,7 +12,7 @@ from boxwright.config import UserError, require
 from boxwright.console import make_console
 from boxwright.data import coco, voc, yolo
 from boxwright.data.parsed import to_dataset
-from boxwright.data.read import parse, say
+from boxwright.data.read import parse, warn_user
 from boxwright.data.records import Dataset, Record
 
 Format = Literal["coco", "yolo", "voc"]
@@ -69,10 +69,12 @@ def _warn_of_losses(dataset: Dataset, to: Format, dropped: int) -> None:
     """Print what the new format can't hold."""
     records = [record for records in dataset.splits.values() for record in records]
     if dropped:
-        say(f"{dropped} objects have no finite box or no image and are left out (see `boxwright check {dataset.root}`)")
+        warn_user(
+            f"{dropped} objects have no finite box or no image and are left out (see `boxwright check {dataset.root}`)"
+        )
     ignored = sum(int(record.ignore_N.sum()) for record in records)
     if to == "yolo" and ignored:
-        say(f"YOLO has no `difficult` or crowd flag: {ignored} such objects are written as ordinary ones")
+        warn_user(f"YOLO has no `difficult` or crowd flag: {ignored} such objects are written as ordinary ones")
     odd = [name for name in dataset.names if not name.isprintable()]
     require(not odd, f"the class names {odd} hold characters that cannot be written; rename them first")
 

@@ -83,7 +83,7 @@ def to_dataset(parsed: ParsedDataset, empty_boxes: bool = False) -> tuple[Datase
     """The data set, and the number of objects left out because they have no usable box.
 
     Args:
-        parsed: of a reader.
+        parsed: as a reader returns it.
         empty_boxes: keep boxes without area inside the image; boxes that are not finite are always left out.
 
     Raises:

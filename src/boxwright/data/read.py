@@ -39,11 +39,13 @@ def read(path: Path | str, val: float = 0.0, seed: int = 0) -> Dataset:
     """
     dataset, dropped = to_dataset(parse(Path(path)))
     if dropped:
-        say(f"{path}: {dropped} objects have no box inside an image and are left out (see `boxwright check {path}`)")
+        warn_user(
+            f"{path}: {dropped} objects have no box inside an image and are left out (see `boxwright check {path}`)"
+        )
     if val == 0:
         return dataset
     if "val" in dataset.splits:
-        say(
+        warn_user(
             f"{path}: has a val split of {len(dataset.splits['val'])} images of its own, which is used instead of {val}"
         )
         return dataset
@@ -53,7 +55,7 @@ def read(path: Path | str, val: float = 0.0, seed: int = 0) -> Dataset:
     return replace(dataset, splits={"train": train, "val": held_out, **others})
 
 
-def say(message: str) -> None:
+def warn_user(message: str) -> None:
     """Print one line to stderr."""
     make_console(stderr=True).print(message, style="yellow")
 
@@ -164,7 +166,7 @@ def train_and_val(dataset: Dataset, val: float = 0.0, seed: int = 0) -> tuple[li
     """The training images and the validation images.
 
     Args:
-        dataset: of `read`.
+        dataset: as `read` returns it.
         val: share of the training images to hold out where the data set has no split ``val``.
         seed: of that split.
 
@@ -190,7 +192,9 @@ def train_and_val(dataset: Dataset, val: float = 0.0, seed: int = 0) -> tuple[li
             "make the splits disjoint, or remove the val split and use `--val 0.2`"
         )
     if shared:
-        say(f"{dataset.root}: {shared} of {len(held_out)} validation images are training images too: scores flatter")
+        warn_user(
+            f"{dataset.root}: {shared} of {len(held_out)} validation images are training images too: scores flatter"
+        )
     return train, held_out
 
 
@@ -202,7 +206,9 @@ def _check_objects(dataset: Dataset, train: Sequence[Record], val: Sequence[Reco
     trained = {label for record in train for label in record.labels_N[~record.ignore_N].tolist()}
     never = [name for label, name in enumerate(dataset.names) if label not in trained]
     if never:
-        say(f"{dataset.root}: no training image has an object of {', '.join(never)}: never learnt, and never found")
+        warn_user(
+            f"{dataset.root}: no training image has an object of {', '.join(never)}: never learnt, and never found"
+        )
 
 
 def merge_val(train: Dataset, val: Dataset) -> Dataset:

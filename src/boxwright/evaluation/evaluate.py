@@ -58,19 +58,19 @@ def evaluate(
     """
     console = make_console()
     require(batch_size >= 1, f"--batch_size must be at least 1, not {batch_size}.")
-    kind, why = choose_device(device)
-    detector = load_detector(weights, kind)
+    device, why = choose_device(device)
+    detector = load_detector(weights, device)
     dataset = read(data)
     split, reason = choose_split(dataset, split)
     records = dataset.splits[split]
     missing = missing_classes(detector.names, dataset.names)
     out = Path(out or results_folder(weights) / f"evaluate-{_name(data)}-{split}")
 
-    console.print(f"{weights} on {data}, split {split} ({reason}): {len(records)} images; {kind} ({why})")
+    console.print(f"{weights} on {data}, split {split} ({reason}): {len(records)} images; {device} ({why})")
     if missing:
         console.print(f"the detector does not know, and scores 0 on: {', '.join(missing)}")
     cache = build(records, detector.image_size)
-    batches = detect_batches(detector, cache, batch_size, kind)
+    batches = detect_batches(detector, cache, batch_size, device)
     n_batches = -(-len(records) // batch_size)
     shown = track(batches, "detecting", n_batches, console=console, transient=True, disable=not console.is_terminal)
     detections = [renamed(found, dataset.names) for batch in shown for found in batch]
@@ -133,7 +133,7 @@ def write_results(
         report: the scores.
         records: the images.
         detections: of each image, with class positions in the data.
-        dataset: which the records are of.
+        dataset: the data set of these records.
         facts: further entries of metrics.json, shown on the page: weights, data, split, unknown_classes.
     """
     names = dataset.names

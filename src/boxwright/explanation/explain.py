@@ -53,10 +53,10 @@ def explain(
         The page.
     """
     console, path = make_console(), Path(image)
-    kind, _ = choose_device(device)
-    detector = load_detector(weights, kind)
+    device, _ = choose_device(device)
+    detector = load_detector(weights, device)
     photo = open_image(path)
-    batch = to_batch([DecodedImage(photo, photo.size)], detector.image_size).to(kind)
+    batch = to_batch([DecodedImage(photo, photo.size)], detector.image_size).to(device)
     file = Path(out) / f"{path.name}.html"
     title, note = f"Predictions for {path.name}, explained", f"{weights} on {image}."
     how = "written, in place of an earlier page" if file.exists() else "written"
@@ -79,13 +79,13 @@ def explain(
 
 def _require_explained(detector: Detector, query: int | None, pixel: tuple[int, int] | None) -> None:
     """Raise `UserError` for a detector without a page, or for a query or pixel of one without queries."""
-    name, all_kinds = name_of(detector), {kind: network.explained_as for kind, (network, _, _) in DETECTORS.items()}
-    can = _listed([kind for kind, explained_as in all_kinds.items() if explained_as])
-    with_queries = _listed([kind for kind, explained_as in all_kinds.items() if explained_as == "queries"])
+    name, pages = name_of(detector), {model: network.explained_as for model, (network, _, _) in DETECTORS.items()}
+    can = _listed([model for model, explained_as in pages.items() if explained_as])
+    with_queries = _listed([model for model, explained_as in pages.items() if explained_as == "queries"])
     problem = f"a {name} can't be explained; a {can} can, and `predict` draws what any of them finds."
     require(detector.explained_as, problem)
     asked = query is not None or pixel is not None
-    problem = f"--query and --pixel are of a {with_queries}; this is a {name}."
+    problem = f"--query and --pixel are for a {with_queries}; this is a {name}."
     require(detector.explained_as == "queries" or not asked, problem)
 
 

@@ -45,11 +45,11 @@ def load(
         UserError: if there are no such weights, they are not ours, or the device is not there; for an adapter whose
             base is not found.
     """
-    kind, _ = choose_device(device)
+    device, _ = choose_device(device)
     if isinstance(path, Mapping):
         require(base is None, "of several adapters, each names its base; give none.")
-        return {name: Predictor(detector, kind) for name, detector in load_together(path, kind).items()}
-    return Predictor(load_detector(path, kind, base), kind)
+        return {name: Predictor(detector, device) for name, detector in load_together(path, device).items()}
+    return Predictor(load_detector(path, device, base), device)
 
 
 class Predictor(BasePredictor):
@@ -147,8 +147,8 @@ def with_given(batch: Batch, given: Sequence[CheckedObjects]) -> Batch:
     boxes_BN4, labels_BN = torch.zeros(len(batch), most, 4), torch.zeros(len(batch), most, dtype=torch.int64)
     valid_BN = torch.zeros(len(batch), most, dtype=torch.bool)
     for row, objects in enumerate(given):
-        for place, (label, box) in enumerate(objects):
-            labels_BN[row, place], boxes_BN4[row, place], valid_BN[row, place] = label, torch.tensor(box), True
+        for position, (label, box) in enumerate(objects):
+            labels_BN[row, position], boxes_BN4[row, position], valid_BN[row, position] = label, torch.tensor(box), True
     canvas_2 = torch.tensor(batch.images_BCHW.shape[-2:])
     boxes_BN4 = to_canvas(boxes_BN4, canvas_2, batch.sizes_B2[:, None], batch.originals_B2[:, None])
     return replace(batch, boxes_BN4=boxes_BN4, labels_BN=labels_BN, valid_BN=valid_BN)

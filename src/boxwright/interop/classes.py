@@ -56,7 +56,7 @@ def parse_classes(text: str, ids: range) -> Classes:
     require(not again, f"--classes {text} gives the id {', '.join(map(str, again))} to more than one class.")
     impossible = [str(id_) for id_ in classes.ids if id_ not in ids]
     span = f"{ids[0]} to {ids[-1]}"
-    require(not impossible, f"--classes {text}: this checkpoint has words for {span}, not for {', '.join(impossible)}.")
+    require(not impossible, f"--classes {text}: the checkpoint has tokens for {span}, not for {', '.join(impossible)}.")
     return classes
 
 

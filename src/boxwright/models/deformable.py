@@ -57,7 +57,7 @@ SIDE = 0.05  # of a proposal on the finest map before it is refined, in [0, 1]; 
 
 @dataclass(frozen=True)
 class DeformableConfig:
-    """The shape of a `deformable`.
+    """The architecture of a `deformable`.
 
     Attributes:
         backbone: a timm model with feature maps at the strides.
@@ -166,7 +166,7 @@ class Deformable(Detector):
     """The detector with deformable attention (Zhu et al. 2021).
 
     Args:
-        config: its shape.
+        config: its architecture.
         names: the classes.
         pretrained: start the backbone from ImageNet weights.
 

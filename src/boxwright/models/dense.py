@@ -40,7 +40,7 @@ BOX_AND_DUPLICATE = 5  # inputs of the duplicate relation behind features and cl
 
 @dataclass(frozen=True)
 class DenseConfig:
-    """The shape of a `dense` detector.
+    """The architecture of a `dense` detector.
 
     Attributes:
         backbone: a timm model with feature maps at the strides.
@@ -96,7 +96,7 @@ class Dense(Detector):
     """The detector whose cells predict boxes, without queries or NMS.
 
     Args:
-        config: its shape.
+        config: its architecture.
         names: the classes.
         pretrained: start the backbone from ImageNet weights.
     """

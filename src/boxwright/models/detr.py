@@ -43,7 +43,7 @@ NO_OBJECT_WEIGHT = 0.1  # weight of queries without an object in the classificat
 
 @dataclass(frozen=True)
 class DetrConfig:
-    """The shape of a `detr`.
+    """The architecture of a `detr`.
 
     Attributes:
         backbone: a timm model with a feature map at the stride.
@@ -51,7 +51,7 @@ class DetrConfig:
         stride: canvas pixels per cell of the encoder, 32 or 16.
         dilated: stride 16 comes from a dilated last stage (DC5), not from the stage before it.
         dim, hidden, heads: width, MLP width and attention heads of the transformer.
-        decoder_hidden, decoder_heads: the same of the decoder, where they differ; else 0.
+        decoder_hidden, decoder_heads: those of the decoder where they differ from these; else 0.
         encoder_layers, decoder_layers: numbers of layers.
         queries: the most objects that can be predicted per image.
         dropout: rate in training.
@@ -128,7 +128,7 @@ class Detr(Detector):
     """The detector with learned object queries (Carion et al. 2020).
 
     Args:
-        config: its shape.
+        config: its architecture.
         names: the classes.
         pretrained: start the backbone from ImageNet weights.
 

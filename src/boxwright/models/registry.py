@@ -24,8 +24,8 @@ class Entry(NamedTuple):
 
     Attributes:
         network: the class, a `boxwright.types.Detector` built from (config, names, pretrained).
-        config: the dataclass of its shape.
-        sizes: shapes that can be trained from scratch; empty where weights are only imported.
+        config: the dataclass of its architecture.
+        sizes: configurations that can be trained from scratch; empty where weights are only imported.
     """
 
     network: type[Any]
@@ -74,9 +74,11 @@ def build(
     return network(config, names, pretrained)
 
 
-def check_choice(what: str, word: str, known: Iterable[str]) -> None:
-    """Raise `UserError` unless a word is among those known."""
-    require(word in known, f"{what} can't be {word!r}{nearest(word, known)}, it must be one of: {', '.join(known)}.")
+def check_choice(what: str, choice: str, known: Iterable[str]) -> None:
+    """Raise `UserError` unless `choice` is among those known."""
+    require(
+        choice in known, f"{what} can't be {choice!r}{nearest(choice, known)}, it must be one of: {', '.join(known)}."
+    )
 
 
 def configure(model: str, stored: dict[str, Any]) -> Any:

@@ -1,4 +1,7 @@
-"""The settings of a run as one dataclass, and config.yaml, which stores them."""
+"""The settings of a run as one dataclass, and config.yaml, which stores them.
+
+Those of the optimizer and the augmentation are dataclasses of `boxwright.config`.
+"""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -64,7 +67,7 @@ class RunConfig:
         write_whole(self.out / FILE, lambda temporary: temporary.write_text(text))
 
 
-def begun_otherwise(config: RunConfig, adapted: bool) -> str:
+def resume_error(config: RunConfig, adapted: bool) -> str:
     """An error message: why a run can't be resumed with these settings, and how to fix it.
 
     Args:
@@ -73,8 +76,8 @@ def begun_otherwise(config: RunConfig, adapted: bool) -> str:
     """
     file = config.out / FILE
     try:
-        begun = yaml.safe_load(file.read_text())
-        before = _flat({name: begun.get(name) for name in config.fixed()})
+        stored = yaml.safe_load(file.read_text())
+        before = _flat({name: stored.get(name) for name in config.fixed()})
     except (OSError, ValueError, AttributeError, yaml.YAMLError):
         return f"{config.out} was begun with other settings or data; resume with those of its config.yaml."
     after = _flat(config.fixed())

@@ -21,7 +21,7 @@ from boxwright.data.loader import mix, steps_per_epoch, train_batches
 from boxwright.data.records import Record
 from boxwright.explanation.validation_pictures import write_validation_pictures
 from boxwright.files import write_whole
-from boxwright.training.config import RunConfig, begun_otherwise
+from boxwright.training.config import RunConfig, resume_error
 from boxwright.training.fabric import Fabric
 from boxwright.training.interrupt import Interrupt
 from boxwright.training.optim import make_optimizer, moving_average, rate_factor, set_rate
@@ -104,11 +104,11 @@ class Loop:
         self.saved_at = time.monotonic()
 
     def _resume(self, optimizer: torch.optim.Optimizer) -> None:
-        begun, tensors = read_state(self.config.out, self.progress.teacher or "")
-        if begun.recipe != self.progress.recipe:
-            raise UserError(begun_otherwise(self.config, is_adapted(self.detector)))
+        progress, tensors = read_state(self.config.out, self.progress.teacher or "")
+        if progress.recipe != self.progress.recipe:
+            raise UserError(resume_error(self.config, is_adapted(self.detector)))
         restore(self.config.out, tensors, self.detector, self.average, optimizer)
-        self.progress = begun
+        self.progress = progress
 
     def run(self) -> Progress:
         """Train to the end, or until interrupted; in both cases, the state is saved, and the run can be resumed.

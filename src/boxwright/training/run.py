@@ -121,7 +121,7 @@ def run(config: RunConfig, resume: bool = False, show_batches: bool = False) -> 
     Returns:
         The run's folder, see `train`.
     """
-    source, instructor = (None if file is None else load_detector(file) for file in (config.weights, config.teacher))
+    source, taught_by = (None if file is None else load_detector(file) for file in (config.weights, config.teacher))
     names, records, val_records = read_data(config)
     if not (resume or show_batches):
         _require_unused(config.out)
@@ -129,7 +129,7 @@ def run(config: RunConfig, resume: bool = False, show_batches: bool = False) -> 
     console = make_console(quiet=not fabric.is_global_zero)
     torch.manual_seed(config.seed)
     detector, origin = make_detector(config, source, names)
-    teacher = None if instructor is None else Teacher(instructor, detector)
+    teacher = None if taught_by is None else Teacher(taught_by, detector)
     train_cache, val_cache = (
         build_cache(part, detector.image_size, mode=config.cache, quiet=console.quiet)
         for part in (records, val_records)

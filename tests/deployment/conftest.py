@@ -1,15 +1,26 @@
-"""A detector as ONNX, exported once."""
+"""Detectors as ONNX, each exported once."""
 
 import onnx
 import pytest
 
-from boxwright.deployment.onnx.onnx_file import to_onnx
+from boxwright.deployment.onnx import onnx_file
 from boxwright.types import Detector
-from helpers.untrained import untrained
 
 
 @pytest.fixture(scope="session")
-def dense() -> tuple[Detector, onnx.ModelProto]:
-    """An untrained `dense`, and its graph, which takes ten seconds; neither may be changed."""
-    detector = untrained("dense")
-    return detector, to_onnx(detector)
+def _graphs() -> dict[type[Detector], bytes]:
+    return {}
+
+
+@pytest.fixture
+def exported_once(_graphs: dict[type[Detector], bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests whose detectors all come from `untrained`: an export takes ten seconds and more."""
+    to_onnx = onnx_file.to_onnx
+
+    def once(detector: Detector) -> onnx.ModelProto:
+        kind = type(detector)
+        if kind not in _graphs:
+            _graphs[kind] = to_onnx(detector).SerializeToString()
+        return onnx.ModelProto.FromString(_graphs[kind])
+
+    monkeypatch.setattr(onnx_file, "to_onnx", once)

@@ -1,7 +1,6 @@
 import json
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from PIL import Image
@@ -27,14 +26,6 @@ def photos(tmp_path):
     return files
 
 
-@pytest.fixture
-def dense_file(dense, tmp_path, monkeypatch):
-    """The checkpoint of a `dense` detector, with its graph exported already."""
-    graph = dense[1].SerializeToString()
-    monkeypatch.setattr("boxwright.deployment.onnx.onnx_file.to_onnx", lambda _: onnx.ModelProto.FromString(graph))
-    save_detector(tmp_path / "x.safetensors", dense[0], {})
-
-
 def compared_on(photos, monkeypatch, names=None):
     images = records(photos)
     monkeypatch.setattr(
@@ -44,6 +35,7 @@ def compared_on(photos, monkeypatch, names=None):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("exported_once")
 @pytest.mark.parametrize("model", ["dense", "detr", "deformable", "pix2seq", "patchseq"])
 def test_the_file_predicts_what_its_source_predicts(model, tmp_path, photos, monkeypatch):
     compared_on(photos, monkeypatch)
@@ -106,18 +98,19 @@ class Equal:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("dense_file")
+@pytest.mark.usefixtures("exported_once")
 def test_a_file_that_predicts_something_else_is_not_kept(tmp_path, photos, monkeypatch):
     compared_on(photos, monkeypatch)
 
     monkeypatch.setattr("boxwright.deployment.onnx.parity.compare", lambda *args: Different())
+    save_detector(tmp_path / "x.safetensors", untrained("dense"), {})
     with pytest.raises(UserError, match=r"x\.onnx was not written, as it is not proven equal to its source: 3 of 4"):
         export(tmp_path / "x", out=tmp_path / "x.onnx")
     assert not (tmp_path / "x.onnx").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("dense_file")
+@pytest.mark.usefixtures("exported_once")
 def test_where_8_bits_cost_too_much_more_layers_stay_fp32(tmp_path, photos, monkeypatch):
     compared_on(photos, monkeypatch, ("cat", "dog"))
     tried = []
@@ -127,6 +120,7 @@ def test_where_8_bits_cost_too_much_more_layers_stay_fp32(tmp_path, photos, monk
         return Different() if len(tried) == 1 else Equal()
 
     monkeypatch.setattr("boxwright.deployment.onnx.parity.compare", second_try_is_equal)
+    save_detector(tmp_path / "x.safetensors", untrained("dense"), {})
     file = export(tmp_path / "x", precision="int8", data=tmp_path)
     assert tried == ["int8", "int8"]
     assert Detector(file).facts.precision == "int8"

@@ -9,11 +9,10 @@ from boxwright.types import Detector
 
 
 def untrained(model: str) -> Detector:
-    """For images of 64 pixels; sequence detectors generate up to four objects."""
+    """For images of 64 pixels, with few layers; sequence detectors generate up to four objects."""
     torch.manual_seed(0)
-    shape = {"image_size": 64, "backbone": "test_efficientnet"}
-    detector = registry.build(model, "nano", ("cat", "dog"), **shape, pretrained=False)
-    if hasattr(detector.config, "max_objects"):
-        length = {"length": 20} if model == "pix2seq" else {}
-        detector = type(detector)(replace(detector.config, max_objects=4, **length), detector.names, pretrained=False)
-    return detector.eval()
+    entry = registry.DETECTORS[model]
+    config = replace(entry.sizes["nano"], image_size=64, backbone="test_efficientnet")
+    small = {"encoder_layers": 1, "decoder_layers": 2, "max_objects": 4, "length": 20}
+    config = replace(config, **{name: value for name, value in small.items() if hasattr(config, name)})
+    return entry.network(config, ("cat", "dog"), pretrained=False).eval()

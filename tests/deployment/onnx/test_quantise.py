@@ -3,11 +3,17 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from boxwright.deployment.onnx import onnx_file
 from boxwright.deployment.onnx.layer_drift import drift_by_layer
-from boxwright.deployment.onnx.onnx_file import save, to_onnx
 from boxwright.deployment.onnx.quantise import quantisable, to_fp16, to_int8
 from boxwright.runtime import Detector
 from helpers.untrained import untrained
+
+
+@pytest.fixture
+def dense(exported_once):
+    detector = untrained("dense")
+    return detector, onnx_file.to_onnx(detector)
 
 
 @pytest.fixture
@@ -17,7 +23,7 @@ def images():
 
 
 def predict(model, file, image_HW3):
-    save(model, file)
+    onnx_file.save(model, file)
     return Detector(file, "cpu", threads=1).run(image_HW3[None])
 
 
@@ -57,8 +63,9 @@ def test_quantising_does_not_change_its_source(dense, images):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("exported_once")
 def test_a_loop_has_its_weights_stored_in_fewer_bits(images, tmp_path):
-    fp32 = to_onnx(untrained("pix2seq"))
+    fp32 = onnx_file.to_onnx(untrained("pix2seq"))
     for quantised, share in ((to_fp16(fp32, ()), 0.6), (to_int8(fp32, images, ()), 0.4)):
         assert quantised.ByteSize() < fp32.ByteSize() * share
         boxes, expected = (predict(model, tmp_path / "model.onnx", images[0])[0] for model in (quantised, fp32))

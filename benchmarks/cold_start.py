@@ -1,10 +1,10 @@
-"""How long a fresh process takes to its first boxes: an exported detector without torch, beside its checkpoint.
+"""Time from the start of a process to its first boxes: an exported detector without torch, and its checkpoint.
 
     python benchmarks/cold_start.py
 
-Exports the bundled `dense` nano and starts processes that import boxwright, load, and detect on one of the bundled
-images, in turn, each a few times. The time counts from before the process starts until the boxes are there. Beside it,
-the processor time of the whole process, which a busy machine does not stretch.
+Exports the bundled `dense` nano and starts processes that import boxwright, load, and predict on one of the bundled
+images, in turn, each a few times. The time counts from before the process starts until it has boxes. CPU time of the
+whole process is printed, too; a busy machine does not stretch it.
 """
 
 import resource
@@ -24,15 +24,15 @@ CODE = {
     "boxwright.runtime.Detector": "from boxwright.runtime import Detector; d = Detector({model!r}, 'cpu')",
     "boxwright.load": "from boxwright import load; d = load({weights!r}, 'cpu')",
 }
-FOUND = "; import time; assert len(d.predict({image!r})) > 0; print(time.time())"
+PREDICT = "; import time; assert len(d.predict({image!r})) > 0; print(time.time())"
 
 
 def main(model: Path | None = None, repeat: int = 5) -> None:
-    """Print the seconds to the first boxes, and of the processor: the median, and the range.
+    """Print seconds to the first boxes and of CPU time: the median, and the range.
 
     Args:
-        model: what `boxwright export` made of the bundled weights; by default it is exported first.
-        repeat: processes of each kind.
+        model: the bundled weights as exported by `boxwright export`; by default they are exported first.
+        repeat: processes per way.
     """
     image = next(file for file in sorted(ROOT.rglob("*.jpg")) if file.is_file())
     with tempfile.TemporaryDirectory() as folder:
@@ -40,11 +40,11 @@ def main(model: Path | None = None, repeat: int = 5) -> None:
         seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in CODE}
         for _ in range(repeat):
             for name, code in CODE.items():
-                line = (code + FOUND).format(model=str(file), weights=str(WEIGHTS), image=str(image))
+                line = (code + PREDICT).format(model=str(file), weights=str(WEIGHTS), image=str(image))
                 seconds[name].append(_first_boxes(line))
     for name, taken in seconds.items():
-        whole, processor = (_spread(column) for column in zip(*taken, strict=True))
-        print(f"{name:<28}{whole}   processor {processor}")
+        total, cpu = (_spread(column) for column in zip(*taken, strict=True))
+        print(f"{name:<28}{total}   CPU {cpu}")
 
 
 def _spread(seconds: Sequence[float]) -> str:
@@ -53,9 +53,9 @@ def _spread(seconds: Sequence[float]) -> str:
 
 def _first_boxes(code: str) -> tuple[float, float]:
     start, before = time.time(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return float(said) - start, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return float(output) - start, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def _export(path: Path) -> Path:

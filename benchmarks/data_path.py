@@ -1,12 +1,12 @@
-"""Images per second that reach a training step: our cache and batch augmentation beside torchvision's usual path.
+"""Images per second that reach a training step: our cache and batch augmentation, and torchvision's usual path.
 
     python benchmarks/data_path.py DATA [--side 256 --batch 16 --write]
 
 DATA is a COCO folder with `annotations.json` and `images/` (or what `--annotations` and `--images` name). Both paths
 give batches of the same canvas: float images in [0, 1], scaled by 0.3 to 2.0, cropped, flipped, coloured, with their
 boxes clipped and the empty ones dropped. They run in turns, three times; the median of each counts. Building the cache
-(once for a data set) is timed on its own. torchvision stops at lists of targets; padding them into tensors, which a
-detector still needs, is not charged to it.
+(once for a data set) is timed on its own. torchvision's path ends with lists of targets; the time to pad them into
+tensors, which a detector needs, is not added to it.
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ def torchvision_loader(images: Path, annotations: Path, side: int, batch: int, w
     )
     plain = CocoDetection(str(images), str(annotations), transforms=transform)
     data = wrap_dataset_for_transforms_v2(plain, target_keys=["boxes", "labels"])
-    keep = [
-        i for i, image in enumerate(plain.ids) if plain.coco.getAnnIds(image)
-    ]  # it cannot take images without objects
+    keep = [i for i, image in enumerate(plain.ids) if plain.coco.getAnnIds(image)]  # it needs at least one object
     return DataLoader(
         torch.utils.data.Subset(data, keep),
         batch,
@@ -81,13 +79,13 @@ def ours(cache: Cache, batch: int) -> Iterator[int]:
     settings = Augment(scale=SCALE, flip=FLIP, colour=COLOUR, min_visible=0.25, views=1)
     epoch = 0
     while True:
-        for made in train_batches(cache, batch, settings, seed=0, epoch=epoch):
-            yield len(made)
+        for images in train_batches(cache, batch, settings, seed=0, epoch=epoch):
+            yield len(images)
         epoch += 1
 
 
 def rate(counts: Iterable[int], seconds: float) -> float:
-    """Images per second over this time; the first batches, which start workers and fill queues, are not counted."""
+    """Images per second over this time, without the first batches, which start workers and fill queues."""
     iterator = iter(counts)
     for _ in range(6):
         next(iterator)

@@ -1,15 +1,15 @@
-"""A training step of `detr` and `deformable` with ResNet-50 beside Hugging Face's, taking turns in one run.
+"""A training step of `detr` and `deformable` with ResNet-50 compared with Hugging Face's, in turns in one run.
 
     python benchmarks/detr_step.py [--models detr deformable] [--batch 2] [--image-size 480] [--cuda] [--bf16]
 
 The published architectures (6 + 6 layers; 100 queries, or 300 and four levels), 80 classes, images of several sizes in
 one batch with 1 to 13 objects each. A step is forward, losses of all layers, backward, clipping and AdamW. Stem, first
-stage and batch norms of the backbone rest on both sides. Each side is a process of its own and runs as it ships: ours
-as `boxwright train` does (channels-last memory, freed memory kept for the next step), Hugging Face's with the fused
-AdamW that its Trainer takes. Needs `pip install transformers`.
+stage and batch norms of the backbone are frozen on both sides. Each side is a process of its own and runs as it ships:
+ours as in `boxwright train` (channels-last memory, freed memory kept for the next step), Hugging Face's with the fused
+AdamW of its Trainer. Needs `pip install transformers`.
 
-Seconds are CPU time on a CPU, which a busy machine does not change much (without `OMP_WAIT_POLICY=PASSIVE` threads that
-wait are counted, too), and wall time on a GPU; the median of `--steps` after two for warming up. Peak memory is that of
+Seconds are CPU time on a CPU, which a busy machine does not change much (without `OMP_WAIT_POLICY=PASSIVE` waiting
+threads count, too), and wall time on a GPU; the median of `--steps` after two for warming up. Peak memory is that of
 the process, or on a GPU what torch allocates.
 """
 
@@ -40,7 +40,7 @@ OPTIM = Optim(lr=1e-4, backbone_factor=0.1, weight_decay=1e-4)
 
 
 def drawn(count: int, side: int) -> Batch:
-    """Images of several sizes on one canvas, each with its objects."""
+    """Random images of several sizes on one canvas, each with its objects."""
     batch = synthetic(count, side, objects=13)
     batch.sizes_B2 = (side * (0.6 + 0.4 * torch.rand(count, 2))).long()
     batch.sizes_B2[0] = side
@@ -51,7 +51,7 @@ def drawn(count: int, side: int) -> Batch:
 
 
 def ours(model: str, side: int) -> Detector:
-    """As `boxwright train --size resnet50` makes it, without weights from elsewhere, in the published form."""
+    """The detector of `boxwright train --size resnet50` in its published form, with random weights."""
     network, shape = {"detr": (Detr, PUBLISHED), "deformable": (Deformable, PUBLISHED_DEFORMABLE)}[model]
     detector = network(replace(shape, image_size=side), NAMES, pretrained=False)
     detector.backbone.freeze()
@@ -59,13 +59,13 @@ def ours(model: str, side: int) -> Detector:
 
 
 def theirs(model: str, side: int) -> Detector:
-    """As `transformers` makes it."""
+    """The detector of `transformers`."""
     shape = {"detr": PUBLISHED, "deformable": PUBLISHED_DEFORMABLE}[model]
     return HuggingFace(replace(shape, image_size=side), NAMES, pretrained=False)
 
 
 def work(pipe: Connection, side: str, model: str, a: argparse.Namespace) -> None:
-    """One side: a step whenever it is told to, and what it took; at the end, the peak of its memory in GiB."""
+    """One side: on each request a step, and its seconds; at the end, the peak of its memory in GiB."""
     torch.manual_seed(0)
     device = "cuda" if a.cuda else "cpu"
     batch = drawn(a.batch, a.image_size).to(device)
@@ -78,12 +78,12 @@ def work(pipe: Connection, side: str, model: str, a: argparse.Namespace) -> None
         optimizer = torch.optim.AdamW(groups, lr=OPTIM.lr, fused=True)
     while pipe.recv():
         pipe.send(timed_step(detector, optimizer, batch, a))
-    held = torch.cuda.max_memory_allocated() if a.cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    pipe.send(held / 2**30)
+    peak = torch.cuda.max_memory_allocated() if a.cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    pipe.send(peak / 2**30)
 
 
 def timed_step(detector: Detector, optimizer: torch.optim.Optimizer, batch: Batch, a: argparse.Namespace) -> float:
-    """Seconds."""
+    """Seconds of one step."""
     clock = time.perf_counter if a.cuda else time.process_time
     started = clock()
     with torch.autocast(batch.images_BCHW.device.type, torch.bfloat16, enabled=a.bf16):
@@ -98,7 +98,7 @@ def timed_step(detector: Detector, optimizer: torch.optim.Optimizer, batch: Batc
 
 
 def ask(pipe: Any, go: bool) -> float:
-    """The next step's seconds, or at the end the memory."""
+    """The seconds of the next step, or at the end the memory."""
     pipe.send(go)
     return pipe.recv()
 

@@ -1,11 +1,11 @@
-"""Thousands of requests that nobody would send, and files that are none.
+"""Thousands of malformed requests to the service, and of damaged files to its image decoder.
 
     python benchmarks/fuzz_service.py model.onnx --schemathesis path/to/schemathesis
 
-The decoder of uploads gets damaged files (hypothesis); a service of its own process gets requests that fit its OpenAPI
-description and requests that don't (schemathesis, which may be installed in an environment of its own). Every answer
-must be as described, none a 5xx, and the service must be well afterwards. That what fits the description is accepted is
-not checked: it cannot say which texts are images, or which classes a detector knows.
+The decoder of uploads gets damaged files (hypothesis); a service in a process of its own gets requests that fit its
+OpenAPI description and requests that don't (schemathesis, which may be installed in an environment of its own). Every
+response must be as described, none a 5xx, and the service must be healthy afterwards. Whether requests that fit the
+description are accepted is not checked: it cannot say which texts are images, or which classes a detector has.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from service import ask_all, memory, request, served
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "deployment"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "deployment" / "service"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--files", type=int, default=10_000, help="for the decoder")
-    parser.add_argument("--examples", type=int, default=2_500, help="most of each route and phase, for the service")
+    parser.add_argument("--examples", type=int, default=2_500, help="at most, per route and phase, for the service")
     parser.add_argument("--schemathesis", default="schemathesis", help="the program")
     options = parser.parse_args()
     files(options.files)
@@ -39,14 +39,14 @@ def main() -> None:
             "--continue-on-failure", "--exclude-checks", "positive_data_acceptance",
         ]  # fmt: skip
         failed = subprocess.run(command, check=False).returncode
-        well = asyncio.run(ask_all(port, [request("GET", "/healthz", b"")]))[0][0]
-        print(f"healthz afterwards: {well}; memory {before:.0f} MB before, {memory(port):.0f} MB after")
+        health = asyncio.run(ask_all(port, [request("GET", "/healthz", b"")]))[0][0]
+        print(f"healthz afterwards: {health}; memory {before:.0f} MB before, {memory(port):.0f} MB after")
     sys.exit(failed)
 
 
 def files(cases: int) -> None:
     """Damaged files for the decoder."""
-    from test_pictures import check, damaged
+    from test_uploads import check, damaged
 
     count = 0
 

@@ -2,10 +2,10 @@
 
     python benchmarks/plain_backbones.py --out benchmarks/results/plain_backbones.md
 
-Weights are random, the batch is one image, each line is a process of its own. Attention is computed in one go, as torch
-does where it can, or step by step, as an exported network does: then the weights of all pairs of cells lie in memory.
-On a CPU, time is that of the process, whatever else the machine does, and memory its largest resident size, weights and
-libraries included; on a GPU, time is the clock's and memory what torch has allocated.
+Weights are random, the batch is one image, each row is a process of its own. Attention is computed by torch's fused
+kernel, or step by step, as in an exported network, with the weights of all pairs of cells in memory. On a CPU, time is
+CPU time, whatever else the machine does, and memory the largest resident size, weights and libraries included; on a
+GPU, time is wall time and memory what torch has allocated.
 """
 
 import json
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from jsonargparse import auto_cli
 
-SETTINGS = [  # image size, cells along a window, attention in one go
+SETTINGS = [  # image size, cells along a window, fused attention
     (512, 32, True),
     (1024, 32, True),
     (1024, 64, True),
@@ -44,17 +44,17 @@ def main(out: Path | None = None, device: str = "cpu", repeats: int = 1) -> None
     Args:
         out: a Markdown file.
         device: cpu or cuda.
-        repeats: passes that count, after one that does not; the fastest is shown.
+        repeats: passes after one to warm up; the fastest is shown.
     """
     lines = []
     for side, window, fused in SETTINGS:
         command = [sys.executable, __file__, "--child", device, str(repeats), str(side), str(window), str(int(fused))]
-        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        cost = Cost(**json.loads(said.splitlines()[-1]))
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        cost = Cost(**json.loads(output.splitlines()[-1]))
         windows = (side // 16 // window) ** 2
-        looks = "everywhere" if windows == 1 else f"in {windows} windows, 4 of 12 blocks everywhere"
+        reach = "to all" if windows == 1 else f"in {windows} windows, 4 of 12 blocks to all"
         lines.append(
-            f"| {side} | {looks} | {'in one go' if fused else 'step by step'} | {cost.seconds:.3g} s | "
+            f"| {side} | {reach} | {'fused' if fused else 'step by step'} | {cost.seconds:.3g} s | "
             f"{cost.peak / 2**20:.0f} MiB |"
         )
         print(lines[-1], flush=True)
@@ -62,7 +62,7 @@ def main(out: Path | None = None, device: str = "cpu", repeats: int = 1) -> None
     text = (
         f"`dense --size base`, {cost.parameters / 1e6:.1f} M parameters, one image, {name}, torch "
         f"{torch.__version__}; `python benchmarks/plain_backbones.py`.\n\n"
-        "| pixels | cells look | attention | time | peak memory |\n|---|---|---|---|---|\n"
+        "| pixels | cells attend | attention | time | peak memory |\n|---|---|---|---|---|\n"
     )
     if out is not None:
         out.write_text(text + "\n".join(lines) + "\n")

@@ -2,8 +2,8 @@
 
     python benchmarks/predict_memory.py
 
-The images are small and made on the spot, the detector is an untrained `dense` that says 100 boxes of each, and
-everything is written: overlays, JSON and CSV.
+The images are small and generated first, the detector is an untrained `dense` that predicts 100 boxes per image, and
+all outputs are written: overlays, JSON and CSV.
 """
 
 import json
@@ -24,7 +24,7 @@ def main(counts: list[int] = [300, 3000], side: int = 96) -> None:  # noqa: B006
 
     Args:
         counts: numbers of images.
-        side: of the detector's canvas, in pixels.
+        side: side of the detector's canvas, in pixels.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -35,8 +35,8 @@ def main(counts: list[int] = [300, 3000], side: int = 96) -> None:  # noqa: B006
             listing.write_text("\n".join(f"images/{i:05d}.jpg" for i in range(count)))
             start = time.perf_counter()
             command = [sys.executable, __file__, "--child", str(folder), str(count)]
-            said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            peak, objects = json.loads(said.splitlines()[-1])
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            peak, objects = json.loads(output.splitlines()[-1])
             seconds = time.perf_counter() - start
             print(f"{count:>6} images  {objects:>7} objects  peak {peak / 2**20:7.1f} MiB  {seconds:6.1f} s")
 
@@ -65,9 +65,9 @@ def _write_detector(path: Path, side: int) -> None:
 
 def _write_images(folder: Path, count: int) -> None:
     folder.mkdir()
-    draw = np.random.default_rng(0)
+    random = np.random.default_rng(0)
     for i in range(count):
-        coarse = Image.fromarray(draw.integers(0, 256, (6, 8, 3), np.uint8))
+        coarse = Image.fromarray(random.integers(0, 256, (6, 8, 3), np.uint8))
         coarse.resize((160, 120), Image.Resampling.BICUBIC).save(folder / f"{i:05d}.jpg")
 
 

@@ -1,11 +1,11 @@
-"""The service under load beside the bare runtime, and what thousands of requests, some of them bad, do to it.
+"""The service under load compared with the bare runtime, and its health under thousands of requests, some invalid.
 
     python benchmarks/service.py model.onnx folder-of-images
 
-One process serves, this one asks: 32 connections at once. The same files are then found by the runtime in a loop, with
-the batch size that is best there; both are measured in turns, several times, as other work on the machine weighs on
-both. Each request is one image file; the runtime decodes the same files. At the end, requests of which a tenth are bad:
-memory of the serving process, statuses, and whether it is well. Results are printed as markdown.
+One process serves, this one sends requests over 32 connections at once. The runtime then predicts on the same files in
+a loop, with the batch size that is best there; both are measured in turns, several times, as other work on the machine
+affects both. Each request is one image file; the runtime decodes the same files. At the end, requests of which a tenth
+are invalid: memory of the serving process, statuses, and its health. Results are printed as Markdown.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("images", type=Path)
     parser.add_argument("--requests", type=int, default=400, help="of one measurement of speed")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--mixed", type=int, default=2000, help="requests of which a tenth are bad")
+    parser.add_argument("--mixed", type=int, default=2000, help="requests of which a tenth are invalid")
     options = parser.parse_args()
     paths = collect(options.images)
     files = [path.read_bytes() for path in paths]
@@ -55,24 +55,24 @@ def speed(options: argparse.Namespace, port: int, files: Sequence[bytes]) -> Non
     detector = Detector(options.model, "cpu")
     rates = {size: in_a_loop(detector, files, options.requests // 4, size) for size in (1, 2, 4, 8, 16)}
     best = max(rates, key=lambda size: rates[size])
-    print("| runtime alone, batch of | images a second |\n| --- | --- |")
+    print("| runtime alone, batch of | images per second |\n| --- | --- |")
     print("".join(f"| {size} | {rate:.1f} |\n" for size, rate in rates.items()))
     requests = [multipart(files[i % len(files)]) for i in range(options.requests)]
-    asyncio.run(ask_all(port, requests[:16]))  # the service is warm, too
-    print("Images a second, and CPU time of an image in ms (of the service's process, and of the runtime's):\n")
-    print("| turn | service | runtime | ratio | CPU, service | CPU, runtime | median answer | 95 % |")
+    asyncio.run(ask_all(port, requests[:16]))  # warms up the service, too
+    print("Images per second, and CPU time per image in ms (of the service's process, and of the runtime's):\n")
+    print("| turn | service | runtime | ratio | CPU, service | CPU, runtime | median response | 95 % |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     ratios, costs = [], []
     for turn in range(options.turns):
-        spent = time.process_time()
+        cpu_before = time.process_time()
         alone = in_a_loop(detector, files, options.requests, best)
-        cpu_alone = (time.process_time() - spent) / options.requests
+        cpu_alone = (time.process_time() - cpu_before) / options.requests
         before, started = gauge(port, "process_cpu_seconds_total"), time.perf_counter()
-        answers = asyncio.run(ask_all(port, requests))
-        rate = len(answers) / (time.perf_counter() - started)
+        responses = asyncio.run(ask_all(port, requests))
+        rate = len(responses) / (time.perf_counter() - started)
         cpu = (gauge(port, "process_cpu_seconds_total") - before) / options.requests
-        assert {status for status, _, _ in answers} == {200}
-        times = sorted(seconds for _, seconds, _ in answers)
+        assert {status for status, _, _ in responses} == {200}
+        times = sorted(seconds for _, seconds, _ in responses)
         ratios.append(rate / alone)
         costs.append(cpu_alone / cpu)
         median, late = times[len(times) // 2], times[len(times) * 95 // 100]
@@ -88,43 +88,43 @@ def speed(options: argparse.Namespace, port: int, files: Sequence[bytes]) -> Non
 
 
 def in_a_loop(detector: Detector, files: Sequence[bytes], images: int, batch_size: int) -> float:
-    """Images a second."""
-    pictures = [io.BytesIO(files[i % len(files)]) for i in range(images)]
+    """Images per second."""
+    images_files = [io.BytesIO(files[i % len(files)]) for i in range(images)]
     started = time.perf_counter()
     for first in range(0, images, batch_size):
-        detector.predict([Image.open(file) for file in pictures[first : first + batch_size]], batch_size=batch_size)
+        detector.predict([Image.open(file) for file in images_files[first : first + batch_size]], batch_size=batch_size)
     return images / (time.perf_counter() - started)
 
 
 def mixed(options: argparse.Namespace, port: int, files: Sequence[bytes]) -> None:
     rng = random.Random(0)
-    bad = [spoil(files[0], kind) for kind in range(len(KINDS))]
-    print("| requests | as they should be | memory of the service |\n| --- | --- | --- |")
+    invalid = [invalid_request(files[0], number) for number in range(len(INVALID))]
+    print("| requests | right responses | memory of the service |\n| --- | --- | --- |")
     print(f"| 0 | | {memory(port):.0f} MB |", flush=True)
-    said: Counter[tuple[str, int]] = Counter()
+    statuses: Counter[tuple[str, int]] = Counter()
     part = options.mixed // 4
     for number in range(1, 5):
-        chosen = [rng.randrange(len(bad)) if rng.random() < 0.1 else None for _ in range(part)]
-        requests = [multipart(rng.choice(files)) if kind is None else bad[kind] for kind in chosen]
+        chosen = [rng.randrange(len(invalid)) if rng.random() < 0.1 else None for _ in range(part)]
+        requests = [multipart(rng.choice(files)) if fault is None else invalid[fault] for fault in chosen]
         right = 0
-        for kind, (status, _, body) in zip(chosen, asyncio.run(ask_all(port, requests)), strict=True):
-            said["good" if kind is None else KINDS[kind], status] += 1
-            right += status == 200 if kind is None else 400 <= status < 500 and bool(json.loads(body)["detail"])
+        for fault, (status, _, body) in zip(chosen, asyncio.run(ask_all(port, requests)), strict=True):
+            statuses["valid" if fault is None else INVALID[fault], status] += 1
+            right += status == 200 if fault is None else 400 <= status < 500 and bool(json.loads(body)["detail"])
         print(f"| {number * part} | {right} of {part} | {memory(port):.0f} MB |", flush=True)
     print("\n| request | status | how many |\n| --- | --- | --- |")
-    print("".join(f"| {what} | {status} | {count} |\n" for (what, status), count in sorted(said.items())))
+    print("".join(f"| {what} | {status} | {count} |\n" for (what, status), count in sorted(statuses.items())))
     status = asyncio.run(ask_all(port, [request("GET", "/healthz", b"")]))[0][0]
     print(f"healthz afterwards: {status}")
 
 
-KINDS = (
+INVALID = (
     "no image", "empty file", "cut short", "bomb of 400 megapixels", "over 16 MB", "no file", "threshold of 7",
     "unknown class", "no form", "JSON cut short", "no base64", "animation cut short",
 )  # fmt: skip
 
 
-def spoil(file: bytes, kind: int) -> bytes:
-    """A request that has something wrong with it."""
+def invalid_request(file: bytes, number: int) -> bytes:
+    """A request of one kind of `INVALID`."""
     bomb = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(bomb, "png")
     frames = io.BytesIO()
@@ -143,7 +143,7 @@ def spoil(file: bytes, kind: int) -> bytes:
         request("POST", "/detect/base64", b'{"images": ["AAA', as_json),
         request("POST", "/detect/base64", b'{"images": ["/etc/passwd!"]}', as_json),
         multipart(frames.getvalue()[:40]),
-    )[kind]
+    )[number]
 
 
 def multipart(file: bytes | None, **fields: str) -> bytes:
@@ -157,25 +157,25 @@ def multipart(file: bytes | None, **fields: str) -> bytes:
 
 
 def request(method: str, path: str, body: bytes, headers: dict[str, str] | None = None) -> bytes:
-    """As it goes over the wire; written out beforehand, so that asking costs little."""
-    said = {"host": "localhost", "content-length": str(len(body)), **(headers or {})}
-    head = "".join(f"{name}: {value}\r\n" for name, value in said.items())
+    """The bytes of a request, prepared in advance, so that sending costs little."""
+    fields = {"host": "localhost", "content-length": str(len(body)), **(headers or {})}
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
     return f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + body
 
 
 async def ask_all(port: int, requests: Sequence[bytes]) -> list[tuple[int, float, bytes]]:
-    """Status, seconds and body of each answer, in order; so many clients ask, each one thing after the other."""
-    answers: list[tuple[int, float, bytes]] = [(0, 0.0, b"")] * len(requests)
+    """Status, seconds and body of each response, in order; each of `CLIENTS` clients sends one request at a time."""
+    responses: list[tuple[int, float, bytes]] = [(0, 0.0, b"")] * len(requests)
     waiting = iter(enumerate(requests))
 
     async def client() -> None:
         connection = None
-        for place, one in waiting:
+        for index, one in waiting:
             started = time.perf_counter()
             if connection is None:
                 connection = await asyncio.open_connection("127.0.0.1", port)
             status, body, closed = await ask(*connection, one)
-            answers[place] = status, time.perf_counter() - started, body
+            responses[index] = status, time.perf_counter() - started, body
             if closed:
                 connection[1].close()
                 connection = None
@@ -183,11 +183,11 @@ async def ask_all(port: int, requests: Sequence[bytes]) -> list[tuple[int, float
             connection[1].close()
 
     await asyncio.gather(*(client() for _ in range(min(CLIENTS, len(requests)))))
-    return answers
+    return responses
 
 
 async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, one: bytes) -> tuple[int, bytes, bool]:
-    """Status, body, and whether the connection cannot be used again."""
+    """Status, body, and whether the connection is closed."""
     writer.write(one)
     head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
     length = re.search(r"content-length: (\d+)", head)
@@ -196,21 +196,21 @@ async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, one: b
 
 
 def memory(port: int) -> float:
-    """Of the serving process, in MB."""
+    """Memory of the serving process, in MB."""
     return gauge(port, "process_resident_memory_bytes") / 1e6
 
 
 def gauge(port: int, name: str) -> float:
-    """What the service says of itself."""
+    """One of the service's own metrics."""
     text = asyncio.run(ask_all(port, [request("GET", "/metrics", b"")]))[0][2].decode()
-    said = re.search(rf"^{name} (\S+)", text, re.MULTILINE)
-    assert said is not None
-    return float(said[1])
+    match = re.search(rf"^{name} (\S+)", text, re.MULTILINE)
+    assert match is not None
+    return float(match[1])
 
 
 @contextmanager
 def served(model: Path) -> Iterator[int]:
-    """The port of a service in its own process."""
+    """The port of a service in a process of its own."""
     command = [sys.executable, "-u", "-m", "boxwright", "serve", str(model), "--port", "0", "--device", "cpu"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:

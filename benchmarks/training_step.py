@@ -1,11 +1,10 @@
-"""A training step of `dense` with Lite0: ours beside the plain eager loop, taking turns in one run.
+"""A training step of `dense` with Lite0: ours and the plain eager loop, in turns in one run.
 
     python benchmarks/training_step.py [--steps 10] [--batch 16] [--image-size 320]
 
-Plain: the same network and loss, contiguous (NCHW) memory, every weight learning, batch norms in training mode. The
-next rows add our changes one by one: channels-last memory, norms with ImageNet statistics and a resting stem, memory
-that glibc keeps between steps. The last applies to the whole process, so it is measured after the others have taken
-turns.
+Plain: the same network and loss, contiguous (NCHW) memory, every weight trained, batch norms in training mode. The next
+rows add our changes one by one: channels-last memory, norms with ImageNet statistics and a frozen stem, memory that
+glibc keeps between steps. The last applies to the whole process, so it is measured after the others.
 """
 
 import argparse
@@ -23,7 +22,7 @@ from boxwright.types import Batch
 
 
 def synthetic(count: int, side: int, objects: int = 12) -> Batch:
-    """A batch of noise with a dozen boxes an image, as BCCD has."""
+    """A batch of noise with a dozen boxes per image, as in BCCD."""
     corner = torch.rand(count, objects, 2) * 0.7
     return Batch(
         images_BCHW=torch.rand(count, 3, side, side),
@@ -37,12 +36,12 @@ def synthetic(count: int, side: int, objects: int = 12) -> Batch:
 
 
 class Contiguous(Dense):
-    """The same detector on memory as torch lays it out by default."""
+    """The same detector with torch's default memory layout."""
 
-    def forward(self, images_BCHW, sizes_B2):
+    def forward(self, images_BCHW, sizes_B2, targets=None):
         images = (images_BCHW - self.backbone.mean) / self.backbone.std
         maps = self.pyramid(self.backbone.net(images))
-        return self._vote(maps, images.shape[-2:])
+        return self._predict(maps, images.shape[-2:])
 
 
 def make(kind: type[Dense], frozen: bool) -> tuple[Dense, torch.optim.Optimizer]:
@@ -66,7 +65,7 @@ def step(detector: Dense, optimizer: torch.optim.Optimizer, batch: Batch) -> flo
 
 
 def in_turns(sides: dict[str, tuple[Dense, torch.optim.Optimizer]], batch: Batch, steps: int) -> dict[str, float]:
-    """Median seconds a step of each side, after two steps of warming up."""
+    """Median seconds per step of each side, after two steps of warming up."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(steps + 2):
         for name, (detector, optimizer) in sides.items():
@@ -86,11 +85,11 @@ def main() -> None:
     sides = {
         "plain eager loop": make(Contiguous, frozen=False),
         "+ channels-last": make(Dense, frozen=False),
-        "+ resting stem and norms": make(Dense, frozen=True),
+        "+ frozen stem and norms": make(Dense, frozen=True),
     }
     seconds = in_turns(sides, batch, a.steps)
     keep_memory()
-    kept = in_turns({"+ memory kept (ours)": sides["+ resting stem and norms"]}, batch, a.steps)
+    kept = in_turns({"+ memory kept (ours)": sides["+ frozen stem and norms"]}, batch, a.steps)
     plain = seconds["plain eager loop"]
     print(f"batch {a.batch}, {a.image_size} px, {torch.get_num_threads()} threads, median of {a.steps} steps")
     for name, median in (seconds | kept).items():

@@ -1,10 +1,10 @@
-"""How long validation takes beyond the network: boxes back to original pixels, matching, accumulating.
+"""The time of validation without the network's own: boxes to original pixels, matching, accumulating.
 
     python benchmarks/validation_time.py
     python benchmarks/validation_time.py --data DATA --split val
 
-Without a data set, objects and detections are drawn at random; with one, its images also come through the cache (built
-before the clock starts), and a detector that looks at nothing says 100 random boxes of each.
+Without a data set, objects and detections are random; with one, its images also come through the cache (built before
+the clock starts), and a detector that ignores them predicts 100 random boxes per image.
 """
 
 import time
@@ -28,25 +28,25 @@ from boxwright.types import Batch, Detections, Detector, Predictions
 T = TypeVar("T")
 
 
-class Blind(Detector):
-    """Says the most boxes it may, at random, at no cost to speak of."""
+class RandomDetector(Detector):
+    """Predicts the maximal number of boxes, at random, at almost no cost."""
 
     def __init__(self, names: tuple[str, ...], image_size: int = 256):
         super().__init__()
         self.names, self.image_size = names, image_size
         self.generator = torch.Generator().manual_seed(0)
 
-    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor) -> int:
-        """How many images."""
+    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None) -> int:
+        """The number of images."""
         return len(images_BCHW)
 
-    def decode(self, raw: int) -> Predictions:
+    def decode(self, outputs: int) -> Predictions:
         """Random boxes."""
-        corners_BD4 = torch.rand(raw, MAX_DETECTIONS, 4, generator=self.generator)
+        corners_BD4 = torch.rand(outputs, MAX_DETECTIONS, 4, generator=self.generator)
         corners_BD4[..., 2:] = corners_BD4[..., :2] + corners_BD4[..., 2:] * 0.4
-        scores_BD = torch.rand(raw, MAX_DETECTIONS, generator=self.generator).sort(descending=True).values
+        scores_BD = torch.rand(outputs, MAX_DETECTIONS, generator=self.generator).sort(descending=True).values
         return Predictions(
-            corners_BD4, scores_BD, torch.randint(len(self.names), (raw, MAX_DETECTIONS), generator=self.generator)
+            corners_BD4, scores_BD, torch.randint(len(self.names), (outputs, MAX_DETECTIONS), generator=self.generator)
         )
 
 
@@ -56,23 +56,23 @@ def main(
     """Time validation without a network.
 
     Args:
-        images: how many, at most.
-        objects: in each random image.
+        images: at most.
+        objects: per random image.
         classes: of the random objects.
-        data: a data set to take images and objects from.
+        data: a data set with images and objects, instead of random ones.
         split: of the data set.
     """
     if data is None:
         names = tuple(f"class {k}" for k in range(classes))
-        records, detector = _random_records(images, objects, classes), Blind(names)
-        detections, seconds = _timed(lambda: _detect_nothing(detector, records))
+        records, detector = _random_records(images, objects, classes), RandomDetector(names)
+        detections, seconds = _timed(lambda: _detect_at_random(detector, records))
         where = "random objects"
     else:
         dataset = read(data)
         split, _ = choose_split(dataset, split)
         names, records = dataset.names, dataset.splits[split][:images]
-        cache, blind = build(records, 256), Blind(names)
-        detections, seconds = _timed(lambda: detect(blind, cache))
+        cache, detector = build(records, 256), RandomDetector(names)
+        detections, seconds = _timed(lambda: detect(detector, cache))
         where = f"{data.name}, {split}, images of 256 px read from the cache"
     report, scoring = _timed(lambda: score(records, detections, names))
     boxes = sum(len(record.boxes_N4) for record in records)
@@ -88,30 +88,30 @@ def _timed(work: Callable[[], T]) -> tuple[T, float]:
 
 
 def _random_records(images: int, objects: int, classes: int) -> list[Record]:
-    draw = np.random.default_rng(0)
+    random = np.random.default_rng(0)
     return [
-        Record(Path("x.jpg"), 640, 480, _random_boxes(draw, objects), draw.integers(0, classes, objects),
+        Record(Path("x.jpg"), 640, 480, _random_boxes(random, objects), random.integers(0, classes, objects),
                np.zeros(objects, bool), i, "random")
         for i in range(images)
     ]  # fmt: skip
 
 
-def _random_boxes(draw: np.random.Generator, n: int) -> np.ndarray:
-    corner = draw.uniform(0, 400, (n, 2))
-    return np.concatenate([corner, corner + draw.uniform(5, 150, (n, 2))], 1)
+def _random_boxes(random: np.random.Generator, n: int) -> np.ndarray:
+    corner = random.uniform(0, 400, (n, 2))
+    return np.concatenate([corner, corner + random.uniform(5, 150, (n, 2))], 1)
 
 
-def _detect_nothing(detector: Detector, records: list[Record], batch_size: int = 16) -> list[Detections]:
-    """What `detect` does but for the images."""
-    found: list[Detections] = []
+def _detect_at_random(detector: Detector, records: list[Record], batch_size: int = 16) -> list[Detections]:
+    """Like `detect`, without loading images."""
+    detections: list[Detections] = []
     for first in range(0, len(records), batch_size):
         part = records[first : first + batch_size]
         sizes_B2 = torch.tensor([[192, 256]] * len(part))
         originals_B2 = torch.tensor([[record.height, record.width] for record in part])
         empty: dict[str, Any] = dict.fromkeys(("boxes_BN4", "labels_BN", "valid_BN", "index_B"), torch.empty(0))
         images_BCHW = torch.empty(len(part), 3, 256, 256, dtype=torch.uint8)
-        found += detect_batch(detector, Batch(images_BCHW, sizes_B2, originals_B2, **empty))
-    return found
+        detections += detect_batch(detector, Batch(images_BCHW, sizes_B2, originals_B2, **empty))
+    return detections
 
 
 if __name__ == "__main__":

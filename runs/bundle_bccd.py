@@ -3,12 +3,12 @@
     python runs/bundle_bccd.py BCCD src/boxwright/bundled/bccd
 
 BCCD is the folder with Annotations/, JPEGImages/ and ImageSets/ (github Shenggan/BCCD_Dataset, MIT). The result is
-about 3 MB of images: what `boxwright demo` detects on, and what `boxwright demo --train` learns from.
+about 3 MB of images, which `boxwright demo` predicts on and `boxwright demo --train` trains on.
 """
 
+import argparse
 import json
 import shutil
-import sys
 from pathlib import Path
 
 from PIL import Image
@@ -16,7 +16,7 @@ from PIL import Image
 from boxwright.data.read import read
 from boxwright.data.records import Dataset, Record
 
-SHRINK = 2  # 640 x 480 to 320 x 240, the resolution that the demo's detector sees anyway
+SHRINK = 2  # 640 x 480 to 320 x 240, the resolution of the demo's detector
 
 
 def main(source: Path, target: Path) -> None:
@@ -61,4 +61,7 @@ def pack(dataset: Dataset, records: list[Record], target: Path, split: str, shri
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    main(**vars(parser.parse_args()))

@@ -3,8 +3,8 @@
 python runs/bundle_detector.py boxwright-demo/train src/boxwright/bundled
 """
 
+import argparse
 import csv
-import sys
 from pathlib import Path
 
 import torch
@@ -33,6 +33,7 @@ A `dense` detector of blood cells (classes: {names}), for `boxwright demo`. Not 
 
 
 def main(run: Path, target: Path) -> None:
+    """Write both, and print the card."""
     detector = load_detector(run / "last.safetensors")
     file = target / "dense-nano-bccd.safetensors"
     card = detector.card | {"licence": "Apache-2.0", "data licence": "MIT"}
@@ -58,4 +59,7 @@ def main(run: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("target", type=Path)
+    main(**vars(parser.parse_args()))

@@ -10,7 +10,7 @@ digits. Prints the loss, and COCO's AP50 on the same images. OUT keeps the weigh
 `benchmarks/onnx_speed.py` measures the cost of 8 bits.
 """
 
-import sys
+import argparse
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -45,9 +45,9 @@ OPTIM = {
 Losses: TypeAlias = Callable[[], Mapping[str, Tensor]]
 
 
-def main(model: str, data: str, out: str | None = None) -> None:
+def main(model: str, data: Path, out: Path | None) -> None:
     """Train and report."""
-    dataset = read(Path(data))
+    dataset = read(data)
     records = dataset.splits["train"][:IMAGES]
     torch.manual_seed(0)
     detector = Pix2Seq(PIX2SEQ, dataset.names) if model == "pix2seq" else Detr(DETR, dataset.names)
@@ -57,9 +57,7 @@ def main(model: str, data: str, out: str | None = None) -> None:
         images = cache.build(records, detector.image_size, folder=Path(folder), quiet=True)
         train(detector, losses_of(detector, images.batch(range(IMAGES))), OPTIM[model])
         if out is not None:
-            save_detector(
-                Path(out), detector, {"trained on": f"the first {IMAGES} training images of BCCD, overfitted"}
-            )
+            save_detector(out, detector, {"trained on": f"the first {IMAGES} training images of BCCD, overfitted"})
         show(score(records, detect(detector, images), dataset.names), model)
         if isinstance(detector, Pix2Seq):
             detector.config = replace(PIX2SEQ, top_p=0.4)
@@ -105,4 +103,8 @@ def show(report: Report, title: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=OPTIM)
+    parser.add_argument("data", type=Path, metavar="BCCD")
+    parser.add_argument("out", type=Path, nargs="?", metavar="OUT.safetensors")
+    main(**vars(parser.parse_args()))

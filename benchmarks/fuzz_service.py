@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from service import ask_all, memory, request, served
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "deployment" / "service"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
 
 def files(cases: int) -> None:
     """Damaged files for the decoder."""
-    from test_uploads import check, damaged
+    from helpers.uploads import check_decoded, damaged
 
     count = 0
 
@@ -57,7 +57,7 @@ def files(cases: int) -> None:
     def attempt(data: bytes) -> None:
         nonlocal count
         count += 1
-        check(data)
+        check_decoded(data)
 
     attempt()
     print(f"{count} files for the decoder: each an image, or refused with a reason")

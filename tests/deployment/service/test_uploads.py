@@ -2,7 +2,6 @@
 
 import io
 import struct
-import warnings
 import zlib
 
 import pytest
@@ -12,44 +11,13 @@ from PIL import Image
 
 from boxwright.deployment.service.errors import RequestError
 from boxwright.deployment.service.uploads import FORMATS, decode, from_base64
-from helpers.uploads import picture
-
-LIMIT = 10**6
-SAMPLES = [picture((33, 21), (3, 4, 20, 18), kind) for kind in FORMATS]
-
-
-@st.composite
-def damaged(draw) -> bytes:
-    """A file of a known format, cut, changed in places, or joined with another."""
-    data = bytearray(draw(st.sampled_from(SAMPLES)))
-    for place, value in draw(st.lists(st.tuples(st.integers(0, len(data) - 1), st.integers(0, 255)), max_size=12)):
-        data[place] = value
-    if draw(st.booleans()):
-        del data[draw(st.integers(0, len(data))) :]
-    return bytes(data) + draw(st.one_of(st.just(b""), st.binary(max_size=20), st.sampled_from(SAMPLES)))
-
-
-def check(data: bytes) -> None:
-    """An image within the limit, or a reason."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, of damaged metadata
-        try:
-            ready = decode(data, "it", 32, LIMIT)
-        except RequestError as error:
-            refused = error
-        else:
-            assert ready.image.mode == "RGB"
-            assert 0 < ready.size[0] * ready.size[1] <= LIMIT
-            assert max(ready.image.size) <= max(ready.size)
-            return
-    assert refused.status in (400, 413)
-    assert str(refused).startswith("it ")
+from helpers.uploads import LIMIT, check_decoded, damaged, picture
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(st.one_of(damaged(), st.binary(max_size=200)))
 def test_any_bytes_are_an_image_or_are_refused(data):
-    check(data)
+    check_decoded(data)
 
 
 @pytest.mark.parametrize("text", ["AAA", "AA==\n", "data:image/png;base64,AAAA", "grö", "\ud800", "\0", "A" * 5])

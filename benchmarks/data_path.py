@@ -60,7 +60,7 @@ def torchvision_loader(images: Path, annotations: Path, side: int, batch: int, w
         num_workers=workers,
         collate_fn=collate,
         drop_last=True,
-        persistent_workers=True,
+        persistent_workers=workers > 0,
     )
 
 

@@ -1,4 +1,4 @@
-"""Exported files beside torch: is the same detector faster, and what do fewer bits gain and cost?
+"""Exported files compared with torch: is the same detector faster, and what do fewer bits gain and cost?
 
     python benchmarks/onnx_speed.py [--weights CHECKPOINT ...] [--models dense pix2seq ...]
 

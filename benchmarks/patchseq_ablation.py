@@ -1,4 +1,4 @@
-"""The effect of each addition to `patchseq`, with `pix2seq` beside it: every row trained for the same time.
+"""The effect of each addition to `patchseq`, and `pix2seq` for comparison: every row trained for the same time.
 
     python benchmarks/patchseq_ablation.py [DATA] [--val-data DATA] [--minutes 5] [--image-size 192]
 

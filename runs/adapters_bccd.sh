@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `dense` over Lite0's ImageNet weights, trained in full, with adapters and by its head alone, on the bundled BCCD images
+# `dense` over Lite0's ImageNet weights, trained in full, with adapters, and the head alone, on the bundled BCCD images
 # at 128 px, 4 epochs. Some minutes on a CPU; prints the AP of each, and the size of what is stored.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `dense` beside torchvision's FCOS on BCCD's official split: same backbone, images, augmentation, optimizer and epochs.
+# `dense` and torchvision's FCOS on BCCD's official split: same backbone, images, augmentation, optimizer and epochs.
 # On 2 CPU cores about half an hour. Appends to benchmarks/results/peers.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."

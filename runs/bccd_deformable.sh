@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # `deformable` nano on BCCD's official test split by its recipe (320 px, 20 epochs), on the CPU (about 40 minutes on one
-# core), the same at 416 px (an hour), then, shorter and smaller (256 px, 8 epochs), beside `detr`, Hugging Face's DETR and Deformable DETR and
-# torchvision's detectors, with the same backbone, images, augmentation and epochs (about an hour on one core; needs
-# `pip install transformers`): bash runs/bccd_deformable.sh
+# core), the same at 416 px (an hour), then, shorter and smaller (256 px, 8 epochs), with `detr`, Hugging Face's DETR
+# and Deformable DETR and torchvision's detectors, with the same backbone, images, augmentation and epochs (about an
+# hour on one core; needs `pip install transformers`): bash runs/bccd_deformable.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=src/boxwright/bundled/bccd

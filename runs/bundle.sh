@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# What ships inside the package, from the original data: bash runs/bundle.sh BCCD
+# Make the files that ship inside the package from the original data: bash runs/bundle.sh BCCD
 # BCCD is the folder with Annotations/, JPEGImages/ and ImageSets/ (github Shenggan/BCCD_Dataset, MIT).
-# Packs the images, trains the detector by its recipe (20 epochs, about 12 minutes on 2 cores), and writes the weights in
-# half precision with their model card.
+# Packs the images, trains the detector by its recipe (20 epochs, about 12 minutes on 2 cores), and writes the weights
+# in half precision with their model card.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bundled=src/boxwright/bundled

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# All detectors on BCCD's official split on a CPU, small: 192 px, 5 minutes each (MINUTES=... for more), about 40 minutes
-# in all on 2 cores. Called again after a kill, it goes on: bash runs/compare_bccd.sh [OUT]
-# Open OUT/index.html; the AP of each run then stands in `boxwright models`. Not run for the record so far.
+# All detectors on BCCD's official split on a CPU, small: 192 px, 5 minutes each (MINUTES=... for more), about 40
+# minutes in all on 2 cores. Run again after a kill, it resumes: bash runs/compare_bccd.sh [OUT]
+# Open OUT/index.html; `boxwright models` then shows the AP of each run. Not run for the record so far.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-compare-bccd}

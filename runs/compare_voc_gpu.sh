@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All detectors on voc-animals with a GPU, 10 minutes each, about an hour in all. Called again after a kill, it goes on:
+# All detectors on voc-animals with a GPU, 10 minutes each, about an hour in all. Run again after a kill, it resumes:
 # bash runs/compare_voc_gpu.sh FOLDER [OUT]
 # FOLDER holds voc-animals-train and voc-animals-val (COCO JSON). Not run so far: no GPU was at hand.
 set -euo pipefail

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What each block of `deformable` is worth, on voc-animals at 320 px with a GPU, and what a training step costs beside
-# Hugging Face's: bash runs/deformable_ablation_gpu.sh FOLDER
+# The effect of each block of `deformable`, on voc-animals at 320 px with a GPU, and the cost of a training step
+# compared with Hugging Face's: bash runs/deformable_ablation_gpu.sh FOLDER
 # FOLDER holds voc-animals-train and voc-animals-val (COCO JSON); needs `pip install transformers`. Not run so far: no
 # GPU was at hand.
 set -euo pipefail

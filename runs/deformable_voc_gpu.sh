@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `deformable` beside `detr`, Hugging Face's DETR and Deformable DETR, and torchvision's detectors, on voc-animals at
+# `deformable`, `detr`, Hugging Face's DETR and Deformable DETR, and torchvision's detectors, on voc-animals at
 # 320 px with a GPU: bash runs/deformable_voc_gpu.sh FOLDER [EPOCHS]
 # FOLDER holds voc-animals-train and voc-animals-val (COCO JSON). Same backbone, images, augmentation and epochs; needs
 # `pip install transformers`. The aims: 10 AP over the other transformers, AP50 0.76 and AP 0.50 on the five animals.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# A `dense` small teaches a nano on BCCD's official split: the teacher, a nano without it, the nano it teaches, all for 14
-# epochs; each as a file, the last one in int8, too, then one table. Some two hours on 2 CPU cores. Called again after a
-# kill, it goes on: bash runs/distill_bccd.sh [OUT]
+# A `dense` small teaches a nano on BCCD's official split: the teacher, a nano without it, the nano it teaches, all for
+# 14 epochs; each exported, the last one in int8, too, then one table. Some two hours on 2 CPU cores. Run again after a
+# kill, it resumes: bash runs/distill_bccd.sh [OUT]
 # Weights are those of the last epoch, so that nothing is chosen by the test images.
 set -euo pipefail
 cd "$(dirname "$0")/.."

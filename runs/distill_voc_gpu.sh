@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A `dense` small teaches a nano on voc-animals with a GPU: bash runs/distill_voc_gpu.sh FOLDER [EPOCHS]
-# FOLDER holds voc-animals-train and voc-animals-val (COCO JSON). Teacher, a nano without it, the nano it teaches; each as
-# a file, the last one in int8, too, then one table, whose latencies are of the CPU. Not run so far: no GPU was at hand.
+# FOLDER holds voc-animals-train and voc-animals-val (COCO JSON). Teacher, a nano without it, the nano it teaches; each
+# exported, the last one in int8, too, then one table with latencies on the CPU. Not run so far: no GPU was at hand.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=runs/distill-voc

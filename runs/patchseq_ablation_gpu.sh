@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What each addition to `patchseq` is worth, and `pix2seq` beside it, on voc-animals at 320 px with a GPU: bash
+# The effect of each addition to `patchseq`, and `pix2seq` for comparison, on voc-animals at 320 px with a GPU: bash
 # runs/patchseq_ablation_gpu.sh FOLDER
-# FOLDER holds voc-animals-train and voc-animals-val (COCO JSON). Four minutes a row, six rows. Not run so far: no GPU
+# FOLDER holds voc-animals-train and voc-animals-val (COCO JSON). Four minutes per row, six rows. Not run so far: no GPU
 # was at hand. The same on BCCD with a CPU: python benchmarks/patchseq_ablation.py --minutes 6
 set -euo pipefail
 cd "$(dirname "$0")/.."

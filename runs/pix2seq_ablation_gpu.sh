@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What makes `pix2seq` learn faster, on voc-animals at 320 px with a GPU: bash runs/pix2seq_ablation_gpu.sh FOLDER
-# FOLDER holds voc-animals-train and voc-animals-val (COCO JSON). Four minutes a row, five rows. Not run so far: no GPU
-# was at hand.
+# FOLDER holds voc-animals-train and voc-animals-val (COCO JSON). Four minutes per row, five rows. Not run so far: no
+# GPU was at hand.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=$1/voc-animals

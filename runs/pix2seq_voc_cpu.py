@@ -51,7 +51,7 @@ def main() -> None:
     charts.curves(OUT / "metrics.csv", OUT / "curves.png")
     with (OUT / "metrics.csv").open() as stream:
         losses = [float(row["loss"]) for row in csv.DictReader(stream)]
-    tenth = len(losses) // 10
+    tenth = max(1, len(losses) // 10)
     print(f"loss {sum(losses[:tenth]) / tenth:.3f} (first tenth) to {sum(losses[-tenth:]) / tenth:.3f} (last tenth)")
     print(f"AP {chance.ap:.5f}, AP50 {chance.ap50:.5f} untrained; AP {progress.best_ap:.5f} after {a.epochs} epochs")
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # `pix2seq` on voc-animals with one GPU, about 30 minutes: bash runs/pix2seq_voc_gpu.sh FOLDER
-# FOLDER holds voc-animals-train and voc-animals-val (COCO JSON). The aim is AP50 0.40 on the five animals, with the curve
-# still rising. Not run so far: no GPU was at hand.
+# FOLDER holds voc-animals-train and voc-animals-val (COCO JSON). The aim is AP50 0.40 on the five animals, with the
+# curve still rising. Not run so far: no GPU was at hand.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=$1/voc-animals

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `dense` beside torchvision's FCOS on voc-animals, 256 px, 10 epochs: bash runs/voc_animals_cpu.sh FOLDER
+# `dense` and torchvision's FCOS on voc-animals, 256 px, 10 epochs: bash runs/voc_animals_cpu.sh FOLDER
 # FOLDER holds voc-animals-train and voc-animals-val (COCO JSON). About an hour and a half on one CPU core, less on two.
 set -euo pipefail
 cd "$(dirname "$0")/.."

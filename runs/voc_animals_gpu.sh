@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `dense` beside torchvision's FCOS and RetinaNet on voc-animals with a GPU: bash runs/voc_animals_gpu.sh FOLDER
+# `dense` and torchvision's FCOS and RetinaNet on voc-animals with a GPU: bash runs/voc_animals_gpu.sh FOLDER
 # FOLDER holds voc-animals-train and voc-animals-val (COCO JSON). The aim is AP50 0.70 on the five animals. Not run so
 # far: no GPU was at hand.
 set -euo pipefail

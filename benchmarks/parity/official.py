@@ -24,7 +24,7 @@ from golden import Arrays, Result, attempt, read_arrays
 
 
 def check(folder: Path) -> Iterator[Result]:
-    """All cases of a folder: its networks with all that is stored for each, then everything beside the networks."""
+    """All cases of a folder: its networks with all that is stored for each, then everything else."""
     for file in sorted(folder.glob("manifest_*.json")):
         name, manifest = file.stem.removeprefix("manifest_"), json.loads(file.read_text())
         yield attempt(f"{name} tensors", check_shapes, name, manifest)

@@ -1,4 +1,4 @@
-"""What google-research/pix2seq does beside its networks: tokens, sequences, images, noise boxes, schedules."""
+"""What google-research/pix2seq computes outside its networks: tokens, sequences, images, noise boxes, schedules."""
 
 import json
 import math

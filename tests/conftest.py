@@ -10,6 +10,8 @@ from PIL import Image
 from boxwright.types import Batch
 from helpers.white_boxes import WhiteBoxes
 
+torch.set_num_threads(1)  # tests compute little: a second thread would mostly wait, and keep others from their core
+
 
 @pytest.fixture
 def batch() -> Batch:

@@ -49,3 +49,9 @@ def paint() -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty `curves.png`: to draw it takes longer than the short runs of tests."""
+    monkeypatch.setattr("boxwright.visualization.charts.curves", lambda table, file: file.touch())

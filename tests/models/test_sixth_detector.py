@@ -24,7 +24,7 @@ def data(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(data, tmp_path):
+def run(data, tmp_path, no_charts):
     return boxwright.train(data, "toy", out=tmp_path / "run", epochs=1, batch_size=2, pretrained=False, device="cpu")
 
 
@@ -47,6 +47,7 @@ def test_it_is_fine_tuned_and_taught(data, run, tmp_path):
     assert boxwright.load(again, device="cpu").detector.card["taught by"].startswith("toy")
 
 
+@pytest.mark.slow
 def test_it_is_exported_and_says_the_same_without_torch(data, run, tmp_path):
     file = export(run / "best", out=tmp_path / "toy.onnx")
     image = Image.open(data / "images" / "1.png").convert("RGB")

@@ -45,7 +45,7 @@ def import_everything():
 def quantise():
     import numpy, onnx
     from boxwright.deployment.onnx.quantise import to_int8
-    to_int8(onnx.load("dense.onnx"), [numpy.zeros((64, 64, 3), "uint8")])
+    to_int8(onnx.load("dense.onnx"), [numpy.zeros((64, 64, 3), "uint8")], ())
 
 def train():
     from boxwright.__main__ import main

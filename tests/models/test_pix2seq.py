@@ -105,7 +105,7 @@ def test_a_small_set_is_learned_and_detected(detector, batch):
     config = replace(CONFIG, dropout=0.0, drop_path=0.0, sentences=4, decoder_dim=48)
     detector = Pix2Seq(config, ("cat", "dog"), pretrained=False)
     optimizer = torch.optim.AdamW(detector.parameters(), 5e-3)
-    for _ in range(100):
+    for _ in range(60):
         loss = detector.loss(detector(batch.images_BCHW, batch.sizes_B2, batch), batch)["tokens"]
         optimizer.zero_grad()
         loss.backward()
@@ -190,7 +190,7 @@ def test_a_small_set_is_learned_to_its_end_without_noise(batch):
     config = replace(CONFIG, dropout=0.0, drop_path=0.0, sentences=4, decoder_dim=48, noise=False)
     detector = Pix2Seq(config, ("cat", "dog"), pretrained=False)
     optimizer = torch.optim.AdamW(detector.parameters(), 5e-3)
-    for _ in range(100):
+    for _ in range(60):
         loss = detector.loss(detector(batch.images_BCHW, batch.sizes_B2, batch), batch)["tokens"]
         optimizer.zero_grad()
         loss.backward()

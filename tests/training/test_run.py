@@ -134,7 +134,7 @@ def test_gradients_add_up_over_accumulated_batches(data, tmp_path):
 
 
 def test_training_goes_on_from_given_weights(data, tmp_path):
-    first = train(data, tmp_path / "first", epochs=3)
+    first = train(data, tmp_path / "first", epochs=2)
     second = train(data, tmp_path / "second", weights=first / "last", epochs=1, optim=Optim(lr=1e-6))
     assert float(rows(second)[0]["loss"]) < float(rows(first)[0]["loss"])
 

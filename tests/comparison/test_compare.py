@@ -46,7 +46,7 @@ def _own_cache(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture
-def quick(monkeypatch) -> list[tuple[str, int, bool]]:
+def quick(monkeypatch, no_charts) -> list[tuple[str, int, bool]]:
     """Everything but the measuring and the training, which would take minutes; returns the calls of `run`."""
     calls = []
 

@@ -4,12 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from helpers.training_runs import squares_and_discs
+from helpers.training_runs import squares_and_discs, train
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return squares_and_discs(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one epoch, only to be read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BOXWRIGHT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        return train(data, tmp_path_factory.mktemp("finished") / "run", epochs=1)
 
 
 @pytest.fixture(autouse=True)

@@ -66,6 +66,7 @@ def test_everything_is_written(data: Path, tmp_path: Path, capsys: pytest.Captur
     ]  # fmt: skip
     printed = capsys.readouterr().out
     assert report.summary() in printed
+    assert f"Expected calibration error {report.ece:.3f}" in printed
     assert "scores 0 on: stranger" in printed
     assert "split all" in printed
     assert report.ap50 == pytest.approx(1.0)
@@ -75,6 +76,7 @@ def test_everything_is_written(data: Path, tmp_path: Path, capsys: pytest.Captur
     assert {row["category_id"] for row in results} == {40}
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["stats"]["AP50"] == report.ap50
+    assert metrics["calibration"]["ece"] == report.ece
     assert metrics["unknown_classes"] == ["stranger"]
     with (out / "confusion.csv").open(newline="") as file:
         rows = list(csv.reader(file))

@@ -95,7 +95,7 @@ def test_comparison(paint: Callable[..., Path], tmp_path: Path, monkeypatch: pyt
     cost = {"latency_ms": 1234.5, "detection_mib": 2000.4, "training_mib": 950.0, "parameters": 3_140_000}
     stats = dict(zip(STAT_NAMES, (0.5, 0.75, 0.25, -1, 0.125, 0.5, *[0.5] * 6), strict=True))
     aps = dict(zip(CLASSES, (0.5, -1, 0.25), strict=True))
-    rows = [Row("dense", stats, [0.5] * 10, [(60, 0.25), (90, 0.5)], 2, cost, aps)]
+    rows = [Row("dense", stats | {"ECE": 0.0625}, [0.5] * 10, [(60, 0.25), (90, 0.5)], 2, cost, aps)]
     rows.append(Row("detr", stats | {"AP": 0.25}, [0.25] * 10, [(60, 0.125), (120, 0.25)], 1, cost, aps))
     records = [record(paint(tmp_path / f"a <{n}>.png", (60, 40), (5, 5, 25, 25)), n) for n in (2, 0, 1)]
     settings = SharedSettings("/data/<cells>", None, 0.2, None, None, "nano", 64, {}, 1.5, None, 0, "cpu")

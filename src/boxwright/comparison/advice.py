@@ -22,7 +22,7 @@ class Row:
 
     Attributes:
         model: its name.
-        stats: COCO's numbers by name, -1 where undefined.
+        stats: COCO's numbers and "ECE", the expected calibration error, by name; -1 where undefined.
         parts: AP on each of the parts of the validation images, the same parts for each detector; -1 without objects.
         curve: (seconds of training, AP) of each validation.
         epochs: of training.

@@ -188,7 +188,7 @@ def _score(plan: Plan, model: str, cache: Cache, records: Sequence[Record], name
     n = min(PARTS, len(records))
     parts = [score(records[part::n], found[part::n], names).ap for part in range(n)]
     per_class = {name: float(numbers["ap"]) for name, numbers in report.per_class.items()}
-    stats = dict(zip(STAT_NAMES, report.stats, strict=True))
+    stats = dict(zip(STAT_NAMES, report.stats, strict=True)) | {"ECE": report.ece}
     epochs = int(plan.costs[model]["epochs"])
     row = Row(model, stats, parts, curve(plan.folder / model), epochs, {}, per_class)
     write_json(file, asdict(row))
@@ -216,10 +216,10 @@ def _device_name(device: str) -> str:
 def _table(rows: Sequence[Row]) -> Table:
     table = Table("detector", box=None, header_style="bold", pad_edge=False)
     table.columns[0].no_wrap = True
-    for column in ("AP", "AP50", "small", "medium", "large", "ms", "MiB", "M", "epochs", "minutes"):
+    for column in ("AP", "AP50", "ECE", "small", "medium", "large", "ms", "MiB", "M", "epochs", "minutes"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
-        scores = [shown(row.stats[name]) for name in ("AP", "AP50", "APs", "APm", "APl")]
+        scores = [shown(row.stats.get(name, -1)) for name in ("AP", "AP50", "ECE", "APs", "APm", "APl")]
         cost = [f"{row.latency:.1f}", f"{row.cost['detection_mib']:.0f}", f"{row.cost['parameters'] / 1e6:.1f}"]
         table.add_row(row.model, *scores, *cost, str(row.epochs), f"{row.curve[-1][0] / 60:.1f}")
     return table

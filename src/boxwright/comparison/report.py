@@ -13,6 +13,7 @@ from boxwright.comparison.advice import Row
 from boxwright.comparison.settings import SharedSettings, short_name
 from boxwright.data.cache import Cache
 from boxwright.data.records import Record
+from boxwright.evaluation.calibration import FLOOR
 from boxwright.evaluation.coco import shown
 from boxwright.evaluation.run import detect_batch
 from boxwright.files import write_whole
@@ -72,6 +73,7 @@ def write_report(
         most_classes=CLASSES,
         colour=colour,
         shown=shown,
+        floor=FLOOR,
     )
 
 

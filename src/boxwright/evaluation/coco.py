@@ -5,9 +5,9 @@ The matching and the averages are faster-coco-eval's; tests/evaluation/test_coco
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from faster_coco_eval import COCO, COCOeval_faster
 from rich.table import Table
 
 from boxwright.data.records import Record
+from boxwright.evaluation import calibration
+from boxwright.evaluation.calibration import Calibration, calibrate
 from boxwright.types import Detections
 
 # (what, IoU, area, most detections an image), in pycocotools' order.
@@ -49,6 +51,7 @@ class Report:
         images_K: images that hold an object of each class. Ignored objects are not counted, here and below.
         boxes_K: objects of each class.
         images: images in all, those without objects included.
+        match: matches the detections once more, for `calibration`, which training does without.
     """
 
     names: tuple[str, ...]
@@ -57,6 +60,7 @@ class Report:
     images_K: np.ndarray
     boxes_K: np.ndarray
     images: int
+    match: Callable[[], Calibration]
 
     @property
     def ap(self) -> float:
@@ -67,6 +71,16 @@ class Report:
     def ap50(self) -> float:
         """Average precision at IoU 0.50."""
         return self.stats[1]
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """The scores of the detections beside their precision."""
+        return self.match()
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error of the scores, in [0, 1], best 0; -1 without detections that count."""
+        return self.calibration.ece
 
     @cached_property
     def per_class(self) -> dict[str, dict[str, float | int]]:
@@ -98,8 +112,13 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the curves, for JSON."""
-        stats = dict(zip(STAT_NAMES, self.stats, strict=True))
-        return {"stats": stats, "per_class": self.per_class, "images": self.images, "boxes": int(self.boxes_K.sum())}
+        return {
+            "stats": dict(zip(STAT_NAMES, self.stats, strict=True)),
+            "calibration": self.calibration.to_dict(),
+            "per_class": self.per_class,
+            "images": self.images,
+            "boxes": int(self.boxes_K.sum()),
+        }
 
 
 def score(records: Sequence[Record], detections: Sequence[Detections], names: Sequence[str]) -> Report:
@@ -118,11 +137,8 @@ def score(records: Sequence[Record], detections: Sequence[Detections], names: Se
         names: the classes of the data.
     """
     assert len(records) == len(detections)
-    truth = _ground_truth(records, names)
-    quiet = {"print_function": _silent}
-    annotated = COCO(truth, **quiet)
-    results = COCO(truth | {"annotations": _results(detections, names)}, **quiet)
-    evaluator = COCOeval_faster(annotated, results, iouType="bbox", **quiet)
+    truth, results = _ground_truth(records, names), _results(detections, names)
+    evaluator = _evaluator(truth, results)
     evaluator.evaluate()
     evaluator.accumulate()
     evaluator.summarize()
@@ -130,12 +146,40 @@ def score(records: Sequence[Record], detections: Sequence[Detections], names: Se
     # Area ranges are (all, small, medium, large), limits of detections (1, 10, 100).
     precision_TRK = np.asarray(evaluator.eval["precision"])[..., 0, 2]
     stats = tuple(float(value) for value in evaluator.stats)
-    return Report(tuple(names), stats, precision_TRK, images_K, boxes_K, len(records))
+    match = partial(_calibration, truth, results)
+    return Report(tuple(names), stats, precision_TRK, images_K, boxes_K, len(records), match)
 
 
 def shown(value: float) -> str:
     """A number for a table: three digits, or ``-`` where it is undefined (-1)."""
     return "-" if value < 0 else f"{value:.3f}"
+
+
+def _evaluator(truth: dict[str, list[dict[str, Any]]], results: list[dict[str, Any]]) -> COCOeval_faster:
+    quiet = {"print_function": _silent}
+    detected = COCO(truth | {"annotations": results}, **quiet)
+    return COCOeval_faster(COCO(truth, **quiet), detected, iouType="bbox", **quiet)
+
+
+def _calibration(truth: dict[str, list[dict[str, Any]]], results: list[dict[str, Any]]) -> Calibration:
+    """Of the matches of AP50: best scores first, each to the free object of its class that it overlaps most.
+
+    The evaluation of AP keeps only the union of its matches over all IoU thresholds, hence one more, of the detections
+    that count. Detections that match an ignored object are left out.
+    """
+    results = [row for row in results if row["score"] >= calibration.FLOOR]
+    evaluator = _evaluator(truth, results)
+    evaluator.params.iouThrs = np.array([calibration.IOU])
+    evaluator.params.areaRng, evaluator.params.areaRngLbl = evaluator.params.areaRng[:1], ["all"]
+    evaluator.params.maxDets = [len(results) + 1]
+    evaluator.evaluate()
+    pairs = (pair.split("_") for pair in evaluator.eval["matched"])
+    matched = {int(detection): int(annotation) for detection, annotation in pairs}
+    ignored = {row["id"] for row in truth["annotations"] if row["iscrowd"]}
+    rows = [(row["score"], matched.get(row["id"], 0)) for row in results]
+    kept = [(score, annotation > 0) for score, annotation in rows if annotation not in ignored]
+    scores_D, right_D = np.array(kept, float).reshape(-1, 2).T
+    return calibrate(scores_D, right_D > 0)
 
 
 def _silent(*_: Any) -> None:

@@ -40,8 +40,9 @@ def evaluate(
 ) -> Report:
     """Evaluate a detector on annotated images.
 
-    Prints COCO's twelve numbers and a table per class. Classes are matched by name: one that the detector does not
-    know scores 0; detections of classes that the data does not have are left out. Writes index.html, metrics.json,
+    Prints COCO's twelve numbers, a table per class, and the expected calibration error of the scores. Classes are
+    matched by name: one that the detector does not know scores 0; detections of classes that the data does not have
+    are left out. Writes index.html, metrics.json,
     predictions.json (COCO results, with the data's own ids), pr_curves.png, confusion.png, confusion.csv and pictures/.
 
     Args:
@@ -54,7 +55,7 @@ def evaluate(
         device: auto, cpu, cuda or mps.
 
     Returns:
-        The report: stats, per_class, summary(), table().
+        The report: stats, per_class, calibration, summary(), table().
     """
     console = make_console()
     require(batch_size >= 1, f"--batch_size must be at least 1, not {batch_size}.")
@@ -77,6 +78,7 @@ def evaluate(
     report = score(records, detections, dataset.names)
     console.print(report.summary())
     console.print(report.table())
+    console.print(report.calibration.summary())
     facts = {"weights": str(weights), "data": str(data), "split": split, "unknown_classes": missing}
     write_results(out, report, records, detections, dataset, facts)
     console.print(f"written: {out / 'index.html'}, predictions.json, metrics.json and charts beside it")

@@ -27,7 +27,7 @@ def write_page(
     Args:
         path: the HTML file.
         title: its heading.
-        report: the twelve numbers and the classes.
+        report: the twelve numbers, the classes and the calibration.
         pictures: caption and PNG or JPEG file of each picture; shown in a grid, enlarged when clicked.
         notes: paragraphs under the heading: which weights, which data, how to read the page.
         charts: caption and PNG or JPEG file of each chart, such as curves or the confusion matrix.

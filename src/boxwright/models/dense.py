@@ -16,7 +16,6 @@ each other, with the overlap and order of their boxes as a bias ("Relation netwo
 they choose the candidates for `one`, and give features and boxes more to learn from than one cell per object could.
 """
 
-import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -27,13 +26,14 @@ from torch import Tensor, nn
 from boxwright.boxes import giou, iou
 from boxwright.models.backbones.backbone import Backbone
 from boxwright.models.layers.class_rows import copy_rows, copy_weights, shared_rows
-from boxwright.models.layers.duplicate_relation import STRENGTH, relation
+from boxwright.models.layers.dense_head import DenseHead, FeaturePyramid, predict_cells
+from boxwright.models.layers.duplicate_relation import STRENGTH, DuplicateRelationLayer, relation
 from boxwright.models.losses.focal import focal_cost
 from boxwright.models.losses.hungarian import match
 from boxwright.models.losses.task_aligned import assigned_losses, candidates, gather_rows, one_to_many, score_of_label
 from boxwright.types import Batch, CellPredictions, Detector, FeatureMaps, Predictions, image_mask, pixels
 
-PRIOR = 0.01  # score of an untrained cell, so that the many negatives do not swamp the first steps
+MIN_OVERLAP = 0.01  # least target of an assigned candidate's score, so that boxes far off learn, too
 DETECTIONS = 100  # kept per image, as COCO counts
 BOX_AND_DUPLICATE = 5  # inputs of the duplicate relation behind features and class scores: box, duplicate score
 
@@ -124,25 +124,11 @@ class Dense(Detector):
 
     def _predict(self, maps: list[Tensor], size: torch.Size) -> DenseOutputs:
         """Predictions of the cells of all levels, in canvas coordinates."""
-        many, distances, features = zip(*(self.head(x, level) for level, x in enumerate(maps)), strict=True)
-        centres_Q2, reach_Q2 = self._cells(maps, size)
-        distances_BQ4 = torch.cat(distances, 1).float() * reach_Q2.repeat(1, 2)
-        boxes_BQ4 = torch.cat([centres_Q2 - distances_BQ4[..., :2], centres_Q2 + distances_BQ4[..., 2:]], -1)
-        many_BQK = torch.cat(many, 1).float()
-        cells_BR = many_BQK.amax(-1).topk(min(self.config.rivals, len(centres_Q2))).indices
-        chosen = (gather_rows(x, cells_BR) for x in (torch.cat(features, 1), many_BQK, boxes_BQ4))
-        return DenseOutputs(many_BQK, boxes_BQ4, centres_Q2, reach_Q2, self.rivals(*chosen).float(), cells_BR)
-
-    def _cells(self, maps: list[Tensor], size: torch.Size) -> tuple[Tensor, Tensor]:
-        """Centres and strides of all cells, as fractions of the canvas, (Q, 2) each, x first."""
-        canvas = torch.tensor([size[1], size[0]], device=maps[0].device)
-        centres, strides = [], []
-        for x, stride in zip(maps, self.config.strides, strict=True):
-            rows, columns = (torch.arange(n, device=x.device) + 0.5 for n in x.shape[-2:])
-            grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1).flatten(0, 1)
-            centres.append(grid * stride / canvas)
-            strides.append((stride / canvas).expand_as(grid))
-        return torch.cat(centres), torch.cat(strides)
+        cells = predict_cells(self.head, maps, self.config.strides, size)
+        cells_BR = cells.best(self.config.rivals)
+        chosen = (gather_rows(x, cells_BR) for x in (cells.features_BQC, cells.many_BQK, cells.boxes_BQ4))
+        one_BRK = self.rivals(*chosen).float()
+        return DenseOutputs(cells.many_BQK, cells.boxes_BQ4, cells.centres_Q2, cells.reach_Q2, one_BRK, cells_BR)
 
     def loss(self, outputs: DenseOutputs, batch: Batch) -> dict[str, Tensor]:
         """`one` and `many`: quality focal losses of the two scores; `l1` and `giou`: box losses of both assignments."""
@@ -187,42 +173,6 @@ class Dense(Detector):
         return detector
 
 
-class FeaturePyramid(nn.Module):
-    """A feature pyramid (Lin et al. 2017): coarse levels are added to finer ones, top down."""
-
-    def __init__(self, channels: list[int], width: int):
-        super().__init__()
-        self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
-        self.smooth = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in channels)
-
-    def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """Maps of one width, finest first as given."""
-        maps = [lateral(x) for lateral, x in zip(self.lateral, maps, strict=True)]
-        for level in range(len(maps) - 2, -1, -1):
-            maps[level] = maps[level] + F.interpolate(maps[level + 1], size=maps[level].shape[-2:], mode="nearest")
-        return [smooth(x) for smooth, x in zip(self.smooth, maps, strict=True)]
-
-
-class DenseHead(nn.Module):
-    """Two towers shared by all levels, and a learned scale of the distances of each level (FCOS, Tian et al. 2019)."""
-
-    def __init__(self, width: int, depth: int, levels: int, classes: int):
-        super().__init__()
-        self.class_tower = nn.Sequential(*(_block(width) for _ in range(depth)))
-        self.box_tower = nn.Sequential(*(_block(width) for _ in range(depth)))
-        self.many = nn.Conv2d(width, classes, 3, padding=1)
-        self.distance = nn.Conv2d(width, 4, 3, padding=1)
-        self.log_scale = nn.Parameter(torch.zeros(levels))
-        nn.init.constant_(self.many.bias, math.log(PRIOR / (1 - PRIOR)))  # type: ignore[arg-type]
-
-    def forward(self, x_BCHW: Tensor, level: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Class logits (B, HW, K), distances (B, HW, 4; in cells, >= 0) and features (B, HW, C) of a level."""
-        tower_BCHW = self.class_tower(x_BCHW)
-        distances = F.softplus(self.distance(self.box_tower(x_BCHW)) + 1) * self.log_scale[level].exp()
-        many, sides, features = (y.flatten(2).transpose(1, 2) for y in (self.many(tower_BCHW), distances, tower_BCHW))
-        return many, sides, features
-
-
 class DuplicateRelation(nn.Module):
     """Self-attention of the candidates: each lowers its scores if another predicts the same object better."""
 
@@ -246,31 +196,6 @@ class DuplicateRelation(nn.Module):
         return many_BRK - self.strength * duplicate_BR1.square() + self.leave(x_BRC)
 
 
-class DuplicateRelationLayer(nn.Module):
-    """Pre-norm attention with a bias from the relation of each pair, then a two-layer perceptron."""
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.norm, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.bias = nn.Linear(4, heads)
-        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
-
-    def forward(self, x_BRC: Tensor, relation_BRR4: Tensor) -> Tensor:
-        """States of the candidates (B, R, C) after attending to each other."""
-        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in self.qkv(self.norm(x_BRC)).chunk(3, -1))
-        bias_BHRR = self.bias(relation_BRR4).permute(0, 3, 1, 2)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_BHRR.to(q.dtype))
-        x_BRC = x_BRC + self.out(attended.transpose(1, 2).flatten(2))
-        return x_BRC + self.mlp(self.norm_mlp(x_BRC))
-
-
-def _block(width: int) -> nn.Sequential:
-    conv = nn.Conv2d(width, width, 3, padding=1, bias=False)
-    return nn.Sequential(conv, nn.GroupNorm(width // 8, width), nn.ReLU(inplace=True))
-
-
 @torch.no_grad()
 def one_to_one(outputs: DenseOutputs, batch: Batch, pairs_BNQ: Tensor) -> Tensor:
     """IoU of each object with the candidate of least cost, (B, N, R), else 0. Cost: 2 focal + 5 L1 + 2 (1 - GIoU)."""
@@ -281,4 +206,4 @@ def one_to_one(outputs: DenseOutputs, batch: Batch, pairs_BNQ: Tensor) -> Tensor
     cost_BNR = 2 * focal_cost(score_BNR) + 5 * distance_BNR + 2 * (1 - giou(true_BN14, predicted_B1R4))
     matched_BN = match(cost_BNR.masked_fill(~pairs_BNR, 1e6), batch.valid_BN)
     chosen_BNR = F.one_hot(matched_BN.clamp(min=0), outputs.cells_BR.shape[1]) * (matched_BN >= 0)[..., None]
-    return chosen_BNR * pairs_BNR * iou(true_BN14, predicted_B1R4).clamp(min=PRIOR)  # far off boxes learn, too
+    return chosen_BNR * pairs_BNR * iou(true_BN14, predicted_B1R4).clamp(min=MIN_OVERLAP)

@@ -5,6 +5,7 @@ as a bias ("Relation networks for object detection", Hu et al. 2018), so that no
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from boxwright.boxes import iou
@@ -51,3 +52,23 @@ class DuplicateBias(nn.Module):
         """The bias (B, heads, Q, Q) of a layer's attention, -inf where a query may not attend to another."""
         bias_BHQQ = self.bias[layer](relation(logits_BQR, boxes_BQ4)).permute(0, 3, 1, 2)
         return bias_BHQQ if allowed_BQQ is None else bias_BHQQ.masked_fill(~allowed_BQQ[:, None], -torch.inf)
+
+
+class DuplicateRelationLayer(nn.Module):
+    """Pre-norm attention with a bias from the relation of each pair, then a two-layer perceptron."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.bias = nn.Linear(4, heads)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x_BRC: Tensor, relation_BRR4: Tensor) -> Tensor:
+        """States of the candidates (B, R, C) after attending to each other."""
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in self.qkv(self.norm(x_BRC)).chunk(3, -1))
+        bias_BHRR = self.bias(relation_BRR4).permute(0, 3, 1, 2)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_BHRR.to(q.dtype))
+        x_BRC = x_BRC + self.out(attended.transpose(1, 2).flatten(2))
+        return x_BRC + self.mlp(self.norm_mlp(x_BRC))

@@ -34,7 +34,7 @@ def test_much_less_accuracy_is_not_bought_for_speed():
 
 def test_where_nothing_was_learnt_nothing_is_recommended():
     assert advise([row("a", 0.01, 1), row("b", 0.0, 2)], 9) == [
-        "No recommendation: all detectors learnt almost nothing (best AP 0.010). Give a larger budget."
+        "No recommendation: all detectors learned almost nothing (best AP 0.010). Give a larger budget."
     ]
 
 
@@ -42,8 +42,16 @@ def test_what_still_rises_and_what_learnt_nothing_is_named():
     rising = [(10.0, 0.1), (80.0, 0.2), (100.0, 0.5)]
     advice = " ".join(advise([row("a", 0.5, 10), row("b", 0.3, 10, curve=rising), row("c", 0.001, 10)], 100))
     assert "Still gaining when the time was up: b." in advice
-    assert "Learnt almost nothing in this budget: c (AP 0.001)" in advice
+    assert "Learned almost nothing in this budget: c (AP 0.001)" in advice
     assert "another seed" in advice
+
+
+def test_what_to_try_is_said_for_each_that_has_learned_nothing():
+    nothing = row("b", 0.0, 10)
+    nothing.hints.extend(["more epochs: --epochs 9", "another size"])
+    sentence = "For b (AP 0.000), try in this order: more epochs: --epochs 9; another size."
+    assert sentence in advise([row("a", 0.5, 10), nothing], 100)
+    assert sentence in advise([nothing], 100)
 
 
 def test_one_detector_is_not_compared():

@@ -61,6 +61,7 @@ def quick(monkeypatch, no_charts) -> list[tuple[str, int, bool]]:
             pretrained=False,
         )
         save_detector(config.out / "last.safetensors", detector, {})
+        (config.out / "metrics.csv").write_text("step,epoch,lr,loss\n1,1.0,0.001,2.0\n")
 
     monkeypatch.setattr(verb, "run", run)
     monkeypatch.setattr(plan, "measure", lambda *_: dict(COST))
@@ -143,6 +144,15 @@ def test_one_that_fails_is_named_and_the_others_compared(data, quick, tmp_path, 
     assert done.failed == {"detr": "the loss is not finite."}
     assert done.exit_code == 1
     assert "detr failed: the loss is not finite." in (tmp_path / "index.html").read_text()
+
+
+def test_one_that_has_learned_nothing_says_what_to_try(data, quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(verb, "NOTHING", 1.0)
+    done = compare(data, "dense", epochs=1, image_size=64, out=tmp_path, device="cpu")
+    hints = json.loads((tmp_path / "dense" / "result.json").read_text())["hints"]
+    assert hints == done.rows[0].hints
+    assert "1 steps are few (1 of the usual 20 epochs): --epochs 500" in hints
+    assert not any("--model" in hint for hint in hints)
 
 
 def test_a_budget_too_small_for_one_epoch_says_how_much_is_needed(data, quick, tmp_path):

@@ -11,7 +11,7 @@ from scipy.stats import t
 
 LOSS = 0.05  # fraction of the best AP that may be given up for speed
 FASTER = 1.25  # a smaller ratio counts as the same speed
-NOTHING = 0.05  # with an AP under this, a detector has learnt almost nothing
+NOTHING = 0.05  # with an AP under this, a detector has learned almost nothing
 RISING = 0.05  # relative growth of AP in the last fifth of the time from which more time would help
 CONFIDENCE = 0.95
 
@@ -28,6 +28,7 @@ class Row:
         epochs: of training.
         cost: latency_ms, detection_mib, training_mib, parameters.
         per_class: AP of each class by its name, -1 where it does not occur.
+        hints: what to try, if it has learned next to nothing.
     """
 
     model: str
@@ -37,6 +38,7 @@ class Row:
     epochs: int
     cost: dict[str, float] = field(default_factory=dict)
     per_class: dict[str, float] = field(default_factory=dict)
+    hints: list[str] = field(default_factory=list)
 
     @property
     def ap(self) -> float:
@@ -69,9 +71,8 @@ def advise(rows: Sequence[Row], images: int) -> list[str]:
     """
     best = max(rows, key=lambda row: row.ap)
     if best.ap < NOTHING:
-        return [
-            f"No recommendation: all detectors learnt almost nothing (best AP {best.ap:.3f}). Give a larger budget."
-        ]
+        nothing = f"all detectors learned almost nothing (best AP {best.ap:.3f})"
+        return [f"No recommendation: {nothing}. Give a larger budget.", *_hints(rows)]
     pick = _pick(best, rows)
     sentences = [_take(pick, best, rows), *_similar(best, rows, images), *_unfinished(rows), *_nothing(rows)]
     return [*sentences, "Each was trained once: another seed would move every AP a little, too."]
@@ -139,8 +140,17 @@ def _rises(row: Row) -> bool:
 
 def _nothing(rows: Sequence[Row]) -> list[str]:
     least = [f"{row.model} (AP {max(row.ap, 0):.3f})" for row in rows if row.ap < NOTHING]
-    sentence = f"Learnt almost nothing in this budget: {', '.join(least)}. That says little about what they can reach."
-    return [sentence] if least else []
+    sentence = f"Learned almost nothing in this budget: {', '.join(least)}. That says little about what they can reach."
+    return [sentence, *_hints(rows)] if least else []
+
+
+def _hints(rows: Sequence[Row]) -> list[str]:
+    """What to try for each detector that has learned next to nothing."""
+    return [
+        f"For {row.model} (AP {max(row.ap, 0):.3f}), try in this order: {'; '.join(row.hints)}."
+        for row in rows
+        if row.hints
+    ]
 
 
 def _ms(row: Row) -> str:

@@ -29,6 +29,7 @@ from boxwright.evaluation.coco import STAT_NAMES, score, shown
 from boxwright.evaluation.run import detect
 from boxwright.models.registry import Size
 from boxwright.training import recipes
+from boxwright.training.diagnosis import NOTHING, diagnose
 from boxwright.training.resolve import resolve
 from boxwright.training.run import run
 from boxwright.training.state import FILE as STATE
@@ -144,7 +145,7 @@ def _compare(settings: SharedSettings, models: Sequence[str], out: Path, resume:
         if problem := _train(plan, model, console):
             failed[model] = problem
         else:
-            rows.append(_score(plan, model, cache, val_records, names))
+            rows.append(_score(plan, model, cache, (records, val_records), names))
     failures = [f"{model}: {problem}" for model, problem in failed.items()]
     require(rows, f"no detector could be trained: {'; '.join(failures)}")
     console.print("measuring speed and memory")
@@ -177,20 +178,33 @@ def _train(plan: Plan, model: str, console: Console) -> str:
     return ""
 
 
-def _score(plan: Plan, model: str, cache: Cache, records: Sequence[Record], names: Sequence[str]) -> Row:
-    """The scores of the last weights; the best ones were chosen by the images that are scored."""
-    file = plan.folder / model / "result.json"
+def _score(
+    plan: Plan, model: str, cache: Cache, parts: tuple[Sequence[Record], Sequence[Record]], names: Sequence[str]
+) -> Row:
+    """The scores of the last weights; the best ones were chosen by the images that are scored.
+
+    Args:
+        plan: with the epochs that the detector was trained for.
+        model: its name; the run is in the folder of this name.
+        cache: the validation images.
+        parts: records of the training images, and of the validation images.
+        names: the classes.
+    """
+    file, (train_records, records) = plan.folder / model / "result.json", parts
     if file.is_file():
         return Row(**_read_json(file))
     detector = load_detector(plan.folder / model / "last", plan.settings.device)
     found = detect(detector, cache, int(recipes.recipe(model).batch_size), plan.settings.device)
     report = score(records, found, names)
     n = min(PARTS, len(records))
-    parts = [score(records[part::n], found[part::n], names).ap for part in range(n)]
+    aps = [score(records[part::n], found[part::n], names).ap for part in range(n)]
     per_class = {name: float(numbers["ap"]) for name, numbers in report.per_class.items()}
     stats = dict(zip(STAT_NAMES, report.stats, strict=True)) | {"ECE": report.ece}
     epochs = int(plan.costs[model]["epochs"])
-    row = Row(model, stats, parts, curve(plan.folder / model), epochs, {}, per_class)
+    row = Row(model, stats, aps, curve(plan.folder / model), epochs, {}, per_class)
+    if report.ap < NOTHING:
+        config = resolve(plan.settings.run_config(model, plan.folder / model, epochs))
+        row.hints.extend(diagnose(config, detector, train_records, records, compared=True))
     write_json(file, asdict(row))
     return row
 

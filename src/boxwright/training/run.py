@@ -23,6 +23,7 @@ from boxwright.models import registry
 from boxwright.models.registry import DetectorName, Size
 from boxwright.training.begin import make_detector, read_data
 from boxwright.training.config import RunConfig
+from boxwright.training.diagnosis import NOTHING, diagnose, report
 from boxwright.training.fabric import Precision, make_fabric
 from boxwright.training.loop import Loop
 from boxwright.training.resolve import resolve
@@ -145,6 +146,9 @@ def run(config: RunConfig, resume: bool = False, show_batches: bool = False) -> 
         origin += f", taught by the {card['taught by']} ({len(teacher.known)} of {len(names)} classes)"
     console.print(f"{machine}\n{_introduction(detector, origin, records, val_records)}")
     _train_to_end(loop, console)
+    if loop.progress.best_ap < NOTHING:
+        hints = diagnose(config, detector, records, val_records)
+        console.print(report(loop.progress.best_ap, hints), style="yellow")
     return config.out
 
 

@@ -41,6 +41,12 @@ def position(name: Any, names: Sequence[str]) -> int:
         return index
     if not isinstance(name, str):
         raise UserError(f"a class is a name, or its position in names, not {name!r}.")
-    known = ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")
-    require(name in names, f"the detector doesn't know the class {name!r}{nearest(name, names)}; it knows {known}.")
+    known = f"it knows {enumerate_classes(names)}"
+    require(name in names, f"the detector doesn't know the class {name!r}{nearest(name, names)}; {known}.")
     return list(names).index(name)
+
+
+def enumerate_classes(names: Sequence[str]) -> str:
+    """The names with commas between; of very many, the first ten and how many more there are."""
+    shown = names if len(names) <= 20 else names[:10]
+    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(shown) < len(names) else "")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from boxwright.classes import enumerate_classes
 from boxwright.config import UserError, nearest, require
 from boxwright.console import make_console
 from boxwright.data import coco, voc, yolo
@@ -207,7 +208,7 @@ def _check_objects(dataset: Dataset, train: Sequence[Record], val: Sequence[Reco
     never = [name for label, name in enumerate(dataset.names) if label not in trained]
     if never:
         warn_user(
-            f"{dataset.root}: no training image has an object of {', '.join(never)}: never learnt, and never found"
+            f"{dataset.root}: no training image has an object of {enumerate_classes(never)}: never learned or found"
         )
 
 

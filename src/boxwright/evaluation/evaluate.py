@@ -12,6 +12,7 @@ from rich.progress import track
 
 from boxwright.checkpoints.detector_file import load_detector
 from boxwright.checkpoints.locate import results_folder
+from boxwright.classes import enumerate_classes
 from boxwright.config import UserError, nearest, require
 from boxwright.console import make_console
 from boxwright.data.cache import build
@@ -69,7 +70,7 @@ def evaluate(
 
     console.print(f"{weights} on {data}, split {split} ({reason}): {len(records)} images; {device} ({why})")
     if missing:
-        console.print(f"the detector does not know, and scores 0 on: {', '.join(missing)}")
+        console.print(f"the detector does not know, and scores 0 on: {enumerate_classes(missing)}")
     cache = build(records, detector.image_size)
     batches = detect_batches(detector, cache, batch_size, device)
     n_batches = -(-len(records) // batch_size)
@@ -114,8 +115,8 @@ def missing_classes(known: Sequence[str], names: Sequence[str]) -> list[str]:
     missing = [name for name in names if name not in known]
     if len(missing) == len(names):
         raise UserError(
-            f"the detector and the data have no class in common: it knows {_some(known)}; the data has {_some(names)}. "
-            "Classes are matched by name; rename them in the data."
+            f"the detector and the data have no class in common: it knows {enumerate_classes(known)}; the data "
+            f"has {enumerate_classes(names)}. Classes are matched by name; rename them in the data."
         )
     return missing
 
@@ -161,7 +162,7 @@ def write_results(
     ]
     notes = [f"{facts['weights']} on {facts['data']}, split {facts['split']}: {report.images} images."]
     if facts["unknown_classes"]:
-        notes.append(f"The detector does not know, and scores 0 on: {', '.join(facts['unknown_classes'])}.")
+        notes.append(f"The detector does not know, and scores 0 on: {enumerate_classes(facts['unknown_classes'])}.")
     write_page(out / "index.html", f"{_name(facts['data'])}, {facts['split']}", report, pictures, notes, drawn)
 
 
@@ -188,7 +189,3 @@ def _name(data: Path | str) -> str:
     """A short name for a data set: its folder's."""
     path = Path(data).resolve()
     return path.parent.name if path.is_file() else path.name
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from boxwright.classes import enumerate_classes
 from boxwright.data.records import Record
 from boxwright.models import registry
 from boxwright.training.config import RunConfig
@@ -28,11 +29,9 @@ def report(ap: float, hints: Sequence[str]) -> str:
     """The message for the end of a run: what its AP means, and what to try.
 
     Args:
-        ap: best AP of the run, under `NOTHING`; -1 where it is undefined.
+        ap: best AP of the run, under `NOTHING`.
         hints: of `diagnose`.
     """
-    if ap < 0:
-        return "AP is undefined: no validation image has an object that counts. Give others with --val_data or --val."
     lines = [f"AP is {ap:.3f}: the detector has learned next to nothing. Try, in this order:"]
     return "\n".join([*lines, *(f"  {number}. {hint}" for number, hint in enumerate(hints, 1))])
 
@@ -92,18 +91,16 @@ def _labels(
     config: RunConfig, names: Sequence[str], records: Sequence[Record], val_records: Sequence[Record]
 ) -> list[str]:
     """Labels that do not fit the images or each other."""
-    look = f"boxwright check {config.data} finds such faults"
     objects_K, val_objects_K = (_count(part, len(names)) for part in (records, val_records))
-    if not objects_K.any():
-        return [f"no training image has an object that counts; {look}"]
     hints = []
     unknown = [name for name, n, val in zip(names, objects_K, val_objects_K, strict=True) if val and not n]
     if unknown:
-        listed = ", ".join(unknown[:5]) + (" ..." if len(unknown) > 5 else "")
-        hints.append(f"no training image has an object of {listed}, which validation asks for: give other splits")
+        asked = f"{enumerate_classes(unknown)}, which validation asks for"
+        hints.append(f"no training image has an object of {asked}: give other splits")
     outside = sum(_outside(record) for record in records)
     if outside:
-        hints.append(f"{outside} of {sum(len(r.boxes_N4) for r in records)} boxes lie outside their image; {look}")
+        boxes = f"{outside} of {sum(len(record.boxes_N4) for record in records)} boxes"
+        hints.append(f"{boxes} lie outside their image: boxwright check {config.data} finds them")
     return hints
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from boxwright.checkpoints.detector_file import load_detector
 from boxwright.checkpoints.lora import is_adapted
+from boxwright.classes import enumerate_classes
 from boxwright.config import Adapt, Augment, Optim, UserError, require
 from boxwright.console import make_console
 from boxwright.data.cache import Cache
@@ -215,7 +216,8 @@ def _show_batches(config: RunConfig, cache: Cache, names: tuple[str, ...]) -> Pa
 def _introduction(detector: Detector, what: str, records: Sequence[Record], val_records: Sequence[Record]) -> str:
     count = sum(p.numel() for p in detector.parameters())
     learning = sum(p.numel() for p in detector.parameters() if p.requires_grad)
+    classes = enumerate_classes(detector.names)
     return (
         f"{what}, {detector.image_size} px, {count / 1e6:.1f} M parameters, {learning / 1e6:.1f} M learning\n"
-        f"{len(records)} images to train on, {len(val_records)} to validate on; classes: {', '.join(detector.names)}"
+        f"{len(records)} images to train on, {len(val_records)} to validate on; classes: {classes}"
     )

@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from boxwright.comparison.advice import Row, advise, noise
+from boxwright.comparison.advice import advise, noise
+from boxwright.comparison.row import Row
 
 FLAT = [(10.0, 0.3), (50.0, 0.5), (100.0, 0.5)]
 
@@ -52,6 +53,30 @@ def test_what_to_try_is_said_for_each_that_has_learned_nothing():
     sentence = "For b (AP 0.000), try in this order: more epochs: --epochs 9; another size."
     assert sentence in advise([row("a", 0.5, 10), nothing], 100)
     assert sentence in advise([nothing], 100)
+
+
+def test_what_each_is_best_at_is_said_where_its_lead_is_clear():
+    a, b, c = row("a", 0.5, 10), row("b", 0.45, 40), row("c", 0.3, 41)
+    for each, ece, small, parameters in ((a, 0.12, 0.2, 4e6), (b, 0.09, 0.4, 4.1e6), (c, 0.25, -1, 9e6)):
+        each.stats.update(ECE=ece, APs=small)
+        each.cost.update(parameters=parameters)
+    said = " ".join(advise([a, b, c], 100))
+    assert "What each is best at: a: the most accurate (AP 0.500), the fastest (10.0 ms per image); " in said
+    assert "b: the best on small objects (AP 0.400), the best calibrated (ECE 0.090)." in said
+    assert "Best at nothing that was measured: c." in said
+    assert "smallest" not in said  # 4.0 and 4.1 M parameters are about the same
+
+
+def test_how_far_the_scores_of_the_recommended_one_can_be_believed():
+    a, b = row("a", 0.5, 10), row("b", 0.3, 10)
+    a.stats["ECE"], b.stats["ECE"] = 0.04, 0.03
+    assert "The scores of a are off by 0.040 on average (ECE): a score of 0.5 means about" in " ".join(
+        advise([a, b], 9)
+    )
+    a.stats["ECE"] = 0.2
+    said = " ".join(advise([a, b], 9))
+    assert "off by 0.200 on average (ECE): evaluate shows what a score means. Those of b are off by 0.030." in said
+    assert "ECE" not in " ".join(advise([row("a", 0.5, 10), b], 9)).replace("best calibrated (ECE", "")
 
 
 def test_one_detector_is_not_compared():

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from boxwright.comparison import report as comparison
-from boxwright.comparison.advice import Row
+from boxwright.comparison.row import Row
 from boxwright.comparison.settings import SharedSettings
 from boxwright.data.cache import build
 from boxwright.data.records import Record

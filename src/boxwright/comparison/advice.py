@@ -5,50 +5,18 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from scipy.stats import t
+
+from boxwright.comparison.row import Row
+from boxwright.comparison.strengths import CLEAR_ERROR, strengths
 
 LOSS = 0.05  # fraction of the best AP that may be given up for speed
 FASTER = 1.25  # a smaller ratio counts as the same speed
 NOTHING = 0.05  # with an AP under this, a detector has learned almost nothing
 RISING = 0.05  # relative growth of AP in the last fifth of the time from which more time would help
 CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Row:
-    """The results of one detector.
-
-    Attributes:
-        model: its name.
-        stats: COCO's numbers and "ECE", the expected calibration error, by name; -1 where undefined.
-        parts: AP on each of the parts of the validation images, the same parts for each detector; -1 without objects.
-        curve: (seconds of training, AP) of each validation.
-        epochs: of training.
-        cost: latency_ms, detection_mib, training_mib, parameters.
-        per_class: AP of each class by its name, -1 where it does not occur.
-        hints: what to try, if it has learned next to nothing.
-    """
-
-    model: str
-    stats: dict[str, float]
-    parts: list[float]
-    curve: list[tuple[float, float]]
-    epochs: int
-    cost: dict[str, float] = field(default_factory=dict)
-    per_class: dict[str, float] = field(default_factory=dict)
-    hints: list[str] = field(default_factory=list)
-
-    @property
-    def ap(self) -> float:
-        """COCO's AP on all validation images."""
-        return self.stats["AP"]
-
-    @property
-    def latency(self) -> float:
-        """Milliseconds an image."""
-        return self.cost["latency_ms"]
+BELIEVED = 0.1  # calibration error under which a score can be taken as a probability
 
 
 def noise(one: Row, other: Row) -> float:
@@ -74,8 +42,16 @@ def advise(rows: Sequence[Row], images: int) -> list[str]:
         nothing = f"all detectors learned almost nothing (best AP {best.ap:.3f})"
         return [f"No recommendation: {nothing}. Give a larger budget.", *_hints(rows)]
     pick = _pick(best, rows)
-    sentences = [_take(pick, best, rows), *_similar(best, rows, images), *_unfinished(rows), *_nothing(rows)]
-    return [*sentences, "Each was trained once: another seed would move every AP a little, too."]
+    learned = [row for row in rows if row.ap >= NOTHING]
+    return [
+        _take(pick, best, rows),
+        *_similar(best, rows, images),
+        *_calibration(pick, learned),
+        *_strengths(learned),
+        *_unfinished(rows),
+        *_nothing(rows),
+        "Each was trained once: another seed would move every AP a little, too.",
+    ]
 
 
 def _pick(best: Row, rows: Sequence[Row]) -> Row:
@@ -118,6 +94,31 @@ def _similar(best: Row, rows: Sequence[Row], images: int) -> list[str]:
         return [f"{images} validation images are too few to tell noise from a difference."]
     listed = "; ".join(f"{r.model} (difference {best.ap - r.ap:.3f}, noise {noise(best, r):.3f})" for r in similar)
     return [f"On {images} validation images the lead of {best.model} is within noise over: {listed}."]
+
+
+def _calibration(pick: Row, learned: Sequence[Row]) -> list[str]:
+    """How far the scores of the recommended detector can be believed, and whether another's can be believed more."""
+    error = pick.stats.get("ECE", -1)
+    if error < 0:
+        return []
+    off = f"The scores of {pick.model} are off by {error:.3f} on average (ECE)"
+    means = "a score of 0.5 means about what it says" if error < BELIEVED else "evaluate shows what a score means"
+    closer = min(learned, key=lambda row: abs(row.stats.get("ECE", -1)))
+    than = ""
+    if 0 <= closer.stats.get("ECE", -1) <= error - CLEAR_ERROR:
+        than = f" Those of {closer.model} are off by {closer.stats['ECE']:.3f}."
+    return [f"{off}: {means}.{than}"]
+
+
+def _strengths(learned: Sequence[Row]) -> list[str]:
+    """What speaks for each detector."""
+    if len(learned) < 2:
+        return []
+    found = strengths(learned)
+    leading = [f"{model}: {', '.join(words)}" for model, words in found.items() if words]
+    others = [model for model, words in found.items() if not words]
+    sentences = [f"What each is best at: {'; '.join(leading)}."] if leading else []
+    return [*sentences, *([f"Best at nothing that was measured: {', '.join(others)}."] if others else [])]
 
 
 def _same(best: Row, row: Row) -> bool:

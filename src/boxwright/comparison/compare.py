@@ -14,11 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from boxwright.checkpoints.detector_file import load_detector
-from boxwright.comparison.advice import Row, advise
+from boxwright.comparison.advice import advise
 from boxwright.comparison.cost import detection_cost, measure
 from boxwright.comparison.learning_curve import curve
 from boxwright.comparison.plan import Plan, write_json
 from boxwright.comparison.report import write_report
+from boxwright.comparison.row import Row
 from boxwright.comparison.settings import SharedSettings, chosen, digest, usual_image_size
 from boxwright.config import Augment, UserError, fill_in, require
 from boxwright.console import make_console
@@ -228,9 +229,9 @@ def _device_name(device: str) -> str:
 
 
 def _table(rows: Sequence[Row]) -> Table:
-    table = Table("detector", box=None, header_style="bold", pad_edge=False)
+    table = Table("detector", box=None, header_style="bold", pad_edge=False, collapse_padding=True)  # 80 characters
     table.columns[0].no_wrap = True
-    for column in ("AP", "AP50", "ECE", "small", "medium", "large", "ms", "MiB", "M", "epochs", "minutes"):
+    for column in ("AP", "AP50", "ECE", "APs", "APm", "APl", "ms", "MiB", "M", "epochs", "minutes"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         scores = [shown(row.stats.get(name, -1)) for name in ("AP", "AP50", "ECE", "APs", "APm", "APl")]

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from boxwright.checkpoints.detector_file import load_detector
-from boxwright.comparison.advice import Row
+from boxwright.comparison.row import Row
 from boxwright.comparison.settings import SharedSettings, short_name
 from boxwright.data.cache import Cache
 from boxwright.data.records import Record

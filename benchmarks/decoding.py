@@ -210,8 +210,8 @@ def stopping() -> list[str]:
         def start(self, *arguments):
             return decoder.start(*arguments)
 
-        def step(self, tokens_BL, positions_L, cache):
-            scores_BV = decoder.step(tokens_BL, positions_L, cache)
+        def step(self, tokens_BL, positions_L, cache, slot):
+            scores_BV = decoder.step(tokens_BL, positions_L, cache, slot)
             scores_BV[:, allowed.end] += torch.where(positions_L[-1] < self.last, -100.0, 1000.0)
             return scores_BV
 

@@ -28,6 +28,6 @@ class Babbler:
         image = KeysValues(torch.zeros(memory, 1, 1, 1), torch.zeros(memory, 1, 1, 1))
         return KVCache.empty([image], length, per_image)
 
-    def step(self, tokens_BL, positions_L, cache, /):
+    def step(self, tokens_BL, positions_L, cache, slot, /):
         generator = torch.Generator().manual_seed(self.seed * 1000 + int(positions_L[-1]))
         return torch.randn(len(tokens_BL), self.tokens, generator=generator) * self.scale

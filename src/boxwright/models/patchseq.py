@@ -16,25 +16,27 @@ left its table of *positions* unused. A fourth can be switched on: the class com
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from boxwright.config import require
 from boxwright.models.backbones.backbone import Backbone
 from boxwright.models.layers.attention import DecoderBlock, norm
 from boxwright.models.layers.class_rows import copy_weights, shared_rows
 from boxwright.models.layers.kv_cache import CacheTensor, KeysValues, KVCache
 from boxwright.models.layers.position_encoding import resize_2d
 from boxwright.models.pix2seq import Pix2SeqConfig, Pix2SeqEncoder
+from boxwright.models.sequence.copying_detector import CopyingDetector, ProposalShape
 from boxwright.models.sequence.decoder import positions, table
 from boxwright.models.sequence.generation import Generated
 from boxwright.models.sequence.likelihood import log_probs, score_objects
 from boxwright.models.sequence.patch_vocabulary import PatchVocabulary
 from boxwright.models.sequence.pointer import FIRST, SECOND, History, Pointer
+from boxwright.models.sequence.proposals import ProposalOutputs
 from boxwright.models.sequence.sampling import Sampling
-from boxwright.models.sequence.sequence_detector import SequenceDetector
 from boxwright.models.sequence.targets import (
     SequenceTargets,
     encode_targets,
@@ -44,7 +46,7 @@ from boxwright.models.sequence.targets import (
 )
 from boxwright.models.sequence.token_constraints import TokenConstraints
 from boxwright.models.sequence.vocabulary import FIRST_CLASS, PAD, PROMPT
-from boxwright.types import Batch, FeatureMaps, Predictions, image_mask, pixels
+from boxwright.types import Batch, Predictions, image_mask, pixels
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,9 @@ class PatchSeqConfig:
         seed: of the draws: image i of a batch draws with seed + i.
         end_bias: added to the logit of the end token, where sequences end; -inf generates `max_objects` all the same,
             of which those behind the end score low.
+        proposals: cells of a dense head from which objects are copied, one decoder step each (ours); 0 for none. With
+            it, objects have offsets and noise, and `encoder_layers` is the attention among proposals.
+        channels, depth: width of the head's pyramid, and convolutions of each of its towers.
     """
 
     backbone: str = "tf_efficientnet_lite0"
@@ -91,6 +96,17 @@ class PatchSeqConfig:
     top_k: int = 0
     seed: int = 0
     end_bias: float = 0.0
+    proposals: int = 0
+    channels: int = 96
+    depth: int = 2
+
+    @property
+    def proposal_shape(self) -> ProposalShape:
+        """The parts that find proposals and copy them."""
+        return ProposalShape(
+            self.proposals, self.channels, self.depth, self.encoder_layers, self.decoder_layers, self.dim, self.hidden,
+            self.heads, self.dropout, self.drop_path,
+        )  # fmt: skip
 
     @property
     def sampling(self) -> Sampling:
@@ -98,11 +114,20 @@ class PatchSeqConfig:
         return Sampling(top_k=self.top_k, end_bias=-math.inf if self.noise else self.end_bias)
 
 
-_NANO = PatchSeqConfig()
+_NANO = PatchSeqConfig(
+    encoder_layers=2, decoder_layers=2, dim=128, hidden=512, fine=16, noise=True, dropout=0.0, drop_path=0.0,
+    proposals=200,
+)  # fmt: skip
 SIZES = {
     "nano": _NANO,
-    "small": replace(_NANO, backbone="tf_efficientnet_lite1", image_size=416, encoder_layers=4, decoder_layers=4),
-    "medium": replace(_NANO, backbone="tf_efficientnet_lite2", image_size=512, encoder_layers=6, decoder_layers=6),
+    "small": replace(
+        _NANO, backbone="tf_efficientnet_lite1", image_size=416, decoder_layers=3, dim=160, hidden=640, proposals=300,
+        channels=128, depth=3,
+    ),
+    "medium": replace(
+        _NANO, backbone="tf_efficientnet_lite2", image_size=512, decoder_layers=4, dim=192, hidden=768, proposals=400,
+        channels=160, depth=4,
+    ),
     "base": PatchSeqConfig(  # the published encoder and decoder
         "deit_base_distilled_patch16_384", 384, 16, encoder_layers=0, decoder_layers=6, dim=768, hidden=3072,
     ),
@@ -117,7 +142,7 @@ class PatchSeqOutputs(NamedTuple):
     vocabulary: PatchVocabulary
 
 
-class PatchSeq(SequenceDetector):
+class PatchSeq(CopyingDetector):
     """The sequence detector whose corners are patches.
 
     Args:
@@ -129,6 +154,12 @@ class PatchSeq(SequenceDetector):
     def __init__(self, config: PatchSeqConfig, names: tuple[str, ...], pretrained: bool = True):
         super().__init__()
         self.config, self.names, self.image_size = config, tuple(names), config.image_size
+        if config.proposals:
+            require(
+                config.fine > 0 and config.noise, "patchseq with proposals has offsets and noise: fine > 0, noise=True."
+            )
+            self.add_proposals(config.backbone, config.proposal_shape, pretrained)
+            return
         self.backbone = Backbone(config.backbone, [config.patch], pretrained)
         shape = Pix2SeqConfig(
             config.backbone, config.image_size, config.patch, encoder_layers=config.encoder_layers,
@@ -142,23 +173,27 @@ class PatchSeq(SequenceDetector):
         """The token ids for images on a canvas of this size, in pixels."""
         return PatchVocabulary(len(self.names), height, width, self.config.patch, self.config.fine)
 
-    def backbone_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the timm network."""
-        return self.backbone.known_parameters()
+    def canvas_vocabulary(self, size: torch.Size) -> PatchVocabulary:
+        """See `CopyingDetector`."""
+        return self._vocabulary_for(*size)
 
-    def feature_maps(self) -> FeatureMaps:
-        """The backbone's map."""
-        return FeatureMaps(self.backbone, self.backbone.strides)
-
-    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None) -> PatchSeqOutputs:
-        """The encoded patches; H and W may be any size, padding is filled with the mean colour."""
+    def forward(
+        self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None
+    ) -> PatchSeqOutputs | ProposalOutputs:
+        """The encoded patches, or proposals; H and W may be any size, padding is filled with the mean colour."""
+        if self.proposer is not None:
+            return self.propose(images_BCHW, sizes_B2)
         mask_B1HW = image_mask(images_BCHW, sizes_B2)[:, None]
         filled_BCHW = torch.where(mask_B1HW, pixels(images_BCHW), self.backbone.mean)
         features_BCHW = self.backbone(filled_BCHW.contiguous(memory_format=torch.channels_last))[0]
         return PatchSeqOutputs(self.encoder(features_BCHW), self._vocabulary_for(*images_BCHW.shape[-2:]))
 
-    def loss(self, outputs: PatchSeqOutputs, batch: Batch) -> dict[str, Tensor]:
-        """`tokens`: cross-entropy of the next token, averaged with the tokens' weights."""
+    def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        """`tokens`: cross-entropy of the next token, averaged with the tokens' weights. With proposals, see
+        `CopyingDetector.copying_loss`.
+        """
+        if self.proposer is not None:
+            return self.copying_loss(outputs, batch)
         c = self.config
         length = outputs.vocabulary.slots * c.max_objects + 1
         to_targets = training_sequences if c.noise else class_first_sequences
@@ -166,15 +201,15 @@ class PatchSeq(SequenceDetector):
         each_BL = -log_probs(self.decoder, outputs, targets.inputs_BL, targets.targets_BL)
         return {"tokens": (each_BL * targets.weights_BL).sum() / (targets.weights_BL.sum() + 1e-9)}
 
-    def likelihood(self, outputs: PatchSeqOutputs, batch: Batch) -> tuple[Tensor, Tensor]:
+    def likelihood(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """See `Detector`. Objects stand in the data set's order."""
-        c = self.config
+        c, memory = self.config, self.decoder_memory(outputs)
         if c.noise:
-            targets = encode_targets(batch, outputs.vocabulary, c.max_objects, ends=False)
+            targets = encode_targets(batch, memory.vocabulary, c.max_objects, ends=False)
         else:
-            length = outputs.vocabulary.slots * c.max_objects + 1
-            targets = class_first_sequences(batch, outputs.vocabulary, c.max_objects, length, shuffle=False)
-        each_BL = log_probs(self.decoder, outputs, targets.inputs_BL, targets.targets_BL)
+            length = memory.vocabulary.slots * c.max_objects + 1
+            targets = class_first_sequences(batch, memory.vocabulary, c.max_objects, length, shuffle=False)
+        each_BL = log_probs(self.decoder, memory, targets.inputs_BL, targets.targets_BL)
         return (each_BL * targets.weights_BL).sum(1), targets.weights_BL.sum(1)
 
     @property
@@ -183,24 +218,25 @@ class PatchSeq(SequenceDetector):
         corners = [corner for corner in ("x1 y1", "x2 y2") for _ in range(2 if self.config.fine else 1)]
         return (*corners, "class") if self.config.noise else ("class", *corners)
 
-    def vocabulary(self, outputs: PatchSeqOutputs | None = None, sizes_B2: Tensor | None = None) -> PatchVocabulary:
+    def vocabulary(self, outputs: Any = None, sizes_B2: Tensor | None = None) -> PatchVocabulary:
         """See `SequenceDetector`. A token for each patch of the canvas."""
-        return self._vocabulary_for(self.image_size, self.image_size) if outputs is None else outputs.vocabulary
+        if outputs is None:
+            return self._vocabulary_for(self.image_size, self.image_size)
+        return self.decoder_memory(outputs).vocabulary
 
-    def token_constraints(
-        self, outputs: PatchSeqOutputs | None = None, classes: Sequence[int] | None = None
-    ) -> TokenConstraints:
+    def token_constraints(self, outputs: Any = None, classes: Sequence[int] | None = None) -> TokenConstraints:
         """See `SequenceDetector`."""
-        device = self.decoder.token_embedding.device
+        device = self.decoder.norm.weight.device
         return self.vocabulary(outputs).token_constraints(self.config.noise, classes, device)
 
-    def coarse(self, tokens_S: Tensor, outputs: PatchSeqOutputs) -> Tensor:
+    def coarse(self, tokens_S: Tensor, outputs: Any) -> Tensor:
         """See `SequenceDetector`. Corners lie in the middle of their patches."""
-        fine, first = self.config.fine, outputs.vocabulary.first_coordinate
+        vocabulary = self.vocabulary(outputs)
+        fine, first = self.config.fine, vocabulary.first_coordinate
         if not fine:
             return tokens_S
         tokens_S = tokens_S.clone()
-        offsets = [corner + 1 for corner in outputs.vocabulary.corners(self.config.noise)]
+        offsets = [corner + 1 for corner in vocabulary.corners(self.config.noise)]
         tokens_S[offsets] = first + fine * (fine // 2) + fine // 2
         return tokens_S
 
@@ -208,7 +244,7 @@ class PatchSeq(SequenceDetector):
     def to_predictions(
         self,
         generated: Generated,
-        outputs: PatchSeqOutputs | None = None,
+        outputs: Any = None,
         classes: Sequence[int] | Tensor | None = None,
         sizes_B2: Tensor | None = None,
     ) -> Predictions:
@@ -233,10 +269,10 @@ class PatchSeq(SequenceDetector):
         ordered_BN4 = torch.cat([torch.minimum(first_BN2, second_BN2), torch.maximum(first_BN2, second_BN2)], -1)
         return Predictions(ordered_BN4, scores_BN, labels_BN)
 
-    def given_tokens(self, outputs: PatchSeqOutputs, given: Batch) -> Tensor:
+    def given_tokens(self, outputs: Any, given: Batch) -> Tensor:
         """See `SequenceDetector`."""
-        tokens_BNS = _objects(given.boxes_BN4, given.labels_BN, outputs.vocabulary, self.config.noise)
-        return tokens_BNS.where(given.valid_BN[..., None], -1).flatten(1).to(outputs.patches_BPE.device)
+        tokens_BNS = _objects(given.boxes_BN4, given.labels_BN, self.vocabulary(outputs), self.config.noise)
+        return tokens_BNS.where(given.valid_BN[..., None], -1).flatten(1)
 
     @torch.no_grad()
     def with_classes(
@@ -246,6 +282,9 @@ class PatchSeq(SequenceDetector):
         detector = PatchSeq(replace(self.config, image_size=image_size or self.image_size), names, pretrained=False)
         if pretrained:
             detector.backbone.freeze()
+        if self.proposer is not None:
+            self.copy_to(detector)
+            return detector
         first, before, after = FIRST_CLASS + 1, len(self.names), len(names)
         rows = [(n, n) for n in range(first)]
         rows += [(first + old, first + new) for old, new in shared_rows(self.names, range(before), names)]
@@ -371,7 +410,7 @@ class PatchDecoder(nn.Module):
         history = History.empty(cache.rows, patches.keys_BPE.shape[1], memory.patches_BPE.device)
         return PatchCache(cache.sequence, cache.image, patches=patches, history=history)
 
-    def step(self, tokens_BL: Tensor, positions_L: Tensor, cache: KVCache) -> Tensor:
+    def step(self, tokens_BL: Tensor, positions_L: Tensor, cache: KVCache, slot: int = 0) -> Tensor:
         """See `boxwright.models.sequence.generation.StepDecoder`."""
         assert isinstance(cache, PatchCache)
         x_BLE = self._embed(tokens_BL, positions_L, cache.patches)

@@ -14,7 +14,7 @@ scores are those of google-research/pix2seq, its ResNet replaced by any timm bac
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,15 +26,16 @@ from boxwright.models.backbones.pix2seq_stems import PATCHES, make_stem
 from boxwright.models.layers.attention import EncoderBlock, Mlp, dense, norm
 from boxwright.models.layers.class_rows import choose_ids
 from boxwright.models.layers.position_encoding import resize_2d, sincos_2d
+from boxwright.models.sequence.copying_detector import CopyingDetector, ProposalShape
 from boxwright.models.sequence.decoder import SequenceDecoder, table
 from boxwright.models.sequence.generation import Generated
 from boxwright.models.sequence.likelihood import Scores, log_probs, score_objects
+from boxwright.models.sequence.proposals import ProposalOutputs
 from boxwright.models.sequence.sampling import Sampling
-from boxwright.models.sequence.sequence_detector import SequenceDetector
 from boxwright.models.sequence.targets import encode_targets, training_sequences
 from boxwright.models.sequence.token_constraints import TokenConstraints
 from boxwright.models.sequence.vocabulary import Vocabulary
-from boxwright.types import Batch, FeatureMaps, Predictions, image_mask, pixels
+from boxwright.types import Batch, Predictions, image_mask, pixels
 
 PADDING = 0.3  # colour of the canvas outside the valid area, in [0, 1]; it is attended to
 OBJECT_TOKENS = 5  # four coordinates and a class
@@ -78,6 +79,9 @@ class Pix2SeqConfig:
             with noise, else 0.
         scores: see `boxwright.models.sequence.likelihood.score_objects`.
         seed: of the draws: image i of a batch draws with seed + i. By default all images draw with seed 0.
+        proposals: cells of a dense head from which objects are copied, one decoder step each (ours); 0 for the
+            published form. With it, `encoder_...` is the attention among proposals.
+        channels, depth: width of the head's pyramid, and convolutions of each of its towers.
     """
 
     backbone: str = "tf_efficientnet_lite0"
@@ -118,6 +122,17 @@ class Pix2SeqConfig:
     end_bias: float | None = None
     scores: Scores = "full"
     seed: int | None = None
+    proposals: int = 0
+    channels: int = 96
+    depth: int = 2
+
+    @property
+    def proposal_shape(self) -> ProposalShape:
+        """The parts that find proposals and copy them; all have the decoder's width."""
+        return ProposalShape(
+            self.proposals, self.channels, self.depth, self.encoder_layers, self.decoder_layers, self.decoder_dim,
+            self.decoder_hidden, self.decoder_heads, self.dropout, self.drop_path,
+        )  # fmt: skip
 
     @property
     def sampling(self) -> Sampling:
@@ -129,11 +144,20 @@ class Pix2SeqConfig:
         )  # fmt: skip
 
 
-_NANO = Pix2SeqConfig()
+_NANO = Pix2SeqConfig(
+    encoder_layers=2, encoder_dim=128, encoder_hidden=256, decoder_layers=2, decoder_dim=128, decoder_hidden=512,
+    length=500, dropout=0.0, drop_path=0.0, proposals=200,
+)  # fmt: skip
 SIZES = {
     "nano": _NANO,
-    "small": replace(_NANO, backbone="tf_efficientnet_lite1", image_size=416, encoder_layers=4, decoder_layers=4),
-    "medium": replace(_NANO, backbone="tf_efficientnet_lite2", image_size=512, encoder_layers=6, decoder_layers=6),
+    "small": replace(
+        _NANO, backbone="tf_efficientnet_lite1", image_size=416, encoder_dim=160, encoder_hidden=320, decoder_layers=3,
+        decoder_dim=160, decoder_hidden=640, proposals=300, channels=128, depth=3,
+    ),
+    "medium": replace(
+        _NANO, backbone="tf_efficientnet_lite2", image_size=512, encoder_dim=192, encoder_hidden=384, decoder_layers=4,
+        decoder_dim=192, decoder_hidden=768, proposals=400, channels=160, depth=4,
+    ),
     # The published ones. Their stems have no ImageNet weights: they are initialised at random, with the full rate.
     "resnet50": Pix2SeqConfig(
         "pix2seq_resnet50", 640, 32, encoder_layers=6, decoder_layers=6,
@@ -153,7 +177,7 @@ SIZES = {
 }  # fmt: skip
 
 
-class Pix2Seq(SequenceDetector):
+class Pix2Seq(CopyingDetector):
     """The sequence detector of Chen et al. 2022.
 
     Args:
@@ -179,6 +203,10 @@ class Pix2Seq(SequenceDetector):
             needed <= config.length, f"{config.max_objects} objects are {needed} words, over length={config.length}."
         )
         c = config
+        if c.proposals:
+            require(c.noise, "pix2seq with proposals fills sequences up with noise: leave noise=True.")
+            self.add_proposals(c.backbone, c.proposal_shape, pretrained)
+            return
         published = make_stem(c.backbone, c.stride, c.encoder_dim)
         self.backbone = published or Backbone(c.backbone, [c.stride], pretrained)
         self.encoder = Pix2SeqEncoder(self.backbone.channels[0], c)
@@ -188,16 +216,10 @@ class Pix2Seq(SequenceDetector):
             c.dropout, c.drop_path, c.decoder_positions == "learned", c.shared_embedding, c.output_bias,
         )  # fmt: skip
 
-    def backbone_parameters(self) -> list[nn.Parameter]:
-        """The timm network's; published backbones have no pretrained weights."""
-        return self.backbone.known_parameters()
-
-    def feature_maps(self) -> FeatureMaps:
-        """The map of a timm network; none of a published backbone, which has no pretrained weights."""
-        return FeatureMaps(self.backbone, self.backbone.strides if self.backbone.known_parameters() else [])
-
-    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None) -> Tensor:
-        """The encoded cells, (B, cells, decoder_dim); H and W may be any size."""
+    def forward(self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None) -> Tensor | ProposalOutputs:
+        """The encoded cells, (B, cells, decoder_dim), or proposals; H and W may be any size."""
+        if self.proposer is not None:
+            return self.propose(images_BCHW, sizes_B2)
         return self.encode(self.features(images_BCHW, sizes_B2))
 
     def features(self, images_BCHW: Tensor, sizes_B2: Tensor) -> Tensor:
@@ -211,8 +233,12 @@ class Pix2Seq(SequenceDetector):
         height, width = features_BCHW.shape[-2:]
         return self.bridge(self.encoder(features_BCHW), height, width)
 
-    def loss(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """`tokens`: cross-entropy of the next token, averaged with the tokens' weights."""
+    def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        """`tokens`: cross-entropy of the next token, averaged with the tokens' weights. With proposals, see
+        `CopyingDetector.copying_loss`.
+        """
+        if self.proposer is not None:
+            return self.copying_loss(outputs, batch)
         c = self.config
         inputs_BL, targets_BL, weights_BL = training_sequences(
             batch, self.vocabulary(), c.max_objects, c.length, c.sentences, c.noise
@@ -220,13 +246,13 @@ class Pix2Seq(SequenceDetector):
         each_BL = -log_probs(self.decoder, outputs, inputs_BL, targets_BL)
         return {"tokens": (each_BL * weights_BL).sum() / (weights_BL.sum() + 1e-9)}
 
-    def likelihood(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def likelihood(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """See `Detector`. Objects stand in the data set's order, their classes are noise in the inputs (as in half of
         training), and no noise objects follow; the end token counts where sequences end.
         """
         c = self.config
         inputs_BL, targets_BL, weights_BL = encode_targets(batch, self.vocabulary(), c.max_objects, not c.noise)
-        each_BL = log_probs(self.decoder, outputs, inputs_BL, targets_BL)
+        each_BL = log_probs(self.decoder, self.decoder_memory(outputs), inputs_BL, targets_BL)
         return (each_BL * weights_BL).sum(1), weights_BL.sum(1)
 
     @property
@@ -239,23 +265,25 @@ class Pix2Seq(SequenceDetector):
         """See `SequenceDetector`."""
         return ("y1", "x1", "y2", "x2", "class")
 
-    def vocabulary(self, outputs: Tensor | None = None, sizes_B2: Tensor | None = None) -> Vocabulary:
+    def vocabulary(self, outputs: Any = None, sizes_B2: Tensor | None = None) -> Vocabulary:
         """See `SequenceDetector`. The same for all canvases."""
         c = self.config
         return Vocabulary(c.bins, c.first_coordinate, c.vocabulary, c.class_ids)
 
-    def token_constraints(
-        self, outputs: Tensor | None = None, classes: Sequence[int] | None = None
-    ) -> TokenConstraints:
+    def canvas_vocabulary(self, size: torch.Size) -> Vocabulary:
+        """See `CopyingDetector`. The same for all canvases."""
+        return self.vocabulary()
+
+    def token_constraints(self, outputs: Any = None, classes: Sequence[int] | None = None) -> TokenConstraints:
         """See `SequenceDetector`."""
-        device = self.decoder.token_embedding.device
+        device = self.decoder.norm.weight.device
         return self.vocabulary().token_constraints(len(self.names), classes, not self.config.grammar, device)
 
     @torch.no_grad()
     def to_predictions(
         self,
         generated: Generated,
-        outputs: Tensor | None = None,
+        outputs: Any = None,
         classes: Sequence[int] | Tensor | None = None,
         sizes_B2: Tensor | None = None,
     ) -> Predictions:
@@ -274,25 +302,30 @@ class Pix2Seq(SequenceDetector):
 
         Predictions of the first objects stay the same; the others are learned from images with more objects.
         """
-        c, table_LE = self.config, self.decoder.position_embedding
-        require(c.decoder_positions == "learned", "only learned positions can be lengthened; these are sines.")
+        c = self.config
         require(objects >= c.max_objects, f"a sentence has room for {c.max_objects} objects already, not {objects}.")
+        length = c.length + OBJECT_TOKENS * (objects - c.max_objects)
+        self.config = replace(c, max_objects=objects, length=length)
+        if self.proposer is not None:  # objects have no positions
+            return
+        require(c.decoder_positions == "learned", "only learned positions can be lengthened; these are sines.")
+        table_LE = self.decoder.position_embedding
         last_SE = table_LE[: OBJECT_TOKENS * c.max_objects].detach()[-OBJECT_TOKENS:]
         more_LE = last_SE.repeat(objects - c.max_objects, 1)
         end = OBJECT_TOKENS * c.max_objects
         self.decoder.position_embedding = nn.Parameter(torch.cat([table_LE[:end], more_LE, table_LE[end:]]).detach())
-        length = c.length + OBJECT_TOKENS * (objects - c.max_objects)
-        self.config = replace(c, max_objects=objects, length=length)
 
-    def given_tokens(self, outputs: Tensor, given: Batch) -> Tensor:
+    def given_tokens(self, outputs: Any, given: Batch) -> Tensor:
         """See `SequenceDetector`."""
         vocabulary = self.vocabulary()
         classes_BN1 = vocabulary.class_tokens(given.labels_BN)[..., None]
         tokens_BN5 = torch.cat([vocabulary.coordinate_tokens(given.boxes_BN4), classes_BN1], -1)
-        return tokens_BN5.where(given.valid_BN[..., None], -1).flatten(1).to(outputs.device)
+        return tokens_BN5.where(given.valid_BN[..., None], -1).flatten(1)
 
     def with_classes(self, names: tuple[str, ...], image_size: int | None = None, pretrained: bool = True) -> "Pix2Seq":
         """See `Detector`. The vocabulary stays; new classes get ids that are free."""
+        if self.proposer is not None:
+            return self._copying_with_classes(names, image_size or self.image_size, pretrained)
         c, known = self.config, range(1, self.vocabulary().max_classes + 1)
         ids = choose_ids(self.names, c.class_ids, names, known)
         size, grid = image_size or self.image_size, self.encoder.positions.grid
@@ -300,6 +333,13 @@ class Pix2Seq(SequenceDetector):
         if pretrained:
             detector.backbone.freeze()
         detector.load_state_dict(self.state_dict())
+        return detector
+
+    def _copying_with_classes(self, names: tuple[str, ...], image_size: int, pretrained: bool) -> "Pix2Seq":
+        detector = Pix2Seq(replace(self.config, image_size=image_size, class_ids=()), names, pretrained=False)
+        if pretrained:
+            detector.backbone.freeze()
+        self.copy_to(detector)
         return detector
 
 

@@ -450,7 +450,7 @@ class ReplicationDecoder(nn.Module):
         """See `boxwright.models.sequence.generation.StepDecoder`."""
         return KVCache.empty(self._image(memory), length, per_image, memory.valid_BM[:, None, None])
 
-    def step(self, tokens_BL: Tensor, positions_L: Tensor, cache: KVCache) -> Tensor:
+    def step(self, tokens_BL: Tensor, positions_L: Tensor, cache: KVCache, slot: int = 0) -> Tensor:
         """See `boxwright.models.sequence.generation.StepDecoder`."""
         x_BLE, positions_LE = self._embed(tokens_BL, positions_L)
         step = cache.step_positions(positions_L)

@@ -81,7 +81,7 @@ def test_one_object_is_found_exhaustively_where_only_its_first_token_matters():
     """With as many beams as first tokens, the best object is found: here greedy's first token leads astray."""
 
     class Astray(Babbler):
-        def step(self, tokens_BL, positions_L, cache, /):
+        def step(self, tokens_BL, positions_L, cache, slot, /):
             scores = torch.zeros(len(tokens_BL), self.tokens)
             if int(positions_L[-1]) == 0:
                 scores[:, 104] = 0.5  # the best first token, after which nothing is likely

@@ -71,7 +71,7 @@ class SequenceDecoder(nn.Module):
         """See `boxwright.models.sequence.generation.StepDecoder`."""
         return KVCache.empty(self._image(memory_BME), length, per_image)
 
-    def step(self, tokens_BL: Tensor, positions_L: Tensor, cache: KVCache) -> Tensor:
+    def step(self, tokens_BL: Tensor, positions_L: Tensor, cache: KVCache, slot: int = 0) -> Tensor:
         """See `boxwright.models.sequence.generation.StepDecoder`. Shapes do not depend on the positions."""
         x_BLE = self.token_embedding[tokens_BL] + self.position_embedding[positions_L]
         step = cache.step_positions(positions_L)

@@ -30,13 +30,14 @@ class StepDecoder(Protocol):
         """
         ...
 
-    def step(self, tokens_BL: Tensor, positions_L: Tensor, cache: KVCache, /) -> Tensor:
+    def step(self, tokens_BL: Tensor, positions_L: Tensor, cache: KVCache, slot: int, /) -> Tensor:
         """Logits (B, V), float32, of what follows the last of the tokens, which are added to the cache in place.
 
         Args:
             tokens_BL: one token, or all at the beginning of the sequence.
             positions_L: of the tokens in the sequence; the start token is at 0.
             cache: its length bounds the positions.
+            slot: which token of its object the next one is.
         """
         ...
 
@@ -134,7 +135,7 @@ class ObjectStep:
         if self.no_repeat is not None:
             self.no_repeat.begin(position_1 // self.constraints.slots)
         for slot in range(self.constraints.slots):
-            logits_BV = self.decoder.step(last_B1, position_1 + slot, cache)
+            logits_BV = self.decoder.step(last_B1, position_1 + slot, cache, slot)
             chosen_B1 = self.choose(self._constrained(logits_BV + added_SV[slot], tokens), slot, _at(draws_BS, slot))
             last_B1, fixed_B1 = self._fix(chosen_B1, ended_B1, _at(given_BS, slot))
             if self.sampling.may_end:
@@ -265,12 +266,14 @@ class Generation:
     def _begin_with(self, given_BL: Tensor) -> None:
         """Objects given to every sequence are passed at once; the others replace what would be generated."""
         counts_B = (given_BL >= 0).sum(1)
-        self.first_object = int(counts_B.min()) // self.constraints.slots
-        start = self.first_object * self.constraints.slots
+        slots = self.constraints.slots
+        self.first_object = int(counts_B.min()) // slots
+        start = self.first_object * slots
         self.tokens_BL[:, 1 : start + 1] = given_BL[:, :start]
         self.position_1.fill_(start)
         if start:
-            self.decoder.step(self.tokens_BL[:, :start], torch.arange(start, device=given_BL.device), self.cache)
+            positions_L = torch.arange(start, device=given_BL.device)
+            self.decoder.step(self.tokens_BL[:, :start], positions_L, self.cache, slots - 1)
         if int(counts_B.max()) > start:
             self.given_BL = torch.full_like(self.tokens_BL[:, 1:], -1)
             self.given_BL[:, : given_BL.shape[1]] = given_BL

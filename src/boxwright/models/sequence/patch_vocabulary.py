@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from boxwright.models.sequence.side_distributions import SideTables
 from boxwright.models.sequence.token_constraints import TokenConstraints
 from boxwright.models.sequence.vocabulary import FIRST_CLASS, NOISE, PAD, PROMPT
 
@@ -105,6 +106,43 @@ class PatchVocabulary:
             cells_B22 = cells_B22 + cells_B22.new_tensor([[0], [1]])
         return (cells_B22 * self._unit(cells_B22)).clamp(0, 1).flatten(-2)
 
+    def edges(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """The edges of the subcells along x and along y, in [0, 1] of the canvas."""
+        rows, columns = self.grid
+        step = self.patch / self.fine
+        return tuple(
+            torch.arange(count * self.fine + 1, device=device) * (step / side)
+            for count, side in ((columns, self.width), (rows, self.height))
+        )  # type: ignore[return-value]
+
+    def side_bins(self, tokens_B4: Tensor) -> Tensor:
+        """Subcells, counted from the edge of the canvas, of the sides x1, y1, x2, y2 of a patch, an offset, twice."""
+        cells_B22 = self._at(
+            (tokens_B4[..., ::2] - self.first_patch).clamp(0, self.size - self.first_patch - 1), self.grid[1]
+        )
+        offsets_B22 = self._at((tokens_B4[..., 1::2] - self.first_coordinate).clamp(0, self.fine**2 - 1), self.fine)
+        return (cells_B22 * self.fine + offsets_B22).flatten(-2)
+
+    def factors(self, slot: int, tables: SideTables, tokens_BNS: Tensor) -> tuple[Tensor, ...]:
+        """The distribution of the token of a slot in each of C boxes: its rows and its columns, (B, 1 or N, C, count).
+
+        Args:
+            slot: 0 to 3: a patch, its offset, the second patch, its offset.
+            tables: of the boxes.
+            tokens_BNS: the tokens before it in the object.
+        """
+        x_BCX, y_BCY = (tables.x1_BCX, tables.y1_BCY) if slot < 2 else (tables.x2_BCX, tables.y2_BCY)
+        rows_BCRF, columns_BCQF = (table.unflatten(-1, (-1, self.fine)) for table in (y_BCY, x_BCX))
+        if slot % 2 == 0:
+            return rows_BCRF.sum(-1)[:, None], columns_BCQF.sum(-1)[:, None]
+        patch_BN = (tokens_BNS[..., slot - 1] - self.first_patch).clamp(0, self.size - self.first_patch - 1)
+        row_BN, column_BN = patch_BN // self.grid[1], patch_BN % self.grid[1]
+        return _inside(rows_BCRF, row_BN), _inside(columns_BCQF, column_BN)
+
+    def first_of(self, slot: int) -> int:
+        """The id of the first patch or offset."""
+        return self.first_coordinate if slot % 2 else self.first_patch
+
     def token_constraints(
         self, noise: bool, only: Sequence[int] | None = None, device: torch.device | str = "cpu"
     ) -> TokenConstraints:
@@ -153,3 +191,10 @@ class PatchVocabulary:
     def _at(ids_B2: Tensor, columns: int) -> Tensor:
         """Columns and rows (x, y) of ids counted row by row, (..., 2, 2)."""
         return torch.stack([ids_B2 % columns, ids_B2 // columns], -1)
+
+
+def _inside(table_BCRF: Tensor, row_BN: Tensor) -> Tensor:
+    """The distribution over the subcells of a patch, given its row (or column), (B, N, C, F)."""
+    index_BC = row_BN[:, None, :, None].expand(-1, table_BCRF.shape[1], -1, table_BCRF.shape[3])
+    share_BNCF = table_BCRF.gather(2, index_BC).transpose(1, 2)
+    return share_BNCF / share_BNCF.sum(-1, keepdim=True)

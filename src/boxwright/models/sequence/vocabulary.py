@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from boxwright.models.sequence.side_distributions import SideTables
 from boxwright.models.sequence.token_constraints import TokenConstraints
 
 PAD, PROMPT, NOISE, FIRST_CLASS = 0, 10, 30, 100
@@ -73,6 +74,29 @@ class Vocabulary:
         if not self.class_ids:
             return positions + FIRST_CLASS + 1
         return torch.tensor(self.class_ids, device=positions.device)[positions] + FIRST_CLASS
+
+    def edges(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """The edges of the bins along x and along y, in [0, 1] of the canvas, (bins + 1,) each."""
+        edges_X = (torch.arange(self.bins + 1, device=device) - 0.5) / (self.bins - 1)
+        return edges_X, edges_X
+
+    def side_bins(self, tokens_B4: Tensor) -> Tensor:
+        """Bins of the sides x1, y1, x2, y2 of ids y1, x1, y2, x2; any other id becomes the nearest coordinate."""
+        return (tokens_B4[..., [1, 0, 3, 2]] - self.first_coordinate).clamp(0, self.bins - 1)
+
+    def factors(self, slot: int, tables: SideTables, tokens_BNS: Tensor) -> tuple[Tensor, ...]:
+        """The distribution of the coordinate of a slot in each of C boxes: one factor, (B, 1, C, bins).
+
+        Args:
+            slot: 0 to 3.
+            tables: of the boxes.
+            tokens_BNS: the tokens before it in the object; sides do not depend on each other.
+        """
+        return ((tables.y1_BCY, tables.x1_BCX, tables.y2_BCY, tables.x2_BCX)[slot][:, None],)
+
+    def first_of(self, slot: int) -> int:
+        """The id of the first coordinate of a slot."""
+        return self.first_coordinate
 
     def token_constraints(
         self, classes: int, only: Sequence[int] | None = None, free: bool = False, device: torch.device | str = "cpu"

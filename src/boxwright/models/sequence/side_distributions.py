@@ -1,0 +1,108 @@
+"""What a proposal says about the tokens of a box: a distribution of each of its four sides over the vocabulary's bins.
+
+A side follows a logistic distribution around the proposal's own, cut to the canvas, and a thousandth of a uniform one,
+so that no token is impossible. Its scale is predicted, and so says how exactly the side is known.
+
+A vocabulary writes a box as four sides of `bins` intervals each, in one token a side (`Vocabulary`) or in two for a
+corner (`PatchVocabulary`). The probability of any token, given those before it, follows from the same intervals.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+UNIFORM = 1e-3  # share of the uniform distribution
+LEAST = 1e-6  # probability of the whole canvas, for sides far outside of it
+
+
+class SideTables(NamedTuple):
+    """The probability of each bin of the sides of C boxes; each sums to 1.
+
+    Attributes:
+        x1_BCX, y1_BCY, x2_BCX, y2_BCY: one row for each box.
+    """
+
+    x1_BCX: Tensor
+    y1_BCY: Tensor
+    x2_BCX: Tensor
+    y2_BCY: Tensor
+
+
+def side_tables(boxes_BC4: Tensor, spreads_BC4: Tensor, edges: tuple[Tensor, Tensor]) -> SideTables:
+    """The tables of boxes.
+
+    Args:
+        boxes_BC4: xyxy in [0, 1] of the canvas.
+        spreads_BC4: the scale of each side's distribution, in the same unit.
+        edges: of the bins along x and along y, ascending, in the same unit.
+    """
+    tables = []
+    for side in range(4):
+        edges_X = edges[side % 2]
+        below_BCX = _below(edges_X, boxes_BC4[..., side, None], spreads_BC4[..., side, None])
+        tables.append(_shares(below_BCX.diff(dim=-1), below_BCX[..., :1], below_BCX[..., -1:], len(edges_X) - 1))
+    return SideTables(*tables)
+
+
+def box_log_probs(boxes_BC4: Tensor, spreads_BC4: Tensor, bins_BM4: Tensor, edges: tuple[Tensor, Tensor]) -> Tensor:
+    """The log-probability of M boxes for each of C proposals, (B, C, M): the sum over the sides.
+
+    Args:
+        boxes_BC4, spreads_BC4, edges: see `side_tables`.
+        bins_BM4: the bins of the sides x1, y1, x2, y2, int64.
+    """
+    total_BCM = boxes_BC4.new_zeros(())
+    for side in range(4):
+        edges_X, bins_B1M = edges[side % 2], bins_BM4[:, None, :, side]
+        at_BC1, spread_BC1 = boxes_BC4[..., side, None], spreads_BC4[..., side, None]
+        first_BC1, low_BCM, high_BCM, last_BC1 = (
+            _below(x, at_BC1, spread_BC1) for x in (edges_X[:1], edges_X[bins_B1M], edges_X[bins_B1M + 1], edges_X[-1:])
+        )
+        total_BCM = total_BCM + _shares(high_BCM - low_BCM, first_BC1, last_BC1, len(edges_X) - 1).log()
+    return total_BCM
+
+
+def _below(edges: Tensor, at: Tensor, spread: Tensor) -> Tensor:
+    """The probability that a side lies below each edge."""
+    return ((edges - at) / spread).sigmoid()
+
+
+def _shares(inside: Tensor, first: Tensor, last: Tensor, bins: int) -> Tensor:
+    """Probabilities of bins, from that of each and those below the first and the last edge of the canvas."""
+    return inside / (last - first).clamp(min=LEAST) * (1 - UNIFORM) + UNIFORM / bins
+
+
+def mixed(weights_BNC: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
+    """The distribution of a token in a mixture of C boxes, (B, N, V).
+
+    Args:
+        weights_BNC: of the mixture.
+        factors: the token's distribution in each box as a product: one factor (B, 1 or N, C, V), or two whose tokens
+            are counted row by row, (B, 1 or N, C, rows) and (B, 1 or N, C, columns).
+    """
+    if len(factors) == 1:
+        (table_BNCV,) = factors
+        if table_BNCV.shape[1] == 1:
+            return weights_BNC @ table_BNCV[:, 0]
+        return (weights_BNC[:, :, None] @ table_BNCV)[:, :, 0]
+    rows_BNCR, columns_BNCQ = factors
+    return ((weights_BNC[..., None] * rows_BNCR).mT @ columns_BNCQ).flatten(-2)
+
+
+def picked(factors: tuple[Tensor, ...], index_BN: Tensor) -> Tensor:
+    """The log-probability of one token in each box, (B, N, C); for `factors` see `mixed`.
+
+    Args:
+        factors: of the token's slot.
+        index_BN: the token, counted from the first of its slot.
+    """
+    total_BNC, width = torch.zeros((), device=index_BN.device), 1
+    for table_BNCV in reversed(factors):
+        count = table_BNCV.shape[-1]
+        index_BN1 = (index_BN // width % count)[..., None]
+        index_BNC1 = index_BN1[..., None].expand(-1, -1, table_BNCV.shape[2], -1)
+        whole_BNCV = table_BNCV.expand(-1, index_BN.shape[1], -1, -1)
+        total_BNC = total_BNC + whole_BNCV.gather(3, index_BNC1)[..., 0].log()
+        width *= count
+    return total_BNC

@@ -21,9 +21,8 @@ from pix2seq_ablation import SMALL, batches, train
 from boxwright.config import Augment, fill_in
 from boxwright.evaluation.coco import score
 from boxwright.evaluation.run import validate
-from boxwright.models.patchseq import PUBLISHED, SIZES, PatchSeq
-from boxwright.models.pix2seq import SIZES as PIX2SEQ_SIZES
-from boxwright.models.pix2seq import Pix2Seq
+from boxwright.models.patchseq import PUBLISHED, PatchSeq, PatchSeqConfig
+from boxwright.models.pix2seq import Pix2Seq, Pix2SeqConfig
 from boxwright.training import recipes
 
 NARROW = {"encoder_layers": 2, "dim": 128, "hidden": 512, "dropout": 0.0, "drop_path": 0.0}
@@ -41,9 +40,9 @@ def begin(row: dict | None, names: tuple[str, ...], image_size: int, objects: in
     """The detector of a row."""
     torch.manual_seed(0)
     if row is None:
-        shape = replace(SMALL if small else PIX2SEQ_SIZES["nano"], image_size=image_size)
+        shape = replace(SMALL if small else Pix2SeqConfig(), image_size=image_size)
         return Pix2Seq(replace(shape, max_objects=objects, length=5 * objects), names)
-    shape = replace(SIZES["nano"], image_size=image_size, max_objects=objects, **(NARROW if small else {}))
+    shape = replace(PatchSeqConfig(), image_size=image_size, max_objects=objects, **(NARROW if small else {}))
     return PatchSeq(replace(shape, **row), names)
 
 

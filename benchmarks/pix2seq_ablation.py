@@ -25,7 +25,7 @@ from boxwright.data.cache import Cache
 from boxwright.data.loader import train_batches
 from boxwright.evaluation.coco import score
 from boxwright.evaluation.run import validate
-from boxwright.models.pix2seq import SIZES, Pix2Seq, Pix2SeqConfig
+from boxwright.models.pix2seq import Pix2Seq, Pix2SeqConfig
 from boxwright.training import recipes
 from boxwright.training.optim import make_optimizer, moving_average, rate_factor, set_rate
 from boxwright.types import Batch, Detector
@@ -37,8 +37,8 @@ TRAINED = {
     "4 sequences, 2 views": {"sentences": 4, "views": 2},
     "4 sequences, no noise": {"sentences": 4, "noise": False},
 }
-SMALL = replace(  # for minutes on a CPU: narrow, and a vocabulary of 400 ids with about one coordinate a pixel
-    SIZES["nano"], encoder_layers=2, encoder_dim=128, encoder_hidden=512, decoder_dim=128, decoder_hidden=512,
+SMALL = Pix2SeqConfig(  # for minutes on a CPU: narrow, and a vocabulary of 400 ids with about one coordinate a pixel
+    encoder_layers=2, encoder_dim=128, encoder_hidden=512, decoder_dim=128, decoder_hidden=512,
     bins=200, first_coordinate=200, vocabulary=400, dropout=0.0, drop_path=0.0,
 )  # fmt: skip
 STEPS = 10_000  # of the schedule, over the whole time
@@ -94,7 +94,7 @@ def main() -> None:
     a = parser.parse_args()
     data, recipe = prepare(a, a.image_size), recipes.recipe("pix2seq")
     optim = fill_in(Optim(lr=1e-3), recipe.optim)
-    shape = replace(SIZES["nano"] if a.device != "cpu" else SMALL, image_size=a.image_size)
+    shape = replace(Pix2SeqConfig() if a.device != "cpu" else SMALL, image_size=a.image_size)
     shape = replace(shape, max_objects=a.max_objects, length=5 * a.max_objects)
     title = f"{datetime.date.today()}, {a.data.name}, {a.image_size} px, {a.device}, {a.minutes:g} minutes per row"
     table = Table(title, "trained", "decoded", "steps", "last loss", "held-out log-likelihood per token", "AP", "AP50")

@@ -9,7 +9,6 @@ full run. Writes metrics.csv and curves.png into runs/pix2seq-voc-cpu. About ten
 
 import argparse
 import csv
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,7 +18,7 @@ from boxwright.data.cache import build
 from boxwright.data.read import merge_val, read, train_and_val
 from boxwright.evaluation.coco import score
 from boxwright.evaluation.run import detect
-from boxwright.models.pix2seq import SIZES, Pix2Seq
+from boxwright.models.pix2seq import Pix2Seq, Pix2SeqConfig
 from boxwright.training import recipes
 from boxwright.training.config import RunConfig
 from boxwright.training.fabric import make_fabric
@@ -37,7 +36,7 @@ def main() -> None:
     dataset = merge_val(read(a.folder / "voc-animals-train"), read(a.folder / "voc-animals-val"))
     records, val_records = train_and_val(dataset)
     val_records = val_records[:200]
-    config = replace(SIZES["nano"], image_size=256, max_objects=16, length=80, sentences=4)
+    config = Pix2SeqConfig(image_size=256, max_objects=16, length=80, sentences=4)
     torch.manual_seed(0)
     detector = Pix2Seq(config, dataset.names)
     cache, val_cache = build(records, 256), build(val_records, 256)

@@ -9,10 +9,10 @@ from boxwright.models.deformable import PUBLISHED, Deformable
 from boxwright.models.dense import SIZES as DENSE_SIZES
 from boxwright.models.dense import Dense
 from boxwright.models.detr import Detr, DetrConfig
-from boxwright.models.pix2seq import SIZES, Pix2Seq
+from boxwright.models.pix2seq import SIZES, Pix2Seq, Pix2SeqConfig
 
-SMALL = replace(
-    SIZES["nano"], image_size=64, encoder_layers=1, decoder_layers=1, encoder_dim=32, decoder_dim=32, encoder_hidden=64,
+SMALL = Pix2SeqConfig(
+    image_size=64, encoder_layers=1, decoder_layers=1, encoder_dim=32, decoder_dim=32, encoder_hidden=64,
     decoder_hidden=64, encoder_heads=2, decoder_heads=2, max_objects=4, length=20, bins=20, first_coordinate=110,
     vocabulary=140,
 )  # fmt: skip

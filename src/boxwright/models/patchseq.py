@@ -73,7 +73,7 @@ class PatchSeqConfig:
         end_bias: added to the logit of the end token, where sequences end; -inf generates `max_objects` all the same,
             of which those behind the end score low.
         proposals: cells of a dense head from which objects are copied, one decoder step each (ours); 0 for none. With
-            it, objects have offsets and noise, and `encoder_layers` is the attention among proposals.
+            it, there is no encoder, and objects have offsets and noise.
         channels, depth: width of the head's pyramid, and convolutions of each of its towers.
     """
 
@@ -104,8 +104,8 @@ class PatchSeqConfig:
     def proposal_shape(self) -> ProposalShape:
         """The parts that find proposals and copy them."""
         return ProposalShape(
-            self.proposals, self.channels, self.depth, self.encoder_layers, self.decoder_layers, self.dim, self.hidden,
-            self.heads, self.dropout, self.drop_path,
+            self.proposals, self.channels, self.depth, self.decoder_layers, self.dim, self.hidden, self.heads,
+            self.dropout, self.drop_path,
         )  # fmt: skip
 
     @property
@@ -115,7 +115,7 @@ class PatchSeqConfig:
 
 
 _NANO = PatchSeqConfig(
-    encoder_layers=2, decoder_layers=2, dim=128, hidden=512, fine=16, noise=True, dropout=0.0, drop_path=0.0,
+    encoder_layers=0, decoder_layers=2, dim=128, hidden=512, fine=16, noise=True, dropout=0.0, drop_path=0.0,
     proposals=200,
 )  # fmt: skip
 SIZES = {
@@ -155,9 +155,8 @@ class PatchSeq(CopyingDetector):
         super().__init__()
         self.config, self.names, self.image_size = config, tuple(names), config.image_size
         if config.proposals:
-            require(
-                config.fine > 0 and config.noise, "patchseq with proposals has offsets and noise: fine > 0, noise=True."
-            )
+            enough = config.fine > 0 and config.noise
+            require(enough, "patchseq with proposals has offsets and noise: set fine > 0 and noise=True.")
             self.add_proposals(config.backbone, config.proposal_shape, pretrained)
             return
         self.backbone = Backbone(config.backbone, [config.patch], pretrained)

@@ -80,7 +80,7 @@ class Pix2SeqConfig:
         scores: see `boxwright.models.sequence.likelihood.score_objects`.
         seed: of the draws: image i of a batch draws with seed + i. By default all images draw with seed 0.
         proposals: cells of a dense head from which objects are copied, one decoder step each (ours); 0 for the
-            published form. With it, `encoder_...` is the attention among proposals.
+            published form. With it, there is no encoder, and sequences are always filled up with noise.
         channels, depth: width of the head's pyramid, and convolutions of each of its towers.
     """
 
@@ -128,10 +128,10 @@ class Pix2SeqConfig:
 
     @property
     def proposal_shape(self) -> ProposalShape:
-        """The parts that find proposals and copy them; all have the decoder's width."""
+        """The parts that find proposals and copy them."""
         return ProposalShape(
-            self.proposals, self.channels, self.depth, self.encoder_layers, self.decoder_layers, self.decoder_dim,
-            self.decoder_hidden, self.decoder_heads, self.dropout, self.drop_path,
+            self.proposals, self.channels, self.depth, self.decoder_layers, self.decoder_dim, self.decoder_hidden,
+            self.decoder_heads, self.dropout, self.drop_path,
         )  # fmt: skip
 
     @property
@@ -145,17 +145,17 @@ class Pix2SeqConfig:
 
 
 _NANO = Pix2SeqConfig(
-    encoder_layers=2, encoder_dim=128, encoder_hidden=256, decoder_layers=2, decoder_dim=128, decoder_hidden=512,
+    encoder_layers=0, decoder_layers=2, decoder_dim=128, decoder_hidden=512,
     length=500, dropout=0.0, drop_path=0.0, proposals=200,
 )  # fmt: skip
 SIZES = {
     "nano": _NANO,
     "small": replace(
-        _NANO, backbone="tf_efficientnet_lite1", image_size=416, encoder_dim=160, encoder_hidden=320, decoder_layers=3,
+        _NANO, backbone="tf_efficientnet_lite1", image_size=416, decoder_layers=3,
         decoder_dim=160, decoder_hidden=640, proposals=300, channels=128, depth=3,
     ),
     "medium": replace(
-        _NANO, backbone="tf_efficientnet_lite2", image_size=512, encoder_dim=192, encoder_hidden=384, decoder_layers=4,
+        _NANO, backbone="tf_efficientnet_lite2", image_size=512, decoder_layers=4,
         decoder_dim=192, decoder_hidden=768, proposals=400, channels=160, depth=4,
     ),
     # The published ones. Their stems have no ImageNet weights: they are initialised at random, with the full rate.

@@ -22,16 +22,13 @@ class ProposalShape(NamedTuple):
     Attributes:
         proposals: how many there are.
         channels, depth: width of the head's pyramid, and convolutions of each of its towers.
-        encoder_layers: of the attention among proposals.
-        decoder_layers: of the decoder.
-        dim, hidden, heads, dropout, drop_path: of both.
+        layers, dim, hidden, heads, dropout, drop_path: of the decoder; proposals have its width, too.
     """
 
     proposals: int
     channels: int
     depth: int
-    encoder_layers: int
-    decoder_layers: int
+    layers: int
     dim: int
     hidden: int
     heads: int
@@ -56,10 +53,8 @@ class CopyingDetector(SequenceDetector):
         """Make the backbone, the proposer and the decoder."""
         s, classes = shape, len(self.names)
         self.backbone = Backbone(backbone, STRIDES, pretrained)
-        self.proposer = ProposalEncoder(
-            self.backbone.channels, classes, s.proposals, s.channels, s.depth, s.encoder_layers, s.dim, s.heads
-        )
-        self.decoder = ProposalDecoder(classes, s.decoder_layers, s.dim, s.hidden, s.heads, s.dropout, s.drop_path)
+        self.proposer = ProposalEncoder(self.backbone.channels, classes, s.proposals, s.channels, s.depth, s.dim)
+        self.decoder = ProposalDecoder(classes, s.layers, s.dim, s.hidden, s.heads, s.dropout, s.drop_path)
 
     def propose(self, images_BCHW: Tensor, sizes_B2: Tensor) -> ProposalOutputs:
         """The proposals of a batch; H and W may be any size, padding is filled with the mean colour."""
@@ -103,11 +98,8 @@ class CopyingDetector(SequenceDetector):
         pairs = shared_rows(self.names, range(len(self.names)), detector.names)
         by_row = {f"{name}.{kind}": pairs for name in BY_CLASS for kind in ("weight", "bias")}
         untold = (len(self.names), len(detector.names))
-        rows: dict[str, list[tuple[int, int]]] = {
-            "decoder.class_embedding": [*pairs, untold],
-            "proposer.enter.weight": [],
-        }
-        copy_weights(self, detector, by_row | rows)
+        by_row |= {"decoder.class_embedding": [*pairs, untold], "proposer.enter.weight": []}
+        copy_weights(self, detector, by_row)
         width = self.proposer.enter.in_features - len(self.names)
         columns = [(n, n) for n in range(width)] + [(width + old, width + new) for old, new in pairs]
         old, new = (part.proposer.enter.weight.detach().T for part in (self, detector))  # type: ignore[union-attr]

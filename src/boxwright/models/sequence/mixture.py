@@ -1,4 +1,4 @@
-"""The distribution of an object's tokens as a mixture of boxes: proposals that are copied, and one of the decoder's own.
+"""The distribution of an object's tokens as a mixture of boxes: copied proposals, and one of the decoder's own.
 
 Each component says its four sides, then a class or noise. The next token is mixed from all components, weighted by how
 well they explain the tokens before it, so that the product over an object's tokens is its probability exactly.

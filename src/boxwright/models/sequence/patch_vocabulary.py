@@ -108,12 +108,9 @@ class PatchVocabulary:
 
     def edges(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """The edges of the subcells along x and along y, in [0, 1] of the canvas."""
-        rows, columns = self.grid
-        step = self.patch / self.fine
-        return tuple(
-            torch.arange(count * self.fine + 1, device=device) * (step / side)
-            for count, side in ((columns, self.width), (rows, self.height))
-        )  # type: ignore[return-value]
+        (rows, columns), step = self.grid, self.patch / self.fine
+        x_X, y_Y = (torch.arange(count * self.fine + 1, device=device) for count in (columns, rows))
+        return x_X * (step / self.width), y_Y * (step / self.height)
 
     def side_bins(self, tokens_B4: Tensor) -> Tensor:
         """Subcells, counted from the edge of the canvas, of the sides x1, y1, x2, y2 of a patch, an offset, twice."""

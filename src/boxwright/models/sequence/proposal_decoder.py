@@ -81,13 +81,15 @@ class ProposalCache(KVCache):
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> "ProposalCache":
         """See `KVCache`. What a step changes in place is copied."""
-        proposals = [tensors[f"proposal_{name}"] for name in ("states", "boxes", "spreads", "logits")]
+        states, boxes, spreads, logits = (
+            tensors[f"proposal_{name}"] for name in ("states", "boxes", "spreads", "logits")
+        )
         tables = [tensors[f"proposal_{name}"] for name in SideTables._fields]
         tokens, overlap, state, log_weights = (
             tensors[f"object_{name}"].clone() for name in ("tokens", "overlap", "state", "log_weights")
         )
         return replace(
-            super().with_tensors(tensors), proposals=Proposals(*proposals, self.proposals.vocabulary),
+            super().with_tensors(tensors), proposals=Proposals(states, boxes, spreads, logits, self.proposals.vocabulary),
             tables=SideTables(*tables), tokens_BS=tokens, overlap_BC=overlap, state_BE=state,
             log_weights_BC=log_weights,
         )  # fmt: skip

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from boxwright.boxes import iou
+from boxwright.models.losses.focal import across_devices
 from boxwright.models.losses.task_aligned import gather_rows
 from boxwright.models.sequence.proposal_decoder import ProposalDecoder, overlaps
 from boxwright.models.sequence.proposals import ProposalOutputs, Proposals
@@ -64,11 +65,12 @@ def decoder_losses(
     log_weights_BNC = decoder.log_weights(states_BNE, overlap_BNC, proposals)
     own_boxes = decoder.own_boxes(states_BNE)
     classes_BNCK = decoder.class_log_probs(states_BNE, overlap_BNC, proposals)
+    copied_BCM, own_BNM = (_overlap_with_objects(boxes, batch) for boxes in (proposals.boxes_BC4, own_boxes[0]))
+    copied_BNCM = copied_BCM[:, None].expand(-1, own_BNM.shape[1], -1, -1)
+    overlap_BNCM = torch.cat([copied_BNCM, own_BNM[:, :, None]], 2)
     return {
         "box": WEIGHT * _box_loss(log_weights_BNC, own_boxes, proposals, batch, written),
-        "class": _class_loss(
-            log_weights_BNC.detach().exp(), classes_BNCK, own_boxes[0].detach(), proposals, batch, written
-        ),
+        "class": _class_loss(log_weights_BNC.detach().exp(), classes_BNCK, overlap_BNCM, batch, written),
     }
 
 
@@ -89,33 +91,31 @@ def _box_loss(
     copied_BCM = box_log_probs(proposals.boxes_BC4, proposals.spreads_BC4, bins_BM4, edges)
     own_BNM = box_log_probs(*own_boxes, bins_BM4, edges)
     most_B1M = copied_BCM.detach().amax(1, keepdim=True)
-    copies_BNM = (log_weights_BNC[..., :-1].exp() @ (copied_BCM - most_B1M).exp()).clamp(min=1e-30).log() + most_B1M
+    copies_BNM = log_weights_BNC[..., :-1].exp() @ (copied_BCM - most_B1M).exp()
+    copies_BNM = copies_BNM.clamp(min=1e-30).log() + most_B1M
     each_BNM = torch.logaddexp(copies_BNM, log_weights_BNC[..., -1:] + own_BNM)
-    return -(each_BNM * wanted_BNM).sum() / wanted_BNM.sum().clamp(min=1)
+    return -(each_BNM * wanted_BNM).sum() / across_devices(wanted_BNM.sum().float())
 
 
 def _class_loss(
-    weights_BNC: Tensor,
-    classes_BNCK: Tensor,
-    own_BN4: Tensor,
-    proposals: Proposals,
-    batch: Batch,
-    written: WrittenObjects,
+    weights_BNC: Tensor, classes_BNCK: Tensor, overlap_BNCM: Tensor, batch: Batch, written: WrittenObjects
 ) -> Tensor:
     """Mean over what the decoder would write: the class of the best object still open, as far as the box is right."""
-    copied_BCM = iou(proposals.boxes_BC4.detach()[:, :, None], batch.boxes_BN4[:, None]) * batch.valid_BN[:, None]
-    own_BNM = iou(own_BN4[:, :, None], batch.boxes_BN4[:, None]) * batch.valid_BN[:, None]
-    overlap_BNCM = torch.cat([copied_BCM[:, None].expand(-1, own_BNM.shape[1], -1, -1), own_BNM[:, :, None]], 2)
     if overlap_BNCM.shape[3]:
         best_BNC, owner_BNC = overlap_BNCM.max(-1)
-        open_BNC = written.open_BNM.gather(2, owner_BNC)
-        right_BNC = ((best_BNC - LOWEST) / SPAN).clamp(0, 1) * open_BNC
+        right_BNC = ((best_BNC - LOWEST) / SPAN).clamp(0, 1) * written.open_BNM.gather(2, owner_BNC)
         label_BNC = batch.labels_BN[:, None].expand(-1, owner_BNC.shape[1], -1).gather(2, owner_BNC)
     else:
         right_BNC, label_BNC = torch.zeros_like(weights_BNC), torch.zeros_like(weights_BNC, dtype=torch.long)
     named_BNC = classes_BNCK[..., 1:].gather(3, label_BNC[..., None])[..., 0]
     each_BNC = -(right_BNC * named_BNC + (1 - right_BNC) * classes_BNCK[..., 0])
-    return (weights_BNC * each_BNC * written.real_BN[..., None]).sum() / written.real_BN.sum().clamp(min=1)
+    return (weights_BNC * each_BNC * written.real_BN[..., None]).sum() / across_devices(written.real_BN.sum().float())
+
+
+@torch.no_grad()
+def _overlap_with_objects(boxes_BX4: Tensor, batch: Batch) -> Tensor:
+    """IoU of each box with each object of its image, (B, X, M)."""
+    return iou(boxes_BX4[:, :, None], batch.boxes_BN4[:, None]) * batch.valid_BN[:, None]
 
 
 @torch.no_grad()
@@ -138,9 +138,8 @@ def write_objects(proposals: Proposals, batch: Batch, max_objects: int) -> Writt
     untold_BN = torch.rand(labels_BN.shape, device=labels_BN.device) < UNTOLD
     labels_BN = labels_BN.masked_fill(untold_BN, classes)
     later_BX = torch.rand(noise_BX.shape, device=noise_BX.device) * LATE
-    when_BN = torch.cat(
-        [torch.rand(valid_BM.shape, device=valid_BM.device).masked_fill(~valid_BM, 1 + LATE), later_BX], 1
-    )
+    soon_BM = torch.rand(valid_BM.shape, device=valid_BM.device).masked_fill(~valid_BM, 1 + LATE)
+    when_BN = torch.cat([soon_BM, later_BX], 1)
     order_BN = when_BN.argsort(1)
     boxes_BN4 = proposals.vocabulary.boxes(
         proposals.vocabulary.coordinate_tokens(gather_rows(torch.cat([real_BM4, noise_BX4], 1), order_BN))
@@ -154,7 +153,7 @@ def write_objects(proposals: Proposals, batch: Batch, max_objects: int) -> Writt
 
 def _noise(proposals: Proposals, batch: Batch) -> tuple[Tensor, Tensor]:
     """Proposals that are no objects, drawn by their scores, and their best classes, (B, X, 4) and (B, X)."""
-    overlap_BCM = iou(proposals.boxes_BC4[:, :, None], batch.boxes_BN4[:, None]) * batch.valid_BN[:, None]
+    overlap_BCM = _overlap_with_objects(proposals.boxes_BC4, batch)
     apart_BC = (overlap_BCM < NO_OBJECT).all(-1)
     scores_BC, labels_BC = proposals.logits_BCK.max(-1)
     chances_BC = scores_BC.sigmoid() * apart_BC + 1e-6

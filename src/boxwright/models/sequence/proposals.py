@@ -1,7 +1,7 @@
 """Proposals that a sequence is copied from: the best cells of a feature pyramid, each with a box and class scores.
 
         maps ── head ── best cells ──┬─ features of the cell ────────────┐
-                                     └─ the maps at 3x3 points of its box ┴─ attention among cells ── box, class, state
+                                     └─ the maps at 3x3 points of its box ┴─ perceptron ── box, class scores, state
 
 A sequence decoder alone needs hundreds of epochs to learn where anything is; a dense head learns it from a few hundred
 images, as every cell is taught. So the decoder copies from its cells ("Get to the point", See et al. 2017, for text),
@@ -20,7 +20,6 @@ from boxwright.boxes import xyxy_to_cxcywh
 from boxwright.models.layers.attention import norm
 from boxwright.models.layers.deformable_transformer import box_encoding
 from boxwright.models.layers.dense_head import Cells, DenseHead, FeaturePyramid, predict_cells
-from boxwright.models.layers.duplicate_relation import DuplicateRelationLayer, relation
 from boxwright.models.losses.task_aligned import assigned_losses, candidates, gather_rows, one_to_many
 from boxwright.types import Batch
 
@@ -65,7 +64,7 @@ class ProposalEncoder(nn.Module):
         classes: how many there are.
         proposals: cells that become proposals.
         channels, depth: width of the pyramid and convolutions of each tower of the head.
-        layers, dim, heads: of the attention among proposals.
+        dim: width of the proposals' states.
     """
 
     def __init__(
@@ -75,9 +74,7 @@ class ProposalEncoder(nn.Module):
         proposals: int,
         channels: int,
         depth: int,
-        layers: int,
         dim: int,
-        heads: int,
     ):
         super().__init__()
         self.count = proposals
@@ -86,7 +83,6 @@ class ProposalEncoder(nn.Module):
         self.enter = nn.Linear(channels + classes, dim)
         self.place = nn.Linear(2 * dim, dim)
         self.region = nn.Sequential(nn.Linear(POINTS**2 * channels, dim), nn.GELU(), nn.Linear(dim, dim))
-        self.layers = nn.ModuleList(DuplicateRelationLayer(dim, heads) for _ in range(layers))
         self.norm = norm(dim)
         self.refine, self.spread, self.rescore = nn.Linear(dim, 4), nn.Linear(dim, 4), nn.Linear(dim, classes)
         for layer in (self.refine, self.spread, self.rescore):  # at first, proposals are what the head predicts
@@ -111,11 +107,7 @@ class ProposalEncoder(nn.Module):
         logits_BCK, boxes_BC4 = logits_BCK.detach(), boxes_BC4.detach()
         x_BCE = self.enter(torch.cat([features_BCX, logits_BCK.to(features_BCX.dtype)], -1))
         x_BCE = x_BCE + self.place(box_encoding(xyxy_to_cxcywh(boxes_BC4), x_BCE.shape[-1]).to(x_BCE.dtype))
-        x_BCE = x_BCE + self.region(sample_boxes(maps, boxes_BC4, size))
-        relation_BCC4 = relation(logits_BCK, boxes_BC4)
-        for layer in self.layers:
-            x_BCE = layer(x_BCE, relation_BCC4)
-        x_BCE = self.norm(x_BCE)
+        x_BCE = self.norm(x_BCE + self.region(sample_boxes(maps, boxes_BC4, size)))
         sizes_BC4 = (boxes_BC4[..., 2:] - boxes_BC4[..., :2]).repeat(1, 1, 2)
         refined_BC4 = boxes_BC4 + self.refine(x_BCE).float() * sizes_BC4
         spreads_BC4 = self.spread(x_BCE).float().exp() * sizes_BC4 + LEAST_SPREAD

@@ -23,7 +23,6 @@ configuration and a block of its own:
 The published forms are equal to Hugging Face's DeformableDetrForObjectDetection (`benchmarks/parity/parity.py`).
 """
 
-import math
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -41,18 +40,16 @@ from boxwright.models.layers.deformable_transformer import (
     MultiScaleCells,
     Queries,
     box_encoding,
-    inverse_sigmoid,
 )
 from boxwright.models.layers.duplicate_relation import DuplicateBias
 from boxwright.models.layers.heads import box_head, head_rows, init_glorot
 from boxwright.models.layers.padding import cut, valid_cells, valid_ratios
-from boxwright.models.losses.denoising import DenoisingQueries, denoising_loss, make_denoising_queries
-from boxwright.models.losses.set_criterion import LayerPredictions, Targets, by_layer, focal_set_loss, targets_of
-from boxwright.models.losses.task_aligned import assigned_losses, candidates, gather_rows, one_to_many
+from boxwright.models.layers.proposals import Proposals, best_cells, init_heads, propose, refine_queries
+from boxwright.models.losses.denoising import DenoisingQueries, make_denoising_queries
+from boxwright.models.losses.proposals import decode_queries, one_to_many_loss, one_to_one_loss, query_losses
+from boxwright.models.losses.set_criterion import LayerPredictions, Targets, targets_of
+from boxwright.models.losses.task_aligned import gather_rows
 from boxwright.types import AttentionLayers, Batch, Detector, FeatureMaps, Predictions, QueryLayers
-
-PRIOR = 0.01  # score of an untrained query
-SIDE = 0.05  # of a proposal on the finest map before it is refined, in [0, 1]; twice that on the next map
 
 
 @dataclass(frozen=True)
@@ -126,22 +123,6 @@ SIZES = {
         "resnet50", 800, extra_levels=1, dim=256, hidden=1024, encoder_layers=6, decoder_layers=6
     ),
 }
-
-
-class Proposals(NamedTuple):
-    """Proposals of the encoder's cells.
-
-    Attributes:
-        logits_BTR: a score for each row of the head.
-        boxes_BT4: centre and size, before the sigmoid.
-        states_BTE: features of the cells.
-        usable_BT: False where a cell is padding or too near the edge.
-    """
-
-    logits_BTR: Tensor
-    boxes_BT4: Tensor
-    states_BTE: Tensor
-    usable_BT: Tensor
 
 
 class DeformableOutputs(NamedTuple):
@@ -218,19 +199,10 @@ class Deformable(Detector):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        """Scores start at `PRIOR`, or at the scores that they refine. Boxes start at those of their queries; if these
-        are points, the boxes are small.
-        """
+        """See `init_heads`; where queries start from points, their boxes are small."""
         for name in ("point", "propose", "ask", "place"):
             init_glorot(getattr(self, name, nn.Identity()))
-        for classify in self.classify:
-            nn.init.constant_(classify.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
-        for classify in self.classify[:-1] if self.config.rivals else ():
-            nn.init.zeros_(classify.weight)  # type: ignore[arg-type]
-            nn.init.zeros_(classify.bias)  # type: ignore[arg-type]
-        for locate in self.locate:
-            nn.init.zeros_(locate[-1].weight)  # type: ignore[index,arg-type]
-            nn.init.zeros_(locate[-1].bias)  # type: ignore[index,arg-type]
+        init_heads(self.classify, self.locate, self.config.rivals)
         if self.config.begin == "table":
             nn.init.constant_(self.locate[0][-1].bias[2:], -2.0)  # type: ignore[index,arg-type]
 
@@ -257,16 +229,9 @@ class Deformable(Detector):
         return DeformableOutputs(cells, proposals, layers, (noised, denoised), ratios_B4)
 
     def _propose(self, cells: MultiScaleCells) -> Proposals:
-        """Each cell refines a square around it; cells too near the edge are not used (appendix A.4)."""
-        centres_BT2, level_T = cells.centres_BT2, cells.level_T
-        sides_BT2 = (SIDE * 2.0**level_T)[:, None].expand_as(centres_BT2)
-        squares_BT4 = torch.cat([centres_BT2, sides_BT2], -1)
-        usable_BT = ((squares_BT4 > 0.01) & (squares_BT4 < 0.99)).all(-1) & ~cells.padding_BT
-        states_BTE = self.propose(cells.x_BTE * usable_BT[..., None])
-        unusable = torch.inf if self.config.begin == "proposals" else 0.0  # as published: such boxes end in the corner
-        start_BT4 = torch.logit(squares_BT4).masked_fill(~usable_BT[..., None], unusable)
-        boxes_BT4 = self.locate[-1](states_BTE).float() + start_BT4
-        return Proposals(self.classify[-1](states_BTE).float(), boxes_BT4, states_BTE, usable_BT)
+        """In the published form, the boxes of cells that are not used end in the corner."""
+        unusable = torch.inf if self.config.begin == "proposals" else 0.0
+        return propose(cells, self.propose, self.classify[-1], self.locate[-1], unusable)
 
     def start_queries(self, cells: MultiScaleCells, proposals: Proposals | None) -> Queries:
         """Input of the decoder: as many queries as the configuration says, or as there are cells."""
@@ -289,81 +254,50 @@ class Deformable(Detector):
 
     def _best(self, proposals: Proposals) -> Tensor:
         """The cells with the best proposals, (B, Q); in the published form only the first row has a loss."""
-        if self.config.proposes_anything:
-            score_BT = proposals.logits_BTR[..., 0]
-        else:
-            score_BT = proposals.logits_BTR.amax(-1).masked_fill(~proposals.usable_BT, -torch.inf)
+        if not self.config.proposes_anything:
+            return best_cells(proposals, self.config.queries)
+        score_BT = proposals.logits_BTR[..., 0]
         return score_BT.topk(min(self.config.queries, score_BT.shape[1])).indices
 
     def predict_layers(self, cells: MultiScaleCells, queries: Queries) -> LayerPredictions:
         """Predictions of each decoder layer."""
-        c, allowed_BQQ, scores_BQR = self.config, queries.allowed_BQQ, queries.logits_BQR
-        boxes_BQX = refined_BQX = queries.boxes_BQX
-        mask = None if allowed_BQQ is None else allowed_BQQ[:, None]
-        if self.rivalry is not None:
-            assert scores_BQR is not None
-            scores_BQR = self.rivalry.lower_duplicates(scores_BQR, cxcywh_to_xyxy(boxes_BQX), allowed_BQQ)
-        x_BQE, logits, boxes = queries.contents_BQE, [], []
-        for n, layer in enumerate(self.decoder.layers):
-            positions_BQE = queries.positions_BQE
-            if positions_BQE is None:
-                positions_BQE = self.place(box_encoding(boxes_BQX, c.dim))
-            if self.rivalry is not None:
-                mask = self.rivalry(n, scores_BQR, cxcywh_to_xyxy(boxes_BQX), allowed_BQQ)
-            x_BQE = layer(x_BQE, positions_BQE, boxes_BQX, cells, mask)
-            head = n if c.refine else 0
-            offsets_BQ4 = self.locate[head](x_BQE).float()
-            logits.append(self.classify[head](x_BQE).float())
-            boxes.append(_refine(refined_BQX, offsets_BQ4))
-            if self.rivalry is not None:
-                logits[-1] = scores_BQR + logits[-1]
-                scores_BQR = logits[-1].detach()
-            if c.refine:
-                refined_BQX = _refine(boxes_BQX, offsets_BQ4)
-                boxes_BQX = refined_BQX.detach()
-                refined_BQX = refined_BQX if c.forward_twice else boxes_BQX
-        return LayerPredictions(torch.stack(logits), torch.stack(boxes))
+        c, count = self.config, self.config.decoder_layers
+        layers = [
+            lambda x, positions, boxes, mask, layer=layer: layer(x, positions, boxes, cells, mask)
+            for layer in self.decoder.layers
+        ]
+        heads = [[part[n if c.refine else 0] for n in range(count)] for part in (self.classify, self.locate)]
+        logits_LBQR, boxes_LBQ4 = refine_queries(
+            queries, layers, self._place, *heads, self.rivalry, c.refine, c.forward_twice
+        )
+        return LayerPredictions(logits_LBQR, boxes_LBQ4)
+
+    def _place(self, boxes_BQ4: Tensor) -> Tensor:
+        """Position encodings of boxes, (B, Q, E)."""
+        return self.place(box_encoding(boxes_BQ4, self.config.dim))
 
     def loss(self, outputs: DeformableOutputs, batch: Batch) -> dict[str, Tensor]:
         """`class`, `l1` and `giou` of each decoder layer, counted from 1; the same of the proposals (`..._0`) and of
         the denoising queries (`noisy_...`).
         """
         targets, c = targets_of(batch, outputs.valid_ratios_B4, self.rows_K), self.config
+        assert outputs.denoising or not c.noisy, "the loss needs outputs of a forward pass with targets"
         losses: dict[str, Tensor] = {}
         if outputs.proposals is not None:
-            terms = self._proposal_loss(outputs.cells, outputs.proposals, targets)
-            losses |= {f"{name}_0": value for name, value in terms.items()}
-        if c.noisy:
-            assert outputs.denoising is not None, "the loss needs outputs of a forward pass with targets"
-            terms = denoising_loss(outputs.denoising[1], outputs.denoising[0], targets, c.aware)
-            losses |= by_layer({f"noisy_{name}": values for name, values in terms.items()})
-        terms, _ = focal_set_loss(outputs.layers, targets, c.aware)
-        return losses | by_layer(terms)
+            losses = self._proposal_loss(outputs.cells, outputs.proposals, targets)
+        return losses | query_losses(outputs.layers, outputs.denoising, targets, c.aware)
 
     def _proposal_loss(self, cells: MultiScaleCells, proposals: Proposals, targets: Targets) -> dict[str, Tensor]:
         """Losses of the proposals; in the published form they only distinguish objects from background, by row 0."""
-        boxes_BT4 = proposals.boxes_BT4.sigmoid()
         if self.config.many:
-            corners_BT4, true_BN4 = cxcywh_to_xyxy(boxes_BT4), cxcywh_to_xyxy(targets.boxes_BN4)
-            pairs_BNT = candidates(cells.centres_BT2, cells.reach_BT2, true_BN4, targets.valid_BN)
-            pairs_BNT &= proposals.usable_BT[:, None]
-            quality_BNT = one_to_many(proposals.logits_BTR, corners_BT4, true_BN4, targets.rows_BN, pairs_BNT)
-            return assigned_losses(proposals.logits_BTR, corners_BT4, true_BN4, targets.rows_BN, quality_BNT)
+            return one_to_many_loss(cells, proposals, targets)
         if self.config.begin == "proposals":
             targets = targets._replace(rows_BN=torch.zeros_like(targets.rows_BN))
-        layer = LayerPredictions(proposals.logits_BTR[None], boxes_BT4[None])
-        terms, _ = focal_set_loss(layer, targets, self.config.aware)
-        return {name: value[0] for name, value in terms.items()}
+        return one_to_one_loss(proposals, targets, self.config.aware)
 
-    @torch.no_grad()
     def decode(self, outputs: DeformableOutputs) -> Predictions:
         """The queries and classes with the highest scores, as many as there are queries; no suppression."""
-        scores_BQK = outputs.layers.logits_LBQR[-1].sigmoid()[..., self.rows_K]
-        classes = scores_BQK.shape[-1]
-        scores_BD, index_BD = scores_BQK.flatten(1).topk(scores_BQK.shape[1])
-        boxes_BQ4 = cxcywh_to_xyxy(outputs.layers.boxes_LBQ4[-1]).clamp(0, 1) * outputs.valid_ratios_B4[:, None]
-        boxes_BD4 = boxes_BQ4.gather(1, (index_BD // classes)[..., None].expand(-1, -1, 4))
-        return Predictions(boxes_BD4, scores_BD, index_BD % classes)
+        return decode_queries(outputs.layers, self.rows_K, outputs.valid_ratios_B4)
 
     def feature_maps(self) -> FeatureMaps:
         """The encoder's input: the backbone's maps at one width, and the further ones."""
@@ -397,8 +331,3 @@ class Deformable(Detector):
             by_row |= {f"classify.{last}.{kind}": [(0, 0)] for kind in ("weight", "bias")}  # any object, as published
         copy_weights(self, detector, {**by_row, "label_embedding": rows})
         return detector
-
-
-def _refine(boxes_BQX: Tensor, offsets_BQ4: Tensor) -> Tensor:
-    """Boxes with offsets added before the sigmoid; where they are points, the offsets alone give the sizes."""
-    return (offsets_BQ4 + nn.functional.pad(inverse_sigmoid(boxes_BQX), (0, 4 - boxes_BQX.shape[-1]))).sigmoid()

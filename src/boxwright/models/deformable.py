@@ -44,7 +44,7 @@ from boxwright.models.layers.deformable_transformer import (
 from boxwright.models.layers.duplicate_relation import DuplicateBias
 from boxwright.models.layers.heads import box_head, head_rows, init_glorot
 from boxwright.models.layers.padding import cut, valid_cells, valid_ratios
-from boxwright.models.layers.proposals import Proposals, best_cells, init_heads, propose, refine_queries
+from boxwright.models.layers.proposals import Proposals, best_cells, init_heads, propose, refine_queries, start_from
 from boxwright.models.losses.denoising import DenoisingQueries, make_denoising_queries
 from boxwright.models.losses.proposals import decode_queries, one_to_many_loss, one_to_one_loss, query_losses
 from boxwright.models.losses.set_criterion import LayerPredictions, Targets, targets_of
@@ -240,17 +240,12 @@ class Deformable(Detector):
             positions_BQE = self.place_embedding.expand(images, -1, -1)
             contents_BQE = self.content_embedding.expand(images, -1, -1)
             return Queries(contents_BQE, self.point(positions_BQE).float().sigmoid(), positions_BQE)
-        best_BQ = self._best(proposals)
-        boxes_BQ4 = gather_rows(proposals.boxes_BT4.detach(), best_BQ).sigmoid()
-        if c.begin == "proposals":
-            positions_BQE, contents_BQE = self.ask(box_encoding(boxes_BQ4, c.dim)).chunk(2, -1)
-            return Queries(contents_BQE, boxes_BQ4, positions_BQE)
-        if c.begin == "both":
-            contents_BQE = self.content_embedding[: best_BQ.shape[1]].expand(images, -1, -1)
-        else:
-            contents_BQE = gather_rows(proposals.states_BTE.detach(), best_BQ)
-        logits_BQR = gather_rows(proposals.logits_BTR.detach(), best_BQ) if c.rivals else None
-        return Queries(contents_BQE, boxes_BQ4, None, logits_BQR=logits_BQR)
+        if c.begin != "proposals":
+            contents_QE = self.content_embedding if c.begin == "both" else None
+            return start_from(proposals, c.queries, contents_QE, c.rivals)
+        boxes_BQ4 = gather_rows(proposals.boxes_BT4.detach(), self._best(proposals)).sigmoid()
+        positions_BQE, contents_BQE = self.ask(box_encoding(boxes_BQ4, c.dim)).chunk(2, -1)
+        return Queries(contents_BQE, boxes_BQ4, positions_BQE)
 
     def _best(self, proposals: Proposals) -> Tensor:
         """The cells with the best proposals, (B, Q); in the published form only the first row has a loss."""
@@ -266,9 +261,9 @@ class Deformable(Detector):
             lambda x, positions, boxes, mask, layer=layer: layer(x, positions, boxes, cells, mask)
             for layer in self.decoder.layers
         ]
-        heads = [[part[n if c.refine else 0] for n in range(count)] for part in (self.classify, self.locate)]
+        classify, locate = ([part[n if c.refine else 0] for n in range(count)] for part in (self.classify, self.locate))
         logits_LBQR, boxes_LBQ4 = refine_queries(
-            queries, layers, self._place, *heads, self.rivalry, c.refine, c.forward_twice
+            queries, layers, self._place, classify, locate, self.rivalry, c.refine, c.forward_twice
         )
         return LayerPredictions(logits_LBQR, boxes_LBQ4)
 

@@ -9,24 +9,49 @@
 Objects and queries are matched one to one, so that no NMS is needed ("End-to-end object detection with transformers",
 Carion et al. 2020). Equal to facebookresearch/detr and to Hugging Face's DetrForObjectDetection
 (`benchmarks/parity/parity.py`). The head of published weights has a row for each category id from 0 to 90; COCO's
-classes are 80 of them.
+classes are 80 of them. This form needs hundreds of epochs, and learns nothing from a few hundred images.
+
+With `strides`, it is the same idea, global attention, with what was found since, so that few images suffice:
+
+        image ── backbone ──┬─ stride  8 ────────────────────────────────┬─┐
+                            ├─ stride 16 ─┬─ self-attention of all cells ─┼─┼─ cells of all maps: each proposes a class
+                            └─ stride 32 ─┘        (top-down fusion)     ─┴─┘          and a box
+                                                                                             │
+        queries start from the best proposals ─── decoder: self-attention of queries, cross-attention to all cells;
+        (in training, also from noised true boxes)         each layer refines boxes and scores
+
+- `begin`: boxes of queries are those of the proposals, which are taught one to many; contents are learned (`both`;
+  DINO, Zhang et al. 2023) or those of the cells that propose (`cells`; RT-DETR, Zhao et al. 2024);
+- content and position are compared apart in cross-attention: `global_transformer.py`;
+- `noisy`: noised ground-truth boxes as further queries in training (DINO): `denoising.py`;
+- `rivals` (ours): scores are refined from layer to layer, and queries know which better query overlaps them:
+  `duplicate_relation.py`.
+
+Beside `deformable`, which it shares all but attention with, each query sees the whole image in every layer.
 """
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from boxwright.boxes import cxcywh_to_xyxy
+from boxwright.config import require
 from boxwright.models.backbones.backbone import Backbone
 from boxwright.models.layers.attention import Attention
 from boxwright.models.layers.class_rows import copy_weights, shared_rows
+from boxwright.models.layers.deformable_transformer import MultiScaleCells, Queries, box_encoding
 from boxwright.models.layers.dropout import Dropout
+from boxwright.models.layers.duplicate_relation import DuplicateBias
+from boxwright.models.layers.global_transformer import GlobalDecoder, GlobalEncoder
 from boxwright.models.layers.heads import box_head, head_rows, init_glorot
 from boxwright.models.layers.padding import cut, valid_cells, valid_ratios
 from boxwright.models.layers.post_norm import PostNormEncoderBlock, mlp, sine_2d
+from boxwright.models.layers.proposals import Proposals, init_heads, propose, refine_queries, start_from
+from boxwright.models.losses.denoising import DenoisingQueries, make_denoising_queries
+from boxwright.models.losses.proposals import decode_queries, one_to_many_loss, query_losses
 from boxwright.models.losses.set_criterion import (
     LayerPredictions,
     Targets,
@@ -60,6 +85,8 @@ class DetrConfig:
             output goes through it twice, as in Hugging Face's networks trained with `auxiliary_loss`.
         class_rows: classes of the head; 0 for as many as there are names.
         class_ids: the head's row of each class; empty for 0, 1, 2...
+        strides: of the maps whose cells propose; empty for the published form, which has one map, of `stride`.
+        begin, noisy, rivals: found since publication; see the top of this file. They need `strides`.
     """
 
     backbone: str = "tf_efficientnet_lite0"
@@ -79,19 +106,27 @@ class DetrConfig:
     norm_twice: bool = False
     class_rows: int = 0
     class_ids: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    begin: Literal["table", "both", "cells"] = "table"
+    noisy: bool = False
+    rivals: bool = False
 
 
 PUBLISHED = DetrConfig("resnet50", 800, stride=32, dim=256, hidden=2048, encoder_layers=6, decoder_layers=6)
+PROPOSING = DetrConfig(
+    encoder_layers=1, queries=200, dropout=0.0, strides=(8, 16, 32), begin="both", noisy=True, rivals=True
+)
 SIZES = {
-    "nano": DetrConfig(),
-    "small": DetrConfig(
-        "tf_efficientnet_lite1", 416, dim=192, hidden=768, encoder_layers=4, decoder_layers=4, queries=150
+    "nano": PROPOSING,
+    "small": replace(
+        PROPOSING, backbone="tf_efficientnet_lite1", image_size=416, dim=192, hidden=768, decoder_layers=4, queries=300
     ),
-    "medium": DetrConfig(
-        "tf_efficientnet_lite2", 512, dim=256, hidden=1024, encoder_layers=6, decoder_layers=6, queries=200
+    "medium": replace(
+        PROPOSING, backbone="tf_efficientnet_lite2", image_size=512, dim=256, hidden=1024, encoder_layers=2,
+        decoder_layers=6, queries=300,
     ),
     "resnet50": PUBLISHED,
-}
+}  # fmt: skip
 
 
 class EncodedCells(NamedTuple):
@@ -115,17 +150,22 @@ class DetrOutputs(NamedTuple):
 
     Attributes:
         layers: predictions of each decoder layer.
+        shapes: rows and columns of each map that the queries attend to.
+        cells, proposals: the cells and what they propose; None in the published form.
+        denoising: the denoising queries and the predictions for them; only where targets were given.
         valid_ratios_B4: the valid area of the canvas, (width, height, width, height) in [0, 1].
-        grid: rows and columns of the cells.
     """
 
     layers: LayerPredictions
+    shapes: list[tuple[int, int]]
+    cells: MultiScaleCells | None
+    proposals: Proposals | None
+    denoising: tuple[DenoisingQueries, LayerPredictions] | None
     valid_ratios_B4: Tensor
-    grid: tuple[int, int]
 
 
 class Detr(Detector):
-    """The detector with learned object queries (Carion et al. 2020).
+    """The detector with object queries and global attention (Carion et al. 2020).
 
     Args:
         config: its architecture.
@@ -133,72 +173,99 @@ class Detr(Detector):
         pretrained: start the backbone from ImageNet weights.
 
     Raises:
-        UserError: for classes without a row of the head.
+        UserError: for classes without a row of the head, and for settings of proposals without `strides`.
     """
 
     square_canvas = False
     explained_as = "queries"
-    fp32_modules = ("classify", "locate")
+    fp32_modules = ("classify", "locate", "rivalry", "aim", "place", "propose")
 
     rows_K: Tensor
 
     def __init__(self, config: DetrConfig, names: tuple[str, ...], pretrained: bool = True):
         super().__init__()
         c = config
+        proposing = c.begin != "table"
+        require(
+            proposing == bool(c.strides) and (proposing or not (c.noisy or c.rivals)),
+            "`strides`, `noisy` and `rivals` need begin='both' or 'cells', and these need `strides`.",
+        )
         self.config, self.names, self.image_size = c, tuple(names), c.image_size
         self.register_buffer("rows_K", head_rows(c.class_ids, c.class_rows, self.names), persistent=False)
-        self.backbone = Backbone(c.backbone, [c.stride], pretrained, c.dilated)
-        self.projection = nn.Conv2d(self.backbone.channels[-1], c.dim, 1)
-        self.encoder = DetrEncoder(c)
-        self.decoder = DetrDecoder(c)
-        self.classify = nn.Linear(c.dim, (c.class_rows or len(names)) + 1)  # the last row: no object
-        self.locate = box_head(c.dim)
+        self.backbone = Backbone(c.backbone, c.strides or [c.stride], pretrained, c.dilated)
+        classes, channels = c.class_rows or len(names), self.backbone.channels
+        self.proposing = ProposingTransformer(c, channels, classes) if proposing else None
+        if self.proposing is None:
+            self.projection = nn.Conv2d(channels[-1], c.dim, 1)
+            self.encoder = DetrEncoder(c)
+            self.decoder = DetrDecoder(c)
+            self.classify = nn.Linear(c.dim, classes + 1)  # the last row: no object
+            self.locate = box_head(c.dim)
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """Parameters of the timm network."""
         return self.backbone.known_parameters()
 
     def forward(self, images_BCHW: Tensor, sizes_B2: Tensor, targets: Batch | None = None) -> DetrOutputs:
-        """Predictions of all layers. A batch is padded only as far as its largest image, as in the published code."""
+        """Predictions of all layers. A batch is padded only as far as its largest image, as in the published code.
+
+        With targets, and if `noisy`, noised ground-truth boxes go through the decoder as further queries
+        (`denoising`), which the matched queries don't attend to.
+        """
+        ratios_B4 = valid_ratios(images_BCHW, sizes_B2)
+        if self.proposing is not None:
+            filled_BCHW, mask_BHW = cut(images_BCHW, sizes_B2, self.backbone.mean)
+            known = None if targets is None else targets_of(targets, ratios_B4, self.rows_K)
+            return self.proposing(self.backbone(filled_BCHW), mask_BHW, ratios_B4, known)
         cells = self.encode(images_BCHW, sizes_B2)
         states_LBQE = torch.stack(self.decoder(cells))
         layers = LayerPredictions(self.classify(states_LBQE).float(), self.locate(states_LBQE).float().sigmoid())
-        return DetrOutputs(layers, valid_ratios(images_BCHW, sizes_B2), cells.grid)
+        return DetrOutputs(layers, [cells.grid], None, None, None, ratios_B4)
 
     def encode(self, images_BCHW: Tensor, sizes_B2: Tensor) -> EncodedCells:
-        """The encoded cells of a batch."""
+        """The encoded cells of a batch, in the published form."""
         filled_BCHW, mask_BHW = cut(images_BCHW, sizes_B2, self.backbone.mean)
         features_BCHW = self.projection(self.backbone(filled_BCHW)[-1])
         return self.encoder(features_BCHW, valid_cells(mask_BHW, features_BCHW))
 
     def loss(self, outputs: DetrOutputs, batch: Batch) -> dict[str, Tensor]:
-        """`class`, `l1` and `giou` of each decoder layer, counted from 1."""
+        """`class`, `l1` and `giou` of each decoder layer, counted from 1; of the proposals (`..._0`) and the denoising
+        queries (`noisy_...`), where there are any.
+        """
         targets = targets_of(batch, outputs.valid_ratios_B4, self.rows_K)
-        terms, _ = set_loss(outputs.layers, targets)
-        return by_layer(terms)
+        if outputs.cells is None or outputs.proposals is None:
+            terms, _ = set_loss(outputs.layers, targets)
+            return by_layer(terms)
+        assert outputs.denoising or not self.config.noisy, "the loss needs outputs of a forward pass with targets"
+        losses = one_to_many_loss(outputs.cells, outputs.proposals, targets)
+        return losses | query_losses(outputs.layers, outputs.denoising, targets, aware=True)
 
     @torch.no_grad()
     def decode(self, outputs: DetrOutputs) -> Predictions:
-        """The most probable class of each query after the last layer."""
+        """The queries and classes with the highest scores; in the published form, one class of each query."""
+        if outputs.proposals is not None:
+            return decode_queries(outputs.layers, self.rows_K, outputs.valid_ratios_B4)
         scores_BQK = outputs.layers.logits_LBQR[-1].softmax(-1)[..., self.rows_K]
         scores_BQ, labels_BQ = scores_BQK.max(-1)
         boxes_BQ4 = cxcywh_to_xyxy(outputs.layers.boxes_LBQ4[-1]).clamp(0, 1) * outputs.valid_ratios_B4[:, None]
         return Predictions(boxes_BQ4, scores_BQ, labels_BQ).best_first()
 
     def feature_maps(self) -> FeatureMaps:
-        """The backbone's map."""
+        """The backbone's maps."""
         return FeatureMaps(self.backbone, self.backbone.strides)
 
     def attention_layers(self) -> AttentionLayers:
         """Self-attention of the encoder, cross-attention of the decoder."""
-        encoder = [layer.attention for layer in self.encoder.layers]
-        decoder = [layer.cross_attention for layer in self.decoder.layers]
+        part = self if self.proposing is None else self.proposing
+        encoder = [layer.attention for layer in part.encoder.layers]
+        decoder = [layer.cross_attention for layer in part.decoder.layers]
         return AttentionLayers(encoder, decoder)  # type: ignore[arg-type]
 
     def query_layers(self, outputs: DetrOutputs) -> QueryLayers:
         """Scores of the classes, without "no object"."""
-        scores_LBQK = outputs.layers.logits_LBQR.softmax(-1)[..., self.rows_K]
-        return QueryLayers(scores_LBQK, cxcywh_to_xyxy(outputs.layers.boxes_LBQ4), [outputs.grid])
+        logits_LBQR = outputs.layers.logits_LBQR
+        scores_LBQR = logits_LBQR.softmax(-1) if outputs.proposals is None else logits_LBQR.sigmoid()
+        return QueryLayers(scores_LBQR[..., self.rows_K], cxcywh_to_xyxy(outputs.layers.boxes_LBQ4), outputs.shapes)
 
     def with_classes(self, names: tuple[str, ...], image_size: int | None = None, pretrained: bool = True) -> "Detr":
         """See `Detector`. The new head has one row per class, where a published one has rows that stand for none."""
@@ -207,9 +274,77 @@ class Detr(Detector):
         detector = Detr(config, names, pretrained=False)
         if pretrained:
             detector.backbone.freeze()
-        rows = [*shared_rows(self.names, self.rows_K.tolist(), names), (-1, -1)]  # the last: no object
-        copy_weights(self, detector, {"classify.weight": rows, "classify.bias": rows})
+        rows = shared_rows(self.names, self.rows_K.tolist(), names)
+        if self.proposing is None:
+            rows = [*rows, (-1, -1)]  # the last: no object
+            copy_weights(self, detector, {"classify.weight": rows, "classify.bias": rows})
+        else:
+            copy_weights(self, detector, dict.fromkeys(self.proposing.class_tensors("proposing."), rows))
         return detector
+
+
+class ProposingTransformer(nn.Module):
+    """All behind the backbone where queries start from proposals.
+
+    Args:
+        c: the architecture.
+        channels: of the backbone's maps.
+        classes: rows of the heads.
+    """
+
+    def __init__(self, c: DetrConfig, channels: list[int], classes: int):
+        super().__init__()
+        self.dim, self.queries, heads, layers = c.dim, c.queries, c.decoder_heads or c.heads, c.decoder_layers
+        self.encoder = GlobalEncoder(channels, c.dim, c.hidden, c.heads, c.encoder_layers, c.dropout)
+        self.decoder = GlobalDecoder(c.dim, c.decoder_hidden or c.hidden, heads, len(channels), layers, c.dropout)
+        self.classify = nn.ModuleList(nn.Linear(c.dim, classes) for _ in range(layers + 1))  # the last: of proposals
+        self.locate = nn.ModuleList(box_head(c.dim) for _ in range(layers + 1))
+        self.content_embedding = nn.Parameter(torch.randn(c.queries, c.dim)) if c.begin == "both" else None
+        self.propose = nn.Sequential(nn.Linear(c.dim, c.dim), nn.LayerNorm(c.dim))
+        self.place = nn.Sequential(nn.Linear(2 * c.dim, c.dim), nn.ReLU(), nn.Linear(c.dim, c.dim))
+        self.label_embedding = nn.Parameter(torch.randn(classes, c.dim)) if c.noisy else None
+        self.rivalry = DuplicateBias(heads, layers) if c.rivals else None
+        init_glorot(self.propose)
+        init_glorot(self.place)
+        init_heads(self.classify, self.locate, c.rivals)
+
+    def forward(
+        self, features: list[Tensor], mask_BHW: Tensor, ratios_B4: Tensor, targets: Targets | None
+    ) -> DetrOutputs:
+        """Predictions of all layers, and what they come from.
+
+        Args:
+            features: the backbone's maps, (B, C, H, W) each.
+            mask_BHW: False where a pixel is padding.
+            ratios_B4: the valid area of the canvas.
+            targets: objects, from which denoising queries are made.
+        """
+        cells = self.encoder(features, [valid_cells(mask_BHW, x_BCHW) for x_BCHW in features])
+        proposals = propose(cells, self.propose, self.classify[-1], self.locate[-1])
+        queries = start_from(proposals, self.queries, self.content_embedding, self.rivalry is not None)
+        if targets is None or self.label_embedding is None:
+            layers = self.predict_layers(cells, queries)
+            return DetrOutputs(layers, list(cells.shapes), cells, proposals, None, ratios_B4)
+        noised = make_denoising_queries(targets, self.label_embedding)
+        denoised, layers = noised.split(self.predict_layers(cells, noised.prepended_to(queries)))
+        return DetrOutputs(layers, list(cells.shapes), cells, proposals, (noised, denoised), ratios_B4)
+
+    def predict_layers(self, cells: MultiScaleCells, queries: Queries) -> LayerPredictions:
+        """Predictions of each decoder layer."""
+        layers = [
+            lambda x, positions, boxes, mask, layer=layer: layer(x, positions, boxes, cells, mask)
+            for layer in self.decoder.layers
+        ]
+        return LayerPredictions(*refine_queries(queries, layers, self._place, self.classify, self.locate, self.rivalry))
+
+    def _place(self, boxes_BQ4: Tensor) -> Tensor:
+        """Position encodings of boxes, (B, Q, E)."""
+        return self.place(box_encoding(boxes_BQ4, self.dim))
+
+    def class_tensors(self, prefix: str) -> list[str]:
+        """Names of the tensors with a row for each class."""
+        heads = [f"classify.{n}.{kind}" for n in range(len(self.classify)) for kind in ("weight", "bias")]
+        return [prefix + name for name in [*heads, "label_embedding"]]
 
 
 def set_loss(layers: LayerPredictions, targets: Targets) -> tuple[dict[str, Tensor], Tensor]:

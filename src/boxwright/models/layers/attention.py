@@ -33,11 +33,15 @@ class Attention(nn.Module):
         values_BME = source_BME if values_BME is None else values_BME
         return KeysValues(self._split(self.key(source_BME)), self._split(self.value(values_BME)))
 
+    def queries(self, x_BLE: Tensor) -> Tensor:
+        """Queries of each head, (B, H, L, E)."""
+        return self._split(self.query(x_BLE))
+
     def forward(
         self, x_BLE: Tensor, keys_values: KeysValues, causal: bool = False, mask: Tensor | None = None
     ) -> Tensor:
         """Attention output, (B, L, E); `causal` masks all later positions, `mask` is False where not to attend."""
-        queries_BHLE = self._split(self.query(x_BLE))
+        queries_BHLE = self.queries(x_BLE)
         mixed_BHLE = F.scaled_dot_product_attention(
             queries_BHLE, keys_values.keys_BHLE, keys_values.values_BHLE, attn_mask=mask, is_causal=causal
         )
@@ -45,7 +49,7 @@ class Attention(nn.Module):
 
     def weights(self, x_BLE: Tensor, keys_values: KeysValues, mask: Tensor | None = None) -> Tensor:
         """Attention weights, (B, heads, L, M), which sum to 1; only for explanation, `forward` never holds them."""
-        queries_BHLE = self._split(self.query(x_BLE))
+        queries_BHLE = self.queries(x_BLE)
         scores_BHLM = queries_BHLE @ keys_values.keys_BHLE.mT / queries_BHLE.shape[-1] ** 0.5
         return (scores_BHLM if mask is None else scores_BHLM.masked_fill(~mask, -torch.inf)).softmax(-1)
 

@@ -75,17 +75,24 @@ class Maps(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """(B, dim, H, W) each, finest first."""
+        return self.fuse(self.project(features))
+
+    def project(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """The maps before they are fused."""
         maps = [step(x_BCHW) for step, x_BCHW in zip(self.steps, features, strict=False)]
         last_BCHW = features[-1]
         for step in list(self.steps)[len(features) :]:
             last_BCHW = step(last_BCHW)
             maps.append(last_BCHW)
-        return maps if self.smooth is None else self._fuse(maps, self.smooth)
+        return maps
 
-    def _fuse(self, maps: list[Tensor], smooth: nn.ModuleList) -> list[Tensor]:
+    def fuse(self, maps: list[Tensor]) -> list[Tensor]:
+        """The maps fused, or as they are where that is switched off."""
+        if self.smooth is None:
+            return maps
         for level in range(len(maps) - 2, -1, -1):
             maps[level] = maps[level] + F.interpolate(maps[level + 1], size=maps[level].shape[-2:], mode="nearest")
-        return [block(x_BCHW) for block, x_BCHW in zip(smooth, maps, strict=True)]
+        return [block(x_BCHW) for block, x_BCHW in zip(self.smooth, maps, strict=True)]
 
 
 def _smooth(dim: int) -> nn.Sequential:

@@ -5,7 +5,7 @@ queries, and each decoder layer refines their boxes. Scores may be refined in th
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -63,6 +63,26 @@ def best_cells(proposals: Proposals, most: int) -> Tensor:
     return score_BT.topk(min(most, score_BT.shape[1])).indices
 
 
+def start_from(proposals: Proposals, most: int, contents_QE: Tensor | None, scored: bool) -> Queries:
+    """The best proposals as queries; no gradient flows back to the proposals.
+
+    Args:
+        proposals: of all cells.
+        most: number of queries, where there are as many cells.
+        contents_QE: learned states of the queries; None for those of the cells.
+        scored: the queries bring the scores of the proposals.
+    """
+    best_BQ1 = best_cells(proposals, most)[..., None]
+    logits_BTR, boxes_BT4, states_BTE, _ = (x.detach() for x in proposals)
+    boxes_BQ4 = boxes_BT4.gather(1, best_BQ1.expand(-1, -1, 4)).sigmoid()
+    if contents_QE is None:
+        contents_BQE = states_BTE.gather(1, best_BQ1.expand(-1, -1, states_BTE.shape[-1]))
+    else:
+        contents_BQE = contents_QE[: best_BQ1.shape[1]].expand(len(best_BQ1), -1, -1)
+    logits_BQR = logits_BTR.gather(1, best_BQ1.expand(-1, -1, logits_BTR.shape[-1])) if scored else None
+    return Queries(contents_BQE, boxes_BQ4, None, logits_BQR=logits_BQR)
+
+
 def refine_box(boxes_BQX: Tensor, offsets_BQ4: Tensor) -> Tensor:
     """Boxes with offsets added before the sigmoid; where they are points, the offsets alone give the sizes."""
     return (offsets_BQ4 + nn.functional.pad(inverse_sigmoid(boxes_BQX), (0, 4 - boxes_BQX.shape[-1]))).sigmoid()
@@ -72,8 +92,8 @@ def refine_queries(
     queries: Queries,
     layers: Sequence[Layer],
     place: Callable[[Tensor], Tensor],
-    classify: Sequence[nn.Module],
-    locate: Sequence[nn.Module],
+    classify: Iterable[nn.Module],
+    locate: Iterable[nn.Module],
     rivalry: DuplicateBias | None,
     refine: bool = True,
     forward_twice: bool = True,
@@ -84,7 +104,7 @@ def refine_queries(
         queries: what the first layer gets.
         layers: from states, position encodings, boxes and mask of the queries to their new states.
         place: position encodings (B, Q, E) of boxes (B, Q, 4), where the queries don't bring theirs.
-        classify, locate: heads of each layer.
+        classify, locate: heads of each layer; further ones are not used.
         rivalry: refines the scores that the queries bring, from layer to layer; None for scores afresh in each.
         refine: the next layer gets the boxes of this one, instead of those at the beginning.
         forward_twice: the loss of a layer also reaches the layer before it through the boxes.
@@ -96,15 +116,15 @@ def refine_queries(
         assert scores_BQR is not None
         scores_BQR = rivalry.lower_duplicates(scores_BQR, cxcywh_to_xyxy(boxes_BQX), allowed_BQQ)
     x_BQE, logits, boxes = queries.contents_BQE, [], []
-    for n, layer in enumerate(layers):
+    for n, (layer, score, offset) in enumerate(zip(layers, classify, locate, strict=False)):
         positions_BQE = queries.positions_BQE
         if positions_BQE is None:
             positions_BQE = place(boxes_BQX)
         if rivalry is not None:
             mask = rivalry(n, scores_BQR, cxcywh_to_xyxy(boxes_BQX), allowed_BQQ)
         x_BQE = layer(x_BQE, positions_BQE, boxes_BQX, mask)
-        offsets_BQ4 = locate[n](x_BQE).float()
-        logits.append(classify[n](x_BQE).float())
+        offsets_BQ4 = offset(x_BQE).float()
+        logits.append(score(x_BQE).float())
         boxes.append(refine_box(refined_BQX, offsets_BQ4))
         if rivalry is not None:
             logits[-1] = scores_BQR + logits[-1]

@@ -10,7 +10,8 @@ weights of the last epoch. `--classes` adds the mean over some classes, `--write
 Peers are torchvision's `fcos`, `retinanet` and `faster-rcnn`; Hugging Face's `hf-detr`, `hf-deformable` (as published)
 and `hf-deformable-refined` (with box refinement), in the dims of ours (`pip install transformers`); and our other
 detectors, `dense` and `detr`. Each takes the optimizer settings of the nearest recipe of ours: torchvision's those of
-`dense`, Hugging Face's those of `detr` and `deformable`; or those of RUN where RUN trained that detector.
+`dense`, Hugging Face's those of the published `detr` and of `deformable`; or those of RUN where RUN trained that
+detector.
 """
 
 import datetime
@@ -32,6 +33,7 @@ from boxwright.checkpoints.detector_file import load_detector
 from boxwright.evaluation.coco import Report
 from boxwright.models import registry
 from boxwright.models.backbones.backbone import Backbone
+from boxwright.models.detr import DetrConfig
 from boxwright.training import recipes
 from boxwright.types import Batch, Detector, Predictions, pixels
 
@@ -122,13 +124,20 @@ def peer(name: str, trained: Detector, names: tuple[str, ...]) -> Detector:
         return Peer(name, names, image_size, backbone)
     kind = NEAREST[name]
     shape = trained.config
-    if registry.name_of(trained) != kind:
+    if name == "hf-detr":  # the published form, without proposals
+        shape = DetrConfig(backbone, image_size)
+    elif registry.name_of(trained) != kind:
         shape = replace(registry.DETECTORS[kind][2]["nano"], image_size=image_size, backbone=backbone)
     if not name.startswith("hf-"):
         return registry.DETECTORS[kind][0](shape, names)
     if kind == "deformable":
         shape = replace(shape, refine=name == "hf-deformable-refined")
     return HuggingFace(shape, names)
+
+
+def recipe_of(name: str) -> recipes.Recipe:
+    """The recipe of the nearest detector of ours."""
+    return recipes.PUBLISHED_DETR if name == "hf-detr" else recipes.recipe(NEAREST[name])
 
 
 def cells(report: Report, detector: Detector, classes: list[str]) -> list[object]:
@@ -162,7 +171,7 @@ def main() -> None:
         if name == own:
             detector = load_detector(a.run / "last.safetensors", a.device)
         else:
-            optim = settings["optim"] if NEAREST[name] == own else asdict(recipes.recipe(NEAREST[name]).optim)
+            optim = settings["optim"] if NEAREST[name] == own and name != "hf-detr" else asdict(recipe_of(name).optim)
             detector = train(peer(name, trained, data.names), data.train, settings | {"optim": optim}, a.device)
         table.add(name, *cells(data.report(detector, a.device), detector, a.classes))
     table.append_to(a.write)

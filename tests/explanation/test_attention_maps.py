@@ -25,7 +25,7 @@ def wide(paint: Callable[..., Path], tmp_path: Path) -> Batch:
     return to_batch([DecodedImage(photo, photo.size)], 96)
 
 
-@pytest.mark.parametrize("kind", ["detr", "deformable"])
+@pytest.mark.parametrize("kind", ["detr", "proposing", "deformable"])
 def test_predictions_of_queries_are_those_that_the_detector_decodes(kind: str, wide: Batch) -> None:
     detector = small_query_detector(kind)
     recorded = record_pass(detector, wide)
@@ -51,12 +51,12 @@ def test_the_published_forms_can_be_recorded(kind: str, more: dict[str, Any], wi
         assert all(np.isfinite(part).all() for part in vars(one).values())
 
 
-@pytest.mark.parametrize("kind", ["detr", "deformable"])
+@pytest.mark.parametrize("kind", ["detr", "proposing", "deformable"])
 def test_weights_add_up_to_one_for_each_head(kind: str, wide: Batch) -> None:
     recorded = record_pass(small_query_detector(kind), wide)
     maps = [one for query in range(7) for one in recorded.query_maps(query)]
     maps += [one for layer in recorded.pixel_maps((0.3, 0.9)) for one in layer]
-    assert len(maps) == 7 * 2 + 2 * len(recorded.map_shapes)
+    assert len(maps) == 7 * 2 + 2 * (len(recorded.map_shapes) - (kind == "proposing"))  # its finest map doesn't attend
     for one in maps:
         weights = one.weights_HRC if isinstance(one, CellMap) else one.weights_HVP
         np.testing.assert_allclose(weights.sum((1, 2)), 1, atol=1e-5)
@@ -75,6 +75,26 @@ def test_weights_of_cells_give_the_output_of_the_layer(wide: Batch) -> None:
             torch.testing.assert_close(
                 again_BLE, attention(x_BLE, source, mask=kwargs["mask"])[0], atol=1e-5, rtol=1e-4
             )
+
+
+def test_weights_of_several_maps_are_spread_over_the_finest(wide: Batch) -> None:
+    """Also where its side is no multiple of theirs; the weights are those with which the layer computes."""
+    odd = Batch(**vars(wide) | {"sizes_B2": torch.tensor([[55, 87]])})
+    recorded = record_pass(small_query_detector("proposing"), odd)
+    assert recorded.map_shapes == [(7, 11), (4, 6), (2, 3)]
+    attention, (x_BQE, source), kwargs = recorded.decoder[1]
+    with torch.no_grad():
+        weights_HQM = attention.weights(x_BQE, source, kwargs["mask"])[0]
+        mixed_HQE = (weights_HQM @ source.values_BHLE[0])[..., :8]
+        again_QE = attention.output(mixed_HQE.transpose(0, 1).flatten(1))
+        torch.testing.assert_close(again_QE, attention(x_BQE, source, mask=kwargs["mask"])[0], atol=1e-5, rtol=1e-4)
+    drawn_HRC = recorded.query_maps(3)[1].weights_HRC  # type: ignore[union-attr]
+    assert drawn_HRC.shape == (4, 7, 11)
+    np.testing.assert_allclose(drawn_HRC.sum((1, 2)), 1, atol=1e-5)
+    fine_HRC = weights_HQM[:, 3, :77].unflatten(-1, (7, 11)).numpy()
+    coarse_HRC = drawn_HRC - fine_HRC
+    np.testing.assert_allclose(coarse_HRC.sum((1, 2)), weights_HQM[:, 3, 77:].sum(-1), atol=1e-5)
+    assert recorded.pixel_maps((0.0, 0.0))[0][0].weights_HRC.shape == (4, 4, 6)  # type: ignore[union-attr]
 
 
 def test_weights_of_points_give_the_output_of_the_layer(wide: Batch) -> None:

@@ -90,7 +90,7 @@ def test_an_image_that_is_none_is_named(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.fixture(params=["detr", "deformable"])
+@pytest.fixture(params=["detr", "proposing", "deformable"])
 def query_detector(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     detector = small_query_detector(request.param)
     save_detector(tmp_path / "query_detector.safetensors", detector, {})
@@ -107,7 +107,9 @@ def test_the_page_of_a_query_shows_every_layer_and_head(query_detector: Path, im
         label, score = recorded.prediction(2, layer)
         assert f"layer {layer + 1} <small>· {escape(recorded.names[label])} {score:.2f}</small>" in text
     assert text.count("<h4>head ") == 4
-    assert text.count("data:image/jpeg;base64,") == 1 + 2 + 4 + len(recorded.encoder) * len(recorded.map_shapes)
+    assert text.count("data:image/jpeg;base64,") == 1 + 2 + 4 + sum(
+        len(maps) for maps in recorded.pixel_maps((0.5, 0.5))
+    )
     assert "<dog>" not in text
 
 

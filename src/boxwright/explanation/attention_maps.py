@@ -23,7 +23,10 @@ NEAR = 0.03  # how far from a pixel points count as attention to it: a standard 
 
 @dataclass
 class CellMap:
-    """Attention to all cells of one feature map: weights (heads, rows, columns), which sum to 1 per head."""
+    """Attention to all cells of one feature map: weights (heads, rows, columns), which sum to 1 per head.
+
+    Where cells of several maps are attended to, it is the finest: the weight of a coarser cell is spread over its area.
+    """
 
     weights_HRC: np.ndarray
 
@@ -115,18 +118,28 @@ class RecordedPass:
     def pixel_maps(self, point: tuple[float, float]) -> list[list[AttentionMap]]:
         """Attention of the cells that contain a point, one cell on each feature map, in each encoder layer.
 
+        An encoder may leave out the finest maps.
+
         Args:
             point: x and y in fractions of the image.
         """
-        cells = [_cell(point, shape) for shape in self.map_shapes]
-        starts = np.cumsum([0] + [rows * columns for rows, columns in self.map_shapes])
-        rows = [int(start) + cell for start, cell in zip(starts, cells, strict=False)]
-        return [self._maps(call, rows) for call in self.encoder]
+        return [self._maps(call, self._rows(call, point)) for call in self.encoder]
 
     def attention_to(self, point: tuple[float, float]) -> np.ndarray:
         """How much each query attends to a point in the last decoder layer, (Q,), mean over the heads."""
         maps = self._maps(self.decoder[-1], range(self.n_queries))
         return np.array([_attention_at(attention_map, point) for attention_map in maps])
+
+    def _rows(self, call: RecordedCall, point: tuple[float, float]) -> list[int]:
+        """The cells that contain a point, by their positions among the layer's inputs."""
+        shapes = self._last_maps(call.args[0].shape[1])
+        starts = np.cumsum([0] + [rows * columns for rows, columns in shapes])
+        return [int(start) + _cell(point, shape) for start, shape in zip(starts, shapes, strict=False)]
+
+    def _last_maps(self, cells: int) -> list[tuple[int, int]]:
+        """The coarsest maps that have this many cells together."""
+        counts = np.cumsum([rows * columns for rows, columns in reversed(self.map_shapes)]).tolist()
+        return self.map_shapes[-1 - counts.index(cells) :]
 
     @torch.no_grad()
     def _maps(self, call: RecordedCall, rows: Sequence[int]) -> list[AttentionMap]:
@@ -135,9 +148,8 @@ class RecordedPass:
         if isinstance(layer, Attention):
             x_BLE, keys_values = call.args
             weights_HLM = layer.weights(x_BLE[:, chosen], keys_values, call.kwargs["mask"])[0]
-            return [
-                CellMap(_array(weights_HM.unflatten(-1, self.map_shapes[0]))) for weights_HM in weights_HLM.unbind(1)
-            ]
+            shapes = self._last_maps(weights_HLM.shape[-1])
+            return [CellMap(_array(_on_finest(weights_HM, shapes))) for weights_HM in weights_HLM.unbind(1)]
         x_BLE, reference_BLVX, *_, shapes = call.args
         points = layer.sampling_points(x_BLE[:, chosen], reference_BLVX[:, chosen], shapes)
         pairs = zip(points.locations_BQHVP2[0], points.weights_BQHVP[0], strict=True)
@@ -180,6 +192,25 @@ def _recorded(layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, RecordedC
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _on_finest(weights_HM: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
+    """Weights of the cells of several maps on the finest one, (H, rows, columns), with the same sum."""
+    parts = weights_HM.split([rows * columns for rows, columns in shapes], -1)
+    total_HRC = parts[0].unflatten(-1, shapes[0])
+    for part_HM, (rows, columns) in zip(parts[1:], shapes[1:], strict=True):
+        (row_R, height_R), (column_C, width_C) = (
+            _covering(*lengths) for lengths in zip(shapes[0], (rows, columns), strict=True)
+        )
+        shared_HRC = part_HM.unflatten(-1, (rows, columns)) / (height_R[:, None] * width_C)
+        total_HRC = total_HRC + shared_HRC[:, row_R][:, :, column_C]
+    return total_HRC
+
+
+def _covering(fine: int, coarse: int) -> tuple[Tensor, Tensor]:
+    """The coarse row over each fine one, and the number of fine rows under each coarse one."""
+    index_R = torch.arange(fine) * coarse // fine
+    return index_R, index_R.bincount(minlength=coarse)
 
 
 def _cell(point: tuple[float, float], shape: tuple[int, int]) -> int:

@@ -159,7 +159,7 @@ def _encoder_pictures(photo: Image.Image, recorded: RecordedPass, point: Point) 
     """Attention of a point in each layer of the encoder, a picture for each feature map that has a cell there."""
     pictures = []
     for layer, maps in enumerate(recorded.pixel_maps(point)):
-        for (rows, columns), attention_map in zip(recorded.map_shapes, maps, strict=True):
+        for (rows, columns), attention_map in zip(recorded.map_shapes[-len(maps) :], maps, strict=True):
             cell = f"cell of the {columns} x {rows} map" if len(maps) > 1 else ""
             drawn = attention_picture(photo, attention_map, None, point)
             pictures.append(_picture(drawn, f"layer {layer + 1}", cell))

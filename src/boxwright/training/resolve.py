@@ -63,4 +63,4 @@ def _recipe_of_weights(weights: Path | str, config: RunConfig) -> Recipe:
     require(config.backbone in (None, shape.backbone), f"{other}; leave --backbone out.")
     fits = config.size is None or registry.is_size(model, shape, config.size)
     require(fits, f"{weights} is not of size {config.size}; leave --size out.")
-    return recipe(model, backbone=shape.backbone)
+    return recipe(model, config=shape)

@@ -60,7 +60,7 @@ class ConditionalAttention(Attention):
         """
         content_BHTE, values_BHTE = super().keys_values(source_BTE, values_BTE)
         waves_BHTP = _waves(centres_BT2).to(content_BHTE).flatten(-2)[:, None].expand(-1, self.heads, -1, -1)
-        padded_BHTE = F.pad(values_BHTE, (0, waves_BHTP.shape[-1]))  # as wide as keys, so that a fast kernel is used
+        padded_BHTE = F.pad(values_BHTE, (0, 4 * OCTAVES))  # as wide as keys, so that a fast kernel is used
         return KeysValues(torch.cat([content_BHTE, waves_BHTP], -1), padded_BHTE)
 
     def queries(self, x_BLE: Tensor) -> Tensor:
@@ -85,8 +85,7 @@ class ConditionalAttention(Attention):
         mixed_BHLE = F.scaled_dot_product_attention(
             self.queries(x_BLE), keys_values.keys_BHLE, keys_values.values_BHLE, attn_mask=mask
         )
-        width = self.value.out_features // self.heads
-        return self.output(mixed_BHLE[..., :width].transpose(1, 2).flatten(2))
+        return self.output(mixed_BHLE[..., : -4 * OCTAVES].transpose(1, 2).flatten(2))
 
 
 def _rates(device: torch.device) -> Tensor:

@@ -114,7 +114,7 @@ class DetrConfig:
 
 PUBLISHED = DetrConfig("resnet50", 800, stride=32, dim=256, hidden=2048, encoder_layers=6, decoder_layers=6)
 PROPOSING = DetrConfig(
-    encoder_layers=1, queries=200, dropout=0.0, strides=(8, 16, 32), begin="both", noisy=True, rivals=True
+    encoder_layers=1, queries=200, dropout=0.0, strides=(8, 16, 32), begin="cells", noisy=True, rivals=True
 )
 SIZES = {
     "nano": PROPOSING,
@@ -321,13 +321,17 @@ class ProposingTransformer(nn.Module):
         """
         cells = self.encoder(features, [valid_cells(mask_BHW, x_BCHW) for x_BCHW in features])
         proposals = propose(cells, self.propose, self.classify[-1], self.locate[-1])
-        queries = start_from(proposals, self.queries, self.content_embedding, self.rivalry is not None)
+        queries = self.start_queries(proposals)
         if targets is None or self.label_embedding is None:
             layers = self.predict_layers(cells, queries)
             return DetrOutputs(layers, list(cells.shapes), cells, proposals, None, ratios_B4)
         noised = make_denoising_queries(targets, self.label_embedding)
         denoised, layers = noised.split(self.predict_layers(cells, noised.prepended_to(queries)))
         return DetrOutputs(layers, list(cells.shapes), cells, proposals, (noised, denoised), ratios_B4)
+
+    def start_queries(self, proposals: Proposals) -> Queries:
+        """Input of the decoder: as many queries as the configuration says, or as there are cells."""
+        return start_from(proposals, self.queries, self.content_embedding, self.rivalry is not None)
 
     def predict_layers(self, cells: MultiScaleCells, queries: Queries) -> LayerPredictions:
         """Predictions of each decoder layer."""

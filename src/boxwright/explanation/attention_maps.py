@@ -73,6 +73,7 @@ class RecordedPass:
         names: the classes.
         map_shapes: rows and columns of each feature map, finest first.
         encoder, decoder: the attention layers, first to last.
+        n_encoded: cells that the encoder's layers get, where not those of all maps.
     """
 
     scores_LQK: np.ndarray
@@ -81,6 +82,7 @@ class RecordedPass:
     map_shapes: list[tuple[int, int]]
     encoder: list[RecordedCall]
     decoder: list[RecordedCall]
+    n_encoded: int | None = None
 
     @property
     def n_layers(self) -> int:
@@ -123,18 +125,15 @@ class RecordedPass:
         Args:
             point: x and y in fractions of the image.
         """
-        return [self._maps(call, self._rows(call, point)) for call in self.encoder]
+        shapes = self.map_shapes if self.n_encoded is None else self._last_maps(self.n_encoded)
+        starts = np.cumsum([0] + [rows * columns for rows, columns in shapes])
+        rows = [int(start) + _cell(point, shape) for start, shape in zip(starts, shapes, strict=False)]
+        return [self._maps(call, rows) for call in self.encoder]
 
     def attention_to(self, point: tuple[float, float]) -> np.ndarray:
         """How much each query attends to a point in the last decoder layer, (Q,), mean over the heads."""
         maps = self._maps(self.decoder[-1], range(self.n_queries))
         return np.array([_attention_at(attention_map, point) for attention_map in maps])
-
-    def _rows(self, call: RecordedCall, point: tuple[float, float]) -> list[int]:
-        """The cells that contain a point, by their positions among the layer's inputs."""
-        shapes = self._last_maps(call.args[0].shape[1])
-        starts = np.cumsum([0] + [rows * columns for rows, columns in shapes])
-        return [int(start) + _cell(point, shape) for start, shape in zip(starts, shapes, strict=False)]
 
     def _last_maps(self, cells: int) -> list[tuple[int, int]]:
         """The coarsest maps that have this many cells together."""
@@ -175,6 +174,7 @@ def record_pass(detector: Detector, batch: Batch) -> RecordedPass:
         predicted.map_shapes,
         [calls[layer] for layer in layers.encoder],
         [calls[layer] for layer in layers.decoder],
+        calls[layers.encoder[0]].args[0].shape[1] if layers.encoder else None,
     )
 
 

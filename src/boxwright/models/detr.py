@@ -111,6 +111,11 @@ class DetrConfig:
     noisy: bool = False
     rivals: bool = False
 
+    @property
+    def published(self) -> bool:
+        """Whether no cell proposes."""
+        return not self.strides
+
 
 PUBLISHED = DetrConfig("resnet50", 800, stride=32, dim=256, hidden=2048, encoder_layers=6, decoder_layers=6)
 PROPOSING = DetrConfig(

@@ -101,6 +101,11 @@ class PatchSeqConfig:
     depth: int = 2
 
     @property
+    def published(self) -> bool:
+        """Whether it has no proposals."""
+        return not self.proposals
+
+    @property
     def proposal_shape(self) -> ProposalShape:
         """The parts that find proposals and copy them."""
         return ProposalShape(

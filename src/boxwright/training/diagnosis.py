@@ -53,7 +53,7 @@ def diagnose(
         compared: whether other detectors were trained on the same images, so that none is proposed.
     """
     model = registry.name_of(detector)
-    usual = recipe(model, backbone=detector.config.backbone)
+    usual = recipe(model, config=detector.config)
     losses = _Losses.read(config.out / "metrics.csv")
     hints = [
         *_labels(config, detector.names, records, val_records),

@@ -5,7 +5,6 @@ from typing import Any
 
 from boxwright.config import Augment, Optim
 from boxwright.models.backbones.backbone import is_plain_vit
-from boxwright.models.detr import DetrConfig
 from boxwright.models.registry import DETECTORS, check_choice
 
 
@@ -30,21 +29,12 @@ RECIPES = {
         ),
     ),
     "pix2seq": Recipe(
-        epochs=60,
-        batch_size=16,
-        augment=Augment(scale=(0.3, 2.0), flip=0.5, colour=0.3, min_visible=0.25, views=1, geometry="free"),
-        optim=Optim(
-            lr=3e-4, backbone_factor=0.1, frozen=0.0, weight_decay=0.05, rule="torch", beta2=0.999, schedule="cosine",
-            warmup=0.05, hold=0.3, clip=1.0, accumulate=1, ema=0.999, patience=0,
-        ),
-    ),
-    "patchseq": Recipe(
-        epochs=60,
+        epochs=20,
         batch_size=8,
         augment=Augment(scale=(0.6, 1.4), flip=0.5, colour=0.3, min_visible=0.25, views=1, geometry="free"),
         optim=Optim(
             lr=1e-3, backbone_factor=0.2, frozen=0.0, weight_decay=0.05, rule="torch", beta2=0.999, schedule="cosine",
-            warmup=0.05, hold=0.3, clip=1.0, accumulate=1, ema=0.998, patience=0,
+            warmup=0.05, hold=0.3, clip=10.0, accumulate=1, ema=0.998, patience=0,
         ),
     ),
     "detr": Recipe(
@@ -67,23 +57,44 @@ RECIPES = {
     ),
 }  # fmt: skip
 
-PUBLISHED_DETR = Recipe(  # a `detr` without proposals
-    epochs=150,
-    batch_size=16,
-    augment=Augment(scale=(0.6, 1.4), flip=0.5, colour=0.3, min_visible=0.25, views=1, geometry="free"),
-    optim=Optim(
-        lr=4e-4, backbone_factor=0.1, frozen=0.0, weight_decay=1e-4, rule="torch", beta2=0.999, schedule="cosine",
-        warmup=0.02, hold=0.3, clip=0.1, accumulate=1, ema=0.999, patience=0,
+RECIPES["patchseq"] = RECIPES["pix2seq"]  # which learns as it does
+PUBLISHED_RECIPES = {  # of detectors in their published form, which learn from many images
+    "pix2seq": Recipe(
+        epochs=60,
+        batch_size=16,
+        augment=Augment(scale=(0.3, 2.0), flip=0.5, colour=0.3, min_visible=0.25, views=1, geometry="free"),
+        optim=Optim(
+            lr=3e-4, backbone_factor=0.1, frozen=0.0, weight_decay=0.05, rule="torch", beta2=0.999, schedule="cosine",
+            warmup=0.05, hold=0.3, clip=1.0, accumulate=1, ema=0.999, patience=0,
+        ),
     ),
-)  # fmt: skip
-RECIPES["replication"] = RECIPES["pix2seq"]  # only fine-tuned
+    "patchseq": Recipe(
+        epochs=60,
+        batch_size=8,
+        augment=Augment(scale=(0.6, 1.4), flip=0.5, colour=0.3, min_visible=0.25, views=1, geometry="free"),
+        optim=Optim(
+            lr=1e-3, backbone_factor=0.2, frozen=0.0, weight_decay=0.05, rule="torch", beta2=0.999, schedule="cosine",
+            warmup=0.05, hold=0.3, clip=1.0, accumulate=1, ema=0.998, patience=0,
+        ),
+    ),
+    "detr": Recipe(
+        epochs=150,
+        batch_size=16,
+        augment=Augment(scale=(0.6, 1.4), flip=0.5, colour=0.3, min_visible=0.25, views=1, geometry="free"),
+        optim=Optim(
+            lr=4e-4, backbone_factor=0.1, frozen=0.0, weight_decay=1e-4, rule="torch", beta2=0.999, schedule="cosine",
+            warmup=0.02, hold=0.3, clip=0.1, accumulate=1, ema=0.999, patience=0,
+        ),
+    ),
+}  # fmt: skip
+RECIPES["replication"] = PUBLISHED_RECIPES["pix2seq"]  # only fine-tuned
 PLAIN_RATE = 5e-5  # highest learning rate of a plain ViT; ViTDet's goes from 1e-4 at its last block down by 0.7 each
 
 
 def recipe(model: str, size: str = "nano", backbone: str | None = None, config: Any = None) -> Recipe:
     """The recipe of a detector: the same for each size, but with a lower learning rate for plain ViTs.
 
-    A detector without a recipe of its own is trained as `dense` is, a `detr` in its published form as published.
+    A detector without a recipe of its own is trained as `dense` is.
 
     Args:
         model, size: names of the registry.
@@ -95,8 +106,8 @@ def recipe(model: str, size: str = "nano", backbone: str | None = None, config: 
     if config is None and sizes:
         check_choice("size", size, sizes)
         config = sizes[size]
-    if isinstance(config, DetrConfig) and not config.strides:
-        found = PUBLISHED_DETR
+    if model in PUBLISHED_RECIPES and config.published:
+        found = PUBLISHED_RECIPES[model]
     backbone = backbone or (config and config.backbone)
     if backbone is None or not is_plain_vit(backbone):
         return found

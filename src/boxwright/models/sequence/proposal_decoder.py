@@ -88,8 +88,9 @@ class ProposalCache(KVCache):
         tokens, overlap, state, log_weights = (
             tensors[f"object_{name}"].clone() for name in ("tokens", "overlap", "state", "log_weights")
         )
+        proposals = Proposals(states, boxes, spreads, logits, self.proposals.vocabulary)
         return replace(
-            super().with_tensors(tensors), proposals=Proposals(states, boxes, spreads, logits, self.proposals.vocabulary),
+            super().with_tensors(tensors), proposals=proposals,
             tables=SideTables(*tables), tokens_BS=tokens, overlap_BC=overlap, state_BE=state,
             log_weights_BC=log_weights,
         )  # fmt: skip

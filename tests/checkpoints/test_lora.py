@@ -41,18 +41,21 @@ def make(model):
     if model == "deformable":
         config = replace(DEFORMABLE_SIZES["nano"], **SMALL, dim=32, hidden=64, heads=4, queries=20)
         return Deformable(replace(config, encoder_layers=1, decoder_layers=2), NAMES, pretrained=False)
+    if model == "copying":
+        config = replace(PIX2SEQ_SIZES["nano"], **SMALL, decoder_layers=1, decoder_dim=32, decoder_hidden=64)
+        return Pix2Seq(replace(config, max_objects=4, proposals=30, channels=32, depth=1), NAMES, pretrained=False)
     if model == "patchseq":
         shape = {"encoder_layers": 1, "decoder_layers": 1, "dim": 32, "hidden": 64, "heads": 2, "max_objects": 4}
         return PatchSeq(PatchSeqConfig(**SMALL, **shape), NAMES, pretrained=False)
     config = replace(
         PIX2SEQ_SIZES["nano"], **SMALL, encoder_layers=1, decoder_layers=1, encoder_dim=32, decoder_dim=32,
         encoder_hidden=64, decoder_hidden=64, encoder_heads=2, decoder_heads=2, max_objects=4, length=20, bins=20,
-        first_coordinate=110, vocabulary=140,
+        first_coordinate=110, vocabulary=140, proposals=0,
     )  # fmt: skip
     return Pix2Seq(config, NAMES, pretrained=False)
 
 
-MODELS = ("dense", "vit", "detr", "deformable", "pix2seq", "patchseq")
+MODELS = ("dense", "vit", "detr", "deformable", "pix2seq", "copying", "patchseq")
 
 
 @torch.no_grad()
@@ -84,7 +87,7 @@ def outputs(detector, batch):
         Detr: lambda: made.layers.logits_LBQR,
         Deformable: lambda: made.cells.x_BTE,
         PatchSeq: lambda: made.patches_BPE,
-        Pix2Seq: lambda: made,
+        Pix2Seq: lambda: made.cells.boxes_BQ4 if detector.proposer else made,
     }
     return [ordered[type(detector)](), *detector.loss(made, batch).values()]
 

@@ -1,18 +1,31 @@
-"""A small sequence detector."""
+"""Small sequence detectors: as published, and one that copies."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
 from boxwright.models.pix2seq import Pix2Seq, Pix2SeqConfig
 
+CONFIG = Pix2SeqConfig(
+    backbone="test_efficientnet", image_size=96, encoder_layers=1, encoder_dim=32, encoder_hidden=64,
+    encoder_heads=4, decoder_layers=2, decoder_dim=24, decoder_hidden=48, decoder_heads=3, max_objects=4, length=32,
+    bins=50, first_coordinate=120, vocabulary=180,
+)  # fmt: skip
+
 
 @pytest.fixture
 def pix2seq() -> Pix2Seq:
     """Untrained: its sequences mean nothing, but keep all rules."""
     torch.manual_seed(0)
-    config = Pix2SeqConfig(
-        backbone="test_efficientnet", image_size=96, encoder_layers=1, encoder_dim=32, encoder_hidden=64,
-        encoder_heads=4, decoder_layers=2, decoder_dim=24, decoder_hidden=48, decoder_heads=3, max_objects=4, length=32,
-        bins=50, first_coordinate=120, vocabulary=180,
-    )  # fmt: skip
-    return Pix2Seq(config, ("cat", "<dog>"), pretrained=False).eval()
+    return Pix2Seq(CONFIG, ("cat", "<dog>"), pretrained=False).eval()
+
+
+@pytest.fixture
+def copying() -> Pix2Seq:
+    """Untrained, with 20 proposals; what is zero at first is not."""
+    torch.manual_seed(0)
+    detector = Pix2Seq(replace(CONFIG, proposals=20, channels=16, depth=1), ("cat", "<dog>"), pretrained=False)
+    for parameter in detector.decoder.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    return detector.eval()

@@ -59,6 +59,17 @@ def test_the_page_needs_nothing_else(weights: Path, image: Path, tmp_path: Path)
     assert sorted(set(re.findall(r'href="#(.*?)"', text))) == sorted(set(re.findall(r'id="(.*?)"', text)))
 
 
+def test_a_page_names_what_was_copied(copying: Pix2Seq, image: Path, tmp_path: Path) -> None:
+    save_detector(tmp_path / "copying.safetensors", copying, {})
+    text = explain(tmp_path / "copying.safetensors", image, tmp_path).read_text(encoding="utf-8")
+    _, trace = trace_of(copying, image)
+    assert trace.copied is not None
+    for n in range(len(trace)):
+        assert f"<b>{trace.copied.name(trace.copied.source(n))}</b>" in text
+        assert f"{trace.copied.gates()[n]:.2f} given the box." in text
+    assert text.count("data:image/jpeg;base64,") == 1 + 4 * (4 + 5 + 2 + 1)
+
+
 def test_an_empty_sequence_has_a_page(pix2seq: Pix2Seq, image: Path, tmp_path: Path) -> None:
     photo, trace = trace_of(pix2seq, image)
     for name in ("tokens_N5", "probabilities_N5V", "allowed_N5V", "coordinates_N4R", "corners_N4", "attention_N5HW"):

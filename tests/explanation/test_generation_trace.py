@@ -47,10 +47,10 @@ def test_attention_weights_are_those_of_the_weighted_sum(pix2seq: Pix2Seq) -> No
 def test_recording_changes_nothing_and_leaves_nothing(pix2seq: Pix2Seq, batch: Batch) -> None:
     memory = pix2seq(batch.images_BCHW, batch.sizes_B2)
     tokens = torch.randint(180, (2, 9))
-    logits, attention = read_again(pix2seq.decoder, tokens, memory)
-    assert (logits == pix2seq.decoder(tokens, memory)).all()
-    assert attention.shape == (2, 9, 36)
-    assert not any(module._forward_pre_hooks for module in pix2seq.modules())
+    again = read_again(pix2seq.decoder, tokens, memory)
+    assert (again.logits_BLV == pix2seq.decoder(tokens, memory)).all()
+    assert again.attention_BLM.shape == (2, 9, 36)
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in pix2seq.modules())
 
 
 def test_a_learned_extra_cell_is_left_out(pix2seq: Pix2Seq, batch: Batch) -> None:

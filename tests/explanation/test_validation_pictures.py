@@ -56,6 +56,13 @@ def test_three_images_spread_over_the_split(
         assert picture.width > 2 * 640
 
 
+def test_a_copied_sequence_is_explained_by_its_sources(
+    copying: Pix2Seq, images: tuple[cache.Cache, list[Record]], tmp_path: Path
+) -> None:
+    write_validation_pictures(copying, *images, nothing_found(5), tmp_path)
+    assert len(list((tmp_path / "explain").iterdir())) == 3
+
+
 @pytest.mark.parametrize("kind", ["detr", "deformable"])
 def test_queries_leave_their_attention(kind: str, images: tuple[cache.Cache, list[Record]], tmp_path: Path) -> None:
     detector = small_query_detector(kind).train()

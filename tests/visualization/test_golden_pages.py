@@ -18,6 +18,7 @@ from boxwright.evaluation import report as evaluation
 from boxwright.evaluation.coco import STAT_NAMES, score
 from boxwright.explanation import query_page, sequence_page
 from boxwright.explanation.attention_maps import CellMap, PointMap, RecordedPass
+from boxwright.explanation.copied_proposals import CopyTrace
 from boxwright.explanation.generation_trace import GenerationTrace
 from boxwright.types import Detections
 
@@ -135,6 +136,16 @@ def test_sequence(n: int, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sequence_page, "BEST", 2)
     sequence_page.write_page(tmp_path / "page.html", "<a>, explained", photo(), trace(n), "x & y on z.")
     check(tmp_path / "page.html", name)
+
+
+def test_a_copied_sequence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sequence_page, "BEST", 2)
+    copied = trace(3)
+    boxes_C4 = np.array([[0.1, 0.1, 0.6, 0.4], [0.2, 0.2, 1.0, 0.6], [0.0, 0.3, 0.3, 0.7]])
+    copied.copied = CopyTrace(boxes_C4, shares(3), np.array([1, 2, 0]), boxes_C4 / 2, shares(3, 5, 4))
+    copied.copied.weights_N5X[0, 4] = [0.03, 0.01, 0.2, 0.76]
+    sequence_page.write_page(tmp_path / "page.html", "<a>, explained", photo(), copied, "x & y on z.")
+    check(tmp_path / "page.html", "sequence-copied")
 
 
 def queries(kind: str) -> RecordedPass:

@@ -97,3 +97,17 @@ def test_even_attention_is_not_brought_to_full_heat() -> None:
     faint, full = (np.asarray(heatmaps.attention_heat(GREY, even, (1.0, 1.0), None, peak), int) for peak in (0.25, 0.0))
     assert faint.sum() < 0.7 * full.sum()
     assert faint.std((0, 1)).max() < 1
+
+
+def test_the_heaviest_box_is_brightest_and_faint_ones_are_left_out() -> None:
+    boxes_N4 = np.array([[0.1, 0.1, 0.3, 0.4], [0.5, 0.5, 0.9, 0.9], [0.4, 0.05, 0.6, 0.2]])
+    dimmed = np.asarray(heatmaps.box_heat(GREY, boxes_N4, np.zeros(3)))
+    assert (dimmed == dimmed[0, 0]).all()
+    drawn = np.asarray(heatmaps.box_heat(GREY, boxes_N4, np.array([0.2, 0.7, 0.0001]))).astype(int).sum(-1)
+    assert drawn[30, 45] == drawn.max()  # the corner of the second
+    assert dimmed[0, 0].astype(int).sum() != drawn[6, 9] < drawn.max()
+    assert drawn[3, 45] == dimmed[0, 0].astype(int).sum()
+    reversed_N4 = boxes_N4[:, [2, 3, 0, 1]]
+    weights_N = np.array([0.2, 0.7, 0.1])
+    again = heatmaps.box_heat(GREY, reversed_N4, weights_N, (0.9, 0.9, 0.5, 0.5))
+    assert again == heatmaps.box_heat(GREY, boxes_N4, weights_N, (0.5, 0.5, 0.9, 0.9))

@@ -36,7 +36,8 @@ def explain(
 
     Writes one page, OUT/IMAGE.html, that needs no other file. For a pix2seq: every token of the sequence with its
     probability and the most probable alternatives; for the best 8 objects the distribution of each coordinate over the
-    image, and the decoder's attention for each token. For a detr or deformable: the attention of the queries with the
+    image, and the decoder's attention for each token; where objects are copied from proposals, the weight of each
+    proposal and of the decoder's own box. For a detr or deformable: the attention of the queries with the
     highest scores, layer by layer and head by head, their prediction after each layer, and the encoder's attention at
     the middle of their boxes.
 

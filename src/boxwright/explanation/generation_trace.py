@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from boxwright.explanation.copied_proposals import CopyTrace, proposal_maps, trace_copies
 from boxwright.models.sequence.decoder import SequenceDecoder
+from boxwright.models.sequence.proposal_decoder import ProposalDecoder
 from boxwright.models.sequence.sequence_detector import SequenceDetector
 from boxwright.models.sequence.token_constraints import TokenConstraints
 from boxwright.models.sequence.vocabulary import NOISE, PAD, PROMPT
@@ -30,11 +33,13 @@ class GenerationTrace:
         coordinates_N4R: the probability of every coordinate among the allowed ones, at y1, x1, y2 and x2; sums to 1.
         corners_N4: the generated y1, x1, y2, x2, in [0, 1] of the canvas.
         attention_N5HW: cross-attention to each cell of the canvas when the token was chosen, mean over layers and
-            heads; sums to 1 (to less where a class token takes some).
+            heads; sums to 1 (to less where a class token takes some). A decoder that copies takes one step for an
+            object, and attends to proposals: see `boxwright.explanation.copied_proposals.proposal_maps`.
         valid_2: height and width of the valid area, in (0, 1] of the canvas.
         end: the probability of the token that ended the sequence; None if it has its full length.
         found: the objects, in pixels of the original image, in the order of generation.
         token_names: how each id is shown.
+        copied: the proposals that the objects were copied from; None for a decoder that does not copy.
     """
 
     tokens_N5: np.ndarray
@@ -47,6 +52,7 @@ class GenerationTrace:
     end: float | None
     found: Detections
     token_names: list[str]
+    copied: CopyTrace | None = None
 
     def __len__(self) -> int:
         return len(self.tokens_N5)
@@ -86,32 +92,45 @@ def trace_generation(detector: SequenceDetector, batch: Batch, objects: int | No
         objects: the most to generate, by default all that a sequence holds.
     """
     outputs = detector(batch.images_BCHW, batch.sizes_B2)
+    memory, decoder = detector.decoder_memory(outputs), detector.decoder
     generated = detector.generate(outputs, objects)
     found = detector.to_predictions(generated).to_detections(batch, detector.names, threshold=-1)
-    inputs_BL = F.pad(generated.tokens_BL[:, :-1], (1, 0), value=PROMPT)
-    logits_BLV, attention_BLM = read_again(detector.decoder, inputs_BL, detector.decoder_memory(outputs))
+    again = read_again(decoder, F.pad(generated.tokens_BL[:, :-1], (1, 0), value=PROMPT), memory)
+    copied: list[CopyTrace] | list[None] = [None] * len(batch)
+    if isinstance(decoder, ProposalDecoder):
+        copied = trace_copies(decoder, generated.tokens_BL, again.states_BLE, memory)
+        attention_BN1HW = proposal_maps(again.attention_BLM, memory.boxes_BC4)[:, :, None]
+        attention_BN5HW = attention_BN1HW.expand(-1, -1, len(SLOTS), -1, -1)
+    else:
+        attention_BN5HW = _cell_maps(again.attention_BLM)
     valid_B2 = batch.sizes_B2 / torch.tensor(batch.images_BCHW.shape[-2:], device=batch.sizes_B2.device)
     names = token_names(detector)
     return [
-        _trace(detector, tokens_L, logits_LV, attention_LM, valid_2, objects_found, names)
-        for tokens_L, logits_LV, attention_LM, valid_2, objects_found in zip(
-            generated.tokens_BL, logits_BLV, attention_BLM, valid_B2.tolist(), found, strict=True
+        _trace(detector, tokens_L, logits_LV, attention_N5HW, valid_2, objects_found, names, copies)
+        for tokens_L, logits_LV, attention_N5HW, valid_2, objects_found, copies in zip(
+            generated.tokens_BL, again.logits_BLV, attention_BN5HW, valid_B2.tolist(), found, copied, strict=True
         )
     ]
+
+
+def _cell_maps(attention_BLM: Tensor) -> Tensor:
+    """Attention to the cells of a square canvas; what comes before them, such as a class token, is left out."""
+    side = math.isqrt(attention_BLM.shape[-1])
+    return attention_BLM[..., -side * side :].unflatten(-1, (side, side)).unflatten(1, (-1, len(SLOTS)))
 
 
 def _trace(
     detector: SequenceDetector,
     tokens_L: Tensor,
     logits_LV: Tensor,
-    attention_LM: Tensor,
+    attention_N5HW: Tensor,
     valid_2: list[float],
     found: Detections,
     names: list[str],
+    copied: CopyTrace | None,
 ) -> GenerationTrace:
     """The trace of one image, up to the object in which the sequence ends."""
-    vocabulary, side = detector.vocabulary(), math.isqrt(attention_LM.shape[-1])
-    attention_N5HW = attention_LM[:, -side * side :].unflatten(-1, (side, side)).unflatten(0, (-1, len(SLOTS)))
+    vocabulary = detector.vocabulary()
     tokens_N5, logits_N5V = tokens_L.unflatten(0, (-1, len(SLOTS))), logits_LV.unflatten(0, (-1, len(SLOTS)))
     coordinates = slice(vocabulary.first_coordinate, vocabulary.first_coordinate + vocabulary.bins)
     ends = (tokens_L == PAD).nonzero().flatten().tolist() if detector.config.sampling.may_end else []
@@ -130,6 +149,7 @@ def _trace(
         end=float(logits_LV[ends[0]].softmax(-1)[PAD]) if ends else None,
         found=Detections(found.boxes_N4[:n], found.scores_N[:n], found.labels_N[:n], found.names),
         token_names=names,
+        copied=None if copied is None else copied.first(n),
     )
 
 
@@ -143,20 +163,37 @@ def _allowed(constraints: TokenConstraints, tokens_N5: Tensor) -> Tensor:
     return allowed_N5V
 
 
-def read_again(decoder: SequenceDecoder, inputs_BL: Tensor, memory_BME: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (B, L, V) after each token, and attention to the image (B, L, M), mean over layers and heads."""
+class ReadAgain(NamedTuple):
+    """What a decoder computes for whole sequences; L counts tokens, or objects where it takes one step for each.
+
+    Attributes:
+        logits_BLV: after each token.
+        attention_BLM: to the image's cells, or its proposals, mean over layers and heads.
+        states_BLE: after the last layer and its norm.
+    """
+
+    logits_BLV: Tensor
+    attention_BLM: Tensor
+    states_BLE: Tensor
+
+
+def read_again(decoder: SequenceDecoder | ProposalDecoder, inputs_BL: Tensor, memory: Any) -> ReadAgain:
+    """Pass whole sequences, which begin with the start token, through a decoder."""
     weights: list[Tensor] = []
-    layers = [layer.cross_attention for layer in decoder.layers]
+    states: list[Tensor] = []
     hooks = [
-        layer.register_forward_pre_hook(lambda module, args: weights.append(module.weights(*args).mean(1)))  # type: ignore[union-attr,operator]
-        for layer in layers
+        layer.cross_attention.register_forward_pre_hook(  # type: ignore[union-attr,operator]
+            lambda module, args: weights.append(module.weights(*args).mean(1))
+        )
+        for layer in decoder.layers
     ]
+    hooks.append(decoder.norm.register_forward_hook(lambda module, args, state_BLE: states.append(state_BLE)))
     try:
-        logits_BLV = decoder(inputs_BL, memory_BME)
+        logits_BLV = decoder(inputs_BL, memory)
     finally:
         for hook in hooks:
             hook.remove()
-    return logits_BLV, torch.stack(weights).mean(0)
+    return ReadAgain(logits_BLV, torch.stack(weights).mean(0), states[-1])
 
 
 def token_names(detector: SequenceDetector) -> list[str]:

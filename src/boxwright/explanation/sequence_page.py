@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
+from boxwright.explanation.copied_proposals import CopyTrace
 from boxwright.explanation.generation_trace import SLOTS, GenerationTrace
 from boxwright.explanation.html_parts import LIKELY, Picture, overview, resized
 from boxwright.visualization import heatmaps, html
@@ -15,13 +17,14 @@ from boxwright.visualization.boxes import colour, draw_named
 
 BEST = 8  # objects shown in detail
 ALTERNATIVES, FAINTEST = 5, 0.005  # tokens shown for each position, and the least probability of one not chosen
+SOURCES = 4  # proposals shown for each token, its own among them
 _SMALL, _LARGE = 440, 720  # long sides of the images, in pixels
 _CLASS = len(SLOTS) - 1
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A token that might stand at a position."""
+    """A token that might stand at a position, or a proposal that it might be copied from."""
 
     name: str
     probability: float
@@ -31,7 +34,10 @@ class _Candidate:
 
 @dataclass(frozen=True)
 class _Token:
-    """A generated token; `pixels` is a coordinate's position in the image, and the pictures are those of a card."""
+    """A generated token; `pixels` is a coordinate's position in the image, and the pictures are those of a card.
+
+    `sources` are the proposals in the picture `weights`, of a decoder that copies.
+    """
 
     slot: str
     name: str
@@ -41,11 +47,35 @@ class _Token:
     coordinate: Picture | None = None
     attention: Picture | None = None
     corner: Picture | None = None
+    weights: Picture | None = None
+    sources: Sequence[_Candidate] = ()
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What an object was copied from, and the weight of it and of the decoder's own box.
+
+    Attributes:
+        name: of a proposal, or of the own box.
+        detail: the class and score of a proposal.
+        before, given: the weight before the object, and given its box.
+        own_before, own_given: the same of the own box; the gate.
+    """
+
+    name: str
+    detail: str
+    before: float
+    given: float
+    own_before: float
+    own_given: float
 
 
 @dataclass(frozen=True)
 class _Object:
-    """An object as a line of the sequence, or as a card; `detailed` if there is a card."""
+    """An object as a line of the sequence, or as a card; `detailed` if there is a card.
+
+    `source` is what a decoder that copies has copied.
+    """
 
     number: int
     name: str
@@ -53,6 +83,7 @@ class _Object:
     score: float
     tokens: list[_Token]
     detailed: bool = True
+    source: _Source | None = None
 
 
 def write_page(file: Path, title: str, photo: Image.Image, trace: GenerationTrace, note: str) -> None:
@@ -78,6 +109,7 @@ def write_page(file: Path, title: str, photo: Image.Image, trace: GenerationTrac
         slots=SLOTS,
         objects=[_line(photo, trace, n, n in best) for n in range(len(trace))],
         end=trace.end,
+        copied=trace.copied is not None,
         cards=[_card(photo, trace, n) for n in best],
     )
 
@@ -96,6 +128,9 @@ def _overview(
         (f"{trace.log_likelihood:.1f}", "log-likelihood", "of the whole sequence, in nats"),
         (f"{trace.log_likelihood / max(tokens, 1):.2f}", "per token", "log-likelihood, mean over the tokens"),
     ]
+    if trace.copied is not None:
+        copied = int((trace.copied.gates() < 0.5).sum())
+        tiles.append((str(copied), "copied", "from proposals; the others are boxes of the decoder's own"))
     return overview(drawn, f"The best {len(best)} objects; they are numbered in the order of generation."), tiles
 
 
@@ -110,8 +145,12 @@ def _card(photo: Image.Image, trace: GenerationTrace, n: int) -> _Object:
     small, large = resized(photo, _SMALL), resized(photo, _LARGE)
     tokens = []
     for slot, name in enumerate(SLOTS):
-        attention = attention_picture(small, trace, n, slot)
-        pictures = {"attention": _picture(attention, f"object {n + 1}: attention at {name}")}
+        pictures = {}
+        if trace.copied is not None:
+            pictures["weights"] = _picture(source_picture(small, trace, n, slot), f"object {n + 1}: sources of {name}")
+        if trace.copied is None or slot == _CLASS:  # a decoder that copies has the same attention for all tokens
+            attention = attention_picture(small, trace, n, slot)
+            pictures["attention"] = _picture(attention, f"object {n + 1}: attention at {name}")
         if slot != _CLASS:
             coordinate = coordinate_picture(small, trace, n, slot)
             pictures["coordinate"] = _picture(coordinate, f"object {n + 1}: {name}")
@@ -124,7 +163,27 @@ def _card(photo: Image.Image, trace: GenerationTrace, n: int) -> _Object:
 
 def _object(trace: GenerationTrace, n: int, tokens: list[_Token], detailed: bool = True) -> _Object:
     label, score = int(trace.found.labels_N[n]), float(trace.found.scores_N[n])
-    return _Object(n + 1, trace.found.names[label], colour(label), score, tokens, detailed)
+    source = None if trace.copied is None else _source(trace.copied, trace, n)
+    return _Object(n + 1, trace.found.names[label], colour(label), score, tokens, detailed, source)
+
+
+def _source(copied: CopyTrace, trace: GenerationTrace, n: int) -> _Source:
+    at, own, (first_X, *_, last_X) = copied.source(n), copied.own, copied.weights_N5X[n]
+    detail = "" if at == own else f"{trace.found.names[copied.labels_C[at]]} {copied.scores_C[at]:.2f}"
+    return _Source(copied.name(at), detail, *(float(w_X[c]) for c in (at, own) for w_X in (first_X, last_X)))
+
+
+def _sources(trace: GenerationTrace, n: int, slot: int) -> list[_Candidate]:
+    """The heaviest sources of a token, and the one that the object was copied from."""
+    copied = trace.copied
+    if copied is None:
+        return []
+    chosen, heaviest, weights_X = copied.source(n), copied.heaviest(n, slot, SOURCES), copied.weights_N5X[n, slot]
+    return [
+        _Candidate(copied.name(at), float(weights_X[at]), at == chosen, True)
+        for at in (heaviest if chosen in heaviest else [*heaviest[:-1], chosen])
+        if at == chosen or weights_X[at] >= FAINTEST
+    ]
 
 
 def _token(photo: Image.Image, trace: GenerationTrace, n: int, slot: int, most: int, **pictures: Picture) -> _Token:
@@ -132,8 +191,8 @@ def _token(photo: Image.Image, trace: GenerationTrace, n: int, slot: int, most: 
     token = int(trace.tokens_N5[n, slot])
     probability = float(trace.probabilities_N5V[n, slot, token])
     pixels = _pixels(photo, trace, n, slot)
-    candidates = _candidates(trace, n, slot, most)
-    return _Token(SLOTS[slot], trace.token_names[token], pixels, probability, candidates, **pictures)
+    candidates, sources = _candidates(trace, n, slot, most), _sources(trace, n, slot)
+    return _Token(SLOTS[slot], trace.token_names[token], pixels, probability, candidates, **pictures, sources=sources)
 
 
 def _candidates(trace: GenerationTrace, n: int, slot: int, most: int) -> list[_Candidate]:
@@ -175,3 +234,10 @@ def corner_picture(photo: Image.Image, trace: GenerationTrace, n: int, slot: int
 def attention_picture(photo: Image.Image, trace: GenerationTrace, n: int, slot: int) -> Image.Image:
     """The decoder's attention when it chose the token of this slot, and the box."""
     return heatmaps.attention_heat(photo, trace.attention_N5HW[n, slot], trace.valid_2, trace.box(n))
+
+
+def source_picture(photo: Image.Image, trace: GenerationTrace, n: int, slot: int) -> Image.Image:
+    """The boxes from which a decoder that copies has mixed the token of this slot, and the box."""
+    assert trace.copied is not None
+    boxes_X4 = trace.copied.boxes(n) / np.tile(trace.valid_2[::-1], 2)
+    return heatmaps.box_heat(photo, boxes_X4, trace.copied.weights_N5X[n, slot], trace.box(n))

@@ -16,8 +16,9 @@ from boxwright.explanation.attention_maps import RecordedPass, record_pass
 from boxwright.explanation.generation_trace import GenerationTrace, trace_generation
 from boxwright.explanation.html_parts import resized
 from boxwright.explanation.query_page import attention_picture
-from boxwright.explanation.sequence_page import corner_picture
+from boxwright.explanation.sequence_page import corner_picture, source_picture
 from boxwright.files import write_whole
+from boxwright.models.sequence.proposal_decoder import CLASS_SLOT
 from boxwright.models.sequence.sequence_detector import SequenceDetector
 from boxwright.types import Batch, Detections, Detector
 from boxwright.visualization import heatmaps, images
@@ -94,20 +95,22 @@ def query_picture(photo: Image.Image, recorded: RecordedPass) -> Image.Image:
 
 
 def sequence_picture(photo: Image.Image, trace: GenerationTrace) -> Image.Image:
-    """A row for each object: its tokens and its box, the distributions of both corners, and the decoder's attention."""
+    """A row for each object: its tokens and its box, the distributions of both corners, and the decoder's attention, or
+    the proposals that it may be copied from.
+    """
     pictures, captions = [], []
     for n in range(len(trace)):
         tokens = " ".join(trace.token_names[token] for token in trace.tokens_N5[n])
         box = photo.copy()
         heatmaps.draw_box(box, trace.box(n))
-        pictures += [
-            box,
-            corner_picture(photo, trace, n, 1),
-            corner_picture(photo, trace, n, 3),
-            heatmaps.attention_heat(photo, trace.attention_N5HW[n].mean(0), trace.valid_2, trace.box(n)),
-        ]
+        if trace.copied is None:
+            attention_HW = trace.attention_N5HW[n].mean(0)
+            last, origin = heatmaps.attention_heat(photo, attention_HW, trace.valid_2, trace.box(n)), "attention"
+        else:
+            last, origin = source_picture(photo, trace, n, CLASS_SLOT), trace.copied.name(trace.copied.source(n))
+        pictures += [box, corner_picture(photo, trace, n, 1), corner_picture(photo, trace, n, 3), last]
         score = f"score {trace.found.scores_N[n]:.2f}"
-        captions += [f"{n + 1}: {tokens}", "upper left corner", "lower right corner", f"attention; {score}"]
+        captions += [f"{n + 1}: {tokens}", "upper left corner", "lower right corner", f"{origin}; {score}"]
     return images.grid(pictures or [photo], captions or ["ended before its first object"], columns=4, largest=_PANEL)
 
 

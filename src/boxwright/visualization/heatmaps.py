@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
@@ -14,6 +15,7 @@ _BRIGHTNESS, _SATURATION = 0.78, 0.4  # of the photograph behind the heat
 _SMOOTHING = 0.008  # standard deviation relative to the image: one coordinate alone would be a line too thin to see
 _LINE = "#35e0ff"  # of boxes, arrows, rings and crosses
 MAP_COLOURS = ("#ffd23f", "#ff5d8f", "#4be3a4", "#b08cff", "#ff9a3c", "#f4f4f4")  # of points, finest map first
+_FAINTEST = 0.1  # brightness of a box that is still drawn
 _OVERSAMPLING = 3  # points are drawn this many times larger, then reduced
 Box = tuple[float, float, float, float]  # xyxy in fractions of the image
 
@@ -121,6 +123,32 @@ def point_heat(
     return fine.resize(drawn.size, Image.Resampling.BOX)
 
 
+def box_heat(image: Image.Image, boxes_N4: np.ndarray, weights_N: np.ndarray, box: Box | None = None) -> Image.Image:
+    """Boxes with weights on the dimmed image, the heaviest brightest and on top, and one box that is drawn as a line.
+
+    Args:
+        image: the photograph, in the size of the result.
+        boxes_N4: xyxy in fractions of the image.
+        weights_N: at least 0; brightness and width are by their square roots, so that small ones are visible.
+        box: to be drawn inside all others.
+    """
+    drawn = Image.fromarray(_dimmed(image).round().astype(np.uint8))
+    levels_N = np.sqrt(weights_N / max(float(weights_N.max(initial=0)), 1e-30))
+    thick = max(image.size) / 60
+    for n in np.argsort(levels_N, kind="stable"):
+        if levels_N[n] >= _FAINTEST:
+            ink = Image.new("L", drawn.size)
+            corners = _corners(drawn, boxes_N4[n])
+            ImageDraw.Draw(ink).rectangle(
+                corners, outline=round(255 * levels_N[n]), width=math.ceil(thick * levels_N[n])
+            )
+            red, green, blue = _HEAT_COLOURS[round(255 * levels_N[n])].round().astype(int).tolist()
+            drawn.paste((red, green, blue), mask=ink)
+    if box is not None:
+        draw_box(drawn, box)
+    return drawn
+
+
 def draw_cross(image: Image.Image, point: tuple[float, float]) -> None:
     """Draw a cross with an open centre onto the image, at (x, y) in fractions of it."""
     x, y = (at * length for at, length in zip(point, image.size, strict=True))
@@ -133,9 +161,14 @@ def draw_cross(image: Image.Image, point: tuple[float, float]) -> None:
 
 def draw_box(image: Image.Image, box: Box) -> None:
     """Draw a thin box onto the image."""
-    x1, y1, x2, y2 = (side * length for side, length in zip(box, image.size * 2, strict=True))
-    corners = (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
-    ImageDraw.Draw(image).rectangle(corners, outline=_LINE, width=max(2, round(max(image.size) / 300)))
+    corners, width = _corners(image, box), max(2, round(max(image.size) / 300))
+    ImageDraw.Draw(image).rectangle(corners, outline=_LINE, width=width)
+
+
+def _corners(image: Image.Image, box: Sequence[float] | np.ndarray) -> Box:
+    """A box in pixels of the image, whichever way round its corners are."""
+    x1, y1, x2, y2 = (float(side) * length for side, length in zip(box, image.size * 2, strict=True))
+    return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
 
 
 def heat(image: Image.Image, map_HW: np.ndarray, power: float, full: float = 0.0) -> Image.Image:

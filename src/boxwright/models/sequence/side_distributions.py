@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 UNIFORM = 1e-3  # share of the uniform distribution
-LEAST = 1e-6  # probability of the whole canvas, for sides far outside of it
+FARTHEST = 8.0  # scales outside of the canvas; sides farther out would say nearly the same, but for rounding
+WIDEST = 1.0  # scale of a side, in [0, 1] of the canvas: wider ones are uniform, too
 
 
 class SideTables(NamedTuple):
@@ -40,7 +41,7 @@ def side_tables(boxes_BC4: Tensor, spreads_BC4: Tensor, edges: tuple[Tensor, Ten
     tables = []
     for side in range(4):
         edges_X = edges[side % 2]
-        below_BCX = _below(edges_X, boxes_BC4[..., side, None], spreads_BC4[..., side, None])
+        below_BCX = _below(edges_X, *_near(boxes_BC4[..., side, None], spreads_BC4[..., side, None], edges_X))
         tables.append(_shares(below_BCX.diff(dim=-1), below_BCX[..., :1], below_BCX[..., -1:], len(edges_X) - 1))
     return SideTables(*tables)
 
@@ -55,12 +56,19 @@ def box_log_probs(boxes_BC4: Tensor, spreads_BC4: Tensor, bins_BM4: Tensor, edge
     total_BCM = boxes_BC4.new_zeros(())
     for side in range(4):
         edges_X, bins_B1M = edges[side % 2], bins_BM4[:, None, :, side]
-        at_BC1, spread_BC1 = boxes_BC4[..., side, None], spreads_BC4[..., side, None]
+        at_BC1, spread_BC1 = _near(boxes_BC4[..., side, None], spreads_BC4[..., side, None], edges_X)
         first_BC1, low_BCM, high_BCM, last_BC1 = (
             _below(x, at_BC1, spread_BC1) for x in (edges_X[:1], edges_X[bins_B1M], edges_X[bins_B1M + 1], edges_X[-1:])
         )
         total_BCM = total_BCM + _shares(high_BCM - low_BCM, first_BC1, last_BC1, len(edges_X) - 1).log()
     return total_BCM
+
+
+def _near(at: Tensor, spread: Tensor, edges_X: Tensor) -> tuple[Tensor, Tensor]:
+    """The sides and their scales, moved to where the canvas has some probability, and each bin its own."""
+    spread = spread.clamp(max=WIDEST)
+    reach = FARTHEST * spread
+    return torch.minimum(torch.maximum(at, edges_X[0] - reach), edges_X[-1] + reach), spread
 
 
 def _below(edges: Tensor, at: Tensor, spread: Tensor) -> Tensor:
@@ -70,7 +78,7 @@ def _below(edges: Tensor, at: Tensor, spread: Tensor) -> Tensor:
 
 def _shares(inside: Tensor, first: Tensor, last: Tensor, bins: int) -> Tensor:
     """Probabilities of bins, from that of each and those below the first and the last edge of the canvas."""
-    return inside / (last - first).clamp(min=LEAST) * (1 - UNIFORM) + UNIFORM / bins
+    return inside / (last - first) * (1 - UNIFORM) + UNIFORM / bins
 
 
 def mixed(weights_BNC: Tensor, factors: tuple[Tensor, ...]) -> Tensor:

@@ -86,7 +86,9 @@ def restore(
         if average is not None:
             average.load_state_dict(_part(tensors, "average."))
     except RuntimeError as error:
-        raise UserError(f"{file} holds another network; resume with the model, the size and the version of boxwright it began with.") from error
+        raise UserError(
+            f"{file} holds another network; resume with the model, the size and the version of boxwright it began with."
+        ) from error
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": _unflatten(_part(tensors, "optimizer.")), "param_groups": groups})
     for parameter, entries in optimizer.state.items():

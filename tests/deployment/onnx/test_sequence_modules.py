@@ -14,6 +14,7 @@ from boxwright.deployment.onnx.sequence_modules import (
     generation_settings,
 )
 from boxwright.types import Batch
+from helpers.proposals import stir
 from helpers.small_replication import VARIANTS, small_replication
 from helpers.untrained import untrained
 
@@ -24,7 +25,10 @@ SIZE_2 = torch.tensor([SIDE, SIDE])
 
 def configured(model, **changes):
     detector = untrained(model)
-    return type(detector)(replace(detector.config, **changes), detector.names, pretrained=False).eval()
+    detector = type(detector)(replace(detector.config, **changes), detector.names, pretrained=False).eval()
+    if detector.proposer is not None:
+        stir(detector.decoder)
+    return detector
 
 
 def in_a_loop(detector, *given, wanted_K=None):
@@ -62,12 +66,20 @@ def assert_the_same(graph, generated, predictions):
 
 
 PROMPTABLE = {
-    "greedy": ("pix2seq", {}),
-    "drawn": ("pix2seq", {"top_p": 0.9, "seed": 7}),
-    "ends": ("pix2seq", {"noise": False, "end_bias": 2.0}),
-    "pointer": ("patchseq", {}),
-    "table of patches": ("patchseq", {"pointing": False, "positions": False, "fine": 0, "top_k": 3}),
-    "class last": ("patchseq", {"noise": True}),
+    "copied": ("pix2seq", {}),
+    "copied, drawn": ("pix2seq", {"top_p": 0.9, "seed": 7}),
+    "copied, any token anywhere": ("pix2seq", {"grammar": False}),
+    "copied patches": ("patchseq", {}),
+    "copied patches, drawn": ("patchseq", {"top_k": 3, "seed": 7}),
+    "greedy": ("pix2seq", {"proposals": 0}),
+    "drawn": ("pix2seq", {"proposals": 0, "top_p": 0.9, "seed": 7}),
+    "ends": ("pix2seq", {"proposals": 0, "noise": False, "end_bias": 2.0}),
+    "pointer": ("patchseq", {"proposals": 0, "noise": False}),
+    "table of patches": (
+        "patchseq",
+        {"proposals": 0, "noise": False, "pointing": False, "positions": False, "fine": 0, "top_k": 3},
+    ),
+    "class last": ("patchseq", {"proposals": 0}),
 }
 
 

@@ -1,9 +1,11 @@
 """What the scripts that train several detectors and compare them in one table share: options, data, training, table."""
 
 import argparse
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +25,7 @@ from boxwright.training.fabric import keep_memory
 from boxwright.training.optim import make_optimizer, moving_average, rate_factor, set_rate
 from boxwright.types import Detector
 
+STEPS = 10_000  # of a schedule that follows the clock
 BCCD = Path(boxwright.bundled.__path__[0]) / "bccd"
 
 
@@ -73,26 +76,37 @@ def recipe_settings(model: str, epochs: int) -> dict[str, Any]:
 
 
 def train(detector: Detector, cache: Cache, settings: dict[str, Any], device: str) -> Detector:
-    """The averaged detector after the last epoch, as `boxwright train` makes it with these settings, without files."""
+    """The averaged detector at the end, as `boxwright train` makes it with these settings, without files.
+
+    Args:
+        detector: to be trained.
+        cache: training images.
+        settings: optim, augment, batch_size and seed; and epochs or, by `clock`, seconds.
+        device: cpu or cuda.
+    """
     optim, augment = Optim(**settings["optim"]), Augment(**settings["augment"])
-    epochs, batch_size = settings["epochs"], settings["batch_size"]
+    batch_size, seed, now = settings["batch_size"], settings["seed"], clock(device)
     detector.to(device, memory_format=torch.channels_last).train()
     optimizer, average = make_optimizer(detector, optim), moving_average(detector, optim.ema)
-    steps, started = steps_per_epoch(len(cache), batch_size), time.perf_counter()
-    for epoch in range(epochs):
-        batches = train_batches(cache, batch_size, augment, seed=settings["seed"], epoch=epoch, device=device)
-        for step, batch in enumerate(batches, start=epoch * steps):
-            set_rate(optimizer, rate_factor(step, epochs * steps, optim))
-            torch.manual_seed(step)
-            losses = detector.loss(detector(batch.images_BCHW, batch.sizes_B2, batch), batch)
-            loss = torch.stack(list(losses.values())).sum()
-            loss.backward()
-            nn.utils.clip_grad_norm_(detector.parameters(), optim.clip)
-            optimizer.step()
-            optimizer.zero_grad()
-            average.update_parameters(detector)
-        minutes = (time.perf_counter() - started) / 60
-        print(f"  epoch {epoch + 1}: loss {loss.item():.3f}, {minutes:.1f} min", flush=True)
+    steps, started, seconds = steps_per_epoch(len(cache), batch_size), now(), settings.get("seconds")
+    total = STEPS if seconds else settings["epochs"] * steps
+    epochs = (train_batches(cache, batch_size, augment, seed=seed, epoch=n, device=device) for n in count())
+    for step, batch in enumerate(chain.from_iterable(epochs)):
+        done = int((now() - started) / seconds * total) if seconds else step
+        if done >= total:
+            break
+        set_rate(optimizer, rate_factor(done, total, optim))
+        torch.manual_seed(1_000_003 * seed + step)
+        losses = detector.loss(detector(batch.images_BCHW, batch.sizes_B2, batch), batch)
+        loss = torch.stack(list(losses.values())).sum()
+        loss.backward()
+        nn.utils.clip_grad_norm_(detector.parameters(), optim.clip or math.inf)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update_parameters(detector)
+        if (step + 1) % steps == 0:
+            minutes = (now() - started) / 60
+            print(f"  epoch {(step + 1) // steps}: loss {loss.item():.3f}, {minutes:.1f} min", flush=True)
     return average.module.eval()
 
 

@@ -1,27 +1,43 @@
-"""A trained detector compared with others: same backbone, weights, images, augmentation, batch and number of epochs.
+"""Our detectors compared with others: same images, backbone with the same weights, augmentation, length of training.
 
+    python benchmarks/peers.py DATA --detectors dense pix2seq pix2seq-tutorial detr hf-detr fcos \\
+        --train-split train --val-split test --image-size 192 --epochs 5 --seeds 0 1 --write benchmarks/results/peers.md
+    python benchmarks/peers.py DATA --detectors dense fcos --minutes 3    # instead of epochs: CPU time of each
     boxwright train DATA --train-split train --val-split test --model deformable --out RUN
-    python benchmarks/peers.py DATA RUN --train-split train --val-split test --peers detr hf-detr hf-deformable fcos
+    python benchmarks/peers.py DATA RUN --train-split train --val-split test --detectors detr hf-deformable
 
-RUN is the folder of a run of `boxwright train` on the same data: its config.yaml gives image size, epochs, batch size,
-augmentation and seed, which the peers are then trained with. All are scored on the validation images with the averaged
-weights of the last epoch. `--classes` adds the mean over some classes, `--write FILE` appends the table.
+All are trained here, from the ImageNet weights of the backbone, and scored on the validation images with the averaged
+weights at the end. Ours take their recipes; torchvision's optimizer settings and batch size are those of `dense`,
+Hugging Face's those of the published `detr` and of `deformable`, the tutorial's its own. The augmentation is that of
+`dense` for all. Where `--minutes` are given, the learning rate follows the clock (`ablation.clock`: CPU time of the
+process, wall time on a GPU), so that each finishes its schedule. With several seeds, numbers are means, and the last
+column is the largest difference in AP.
 
-Peers are torchvision's `fcos`, `retinanet` and `faster-rcnn`; Hugging Face's `hf-detr`, `hf-deformable` (as published)
-and `hf-deformable-refined` (with box refinement), in the dims of ours (`pip install transformers`); and our other
-detectors, `dense` and `detr`. Each takes the optimizer settings of the nearest recipe of ours: torchvision's those of
-`dense`, Hugging Face's those of the published `detr` and of `deformable`; or those of RUN where RUN trained that
-detector.
+With RUN, the folder of a run of `boxwright train` on the same data, its config.yaml gives image size, epochs, batch
+size, augmentation and seed, and its last weights are the last row; a detector of its kind takes its settings and dims.
+
+- `dense`, `deformable`, `detr`, `pix2seq`, `patchseq`: ours, of size nano but for image size and backbone;
+- `fcos`, `retinanet`, `faster-rcnn`: torchvision's;
+- `hf-detr`, `hf-deformable` (as published), `hf-deformable-refined` (with box refinement): Hugging Face's, in small
+  dims (`pip install transformers`);
+- `pix2seq-tutorial`: the recipe of moein-shariatnia/Pix2Seq (`pix2seq_tutorial.py`).
+
+`--classes` adds the mean over some classes, `--write FILE` appends the table.
 """
 
+import argparse
 import datetime
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
+import pix2seq_tutorial
 import torch
 import yaml
-from ablation import Table, options, prepare, train
+from ablation import Data, Table, clock, options, prepare, train
 from hugging_face import HuggingFace, package
+from pix2seq_tutorial import Pix2SeqTutorial
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -39,10 +55,10 @@ from boxwright.types import Batch, Detector, Predictions, pixels
 
 WIDTH = 128  # of the peers' pyramids
 STRIDES = (8, 16, 32)
-NEAREST = {  # the detector whose optimizer settings a peer takes
-    "fcos": "dense", "retinanet": "dense", "faster-rcnn": "dense", "hf-detr": "detr", "hf-deformable": "deformable",
-    "hf-deformable-refined": "deformable", "dense": "dense", "detr": "detr",
-}  # fmt: skip
+OURS = ("dense", "deformable", "detr", "pix2seq", "patchseq")
+TORCHVISION = ("fcos", "retinanet", "faster-rcnn")
+HUGGING_FACE = ("hf-detr", "hf-deformable", "hf-deformable-refined")
+TUTORIAL = "pix2seq-tutorial"
 
 
 class Pyramid(BackboneWithFPN):
@@ -114,66 +130,150 @@ def pool() -> MultiScaleRoIAlign:
     return MultiScaleRoIAlign(["0", "1", "2"], output_size=7, sampling_ratio=2)
 
 
-def peer(name: str, trained: Detector, names: tuple[str, ...]) -> Detector:
-    """An untrained detector in the image size and on the backbone of the trained one.
+@dataclass
+class Conditions:
+    """What is the same for all.
 
-    The same detector has its dims, another one those of its nano size.
+    Attributes:
+        image_size: side of the canvas, in pixels.
+        backbone: a timm model.
+        settings: epochs or seconds, and augment; with a run, also its batch_size.
+        own: the detector of the run, if there is one.
+        optim: its settings.
     """
-    image_size, backbone = trained.image_size, trained.config.backbone
-    if name in ("fcos", "retinanet", "faster-rcnn"):
-        return Peer(name, names, image_size, backbone)
-    kind = NEAREST[name]
-    shape = trained.config
-    if name == "hf-detr":  # the published form, without proposals
-        shape = DetrConfig(backbone, image_size)
-    elif registry.name_of(trained) != kind:
-        shape = replace(registry.DETECTORS[kind][2]["nano"], image_size=image_size, backbone=backbone)
-    if not name.startswith("hf-"):
-        return registry.DETECTORS[kind][0](shape, names)
-    if kind == "deformable":
-        shape = replace(shape, refine=name == "hf-deformable-refined")
-    return HuggingFace(shape, names)
+
+    image_size: int
+    backbone: str
+    settings: dict[str, Any]
+    own: Detector | None = None
+    optim: dict[str, Any] = field(default_factory=dict)
+
+    def is_own(self, name: str) -> bool:
+        """Whether it is a detector of ours of the kind of the run."""
+        return self.own is not None and registry.name_of(self.own) == name
+
+
+def conditions_of_run(run: Path, device: str) -> tuple[Conditions, list[int]]:
+    """The conditions of a run, and its seed."""
+    stored, own = yaml.safe_load((run / "config.yaml").read_text()), load_detector(run / "last.safetensors", device)
+    settings = {key: stored[key] for key in ("epochs", "batch_size", "augment")}
+    return Conditions(own.image_size, own.config.backbone, settings, own, stored["optim"]), [stored["seed"]]
+
+
+def conditions_of_options(a: argparse.Namespace) -> tuple[Conditions, list[int]]:
+    """The conditions on the command line, and the seeds."""
+    if (a.epochs is None) == (a.minutes is None):
+        raise SystemExit("give RUN, --epochs or --minutes, one of them.")
+    length = {"epochs": a.epochs} if a.minutes is None else {"seconds": 60 * a.minutes}
+    settings = length | {"augment": asdict(recipes.recipe("dense").augment)}
+    return Conditions(a.image_size, a.backbone, settings), a.seeds
 
 
 def recipe_of(name: str) -> recipes.Recipe:
-    """The recipe of the nearest detector of ours."""
-    return recipes.PUBLISHED_DETR if name == "hf-detr" else recipes.recipe(NEAREST[name])
+    """Whose optimizer settings and batch size it takes."""
+    if name == TUTORIAL:
+        return pix2seq_tutorial.RECIPE
+    if name == "hf-detr":
+        return recipes.recipe("detr", "resnet50")  # as published
+    return recipes.recipe("dense" if name in TORCHVISION else "deformable" if name in HUGGING_FACE else name)
 
 
-def cells(report: Report, detector: Detector, classes: list[str]) -> list[object]:
+def settings_of(name: str, conditions: Conditions, seed: int) -> dict[str, Any]:
+    """The settings with which `ablation.train` trains a detector."""
+    recipe = recipe_of(name)
+    optim = conditions.optim if conditions.is_own(name) else asdict(recipe.optim)
+    return {"batch_size": recipe.batch_size, "optim": optim, "seed": seed} | conditions.settings
+
+
+def untrained(name: str, conditions: Conditions, data: Data) -> Detector:
+    """A detector in the image size and on the backbone of all; of the kind of the run, in its dims."""
+    image_size, backbone, names = conditions.image_size, conditions.backbone, data.names
+    if name in TORCHVISION:
+        return Peer(name, names, image_size, backbone)
+    if name == TUTORIAL:
+        most = int(data.train.targets["starts"].diff().max())  # objects of a training image
+        shape = pix2seq_tutorial.Shape(backbone, image_size)
+        return Pix2SeqTutorial(replace(shape, objects=min(most, shape.objects)), names)
+    if name == "hf-detr":
+        return HuggingFace(DetrConfig(backbone, image_size), names)
+    kind = "deformable" if name in HUGGING_FACE else name
+    shape = replace(registry.DETECTORS[kind].sizes["nano"], image_size=image_size, backbone=backbone)
+    if conditions.own is not None and conditions.is_own(kind):
+        shape = conditions.own.config
+    if name in HUGGING_FACE:
+        return HuggingFace(replace(shape, refine=name == "hf-deformable-refined"), names)
+    return registry.DETECTORS[kind].network(shape, names)
+
+
+@dataclass
+class Result:
+    """Of one detector and one seed."""
+
+    parameters: int
+    minutes: float
+    report: Report
+
+
+def measure(name: str, conditions: Conditions, data: Data, seed: int, device: str) -> Result:
+    """Train and score a detector."""
+    torch.manual_seed(seed)
+    detector, now = untrained(name, conditions, data), clock(device)
+    started = now()
+    detector = train(detector, data.train, settings_of(name, conditions, seed), device)
+    minutes = (now() - started) / 60
+    return Result(sum(p.numel() for p in detector.parameters()), minutes, data.report(detector, device))
+
+
+def cells(results: list[Result], classes: list[str]) -> list[object]:
     """The numbers of a row."""
-    parameters = sum(p.numel() for p in detector.parameters())
-    of_classes = ("ap", "ap50") if classes else ()
-    means = [sum(report.per_class[name][key] for name in classes) / len(classes) for key in of_classes]
-    return [f"{parameters / 1e6:.1f}", report.ap, report.ap50, *means]
+    first, reports = results[0], [result.report for result in results]
+    aps = [report.ap for report in reports]
+    errors = [report.ece for report in reports if report.ece >= 0]
+    rows = [report.per_class[name] for report in reports for name in classes]
+    minutes = mean(result.minutes for result in results)
+    return [
+        f"{first.parameters / 1e6:.1f}",
+        f"{minutes:.1f}" if minutes else "-",
+        mean(aps),
+        mean(report.ap50 for report in reports),
+        mean(errors) if errors else "-",
+        *(mean(row[key] for row in rows) for key in ("ap", "ap50") if rows),
+        max(aps) - min(aps) if len(aps) > 1 else "-",
+    ]
 
 
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("data", type=Path)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--peers", nargs="+", choices=NEAREST, default=["fcos"])
+    parser.add_argument("run", type=Path, nargs="?")
+    parser.add_argument("--detectors", nargs="+", choices=(*OURS, *TORCHVISION, *HUGGING_FACE, TUTORIAL), required=True)
+    parser.add_argument("--image-size", type=int, default=320)
+    parser.add_argument("--backbone", default="tf_efficientnet_lite0")
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--classes", nargs="+", default=[])
     a = parser.parse_args()
 
-    if any(name.startswith("hf-") for name in a.peers):
+    if any(name in HUGGING_FACE for name in a.detectors):
         package()
-    settings = yaml.safe_load((a.run / "config.yaml").read_text())
-    trained = load_detector(a.run / "last.safetensors")
-    own, image_size = registry.name_of(trained), trained.image_size
-    data = prepare(a, image_size)
-    size = f"{len(data.train)} images, {image_size} px, {settings['epochs']} epochs"
+    conditions, seeds = conditions_of_run(a.run, a.device) if a.run else conditions_of_options(a)
+    data = prepare(a, conditions.image_size)
+    if unknown := [name for name in a.classes if name not in data.names]:
+        raise SystemExit(f"{a.data} has no class {', '.join(unknown)}; it has {', '.join(data.names)}.")
+    length = f"{a.minutes:g} minutes of {'CPU' if a.device == 'cpu' else a.device}" if a.minutes else ""
+    length = length or f"{conditions.settings['epochs']} epochs"
+    size = f"{len(data.train)} images, {conditions.image_size} px, {length}, seeds {' '.join(map(str, seeds))}"
     extra = ["mean AP", f"mean AP50 ({', '.join(a.classes)})"] if a.classes else []
-    table = Table(f"{datetime.date.today()}, {a.data.name}, {size}", "detector", "M parameters", "AP", "AP50", *extra)
-    for name in (*a.peers, own):
+    heads = ["detector", "M parameters", "minutes", "AP", "AP50", "ECE", *extra, "AP apart"]
+    table = Table(f"{datetime.date.today()}, {a.data.name}, {size}", *heads)
+    for name in a.detectors:
         print(name, flush=True)
-        torch.manual_seed(settings["seed"])
-        if name == own:
-            detector = load_detector(a.run / "last.safetensors", a.device)
-        else:
-            optim = settings["optim"] if NEAREST[name] == own and name != "hf-detr" else asdict(recipe_of(name).optim)
-            detector = train(peer(name, trained, data.names), data.train, settings | {"optim": optim}, a.device)
-        table.add(name, *cells(data.report(detector, a.device), detector, a.classes))
+        table.add(name, *cells([measure(name, conditions, data, seed, a.device) for seed in seeds], a.classes))
+    if conditions.own is not None:
+        parameters = sum(p.numel() for p in conditions.own.parameters())
+        result = Result(parameters, 0.0, data.report(conditions.own, a.device))
+        table.add(f"{registry.name_of(conditions.own)} (the run)", *cells([result], a.classes))
     table.append_to(a.write)
 
 

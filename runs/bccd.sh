@@ -6,4 +6,4 @@ cd "$(dirname "$0")/.."
 run=$(mktemp -d)
 boxwright train src/boxwright/bundled/bccd --val-split test --out "$run"
 python benchmarks/peers.py src/boxwright/bundled/bccd "$run" --train-split train --val-split test \
-    --peers fcos --write benchmarks/results/peers.md
+    --detectors fcos --write benchmarks/results/peers.md

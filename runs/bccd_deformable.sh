@@ -13,5 +13,5 @@ boxwright train "$data" --model deformable --val-split test --image-size 416 --o
 boxwright evaluate "$runs/large/last" "$data" --split test --out "$runs/evaluation-large"
 boxwright train "$data" --model deformable --val-split test --image-size 256 --epochs 8 --out "$runs/short"
 python benchmarks/peers.py "$data" "$runs/short" --train-split train --val-split test \
-    --peers detr hf-detr hf-deformable hf-deformable-refined fcos retinanet faster-rcnn \
+    --detectors detr hf-detr hf-deformable hf-deformable-refined fcos retinanet faster-rcnn \
     --write benchmarks/results/peers.md

@@ -10,5 +10,5 @@ run=$(mktemp -d)
 data=$1/voc-animals
 boxwright train "$data-train" --val-data "$data-val" --model deformable --image-size 320 --epochs "${2:-40}" --out "$run"
 python benchmarks/peers.py "$data-train" "$run" --val-data "$data-val" \
-    --peers detr hf-detr hf-deformable hf-deformable-refined retinanet fcos faster-rcnn \
+    --detectors detr hf-detr hf-deformable hf-deformable-refined retinanet fcos faster-rcnn \
     --classes cat cow dog horse sheep --write benchmarks/results/peers.md

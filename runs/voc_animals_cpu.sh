@@ -6,5 +6,5 @@ cd "$(dirname "$0")/.."
 run=$(mktemp -d)
 data=$1/voc-animals
 boxwright train "$data-train" --val-data "$data-val" --image-size 256 --epochs 10 --out "$run"
-python benchmarks/peers.py "$data-train" "$run" --val-data "$data-val" --peers fcos \
+python benchmarks/peers.py "$data-train" "$run" --val-data "$data-val" --detectors fcos \
     --classes cat cow dog horse sheep --write benchmarks/results/peers.md

@@ -7,5 +7,5 @@ cd "$(dirname "$0")/.."
 run=$(mktemp -d)
 data=$1/voc-animals
 boxwright train "$data-train" --val-data "$data-val" --image-size 320 --epochs 40 --out "$run"
-python benchmarks/peers.py "$data-train" "$run" --val-data "$data-val" --peers fcos retinanet \
+python benchmarks/peers.py "$data-train" "$run" --val-data "$data-val" --detectors fcos retinanet \
     --classes cat cow dog horse sheep --write benchmarks/results/peers.md

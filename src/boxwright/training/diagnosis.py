@@ -22,7 +22,7 @@ ENOUGH = 500  # optimizer steps; with fewer, more of them are the first thing to
 HIGH, LOW = 3.0, 0.1  # learning rates beyond these multiples of the recipe's are suspected
 FLAT = 0.95  # a loss that ends over this fraction of its beginning hardly fell
 SMALL, GOOD = 8.0, 16.0  # canvas pixels: objects under the first are hard to see, those of the second are not
-FROM_FEW_IMAGES = ("nano", "small", "medium", "base")  # sizes other than the published ones
+FROM_FEW_IMAGES = ("nano", "small", "medium", "base")  # sizes that are not published ones, where nothing else says so
 
 
 def report(ap: float, hints: Sequence[str]) -> str:
@@ -57,7 +57,7 @@ def diagnose(
     losses = _Losses.read(config.out / "metrics.csv")
     hints = [
         *_labels(config, detector.names, records, val_records),
-        *_beginning(config, model),
+        *_beginning(config, model, detector),
         *_duration(losses, usual),
         *_rate(config, losses, usual),
         *_canvas(detector, records),
@@ -104,7 +104,7 @@ def _labels(
     return hints
 
 
-def _beginning(config: RunConfig, model: str) -> list[str]:
+def _beginning(config: RunConfig, model: str, detector: Detector) -> list[str]:
     """Weights that are no start for a few images, or too few of them that learn."""
     hints = (
         [] if config.adapt == "full" else [f"only a part of the weights learns (--adapt {config.adapt}): --adapt full"]
@@ -113,7 +113,7 @@ def _beginning(config: RunConfig, model: str) -> list[str]:
         return hints
     if not config.pretrained:
         hints.append("the backbone began at random: leave --pretrained false out")
-    if config.size not in FROM_FEW_IMAGES:
+    if getattr(detector.config, "published", config.size not in FROM_FEW_IMAGES):
         published = f"{model} {config.size} is the published network, which takes hundreds of epochs of COCO"
         hints.append(f"{published}: begin with its weights (boxwright import-weights, --weights), or --size nano")
     return hints

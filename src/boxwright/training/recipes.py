@@ -39,10 +39,10 @@ RECIPES = {
     ),
     "detr": Recipe(
         epochs=20,
-        batch_size=8,
+        batch_size=4,
         augment=Augment(scale=(0.6, 1.4), flip=0.5, colour=0.3, min_visible=0.25, views=1, geometry="free"),
         optim=Optim(
-            lr=8e-4, backbone_factor=0.2, frozen=0.0, weight_decay=0.05, rule="torch", beta2=0.999, schedule="cosine",
+            lr=6e-4, backbone_factor=0.2, frozen=0.0, weight_decay=0.05, rule="torch", beta2=0.999, schedule="cosine",
             warmup=0.05, hold=0.3, clip=1.0, accumulate=1, ema=0.998, patience=0,
         ),
     ),

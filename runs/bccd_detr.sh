@@ -9,4 +9,4 @@ boxwright train "$data" --model detr --val-split test --image-size 192 --epochs 
 boxwright evaluate "$runs/short/last" "$data" --split test --out "$runs/evaluation-short"
 boxwright train "$data" --model detr --val-split test --out "$runs/whole"
 boxwright evaluate "$runs/whole/last" "$data" --split test --out "$runs/evaluation"
-boxwright export "$runs/whole/last" --bits 8 --data "$data" --out "$runs/detr.int8.onnx"
+boxwright export "$runs/whole/last" --precision int8 --data "$data" --out "$runs/detr.int8.onnx"

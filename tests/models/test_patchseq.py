@@ -102,7 +102,7 @@ def test_of_more_objects_than_a_sequence_holds_as_many_as_fit_are_learned(batch)
         labels_BN=batch.labels_BN[:, :1].repeat(1, 20),
         valid_BN=torch.ones(len(batch), 20, dtype=torch.bool),
     )
-    with pytest.warns(UserWarning, match="more objects than a sentence"):
+    with pytest.warns(UserWarning, match="more objects than the"):
         assert loss(build(), many).isfinite()
 
 

@@ -206,7 +206,7 @@ def test_words_that_do_not_fit_are_refused():
 def test_a_warning_says_that_objects_are_left_out():
     boxes, labels = torch.rand(2, 5, 4), torch.zeros(2, 5, dtype=torch.int64)
     valid = torch.tensor([[True] * 5, [True] * 2 + [False] * 3])
-    with pytest.warns(UserWarning, match="more objects than a sentence: as many as fit are taught"):
+    with pytest.warns(UserWarning, match="more objects than the 3 of a sequence: as many as fit are taught"):
         s.order_objects(boxes, labels, valid, 3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -84,8 +84,6 @@ def _box_loss(
 ) -> Tensor:
     """Mean over the objects that may come next."""
     wanted_BNM = written.open_BNM & written.real_BN[..., None]
-    if not wanted_BNM.shape[2]:
-        return log_weights_BNC.sum() * 0
     vocabulary = proposals.vocabulary
     bins_BM4 = vocabulary.side_bins(vocabulary.coordinate_tokens(batch.boxes_BN4))
     edges = vocabulary.edges(bins_BM4.device)
@@ -102,12 +100,9 @@ def _class_loss(
     weights_BNC: Tensor, classes_BNCK: Tensor, overlap_BNCM: Tensor, batch: Batch, written: WrittenObjects
 ) -> Tensor:
     """Mean over what the decoder would write: the class of the best object still open, as far as the box is right."""
-    if overlap_BNCM.shape[3]:
-        best_BNC, owner_BNC = overlap_BNCM.max(-1)
-        right_BNC = ((best_BNC - LOWEST) / SPAN).clamp(0, 1) * written.open_BNM.gather(2, owner_BNC)
-        label_BNC = batch.labels_BN[:, None].expand(-1, owner_BNC.shape[1], -1).gather(2, owner_BNC)
-    else:
-        right_BNC, label_BNC = torch.zeros_like(weights_BNC), torch.zeros_like(weights_BNC, dtype=torch.long)
+    best_BNC, owner_BNC = overlap_BNCM.max(-1)
+    right_BNC = ((best_BNC - LOWEST) / SPAN).clamp(0, 1) * written.open_BNM.gather(2, owner_BNC)
+    label_BNC = batch.labels_BN[:, None].expand(-1, owner_BNC.shape[1], -1).gather(2, owner_BNC)
     named_BNC = classes_BNCK[..., 1:].gather(3, label_BNC[..., None])[..., 0]
     each_BNC = -(right_BNC * named_BNC + (1 - right_BNC) * classes_BNCK[..., 0])
     return (weights_BNC * each_BNC * written.real_BN[..., None]).sum() / across_devices(written.real_BN.sum().float())
@@ -145,7 +140,7 @@ def write_objects(proposals: Proposals, batch: Batch, max_objects: int) -> Writt
     boxes_BN4 = proposals.vocabulary.boxes(
         proposals.vocabulary.coordinate_tokens(gather_rows(torch.cat([real_BM4, noise_BX4], 1), order_BN))
     )
-    which_BNM = F.one_hot(number_BM, max(count, 1))[..., :count] * valid_BM[..., None]
+    which_BNM = F.one_hot(number_BM, count) * valid_BM[..., None]
     which_BNM = gather_rows(F.pad(which_BNM, (0, 0, 0, noise_BX.shape[1])), order_BN)
     before_BNM = which_BNM.cumsum(1) - which_BNM
     real_BN = torch.cat([valid_BM, torch.ones_like(noise_BX, dtype=torch.bool)], 1).gather(1, order_BN)

@@ -23,12 +23,16 @@ IMAGE = np.random.default_rng(0).integers(0, 255, (80, 120, 3), np.uint8)
 KNOWN = [("dog", (10, 20, 60, 70)), ("cat", [0, 0, 120, 80])]
 
 
-@pytest.fixture(scope="module")
-def predictor() -> Predictor:
+COPYING = replace(CONFIG, proposals=20, channels=24, depth=1)
+
+
+@pytest.fixture(scope="module", params=[CONFIG, COPYING], ids=["published", "copying"])
+def predictor(request) -> Predictor:
     torch.manual_seed(0)
-    detector = Pix2Seq(CONFIG, NAMES, pretrained=False)
-    torch.nn.init.normal_(detector.decoder.token_embedding, std=0.5)
-    torch.nn.init.normal_(detector.decoder.position_embedding, std=0.5)
+    detector = Pix2Seq(request.param, NAMES, pretrained=False)
+    if not request.param.proposals:
+        torch.nn.init.normal_(detector.decoder.token_embedding, std=0.5)
+        torch.nn.init.normal_(detector.decoder.position_embedding, std=0.5)
     return Predictor(detector)
 
 
@@ -148,15 +152,16 @@ def test_other_detectors_filter_classes_and_refuse_the_rest(white_boxes):
             predictor.predict(white, **arguments)
 
 
-def test_all_that_a_longer_sentence_says_is_returned():
+@pytest.mark.parametrize("config", [CONFIG, COPYING], ids=["published", "copying"])
+def test_all_that_a_longer_sentence_says_is_returned(config):
     torch.manual_seed(0)
-    detector = Pix2Seq(CONFIG, NAMES, pretrained=False)
+    detector = Pix2Seq(config, NAMES, pretrained=False)
     detector.lengthen(120)
     assert len(Predictor(detector).predict(IMAGE, threshold=0)) == 120
 
 
 def test_scores_among_the_classes_do_not_depend_on_the_filter(predictor, monkeypatch):
-    monkeypatch.setattr(predictor.detector, "config", replace(CONFIG, scores="classes"))
+    monkeypatch.setattr(predictor.detector, "config", replace(predictor.detector.config, scores="classes"))
     found = predictor.predict(IMAGE, threshold=0, classes="dog")
     assert 0 < found.scores_N.max() < 0.99
 
@@ -181,7 +186,7 @@ def test_scores_among_the_classes_do_not_depend_on_the_filter(predictor, monkeyp
     ],
 )
 def test_a_setting_out_of_its_range_is_one_clear_line(predictor, monkeypatch, settings, message):
-    monkeypatch.setattr(predictor.detector, "config", replace(CONFIG, **settings))
+    monkeypatch.setattr(predictor.detector, "config", replace(predictor.detector.config, **settings))
     with pytest.raises(UserError, match=message) as error:
         predictor.predict(IMAGE)
     assert "\n" not in str(error.value)
@@ -189,7 +194,7 @@ def test_a_setting_out_of_its_range_is_one_clear_line(predictor, monkeypatch, se
 
 def test_with_a_seed_images_of_a_batch_draw_differently(predictor, monkeypatch):
     def draw(**settings):
-        monkeypatch.setattr(predictor.detector, "config", replace(CONFIG, top_p=1.0, **settings))
+        monkeypatch.setattr(predictor.detector, "config", replace(predictor.detector.config, top_p=1.0, **settings))
         return [found.boxes_N4.tolist() for found in predictor.predict([IMAGE, IMAGE], threshold=0)]
 
     alike, first, again, other = draw(), draw(seed=0), draw(seed=0), draw(seed=1)

@@ -22,6 +22,7 @@ PATCHSEQ = PatchSeqConfig(
     backbone="test_efficientnet", image_size=64, patch=16, encoder_layers=1, decoder_layers=2, dim=24, hidden=48,
     heads=3, max_objects=6,
 )  # fmt: skip
+COPYING = {"proposals": 20, "channels": 24, "depth": 1}
 CONFIGS = {
     "noise": PIX2SEQ,
     "drawn": replace(PIX2SEQ, top_p=0.9),
@@ -30,6 +31,11 @@ CONFIGS = {
     "patches": PATCHSEQ,
     "patches and noise": replace(PATCHSEQ, noise=True),
     "whole patches": replace(PATCHSEQ, fine=0, noise=True),
+    "copied": replace(PIX2SEQ, **COPYING),
+    "copied by beams": replace(PIX2SEQ, **COPYING, beams=2),
+    "copied without grammar": replace(PIX2SEQ, **COPYING, grammar=False),
+    "copied and drawn": replace(PIX2SEQ, **COPYING, top_p=0.9, repeats=False),
+    "copied patches": replace(PATCHSEQ, **COPYING, noise=True, fine=16),
 }
 IMAGE = np.random.default_rng(0).integers(0, 255, (80, 120, 3), np.uint8)
 KNOWN = [("dog", (10, 20, 60, 70)), ("cat", [0, 0, 120, 80])]
@@ -39,7 +45,8 @@ def random_predictor(config: Pix2SeqConfig | PatchSeqConfig) -> Predictor:
     torch.manual_seed(0)
     kind = Pix2Seq if isinstance(config, Pix2SeqConfig) else PatchSeq
     detector = kind(config, NAMES, pretrained=False)
-    torch.nn.init.normal_(detector.decoder.token_embedding, std=0.5)
+    if not config.proposals:
+        torch.nn.init.normal_(detector.decoder.token_embedding, std=0.5)
     return Predictor(detector)
 
 
@@ -88,8 +95,9 @@ def test_given_objects_come_first_as_they_were_given(predictor):
     assert [one.number for one in parts if isinstance(one, StreamObject)][:3] == [0, 1, 2]
 
 
-def test_the_words_are_of_the_vocabulary():
-    parts = random_predictor(CONFIGS["noise"]).stream_tokens(IMAGE, classes="dog")
+@pytest.mark.parametrize("config", ["noise", "copied", "copied patches"])
+def test_the_words_are_of_the_vocabulary(config):
+    parts = random_predictor(CONFIGS[config]).stream_tokens(IMAGE, classes="dog")
     assert {one.text for one in parts if isinstance(one, StreamToken) and one.slot == "class"} <= {"dog", "noise"}
 
 
@@ -99,8 +107,9 @@ def test_the_end_is_a_word():
     assert len(parts) == 1
 
 
-def test_who_stops_asking_stops_the_writer(monkeypatch):
-    predictor, steps = random_predictor(PIX2SEQ), []
+@pytest.mark.parametrize("config", ["noise", "copied"])
+def test_who_stops_asking_stops_the_writer(config, monkeypatch):
+    predictor, steps = random_predictor(CONFIGS[config]), []
     step = predictor.detector.decoder.step
     monkeypatch.setattr(predictor.detector.decoder, "step", lambda *given: steps.append(1) or step(*given))
     parts = predictor.stream_tokens(IMAGE)

@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -73,10 +74,12 @@ def objects(items):
     return [one for one in items if "bbox" in one]
 
 
-@pytest.fixture(scope="module")
-def tiny() -> Predictor:
+@pytest.fixture(
+    scope="module", params=[{}, {"proposals": 20, "channels": 24, "depth": 1}], ids=["published", "copying"]
+)
+def tiny(request) -> Predictor:
     torch.manual_seed(0)
-    return Predictor(Pix2Seq(TINY, NAMES, pretrained=False))
+    return Predictor(Pix2Seq(replace(TINY, **request.param), NAMES, pretrained=False))
 
 
 def test_each_word_and_each_object_is_a_line(served):

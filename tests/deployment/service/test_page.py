@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,11 +103,12 @@ def test_another_image_is_chosen_by_the_button_or_by_keys_and_of_several_dropped
     assert not choosers
 
 
-@pytest.fixture
-def sequence_service(tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(params=[{}, {"proposals": 20, "channels": 24, "depth": 1}], ids=["published", "copying"])
+def sequence_service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The same with an untrained sequence detector."""
     torch.manual_seed(0)
-    save_detector(tmp_path / "model.safetensors", Pix2Seq(TINY, ("cat", "dog"), pretrained=False), {})
+    detector = Pix2Seq(replace(TINY, **request.param), ("cat", "dog"), pretrained=False)
+    save_detector(tmp_path / "model.safetensors", detector, {})
     with _served(tmp_path / "model.safetensors") as address:
         yield address
 

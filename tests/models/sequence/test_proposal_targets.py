@@ -133,6 +133,14 @@ def test_any_objects_have_finite_losses_and_gradients(detector, batch, case):
         assert [name for name, grad in grads.items() if grad is None] == []
 
 
+def test_a_network_of_no_numbers_has_no_finite_loss_but_no_error(detector, batch):
+    """Training stops with its own message."""
+    for parameter in detector.parameters():
+        parameter.data.fill_(torch.nan)
+    losses = detector.train().loss(detector(batch.images_BCHW, batch.sizes_B2), batch)
+    assert all(losses[name].isnan() for name in ("box", "class"))
+
+
 @pytest.mark.parametrize("classes", [1, 300])
 def test_one_class_or_many(batch, classes):
     for kind in KINDS:

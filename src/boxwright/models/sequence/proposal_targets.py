@@ -152,6 +152,6 @@ def _noise(proposals: Proposals, batch: Batch) -> tuple[Tensor, Tensor]:
     overlap_BCM = _overlap_with_objects(proposals.boxes_BC4, batch)
     apart_BC = (overlap_BCM < NO_OBJECT).all(-1)
     scores_BC, labels_BC = proposals.logits_BCK.max(-1)
-    chances_BC = scores_BC.sigmoid() * apart_BC + 1e-6
+    chances_BC = (scores_BC.sigmoid() * apart_BC).nan_to_num() + 1e-6  # the loss tells of scores that are no numbers
     drawn_BX = torch.multinomial(chances_BC, min(NOISE_OBJECTS, chances_BC.shape[1]))
     return gather_rows(proposals.boxes_BC4, drawn_BX), labels_BC.gather(1, drawn_BX)

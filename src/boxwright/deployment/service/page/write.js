@@ -185,10 +185,11 @@ function paintBeginning(pen, scale, unit) {
 }
 
 function annotation(category_id, bbox, score, area) {
-  return { id: found.annotations.length + 1, image_id: 1, category_id, bbox, score, area: tenth(area), iscrowd: 0 };
+  return { id: found.annotations.length + 1, image_id: 1, category_id, bbox, score, area: thousandth(area), iscrowd: 0 };
 }
 
 const tenth = (value) => Math.round(value * 10) / 10;
+const thousandth = (value) => Math.round(value * 1000) / 1000; // as the service rounds areas
 
 // Predicted objects are removed: they are predicted anew, after these.
 function draw(boxes) {
@@ -249,7 +250,7 @@ function drawByKey(event) {
     draw(drawn.slice(0, -1));
   } else if (last && event.key in ARROWS) {
     const moved = shifted(last.bbox, ARROWS[event.key], event.shiftKey, width, height);
-    draw([...drawn.slice(0, -1), { ...last, bbox: moved, area: tenth(moved[2] * moved[3]) }]);
+    draw([...drawn.slice(0, -1), { ...last, bbox: moved, area: thousandth(moved[2] * moved[3]) }]);
   } else return;
   event.preventDefault();
 }

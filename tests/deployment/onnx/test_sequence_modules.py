@@ -31,14 +31,14 @@ def configured(model, **changes):
     return detector
 
 
-def in_a_loop(detector, *given, wanted_K=None):
+def in_a_loop(detector, *given):
     """Boxes, scores, labels and what else the graph of a detector gives."""
     start = SequenceStart(detector)
     begun = start.begin(CANVAS_BCHW, SIZE_2, *given)
     step = SequenceStep(detector, begun)
     end = SequenceEnd(detector, step.tensors)
     named = LoopTensors(tuple(begun[1])).unpack(start(CANVAS_BCHW, SIZE_2, *given))
-    named |= {"wanted_classes": torch.ones(2, dtype=torch.bool) if wanted_K is None else wanted_K}
+    named |= {"wanted_classes": given[-1] if given else torch.ones(2, dtype=torch.bool)}
     named |= {"seed": torch.tensor(detector.seeds(2))}
     taken, carried = step.tensors.only("carried", "constant", "input"), step.tensors.only("carried")
     objects = []
@@ -106,7 +106,7 @@ def test_the_loop_goes_on_from_given_objects_with_the_wanted_classes(case):
     with torch.no_grad():
         outputs = detector(CANVAS_BCHW, sizes_B2)
         generated = detector.generate(outputs, given=batch, classes=[1])
-        graph = in_a_loop(detector, SIZE_2, boxes_BG4, labels_BG, wanted_K=torch.tensor([False, True]))
+        graph = in_a_loop(detector, SIZE_2, boxes_BG4, labels_BG, torch.tensor([False, True]))
     assert_the_same(graph, generated, detector.to_predictions(generated, outputs, [1]))
 
 

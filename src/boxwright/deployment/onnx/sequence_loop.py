@@ -49,20 +49,19 @@ def _example_inputs(detector: SequenceDetector) -> tuple[Tensor, ...]:
     canvas_BCHW, size_2, original_2 = example(detector)
     if not detector.accepts_given:
         return canvas_BCHW, size_2
-    boxes_BG4 = tensor([10.0, 20, 30, 40]).repeat(2, 3, 1)
-    return canvas_BCHW, size_2, original_2, boxes_BG4, tensor([[0, 0, -1], [0, -1, -1]])
+    boxes_BG4, labels_BG = tensor([10.0, 20, 30, 40]).repeat(2, 3, 1), tensor([[0, 0, -1], [0, -1, -1]])
+    return canvas_BCHW, size_2, original_2, boxes_BG4, labels_BG, tensor([True] * len(detector.names))
 
 
 def _start_graph(
     detector: SequenceDetector, start: SequenceStart, inputs: tuple[Tensor, ...], outputs: list[str]
 ) -> onnx.ModelProto:
     rows = Dim.DYNAMIC
-    shapes = (canvas_shape(detector), None, None, {0: rows, 1: rows}, {0: rows, 1: rows})[: len(inputs)]
-    main = export_graph(start, inputs, (shapes,), [*CANVAS, *GIVEN][: len(inputs)], outputs)
+    shapes = (canvas_shape(detector), None, None, {0: rows, 1: rows}, {0: rows, 1: rows}, None)[: len(inputs)]
+    main = export_graph(start, inputs, (shapes,), [*CANVAS, *GIVEN, WANTED][: len(inputs)], outputs)
     if detector.accepts_given:
         _make_given_optional(main.graph)
         every_K = np.ones(len(detector.names), bool)
-        main.graph.input.append(helper.make_tensor_value_info(WANTED, TensorProto.BOOL, every_K.shape))
         main.graph.initializer.append(numpy_helper.from_array(every_K, WANTED))
     return main
 

@@ -33,13 +33,26 @@ class GenerationSettings:
         constraints: the tokens allowed at each position.
         objects: in a sequence.
         sampling: how tokens are chosen.
-        class_SV: tokens that are allowed at a slot because their class is wanted.
+        class_PV: tokens that are allowed at a position because their class is wanted.
     """
 
     constraints: TokenConstraints
     objects: int
     sampling: Sampling
-    class_SV: Tensor | None = None
+    class_PV: Tensor | None = None
+
+    def added(self, wanted_K: Tensor | None = None) -> Tensor:
+        """What is added to the logits of each object, (P, S, V): of the n-th from row n modulo P.
+
+        Args:
+            wanted_K: which classes may be generated; None for all.
+        """
+        added_PV = self.constraints.additions(self.sampling.end_bias)
+        if wanted_K is not None and self.class_PV is not None:
+            unwanted_V = torch.zeros(added_PV.shape[1], dtype=torch.bool)
+            unwanted_V = unwanted_V.index_put((self.constraints.class_tokens_K,), ~wanted_K)
+            added_PV = added_PV.masked_fill(self.class_PV & unwanted_V, -torch.inf)
+        return added_PV.unflatten(0, (-1, self.constraints.slots))
 
 
 def generation_settings(detector: SequenceDetector) -> GenerationSettings:
@@ -56,8 +69,8 @@ def generation_settings(detector: SequenceDetector) -> GenerationSettings:
     constraints = detector.token_constraints()
     if not detector.accepts_given:
         return GenerationSettings(constraints, objects, sampling)
-    class_SV = constraints.allowed_PV & ~detector.token_constraints(classes=[]).allowed_PV
-    return GenerationSettings(constraints, objects, sampling, class_SV)
+    class_PV = constraints.allowed_PV & ~detector.token_constraints(classes=[]).allowed_PV
+    return GenerationSettings(constraints, objects, sampling, class_PV)
 
 
 class GivenBatch(NamedTuple):
@@ -94,6 +107,7 @@ class SequenceStart(nn.Module):
     def __init__(self, detector: SequenceDetector):
         super().__init__()
         self.detector: Any = exportable_copy(detector)
+        self.settings = generation_settings(detector)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The carried and the constant tensors of `begin`."""
@@ -101,7 +115,7 @@ class SequenceStart(nn.Module):
 
     def begin(
         self, canvas_BCHW: Tensor, size_2: Tensor, original_2: Tensor | None = None,
-        boxes_BG4: Tensor | None = None, labels_BG: Tensor | None = None,
+        boxes_BG4: Tensor | None = None, labels_BG: Tensor | None = None, wanted_K: Tensor | None = None,
     ) -> tuple[KVCache, list[LoopTensor]]:  # fmt: skip
         """An empty cache, and all tensors that the loop carries or reads of the image.
 
@@ -109,6 +123,7 @@ class SequenceStart(nn.Module):
             canvas_BCHW, size_2, original_2: see `boxwright.deployment.onnx.to_onnx.Core`.
             boxes_BG4: given objects, xyxy in pixels of the original.
             labels_BG: their classes; -1 for rows without an object, behind all that have one.
+            wanted_K: which classes may be generated.
         """
         rows = canvas_BCHW.shape[0]
         outputs = self.detector(canvas_BCHW, size_2.expand(rows, -1))
@@ -118,6 +133,7 @@ class SequenceStart(nn.Module):
         tensors = [
             LoopTensor("last_token", start_B1, "B1", "carried"),
             LoopTensor("ended", ended_B1, "B1", "carried"),
+            LoopTensor("added", self.settings.added(wanted_K), "1SV", "constant"),
             *(
                 LoopTensor(part.name, part.tensor, part.axes, "carried" if part.changes else "constant")
                 for part in cache.tensors()
@@ -146,9 +162,8 @@ class SequenceStep(nn.Module):
         self.decoder, self.settings = detector.decoder, generation_settings(detector)
         constraints, sampling = self.settings.constraints, self.settings.sampling
         self.step = ObjectStep(self.decoder, constraints, sampling)
-        self.added_NSV = constraints.additions(sampling.end_bias).unflatten(0, (-1, constraints.slots))
         self.cache, start = begun
-        self.tensors = LoopTensors((*start, *self._inputs(detector.accepts_given), *self._collected()))
+        self.tensors = LoopTensors((*start, *self._inputs(), *self._collected()))
 
     def forward(self, number: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Whether to go on; the carried tensors for the next object; and the collected ones of this one.
@@ -166,7 +181,9 @@ class SequenceStep(nn.Module):
         state = GenerationState(cache, before_1, named["last_token"], named["ended"].clone())
         draws_BS = uniform(named["seed"][:, None], positions_S) if "seed" in named else None
         given_BS = _at(named["given_tokens"], positions_S) if "given_tokens" in named else None
-        state, made = self.step(state, self._added(number, named.get("wanted_classes")), draws_BS, given_BS)
+        added_PSV = named["added"]
+        added_SV = added_PSV[0] if len(added_PSV) == 1 else added_PSV.index_select(0, number[None] % len(added_PSV))[0]
+        state, made = self.step(state, added_SV, draws_BS, given_BS)
         goes_on = ~state.ended_B1.all() if self.settings.sampling.may_end else torch.ones((), dtype=torch.bool)
         after = {part.name: part.tensor for part in cache.tensors()}
         after |= {"last_token": state.last_B1, "ended": state.ended_B1}
@@ -175,22 +192,9 @@ class SequenceStep(nn.Module):
             after["coordinates"] = made.coordinates_BC
         return (goes_on, *self.tensors.only("carried").pack(after), *self.tensors.only("collected").pack(after))
 
-    def _added(self, number: Tensor, wanted_K: Tensor | None) -> Tensor:
-        """What is added to the logits of this object, (S, V)."""
-        added_NSV, class_SV = self.added_NSV, self.settings.class_SV
-        added_SV = added_NSV[0] if len(added_NSV) == 1 else added_NSV.index_select(0, number[None])[0]
-        if wanted_K is None or class_SV is None:
-            return added_SV
-        unwanted_V = torch.zeros(added_SV.shape[1], dtype=torch.bool)
-        unwanted_V = unwanted_V.index_put((self.settings.constraints.class_tokens_K,), ~wanted_K)
-        return added_SV.masked_fill(class_SV & unwanted_V, -torch.inf)
-
-    def _inputs(self, accepts_given: bool) -> list[LoopTensor]:
-        """What the file is given beside the image and the given objects."""
-        classes = len(self.settings.constraints.class_tokens_K)
-        wanted = LoopTensor("wanted_classes", torch.ones(classes, dtype=torch.bool), "K", "input")
-        seed = LoopTensor("seed", torch.tensor([3, 4]), "B", "input")
-        return [*([wanted] if accepts_given else []), *([seed] if self.settings.sampling.draws else [])]
+    def _inputs(self) -> list[LoopTensor]:
+        """What the file is given beside the image, the given objects and the wanted classes."""
+        return [LoopTensor("seed", torch.tensor([3, 4]), "B", "input")] if self.settings.sampling.draws else []
 
     def _collected(self) -> list[LoopTensor]:
         """The parts of an object, of two images."""
@@ -226,7 +230,8 @@ class SequenceEnd(nn.Module):
     def __init__(self, detector: SequenceDetector, tensors: LoopTensors):
         super().__init__()
         self.detector: Any = exportable_copy(detector)
-        wanted = [entry for entry in tensors.entries if entry.name == "wanted_classes"]
+        every_K = torch.ones(len(detector.names), dtype=torch.bool)
+        wanted = [LoopTensor("wanted_classes", every_K, "K", "input")] if detector.accepts_given else []
         self.tensors = LoopTensors((*(entry.stacked() for entry in tensors.only("collected").entries), *wanted))
 
     def forward(self, size_2: Tensor, original_2: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -7,6 +7,7 @@ B counts images, N objects of an image (of several sequences, too), C proposals;
 components.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -38,7 +39,7 @@ class Sides(NamedTuple):
         counted, own = self._factors(slot, tokens_BNS)
         index_BN = index_BN.clamp(0, _count(counted) - 1)  # tokens that are no coordinates have no object
         own_BN1 = picked(own, index_BN.reshape(-1, 1)).view(*index_BN.shape, 1)
-        return torch.cat([picked(counted, index_BN), own_BN1], -1)
+        return torch.cat([picked(counted, index_BN), own_BN1], -1).log()
 
     def coordinate_logits(self, slot: int, log_weights_BNC: Tensor, tokens_BNS: Tensor) -> Tensor:
         """Logits (B, N, V) of the token of a slot, for weights given the tokens before it."""
@@ -49,10 +50,10 @@ class Sides(NamedTuple):
         probs_BNX = mixed(weights_BNC[..., :-1], copied) + own_BNX
         first = self.vocabulary.first_of(slot)
         rest = self.vocabulary.size - first - probs_BNX.shape[-1]
-        return F.pad(probs_BNX, (first, rest)).clamp(min=LEAST).log()
+        return F.pad(probs_BNX.clamp(min=LEAST).log(), (first, rest), value=math.log(LEAST))
 
     def _factors(self, slot: int, tokens_BNS: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        own_tokens = tokens_BNS.reshape(-1, 1, tokens_BNS.shape[-1])
+        own_tokens = tokens_BNS.flatten(0, 1)[:, None]
         factors = self.vocabulary.factors
         return factors(slot, self.copied, tokens_BNS), factors(slot, self.own, own_tokens)
 
@@ -76,5 +77,5 @@ def class_logits(log_weights_BNC: Tensor, classes_BNCK: Tensor, class_tokens_K: 
     log_probs_BNK = (log_weights_BNC.log_softmax(-1)[..., None] + classes_BNCK).logsumexp(2)
     noise_1 = torch.full_like(class_tokens_K[:1], NOISE)
     ids_BNK = torch.cat([noise_1, class_tokens_K]).expand(*log_probs_BNK.shape)
-    nothing_BNV = torch.full((*log_probs_BNK.shape[:2], size), LEAST, device=log_probs_BNK.device).log()
+    nothing_BNV = torch.full((*log_probs_BNK.shape[:2], size), math.log(LEAST), device=log_probs_BNK.device)
     return nothing_BNV.scatter(2, ids_BNK, log_probs_BNK)

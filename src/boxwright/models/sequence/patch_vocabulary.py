@@ -121,7 +121,8 @@ class PatchVocabulary:
         return (cells_B22 * self.fine + offsets_B22).flatten(-2)
 
     def factors(self, slot: int, tables: SideTables, tokens_BNS: Tensor) -> tuple[Tensor, ...]:
-        """The distribution of the token of a slot in each of C boxes: its rows and its columns, (B, 1 or N, C, count).
+        """The distribution of the token of a slot in each of C boxes: its rows and its columns; (B, C, count) each for
+        a patch, (B, N, C, count) for an offset.
 
         Args:
             slot: 0 to 3: a patch, its offset, the second patch, its offset.
@@ -131,7 +132,7 @@ class PatchVocabulary:
         x_BCX, y_BCY = (tables.x1_BCX, tables.y1_BCY) if slot < 2 else (tables.x2_BCX, tables.y2_BCY)
         rows_BCRF, columns_BCQF = (table.unflatten(-1, (-1, self.fine)) for table in (y_BCY, x_BCX))
         if slot % 2 == 0:
-            return rows_BCRF.sum(-1)[:, None], columns_BCQF.sum(-1)[:, None]
+            return rows_BCRF.sum(-1), columns_BCQF.sum(-1)
         patch_BN = (tokens_BNS[..., slot - 1] - self.first_patch).clamp(0, self.size - self.first_patch - 1)
         row_BN, column_BN = patch_BN // self.grid[1], patch_BN % self.grid[1]
         return _inside(rows_BCRF, row_BN), _inside(columns_BCQF, column_BN)

@@ -15,7 +15,7 @@ score: at first as in Soft-NMS (Bodla et al. 2017), then as learned.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -39,25 +39,71 @@ OWN_SPREAD = -1.5  # initial logarithm of its spread
 HIDDEN = 64  # of the perceptron that scores classes
 
 
+class ProposalReadings(NamedTuple):
+    """What a decoder reads of the proposals for each object, computed once for an image.
+
+    Attributes:
+        boxes_BC4, logits_BCK: see `Proposals`.
+        prior_BC: the logarithm of a proposal's weight by its score alone.
+        keys_BCE: what a state is matched with.
+        hidden_BCH: its part in the perceptron that scores classes.
+    """
+
+    boxes_BC4: Tensor
+    logits_BCK: Tensor
+    prior_BC: Tensor
+    keys_BCE: Tensor
+    hidden_BCH: Tensor
+
+
+@dataclass
+class CurrentObject:
+    """The object that is being generated in N sequences of each of B images.
+
+    Attributes:
+        tokens_BNS: so far.
+        states_BNE: of the decoder.
+        overlap_BNC: the largest IoU of each proposal with an object before it.
+        log_weights_BNC: of the mixture, given the tokens.
+        sides: where those of the components lie.
+    """
+
+    tokens_BNS: Tensor
+    states_BNE: Tensor
+    overlap_BNC: Tensor
+    log_weights_BNC: Tensor
+    sides: Sides
+
+    def add(self, token_BN: Tensor) -> None:
+        """The next coordinate."""
+        slot = self.tokens_BNS.shape[-1]
+        self.tokens_BNS = torch.cat([self.tokens_BNS, token_BN[..., None]], -1)
+        self.log_weights_BNC = self.log_weights_BNC + self.sides.evidence(slot, self.tokens_BNS)
+
+
 @dataclass(frozen=True)
 class ProposalCache(KVCache):
     """The cache of a `ProposalDecoder`; its positions are objects, not tokens.
 
+    Between two objects its tensors are all that counts.
+
     Attributes:
-        proposals: of the images.
+        readings: of the proposals.
         tables: of the sides of the proposals.
-        tokens_BS: of the object that is being generated; before its first token, those of the one before it.
-        overlap_BC: the largest IoU of each proposal with an object of the sequence.
-        state_BE: of the decoder, at the object that is being generated.
-        log_weights_BC: of the mixture, given the object's tokens so far.
+        vocabulary: in which tokens they are written.
+        last_B4: the coordinates of the object generated last.
+        overlap_BC: the largest IoU of each proposal with an object before that one.
+        per_image: sequences of each image.
+        current: the object that is being generated; before the first there is none.
     """
 
-    proposals: Proposals = field(kw_only=True)
+    readings: ProposalReadings = field(kw_only=True)
     tables: SideTables = field(kw_only=True)
-    tokens_BS: Tensor = field(kw_only=True)
+    vocabulary: Any = field(kw_only=True)
+    last_B4: Tensor = field(kw_only=True)
     overlap_BC: Tensor = field(kw_only=True)
-    state_BE: Tensor = field(kw_only=True)
-    log_weights_BC: Tensor = field(kw_only=True)
+    per_image: int = field(kw_only=True)
+    current: list[CurrentObject] = field(kw_only=True, default_factory=list)
 
     def first(self, length: int) -> "ProposalCache":
         """See `KVCache`; the length is counted in tokens."""
@@ -65,34 +111,22 @@ class ProposalCache(KVCache):
 
     def tensors(self) -> list[CacheTensor]:
         """See `KVCache`."""
-        states, boxes, spreads, logits, _ = self.proposals
-        constant = {"states": states, "boxes": boxes, "spreads": spreads, "logits": logits} | self.tables._asdict()
-        changing = {
-            "tokens": (self.tokens_BS, "BS"),
-            "overlap": (self.overlap_BC, "BC"),
-            "state": (self.state_BE, "BE"),
-            "log_weights": (self.log_weights_BC, "BC"),
-        }
+        constant = self.readings._asdict() | self.tables._asdict()
         return [
             *super().tensors(),
             *(CacheTensor(f"proposal_{name}", tensor, "BCX", False) for name, tensor in constant.items()),
-            *(CacheTensor(f"object_{name}", tensor, axes, True) for name, (tensor, axes) in changing.items()),
+            CacheTensor("last_box", self.last_B4, "BX", True),
+            CacheTensor("overlap", self.overlap_BC, "BC", True),
         ]
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> "ProposalCache":
         """See `KVCache`. What a step changes in place is copied."""
-        states, boxes, spreads, logits = (
-            tensors[f"proposal_{name}"] for name in ("states", "boxes", "spreads", "logits")
+        readings, tables = (
+            [tensors[f"proposal_{name}"] for name in kind._fields] for kind in (ProposalReadings, SideTables)
         )
-        tables = [tensors[f"proposal_{name}"] for name in SideTables._fields]
-        tokens, overlap, state, log_weights = (
-            tensors[f"object_{name}"].clone() for name in ("tokens", "overlap", "state", "log_weights")
-        )
-        proposals = Proposals(states, boxes, spreads, logits, self.proposals.vocabulary)
         return replace(
-            super().with_tensors(tensors), proposals=proposals,
-            tables=SideTables(*tables), tokens_BS=tokens, overlap_BC=overlap, state_BE=state,
-            log_weights_BC=log_weights,
+            super().with_tensors(tensors), readings=ProposalReadings(*readings), tables=SideTables(*tables),
+            last_B4=tensors["last_box"].clone(), overlap_BC=tensors["overlap"].clone(), current=[],
         )  # fmt: skip
 
 
@@ -152,11 +186,7 @@ class ProposalDecoder(nn.Module):
             overlap_BNC: the largest IoU of each proposal with the objects so far.
             proposals: of the images.
         """
-        scores_B1C = F.logsigmoid(proposals.logits_BCK.amax(-1))[:, None]
-        match_BNC = self.point_query(states_BNE) @ self.point_key(proposals.states_BCE).mT / states_BNE.shape[-1] ** 0.5
-        logits_BNC = self.prior * scores_B1C - self.apart * overlap_BNC.square() + match_BNC.float()
-        gate_BN1 = self.gate(states_BNE).float()
-        return torch.cat([logits_BNC.log_softmax(-1) + F.logsigmoid(-gate_BN1), F.logsigmoid(gate_BN1)], -1)
+        return self._log_weights(states_BNE, overlap_BNC, self._read_proposals(proposals))
 
     def own_boxes(self, states_BNE: Tensor) -> tuple[Tensor, Tensor]:
         """The decoder's own box at each state, and the spread of its sides, as in `Proposals`."""
@@ -165,12 +195,7 @@ class ProposalDecoder(nn.Module):
 
     def class_log_probs(self, states_BNE: Tensor, overlap_BNC: Tensor, proposals: Proposals) -> Tensor:
         """Log-probabilities of noise, then of each class, in each component, (B, N, C + 1, K + 1)."""
-        hidden_BNCH = self.from_state(states_BNE)[:, :, None] + self.from_proposal(proposals.states_BCE)[:, None]
-        hidden_BNCH = hidden_BNCH + self.from_overlap * overlap_BNC[..., None].to(hidden_BNCH.dtype)
-        logits_BNCK = proposals.logits_BCK[:, None] + self.rescore(hidden_BNCH.relu()).float()
-        logits_BNCK = logits_BNCK - self.lowered * overlap_BNC.square()[..., None]
-        own_BN1K = self.own_class(states_BNE).float()[:, :, None]
-        return F.pad(torch.cat([logits_BNCK, own_BN1K], 2), (1, 0)).log_softmax(-1)
+        return self._class_log_probs(states_BNE, overlap_BNC, self._read_proposals(proposals))
 
     def forward(self, tokens_BL: Tensor, proposals: Proposals) -> Tensor:
         """Logits (B, L, V) of what follows each token of whole sequences; consecutive rows may belong to one image."""
@@ -180,24 +205,25 @@ class ProposalDecoder(nn.Module):
         boxes_BN4, labels_BN = self._read(tokens_BNS[:, :-1], proposals.vocabulary)
         states_BNE = self.states(boxes_BN4, labels_BN, proposals).reshape(images, -1, self.start_embedding.shape[0])
         overlap_BNC = overlaps(boxes_BN4, proposals.boxes_BC4).reshape(images, -1, proposals.boxes_BC4.shape[1])
-        log_weights_BNC = self.log_weights(states_BNE, overlap_BNC, proposals)
-        sides = self._sides(states_BNE, proposals, _tables(proposals))
-        tokens_BNS, logits = tokens_BNS.reshape(images, -1, SLOTS), []
+        readings, tokens_BNS = self._read_proposals(proposals), tokens_BNS.reshape(images, -1, SLOTS)
+        each = CurrentObject(
+            tokens_BNS[..., :0], states_BNE, overlap_BNC, self._log_weights(states_BNE, overlap_BNC, readings),
+            self._sides(states_BNE, _tables(proposals), proposals.vocabulary),
+        )  # fmt: skip
+        logits = [self._logits(each, readings)]
         for slot in range(CLASS_SLOT):
-            logits.append(sides.coordinate_logits(slot, log_weights_BNC, tokens_BNS))
-            log_weights_BNC = log_weights_BNC + sides.evidence(slot, tokens_BNS)
-        logits.append(self._class_logits(log_weights_BNC, states_BNE, overlap_BNC, proposals))
+            each.add(tokens_BNS[..., slot])
+            logits.append(self._logits(each, readings))
         return torch.stack(logits, 2).reshape(rows, objects * SLOTS, -1)[:, :length]
 
     def start(self, memory: Proposals, length: int, per_image: int = 1) -> KVCache:
         """See `boxwright.models.sequence.generation.StepDecoder`."""
         cache = KVCache.empty(self._image(memory), -(-length // SLOTS), per_image)
-        rows, (_, count, dim) = cache.rows, memory.states_BCE.shape
         zeros = memory.boxes_BC4.new_zeros
         return ProposalCache(
-            cache.sequence, cache.image, proposals=memory, tables=_tables(memory),
-            tokens_BS=zeros(rows, SLOTS, dtype=torch.int64), overlap_BC=zeros(rows, count),
-            state_BE=memory.states_BCE.new_zeros(rows, dim), log_weights_BC=zeros(rows, count + 1),
+            cache.sequence, cache.image, readings=self._read_proposals(memory), tables=_tables(memory),
+            vocabulary=memory.vocabulary, last_B4=zeros(cache.rows, CLASS_SLOT, dtype=torch.int64),
+            overlap_BC=zeros(cache.rows, memory.boxes_BC4.shape[1]), per_image=per_image,
         )  # fmt: skip
 
     def step(self, tokens_BL: Tensor, positions_L: Tensor, cache: KVCache, slot: int = 0) -> Tensor:
@@ -215,39 +241,36 @@ class ProposalDecoder(nn.Module):
         tokens_BNS = tokens_BL.unflatten(1, (-1, SLOTS))
         if not tokens_BNS.shape[1]:
             return
-        boxes_BN4, labels_BN = self._read(tokens_BNS[:, :-1], cache.proposals.vocabulary)
+        boxes_BN4, labels_BN = self._read(tokens_BNS[:, :-1], cache.vocabulary)
         self._attend(self._embed_objects(boxes_BN4, labels_BN), torch.arange(tokens_BNS.shape[1]), cache)
-        cache.overlap_BC.copy_(overlaps(boxes_BN4, cache.proposals.boxes_BC4)[:, -1])
-        cache.tokens_BS.copy_(tokens_BNS[:, -1])
+        cache.overlap_BC.copy_(overlaps(boxes_BN4, cache.readings.boxes_BC4)[:, -1])
+        cache.last_B4.copy_(tokens_BNS[:, -1, :CLASS_SLOT])
 
     def _step(self, token_B: Tensor, position_1: Tensor, cache: ProposalCache, slot: int) -> Tensor:
         """Logits (B, V) behind one token; `slot` is that of the next one."""
-        cache.tokens_BS[:, (slot - 1) % SLOTS] = token_B
         if slot == 0:
-            self._begin_object(position_1 // SLOTS, cache)
-        proposals, images = cache.proposals, len(cache.proposals.boxes_BC4)
-        tokens_BNS, states_BNE, overlap_BNC, log_weights_BNC = (
-            x.unflatten(0, (images, -1))
-            for x in (cache.tokens_BS, cache.state_BE, cache.overlap_BC, cache.log_weights_BC)
-        )
-        sides = self._sides(states_BNE, proposals, cache.tables)
-        if slot == 0:
-            log_weights_BNC = self.log_weights(states_BNE, overlap_BNC, proposals)
-        else:
-            log_weights_BNC = log_weights_BNC + sides.evidence(slot - 1, tokens_BNS)
-        cache.log_weights_BC.copy_(log_weights_BNC.flatten(0, 1))
-        if slot < CLASS_SLOT:
-            return sides.coordinate_logits(slot, log_weights_BNC, tokens_BNS).flatten(0, 1)
-        return self._class_logits(log_weights_BNC, states_BNE, overlap_BNC, proposals).flatten(0, 1)
+            cache.current[:] = [self._begin_object(token_B, position_1 // SLOTS, cache)]
+        (current,) = cache.current
+        if slot > 0:
+            current.add(token_B.view(-1, cache.per_image))
+        if slot == CLASS_SLOT:
+            cache.last_B4.copy_(current.tokens_BNS.flatten(0, 1))
+        return self._logits(current, cache.readings).flatten(0, 1)
 
-    def _begin_object(self, number_1: Tensor, cache: ProposalCache) -> None:
-        """The state from which the object of this number, counted from 0, is written."""
-        boxes_B14, labels_B1 = self._read(cache.tokens_BS[:, None], cache.proposals.vocabulary)
+    def _begin_object(self, class_B: Tensor, number_1: Tensor, cache: ProposalCache) -> CurrentObject:
+        """The object of this number, counted from 0, behind the class of the one before it."""
+        tokens_B1S, count = torch.cat([cache.last_B4, class_B[:, None]], 1)[:, None], cache.per_image
+        boxes_B14, labels_B1 = self._read(tokens_B1S, cache.vocabulary)
         x_B1E = torch.where(number_1 > 0, self._embed(boxes_B14, labels_B1), self.start_embedding)
-        cache.state_BE.copy_(self._attend(x_B1E, number_1, cache)[:, -1])
-        images = len(cache.proposals.boxes_BC4)
-        new_BC = iou(boxes_B14.unflatten(0, (images, -1)), cache.proposals.boxes_BC4[:, None]).flatten(0, 1)
-        cache.overlap_BC.copy_(torch.maximum(cache.overlap_BC, new_BC * (number_1 > 0)))
+        states_BNE = self._attend(x_B1E, number_1, cache).view(-1, count, x_B1E.shape[-1])
+        new_BNC = iou(boxes_B14.view(-1, count, 1, 4), cache.readings.boxes_BC4[:, None]) * (number_1 > 0)
+        overlap_BNC = torch.maximum(cache.overlap_BC.view(-1, count, cache.overlap_BC.shape[1]), new_BNC)
+        cache.overlap_BC.copy_(overlap_BNC.flatten(0, 1))
+        return CurrentObject(
+            tokens_B1S.view(-1, count, SLOTS)[..., :0], states_BNE, overlap_BNC,
+            self._log_weights(states_BNE, overlap_BNC, cache.readings),
+            self._sides(states_BNE, cache.tables, cache.vocabulary),
+        )  # fmt: skip
 
     def _attend(self, x_BNE: Tensor, positions_N: Tensor, cache: ProposalCache) -> Tensor:
         step = cache.step_positions(positions_N.to(x_BNE.device))
@@ -277,17 +300,40 @@ class ProposalDecoder(nn.Module):
         labels_BN = torch.where(same_BNK.any(-1), same_BNK.long().argmax(-1), classes)
         return vocabulary.boxes(tokens_BNS[..., :CLASS_SLOT]), labels_BN
 
-    def _sides(self, states_BNE: Tensor, proposals: Proposals, tables: SideTables) -> Sides:
+    def _read_proposals(self, proposals: Proposals) -> ProposalReadings:
+        states_BCE, logits_BCK = proposals.states_BCE, proposals.logits_BCK
+        prior_BC = self.prior * F.logsigmoid(logits_BCK.amax(-1))
+        keys_BCE, hidden_BCH = self.point_key(states_BCE), self.from_proposal(states_BCE)
+        return ProposalReadings(proposals.boxes_BC4, logits_BCK, prior_BC, keys_BCE, hidden_BCH)
+
+    def _log_weights(self, states_BNE: Tensor, overlap_BNC: Tensor, readings: ProposalReadings) -> Tensor:
+        """See `log_weights`."""
+        match_BNC = self.point_query(states_BNE) @ readings.keys_BCE.mT / states_BNE.shape[-1] ** 0.5
+        logits_BNC = readings.prior_BC[:, None] - self.apart * overlap_BNC.square() + match_BNC.float()
+        gate_BN1 = self.gate(states_BNE).float()
+        return torch.cat([logits_BNC.log_softmax(-1) + F.logsigmoid(-gate_BN1), F.logsigmoid(gate_BN1)], -1)
+
+    def _class_log_probs(self, states_BNE: Tensor, overlap_BNC: Tensor, readings: ProposalReadings) -> Tensor:
+        """See `class_log_probs`."""
+        hidden_BNCH = self.from_state(states_BNE)[:, :, None] + readings.hidden_BCH[:, None]
+        hidden_BNCH = hidden_BNCH + self.from_overlap * overlap_BNC[..., None].to(hidden_BNCH.dtype)
+        logits_BNCK = readings.logits_BCK[:, None] + self.rescore(hidden_BNCH.relu()).float()
+        logits_BNCK = logits_BNCK - self.lowered * overlap_BNC.square()[..., None]
+        own_BN1K = self.own_class(states_BNE).float()[:, :, None]
+        return F.pad(torch.cat([logits_BNCK, own_BN1K], 2), (1, 0)).log_softmax(-1)
+
+    def _sides(self, states_BNE: Tensor, tables: SideTables, vocabulary: Any) -> Sides:
         boxes, spreads = (x.reshape(-1, 1, 4) for x in self.own_boxes(states_BNE))
-        vocabulary = proposals.vocabulary
         return Sides(tables, side_tables(boxes, spreads, vocabulary.edges(boxes.device)), vocabulary)
 
-    def _class_logits(
-        self, log_weights_BNC: Tensor, states_BNE: Tensor, overlap_BNC: Tensor, proposals: Proposals
-    ) -> Tensor:
-        classes_BNCK = self.class_log_probs(states_BNE, overlap_BNC, proposals)
-        ids_K = proposals.vocabulary.class_tokens(torch.arange(classes_BNCK.shape[-1] - 1, device=classes_BNCK.device))
-        return class_logits(log_weights_BNC, classes_BNCK, ids_K, proposals.vocabulary.size)
+    def _logits(self, current: CurrentObject, readings: ProposalReadings) -> Tensor:
+        """Logits (B, N, V) of the next token of the object."""
+        slot, vocabulary = current.tokens_BNS.shape[-1], current.sides.vocabulary
+        if slot < CLASS_SLOT:
+            return current.sides.coordinate_logits(slot, current.log_weights_BNC, current.tokens_BNS)
+        classes_BNCK = self._class_log_probs(current.states_BNE, current.overlap_BNC, readings)
+        ids_K = vocabulary.class_tokens(torch.arange(classes_BNCK.shape[-1] - 1, device=classes_BNCK.device))
+        return class_logits(current.log_weights_BNC, classes_BNCK, ids_K, vocabulary.size)
 
 
 def _tables(proposals: Proposals) -> SideTables:

@@ -86,31 +86,32 @@ def mixed(weights_BNC: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
 
     Args:
         weights_BNC: of the mixture.
-        factors: the token's distribution in each box as a product: one factor (B, 1 or N, C, V), or two whose tokens
-            are counted row by row, (B, 1 or N, C, rows) and (B, 1 or N, C, columns).
+        factors: the token's distribution in each box as a product: one factor (B, C, V), or (B, N, C, V) if it differs
+            from object to object; or two whose tokens are counted row by row, (..., C, rows) and (..., C, columns).
     """
     if len(factors) == 1:
-        (table_BNCV,) = factors
-        if table_BNCV.shape[1] == 1:
-            return weights_BNC @ table_BNCV[:, 0]
-        return (weights_BNC[:, :, None] @ table_BNCV)[:, :, 0]
-    rows_BNCR, columns_BNCQ = factors
+        (table,) = factors
+        return weights_BNC @ table if table.ndim == 3 else (weights_BNC[:, :, None] @ table)[:, :, 0]
+    rows_BNCR, columns_BNCQ = (table[:, None] if table.ndim == 3 else table for table in factors)
     return ((weights_BNC[..., None] * rows_BNCR).mT @ columns_BNCQ).flatten(-2)
 
 
 def picked(factors: tuple[Tensor, ...], index_BN: Tensor) -> Tensor:
-    """The log-probability of one token in each box, (B, N, C); for `factors` see `mixed`.
+    """The probability of one token in each box, (B, N, C); for `factors` see `mixed`.
 
     Args:
         factors: of the token's slot.
         index_BN: the token, counted from the first of its slot.
     """
-    total_BNC, width = torch.zeros((), device=index_BN.device), 1
-    for table_BNCV in reversed(factors):
-        count = table_BNCV.shape[-1]
-        index_BN1 = (index_BN // width % count)[..., None]
-        index_BNC1 = index_BN1[..., None].expand(-1, -1, table_BNCV.shape[2], -1)
-        whole_BNCV = table_BNCV.expand(-1, index_BN.shape[1], -1, -1)
-        total_BNC = total_BNC + whole_BNCV.gather(3, index_BNC1)[..., 0].log()
-        width *= count
-    return total_BNC
+    if len(factors) == 1:
+        return _picked(factors[0], index_BN)
+    rows, columns = factors
+    width = columns.shape[-1]
+    return _picked(rows, index_BN // width) * _picked(columns, index_BN % width)
+
+
+def _picked(table: Tensor, index_BN: Tensor) -> Tensor:
+    """One column of a table (B, C, V), or (B, N, C, V), for each object, (B, N, C)."""
+    if table.ndim == 3:
+        return table.gather(2, index_BN[:, None].expand(-1, table.shape[1], -1)).mT
+    return table.gather(3, index_BN[..., None, None].expand(-1, -1, table.shape[2], -1))[..., 0]

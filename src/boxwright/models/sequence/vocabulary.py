@@ -85,14 +85,14 @@ class Vocabulary:
         return (tokens_B4[..., [1, 0, 3, 2]] - self.first_coordinate).clamp(0, self.bins - 1)
 
     def factors(self, slot: int, tables: SideTables, tokens_BNS: Tensor) -> tuple[Tensor, ...]:
-        """The distribution of the coordinate of a slot in each of C boxes: one factor, (B, 1, C, bins).
+        """The distribution of the coordinate of a slot in each of C boxes: one factor, (B, C, bins).
 
         Args:
             slot: 0 to 3.
             tables: of the boxes.
             tokens_BNS: the tokens before it in the object; sides do not depend on each other.
         """
-        return ((tables.y1_BCY, tables.x1_BCX, tables.y2_BCY, tables.x2_BCX)[slot][:, None],)
+        return ((tables.y1_BCY, tables.x1_BCX, tables.y2_BCY, tables.x2_BCX)[slot],)
 
     def first_of(self, slot: int) -> int:
         """The id of the first coordinate of a slot."""

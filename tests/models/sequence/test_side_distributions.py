@@ -125,12 +125,13 @@ def test_the_next_token_of_a_mixture_adds_up_to_one_and_is_what_its_sources_say(
 
 def test_factors_are_counted_row_by_row():
     generator = torch.Generator().manual_seed(0)
-    rows, columns = (torch.rand(2, 1, 5, n, generator=generator) for n in (3, 4))
+    rows, columns = (torch.rand(2, 5, n, generator=generator) for n in (3, 4))
     weights = torch.rand(2, 6, 5, generator=generator)
     every = (rows[..., :, None] * columns[..., None, :]).flatten(-2)
     torch.testing.assert_close(mixed(weights, (rows, columns)), mixed(weights, (every,)))
-    each = every.expand(-1, 6, -1, -1)
+    each = every[:, None].expand(-1, 6, -1, -1)
     torch.testing.assert_close(mixed(weights, (each,)), mixed(weights, (every,)))
     index = torch.randint(12, (2, 6), generator=generator)
     torch.testing.assert_close(picked((rows, columns), index), picked((every,), index))
-    torch.testing.assert_close(picked((every,), index)[1, 3], every[1, 0, :, index[1, 3]].log())
+    torch.testing.assert_close(picked((each,), index), picked((every,), index))
+    torch.testing.assert_close(picked((every,), index)[1, 3], every[1, :, index[1, 3]])

@@ -148,8 +148,8 @@ def attention(
         return aten_scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
         )  # fmt: skip
-    narrower = op.Constant(value_float=query.shape[-1] ** -0.5)
-    scores = op.MatMul(op.Mul(query, narrower), op.Transpose(key, perm=[0, 1, 3, 2]))
+    narrower: Any = op.Constant(value_float=query.shape[-1] ** -0.5)
+    scores: Any = op.MatMul(op.Mul(query, narrower), op.Transpose(key, perm=[0, 1, 3, 2]))
     return op.MatMul(op.Softmax(scores, axis=-1), value)
 
 

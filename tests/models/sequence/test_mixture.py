@@ -53,10 +53,10 @@ def test_any_tokens_can_be_read(detector, batch):
         assert logits.isfinite().all()
 
 
-def test_overlaps_are_those_with_the_objects_so_far():
+def test_overlaps_add_up_over_the_objects_so_far():
     proposals = torch.tensor([[[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1.0]]])
     written = torch.tensor([[[0, 0, 0.5, 0.25], [0, 0, 0.1, 0.1], [0.5, 0.5, 1, 1]]])
-    expected = torch.tensor([[[0, 0], [0.5, 0], [0.5, 0], [0.5, 1.0]]])
+    expected = torch.tensor([[[0, 0], [0.25, 0], [0.2516, 0], [0.2516, 1.0]]])
     torch.testing.assert_close(overlaps(written, proposals), expected)
     twice = torch.cat([written, written[:, [2, 1, 0]]])
     torch.testing.assert_close(overlaps(twice, proposals)[:1], expected)

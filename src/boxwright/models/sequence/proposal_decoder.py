@@ -63,7 +63,7 @@ class CurrentObject:
     Attributes:
         tokens_BNS: so far.
         states_BNE: of the decoder.
-        overlap_BNC: the largest IoU of each proposal with an object before it.
+        overlap_BNC: see `overlaps`.
         log_weights_BNC: of the mixture, given the tokens.
         sides: where those of the components lie.
     """
@@ -92,7 +92,7 @@ class ProposalCache(KVCache):
         tables: of the sides of the proposals.
         vocabulary: in which tokens they are written.
         last_B4: the coordinates of the object generated last.
-        overlap_BC: the largest IoU of each proposal with an object before that one.
+        overlap_BC: of each proposal with all objects before that one, see `overlaps`.
         per_image: sequences of each image.
         current: the object that is being generated; before the first there is none.
     """
@@ -183,7 +183,7 @@ class ProposalDecoder(nn.Module):
 
         Args:
             states_BNE: of the decoder; B images.
-            overlap_BNC: the largest IoU of each proposal with the objects so far.
+            overlap_BNC: of each proposal with the objects so far, see `overlaps`.
             proposals: of the images.
         """
         return self._log_weights(states_BNE, overlap_BNC, self._read_proposals(proposals))
@@ -264,7 +264,7 @@ class ProposalDecoder(nn.Module):
         x_B1E = torch.where(number_1 > 0, self._embed(boxes_B14, labels_B1), self.start_embedding)
         states_BNE = self._attend(x_B1E, number_1, cache).view(-1, count, x_B1E.shape[-1])
         new_BNC = iou(boxes_B14.view(-1, count, 1, 4), cache.readings.boxes_BC4[:, None]) * (number_1 > 0)
-        overlap_BNC = torch.maximum(cache.overlap_BC.view(-1, count, cache.overlap_BC.shape[1]), new_BNC)
+        overlap_BNC = cache.overlap_BC.view(-1, count, cache.overlap_BC.shape[1]) + new_BNC.square()
         cache.overlap_BC.copy_(overlap_BNC.flatten(0, 1))
         return CurrentObject(
             tokens_B1S.view(-1, count, SLOTS)[..., :0], states_BNE, overlap_BNC,
@@ -309,7 +309,7 @@ class ProposalDecoder(nn.Module):
     def _log_weights(self, states_BNE: Tensor, overlap_BNC: Tensor, readings: ProposalReadings) -> Tensor:
         """See `log_weights`."""
         match_BNC = self.point_query(states_BNE) @ readings.keys_BCE.mT / states_BNE.shape[-1] ** 0.5
-        logits_BNC = readings.prior_BC[:, None] - self.apart * overlap_BNC.square() + match_BNC.float()
+        logits_BNC = readings.prior_BC[:, None] - self.apart * overlap_BNC + match_BNC.float()
         gate_BN1 = self.gate(states_BNE).float()
         return torch.cat([logits_BNC.log_softmax(-1) + F.logsigmoid(-gate_BN1), F.logsigmoid(gate_BN1)], -1)
 
@@ -318,7 +318,7 @@ class ProposalDecoder(nn.Module):
         hidden_BNCH = self.from_state(states_BNE)[:, :, None] + readings.hidden_BCH[:, None]
         hidden_BNCH = hidden_BNCH + self.from_overlap * overlap_BNC[..., None].to(hidden_BNCH.dtype)
         logits_BNCK = readings.logits_BCK[:, None] + self.rescore(hidden_BNCH.relu()).float()
-        logits_BNCK = logits_BNCK - self.lowered * overlap_BNC.square()[..., None]
+        logits_BNCK = logits_BNCK - self.lowered * overlap_BNC[..., None]
         own_BN1K = self.own_class(states_BNE).float()[:, :, None]
         return F.pad(torch.cat([logits_BNCK, own_BN1K], 2), (1, 0)).log_softmax(-1)
 
@@ -342,13 +342,15 @@ def _tables(proposals: Proposals) -> SideTables:
 
 
 def overlaps(written_BN4: Tensor, boxes_BC4: Tensor) -> Tensor:
-    """The largest IoU of each proposal with the first 0, 1... N objects, (B, N + 1, C).
+    """How much of each proposal the first 0, 1... N objects cover, (B, N + 1, C): the sum of their squared IoUs.
+
+    The sum, not the largest: as in Soft-NMS, what has been written twice is the less likely to come a third time.
 
     Args:
         written_BN4: the objects in order, xyxy; consecutive rows may belong to one image.
         boxes_BC4: the proposals of each image.
     """
     boxes_BC4 = boxes_BC4.repeat_interleave(len(written_BN4) // len(boxes_BC4), 0)
-    each_BNC = iou(written_BN4[:, :, None], boxes_BC4[:, None])
+    each_BNC = iou(written_BN4[:, :, None], boxes_BC4[:, None]).square()
     nothing_B1C = torch.zeros_like(boxes_BC4[:, None, :, 0])
-    return torch.cat([nothing_B1C, each_BNC], 1).cummax(1).values
+    return torch.cat([nothing_B1C, each_BNC], 1).cumsum(1)

@@ -43,8 +43,8 @@ def evaluate(
 
     Prints COCO's twelve numbers, a table per class, and the expected calibration error of the scores. Classes are
     matched by name: one that the detector does not know scores 0; detections of classes that the data does not have
-    are left out. Writes index.html, metrics.json,
-    predictions.json (COCO results, with the data's own ids), pr_curves.png, confusion.png, confusion.csv and pictures/.
+    are left out. Writes index.html, metrics.json, predictions.json (COCO results, with the data's own ids),
+    pr_curves.png, confusion.png, confusion.csv and pictures/.
 
     Args:
         weights: a checkpoint or the folder of a training run.

@@ -85,7 +85,8 @@ class DetrConfig:
             output goes through it twice, as in Hugging Face's networks trained with `auxiliary_loss`.
         class_rows: classes of the head; 0 for as many as there are names.
         class_ids: the head's row of each class; empty for 0, 1, 2...
-        strides: of the maps whose cells propose; empty for the published form, which has one map, of `stride`.
+        strides: of the maps whose cells propose; empty for the published form, which has one map, of `stride`. With
+            them, `stride`, `pre_norm` and `norm_twice` are not used.
         begin, noisy, rivals: found since publication; see the top of this file. They need `strides`.
     """
 

@@ -76,7 +76,8 @@ class PatchSeqConfig:
         end_bias: added to the logit of the end token, where sequences end; -inf generates `max_objects` all the same,
             of which those behind the end score low.
         proposals: cells of a dense head from which objects are copied, one decoder step each (ours); 0 for none. With
-            it, there is no encoder, and objects have offsets and noise.
+            proposals, objects have offsets and noise, and `encoder_layers`, `positions`, `pointing` and `shuffle` are
+            not used.
         channels, depth: width of the head's pyramid, and convolutions of each of its towers.
     """
 

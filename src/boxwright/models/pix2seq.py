@@ -84,7 +84,8 @@ class Pix2SeqConfig:
         scores: see `boxwright.models.sequence.likelihood.score_objects`.
         seed: of the draws: image i of a batch draws with seed + i. By default all images draw with seed 0.
         proposals: cells of a dense head from which objects are copied, one decoder step each (ours); 0 for the
-            published form. With it, there is no encoder, and sequences are always filled up with noise.
+            published form. With proposals, sequences are always filled up with noise, and what describes stride and
+            grid, encoder, bridge, positions, embeddings of tokens and `sentences` is not used.
         channels, depth: width of the head's pyramid, and convolutions of each of its towers.
     """
 

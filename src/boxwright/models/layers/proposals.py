@@ -94,7 +94,7 @@ def refine_queries(
     place: Callable[[Tensor], Tensor],
     classify: Iterable[nn.Module],
     locate: Iterable[nn.Module],
-    rivalry: DuplicateBias | None,
+    duplicate_bias: DuplicateBias | None,
     refine: bool = True,
     forward_twice: bool = True,
 ) -> tuple[Tensor, Tensor]:
@@ -105,28 +105,28 @@ def refine_queries(
         layers: from states, position encodings, boxes and mask of the queries to their new states.
         place: position encodings (B, Q, E) of boxes (B, Q, 4), where the queries don't bring theirs.
         classify, locate: heads of each layer; further ones are not used.
-        rivalry: refines the scores that the queries bring, from layer to layer; None for scores afresh in each.
+        duplicate_bias: refines the scores that the queries bring, from layer to layer; None for scores afresh in each.
         refine: the next layer gets the boxes of this one, instead of those at the beginning.
         forward_twice: the loss of a layer also reaches the layer before it through the boxes.
     """
     allowed_BQQ, scores_BQR = queries.allowed_BQQ, queries.logits_BQR
     boxes_BQX = refined_BQX = queries.boxes_BQX
     mask = None if allowed_BQQ is None else allowed_BQQ[:, None]
-    if rivalry is not None:
+    if duplicate_bias is not None:
         assert scores_BQR is not None
-        scores_BQR = rivalry.lower_duplicates(scores_BQR, cxcywh_to_xyxy(boxes_BQX), allowed_BQQ)
+        scores_BQR = duplicate_bias.lower_duplicates(scores_BQR, cxcywh_to_xyxy(boxes_BQX), allowed_BQQ)
     x_BQE, logits, boxes = queries.contents_BQE, [], []
     for n, (layer, score, offset) in enumerate(zip(layers, classify, locate, strict=False)):
         positions_BQE = queries.positions_BQE
         if positions_BQE is None:
             positions_BQE = place(boxes_BQX)
-        if rivalry is not None:
-            mask = rivalry(n, scores_BQR, cxcywh_to_xyxy(boxes_BQX), allowed_BQQ)
+        if duplicate_bias is not None:
+            mask = duplicate_bias(n, scores_BQR, cxcywh_to_xyxy(boxes_BQX), allowed_BQQ)
         x_BQE = layer(x_BQE, positions_BQE, boxes_BQX, mask)
         offsets_BQ4 = offset(x_BQE).float()
         logits.append(score(x_BQE).float())
         boxes.append(refine_box(refined_BQX, offsets_BQ4))
-        if rivalry is not None:
+        if duplicate_bias is not None:
             logits[-1] = scores_BQR + logits[-1]
             scores_BQR = logits[-1].detach()
         if refine:
@@ -136,11 +136,11 @@ def refine_queries(
     return torch.stack(logits), torch.stack(boxes)
 
 
-def init_heads(classify: nn.ModuleList, locate: nn.ModuleList, rivals: bool) -> None:
-    """Scores start at `PRIOR`, or, in all but the last head, at the scores that they refine; boxes at those given."""
+def init_heads(classify: nn.ModuleList, locate: nn.ModuleList, refined: bool) -> None:
+    """Scores start at `PRIOR`, or, in all but the last head and if `refined`, at those given; boxes at those given."""
     for head in classify:
         nn.init.constant_(head.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
-    for head in classify[:-1] if rivals else ():
+    for head in classify[:-1] if refined else ():
         nn.init.zeros_(head.weight)  # type: ignore[arg-type]
         nn.init.zeros_(head.bias)  # type: ignore[arg-type]
     for head in locate:

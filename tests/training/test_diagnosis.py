@@ -63,6 +63,11 @@ def test_settings_and_losses(detector, tmp_path, settings, hint):
     assert hints(config(tmp_path, **settings), detector) == [hint]
 
 
+def test_two_steps_do_not_say_that_the_loss_rose(detector, tmp_path):
+    (only,) = hints(config(tmp_path, steps=2, losses=(1.0, 9.0)), detector)
+    assert only.startswith("2 steps are few")
+
+
 @pytest.mark.parametrize(("rate", "times"), [(0.05, "50"), (1e-6, "0.001")])
 def test_a_learning_rate_far_from_the_recipe(detector, tmp_path, rate, times):
     plain = config(tmp_path)

@@ -20,6 +20,7 @@ from boxwright.types import Detector
 NOTHING = 0.01  # with an AP under this, a detector has learned next to nothing
 ENOUGH = 500  # optimizer steps; with fewer, more of them are the first thing to try
 HIGH, LOW = 3.0, 0.1  # learning rates beyond these multiples of the recipe's are suspected
+JUDGED = 50  # steps, from which a loss that rose is more than the difference of two batches
 FLAT = 0.95  # a loss that ends over this fraction of its beginning hardly fell
 SMALL, GOOD = 8.0, 16.0  # canvas pixels: objects under the first are hard to see, those of the second are not
 FROM_FEW_IMAGES = ("nano", "small", "medium", "base")  # sizes that are not published ones, where nothing else says so
@@ -135,7 +136,7 @@ def _rate(config: RunConfig, losses: _Losses, usual: Recipe) -> list[str]:
     if not LOW * known <= rate <= HIGH * known:
         return [f"--optim.lr {rate:g} is {rate / known:.2g} times the recipe's: --optim.lr {known:g}"]
     went = f"from {losses.first:.3g} to {losses.last:.3g}"
-    if losses.last > losses.first:
+    if losses.last > losses.first and losses.steps >= JUDGED:
         return [f"the training loss rose ({went}): --optim.lr {rate / 3:.2g}"]
     if losses.last > FLAT * losses.first and losses.steps >= ENOUGH:
         return [f"the training loss hardly fell ({went}): --optim.lr {rate * 3:.2g}"]

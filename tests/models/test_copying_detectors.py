@@ -213,6 +213,11 @@ def test_a_small_set_is_learned_and_detected(kind):
         (Pix2Seq, replace(PIX2SEQ, noise=False), "fills sequences up with noise: leave noise=True"),
         (Pix2Seq, replace(PIX2SEQ, length=29), "length=29"),
         (Pix2Seq, replace(PIX2SEQ, class_ids=(1,)), "not for these 2"),
+        (
+            Pix2Seq,
+            replace(PIX2SEQ, backbone="pix2seq_resnet50"),
+            "of pix2seq's published sizes, such as --size resnet50",
+        ),
         (PatchSeq, replace(PATCHSEQ, fine=0), "set fine > 0 and noise=True"),
         (PatchSeq, replace(PATCHSEQ, noise=False), "set fine > 0 and noise=True"),
     ],

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from boxwright.config import require
 from boxwright.models.backbones.backbone import Backbone
-from boxwright.models.backbones.pix2seq_stems import PATCHES, make_stem
+from boxwright.models.backbones.pix2seq_stems import PATCHES, is_stem, make_stem
 from boxwright.models.layers.attention import EncoderBlock, Mlp, dense, norm
 from boxwright.models.layers.class_rows import choose_ids
 from boxwright.models.layers.position_encoding import resize_2d, sincos_2d
@@ -215,6 +215,11 @@ class Pix2Seq(CopyingDetector):
         c = config
         if c.proposals:
             require(c.noise, "pix2seq with proposals fills sequences up with noise: leave noise=True.")
+            require(
+                not is_stem(c.backbone),
+                f"{c.backbone} is a backbone of pix2seq's published sizes, such as --size resnet50 and vit-b; "
+                "the others take a timm model.",
+            )
             self.add_proposals(c.backbone, c.proposal_shape, pretrained)
             return
         published = make_stem(c.backbone, c.stride, c.encoder_dim)

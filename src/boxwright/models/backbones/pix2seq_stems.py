@@ -25,6 +25,11 @@ PATCHES = "patches"
 _RESNET = re.compile(r"pix2seq_resnet(\d+)(?:x(\d*\.?\d+))?")
 
 
+def is_stem(name: str) -> bool:
+    """Whether it is the name of such a backbone."""
+    return name == PATCHES or _RESNET.fullmatch(name) is not None
+
+
 def make_stem(name: str, stride: int, width: int) -> "ResNet | Patches | None":
     """The backbone of this name, or None where it is no name of such a backbone.
 

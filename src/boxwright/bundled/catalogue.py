@@ -21,9 +21,9 @@ MEASURED = Path(__file__).parent / "measured.json"
 CODE = "Apache-2.0"
 GOOD_FOR = {
     "dense": "small data, speed, the CPU",
-    "pix2seq": "published weights; research; some objects given, the rest completed",
-    "patchseq": "research; some objects given, the rest completed",
-    "detr": "published weights; from ImageNet alone it needs much data and many epochs",
+    "pix2seq": "some objects given, the rest completed; a sequence to watch and explain; published weights",
+    "patchseq": "some objects given, the rest completed; research",
+    "detr": "few epochs; attention over the whole image, to explain; published weights",
     "deformable": "few epochs; published weights; accuracy before speed",
 }
 INSTALLED, IMPORTED = "installed", "import-weights"

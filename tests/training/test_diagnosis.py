@@ -53,6 +53,7 @@ def test_a_run_without_a_visible_fault_is_told_to_look(detector, tmp_path):
     ("settings", "hint"),
     [
         ({"steps": 100}, "100 steps are few (20 of the usual 20 epochs): --epochs 100"),
+        ({"steps": 1}, "1 step is few (20 of the usual 20 epochs): --epochs 10000"),
         ({"losses": (1.0, 9.0)}, "the training loss rose (from 1.4 to 8.6): --optim.lr 0.00033"),
         ({"losses": (1.0, 0.99)}, "the training loss hardly fell (from 1 to 0.99): --optim.lr 0.003"),
         ({"pretrained": False}, "the backbone began at random: leave --pretrained false out"),

@@ -125,7 +125,8 @@ def _duration(losses: _Losses, usual: Recipe) -> list[str]:
     if losses.steps >= ENOUGH and losses.epochs >= usual.epochs / 2:
         return []
     needed = max(usual.epochs, math.ceil(ENOUGH * losses.epochs / losses.steps))
-    return [f"{losses.steps} steps are few ({losses.epochs:.0f} of the usual {usual.epochs} epochs): --epochs {needed}"]
+    few = "1 step is" if losses.steps == 1 else f"{losses.steps} steps are"
+    return [f"{few} few ({losses.epochs:.0f} of the usual {usual.epochs} epochs): --epochs {needed}"]
 
 
 def _rate(config: RunConfig, losses: _Losses, usual: Recipe) -> list[str]:

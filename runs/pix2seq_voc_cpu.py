@@ -1,10 +1,10 @@
-"""A short training of `pix2seq` on voc-animals without a GPU: does the loss fall, is AP above chance?
+"""A short training of `pix2seq`, as published but small, on voc-animals without a GPU: does the loss fall, is AP above chance?
 
     python runs/pix2seq_voc_cpu.py FOLDER [--epochs 3]
 
 FOLDER holds voc-animals-train and voc-animals-val (COCO JSON). Sequences of 16 objects (few images have more), 256 px,
-four sequences per image; scored on the first 200 validation images, before and after. `runs/pix2seq_voc_gpu.sh` is the
-full run. Writes metrics.csv and curves.png into runs/pix2seq-voc-cpu. About ten minutes an epoch on one core.
+four sequences per image; scored on the first 200 validation images, before and after. Writes metrics.csv
+and curves.png into runs/pix2seq-voc-cpu. About ten minutes an epoch on one core.
 """
 
 import argparse

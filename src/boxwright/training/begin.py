@@ -5,6 +5,7 @@ from pathlib import Path
 from boxwright.checkpoints.detector_file import is_adapter
 from boxwright.checkpoints.locate import find_weights
 from boxwright.checkpoints.lora import adapt
+from boxwright.classes import enumerate_classes
 from boxwright.config import require
 from boxwright.data.read import merge_val, name_splits, read, train_and_val
 from boxwright.data.records import Record
@@ -54,7 +55,9 @@ def make_detector(config: RunConfig, source: Detector | None, names: tuple[str, 
 
 def _known_classes(source: Detector, names: tuple[str, ...]) -> str:
     new = [name for name in names if name not in source.names]
-    return f"it knows {len(names) - len(new)} of the {len(names)} classes" + (f", not {', '.join(new)}" if new else "")
+    return f"it knows {len(names) - len(new)} of the {len(names)} classes" + (
+        f", not {enumerate_classes(new)}" if new else ""
+    )
 
 
 def _freeze(detector: Detector, source: Detector | None, config: RunConfig) -> str:

@@ -1,4 +1,4 @@
-"""A short training of `pix2seq`, as published but small, on voc-animals without a GPU: does the loss fall, is AP above chance?
+"""A short training of a small `pix2seq`, as published, on voc-animals without a GPU: is AP above chance?
 
     python runs/pix2seq_voc_cpu.py FOLDER [--epochs 3]
 

@@ -77,8 +77,11 @@ def _below(edges: Tensor, at: Tensor, spread: Tensor) -> Tensor:
 
 
 def _shares(inside: Tensor, first: Tensor, last: Tensor, bins: int) -> Tensor:
-    """Probabilities of bins, from that of each and those below the first and the last edge of the canvas."""
-    return inside / (last - first) * (1 - UNIFORM) + UNIFORM / bins
+    """Probabilities of bins, from that of each and those below the first and the last edge of the canvas.
+
+    Where a bin is far from the side, rounding may give it less than nothing, in an exported file most of all.
+    """
+    return inside.clamp(min=0) / (last - first) * (1 - UNIFORM) + UNIFORM / bins
 
 
 def mixed(weights_BNC: Tensor, factors: tuple[Tensor, ...]) -> Tensor:

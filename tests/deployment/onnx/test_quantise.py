@@ -27,7 +27,7 @@ def predict(model, file, image_HW3):
     return Detector(file, "cpu", threads=1).run(image_HW3[None])
 
 
-@pytest.mark.parametrize("model", ["dense", "detr", "deformable"])
+@pytest.mark.parametrize("model", ["dense", "detr", "deformable", "pix2seq", "patchseq"])
 def test_modules_that_stay_fp32_exist(model):
     detector = untrained(model)
     names = {part for name, _ in detector.named_modules() for part in name.split(".")}
@@ -60,6 +60,21 @@ def test_quantising_does_not_change_its_source(dense, images):
     to_fp16(dense[1], ())
     to_int8(dense[1], images, ())
     assert dense[1].SerializeToString() == before
+
+
+def test_centres_of_cells_stay_exact():
+    """They are no weights, though a constant as large as one."""
+    graph = """<ir_version: 10, opset_import: ["" : 20]>
+    f (float[3000, 2] x) => (float[3000, 1600] y) {
+      moved = Add (x, centres)
+      y = MatMul (moved, weights)
+    }"""
+    model = onnx.parser.parse_model(graph)
+    random = np.random.default_rng(0)
+    for name, shape in {"centres": (3000, 2), "weights": (2, 1600)}.items():
+        model.graph.initializer.append(numpy_helper.from_array(random.random(shape, np.float32), name))
+    kept = {tensor.name: tensor.data_type for tensor in to_fp16(model, ()).graph.initializer}
+    assert kept == {"centres": onnx.TensorProto.FLOAT, "weights.half": onnx.TensorProto.FLOAT16}
 
 
 @pytest.mark.slow

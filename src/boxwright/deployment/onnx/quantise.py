@@ -24,6 +24,7 @@ WEIGHTED = ("Conv", "Gemm", "MatMul")
 LARGEST_FP16 = 65504.0
 FP32_STRIDES = (4, 8)  # up to this stride, layers on feature maps stay fp32: their channels differ too much in range
 SMALL = 2048  # elements; smaller tensors are not worth scales of their own
+BOX = 4  # coordinates; tables of boxes or points are no weights, and must stay exact
 Reader: TypeAlias = Callable[[onnx.GraphProto, onnx.TensorProto, int], onnx.NodeProto]
 
 
@@ -176,7 +177,7 @@ def _store_weights(graph: onnx.GraphProto, reader: Reader) -> None:
         weights = _tensors(part)
         for node in part.node:
             for tensor in [weights[name] for name in node.input if name in weights]:
-                if _is_large(tensor):
+                if _is_large(tensor) and (node.op_type in WEIGHTED or tensor.dims[-1] > BOX):
                     axis = len(tensor.dims) - 1 if node.op_type == "MatMul" else 0
                     readers.append(reader(graph, weights.pop(tensor.name), axis))
                     part.initializer.remove(tensor)

@@ -43,6 +43,10 @@ class CopyingDetector(SequenceDetector):
         proposer: finds the proposals, or None.
     """
 
+    # With a decoder as published none of these exist; what is computed object by object is in fp32 anyway.
+    fp32_modules = (
+        "many", "distance", "enter", "place", "refine", "spread", "rescore", "point_key", "from_proposal",
+    )  # fmt: skip
     proposer: ProposalEncoder | None
 
     def __init__(self) -> None:

@@ -151,7 +151,7 @@ def test_one_that_has_learned_nothing_says_what_to_try(data, quick, tmp_path, mo
     done = compare(data, "dense", epochs=1, image_size=64, out=tmp_path, device="cpu")
     hints = json.loads((tmp_path / "dense" / "result.json").read_text())["hints"]
     assert hints == done.rows[0].hints
-    assert "1 steps are few (1 of the usual 20 epochs): --epochs 500" in hints
+    assert "1 step is few (1 of the usual 20 epochs): --epochs 500" in hints
     assert not any("--model" in hint for hint in hints)
 
 

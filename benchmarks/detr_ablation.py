@@ -29,7 +29,7 @@ from boxwright.models.layers.attention import Attention
 from boxwright.models.layers.deformable_transformer import MultiScaleCells, Queries, box_encoding
 from boxwright.models.layers.global_transformer import OCTAVES, ConditionalAttention
 from boxwright.models.layers.kv_cache import KeysValues
-from boxwright.models.layers.proposals import Proposals, refine_queries
+from boxwright.models.layers.proposals import QueryProposals, refine_queries
 from boxwright.models.losses.proposals import one_to_one_loss
 from boxwright.models.losses.set_criterion import Targets
 from boxwright.training.recipes import recipe
@@ -43,7 +43,7 @@ class FromTable(ProposingTransformer):
         super().__init__(c, channels, classes)
         self.box_embedding = nn.Parameter(torch.cat([torch.randn(c.queries, 2), torch.full((c.queries, 2), -2.0)], 1))
 
-    def start_queries(self, proposals: Proposals) -> Queries:
+    def start_queries(self, proposals: QueryProposals) -> Queries:
         assert self.content_embedding is not None
         images = len(proposals.boxes_BT4)
         boxes_BQ4 = self.box_embedding.sigmoid().expand(images, -1, -1)
@@ -63,7 +63,7 @@ class AddedPositions(ConditionalAttention):
         return Attention.queries(self, x_BLE + box_encoding(boxes_BL4[..., :2], x_BLE.shape[-1]))
 
 
-def one_to_one(_: MultiScaleCells, proposals: Proposals, targets: Targets) -> dict[str, Tensor]:
+def one_to_one(_: MultiScaleCells, proposals: QueryProposals, targets: Targets) -> dict[str, Tensor]:
     """Instead of `one_to_many_loss`."""
     return one_to_one_loss(proposals, targets, aware=True)
 

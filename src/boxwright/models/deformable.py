@@ -44,7 +44,14 @@ from boxwright.models.layers.deformable_transformer import (
 from boxwright.models.layers.duplicate_relation import DuplicateBias
 from boxwright.models.layers.heads import box_head, head_rows, init_glorot
 from boxwright.models.layers.padding import cut, valid_cells, valid_ratios
-from boxwright.models.layers.proposals import Proposals, best_cells, init_heads, propose, refine_queries, start_from
+from boxwright.models.layers.proposals import (
+    QueryProposals,
+    best_cells,
+    init_heads,
+    propose,
+    refine_queries,
+    start_from,
+)
 from boxwright.models.losses.denoising import DenoisingQueries, make_denoising_queries
 from boxwright.models.losses.proposals import decode_queries, one_to_many_loss, one_to_one_loss, query_losses
 from boxwright.models.losses.set_criterion import LayerPredictions, Targets, targets_of
@@ -137,7 +144,7 @@ class DeformableOutputs(NamedTuple):
     """
 
     cells: MultiScaleCells
-    proposals: Proposals | None
+    proposals: QueryProposals | None
     layers: LayerPredictions
     denoising: tuple[DenoisingQueries, LayerPredictions] | None
     valid_ratios_B4: Tensor
@@ -228,12 +235,12 @@ class Deformable(Detector):
         denoised, layers = noised.split(self.predict_layers(cells, noised.prepended_to(queries)))
         return DeformableOutputs(cells, proposals, layers, (noised, denoised), ratios_B4)
 
-    def _propose(self, cells: MultiScaleCells) -> Proposals:
+    def _propose(self, cells: MultiScaleCells) -> QueryProposals:
         """In the published form, the boxes of cells that are not used end in the corner."""
         unusable = torch.inf if self.config.begin == "proposals" else 0.0
         return propose(cells, self.propose, self.classify[-1], self.locate[-1], unusable)
 
-    def start_queries(self, cells: MultiScaleCells, proposals: Proposals | None) -> Queries:
+    def start_queries(self, cells: MultiScaleCells, proposals: QueryProposals | None) -> Queries:
         """Input of the decoder: as many queries as the configuration says, or as there are cells."""
         c, images = self.config, cells.x_BTE.shape[0]
         if proposals is None:
@@ -247,7 +254,7 @@ class Deformable(Detector):
         positions_BQE, contents_BQE = self.ask(box_encoding(boxes_BQ4, c.dim)).chunk(2, -1)
         return Queries(contents_BQE, boxes_BQ4, positions_BQE)
 
-    def _best(self, proposals: Proposals) -> Tensor:
+    def _best(self, proposals: QueryProposals) -> Tensor:
         """The cells with the best proposals, (B, Q); in the published form only the first row has a loss."""
         if not self.config.proposes_anything:
             return best_cells(proposals, self.config.queries)
@@ -282,7 +289,7 @@ class Deformable(Detector):
             losses = self._proposal_loss(outputs.cells, outputs.proposals, targets)
         return losses | query_losses(outputs.layers, outputs.denoising, targets, c.aware)
 
-    def _proposal_loss(self, cells: MultiScaleCells, proposals: Proposals, targets: Targets) -> dict[str, Tensor]:
+    def _proposal_loss(self, cells: MultiScaleCells, proposals: QueryProposals, targets: Targets) -> dict[str, Tensor]:
         """Losses of the proposals; in the published form they only distinguish objects from background, by row 0."""
         if self.config.many:
             return one_to_many_loss(cells, proposals, targets)

@@ -49,7 +49,7 @@ from boxwright.models.layers.global_transformer import GlobalDecoder, GlobalEnco
 from boxwright.models.layers.heads import box_head, head_rows, init_glorot
 from boxwright.models.layers.padding import cut, valid_cells, valid_ratios
 from boxwright.models.layers.post_norm import PostNormEncoderBlock, mlp, sine_2d
-from boxwright.models.layers.proposals import Proposals, init_heads, propose, refine_queries, start_from
+from boxwright.models.layers.proposals import QueryProposals, init_heads, propose, refine_queries, start_from
 from boxwright.models.losses.denoising import DenoisingQueries, make_denoising_queries
 from boxwright.models.losses.proposals import decode_queries, one_to_many_loss, query_losses
 from boxwright.models.losses.set_criterion import (
@@ -165,7 +165,7 @@ class DetrOutputs(NamedTuple):
     layers: LayerPredictions
     shapes: list[tuple[int, int]]
     cells: MultiScaleCells | None
-    proposals: Proposals | None
+    proposals: QueryProposals | None
     denoising: tuple[DenoisingQueries, LayerPredictions] | None
     valid_ratios_B4: Tensor
 
@@ -335,7 +335,7 @@ class ProposingTransformer(nn.Module):
         denoised, layers = noised.split(self.predict_layers(cells, noised.prepended_to(queries)))
         return DetrOutputs(layers, list(cells.shapes), cells, proposals, (noised, denoised), ratios_B4)
 
-    def start_queries(self, proposals: Proposals) -> Queries:
+    def start_queries(self, proposals: QueryProposals) -> Queries:
         """Input of the decoder: as many queries as the configuration says, or as there are cells."""
         return start_from(proposals, self.queries, self.content_embedding, self.rivalry is not None)
 

@@ -32,7 +32,7 @@ from boxwright.models.layers.class_rows import copy_weights, shared_rows
 from boxwright.models.layers.kv_cache import CacheTensor, KeysValues, KVCache
 from boxwright.models.layers.position_encoding import resize_2d
 from boxwright.models.pix2seq import Pix2SeqConfig, Pix2SeqEncoder
-from boxwright.models.sequence.copying_detector import CopyingDetector, ProposalShape
+from boxwright.models.sequence.copying_detector import CopyingConfig, CopyingDetector
 from boxwright.models.sequence.decoder import positions, table
 from boxwright.models.sequence.generation import Generated
 from boxwright.models.sequence.likelihood import log_probs, score_objects
@@ -53,7 +53,7 @@ from boxwright.types import Batch, Predictions, image_mask, pixels
 
 
 @dataclass(frozen=True)
-class PatchSeqConfig:
+class PatchSeqConfig(CopyingConfig):
     """The shape of a `patchseq` detector.
 
     Attributes:
@@ -78,7 +78,7 @@ class PatchSeqConfig:
         proposals: cells of a dense head from which objects are copied, one decoder step each (ours); 0 for none. With
             proposals, objects have offsets and noise, and `encoder_layers`, `positions`, `pointing` and `shuffle` are
             not used.
-        channels, depth: width of the head's pyramid, and convolutions of each of its towers.
+        channels, depth: see `CopyingConfig`.
     """
 
     backbone: str = "tf_efficientnet_lite0"
@@ -100,22 +100,6 @@ class PatchSeqConfig:
     top_k: int = 0
     seed: int = 0
     end_bias: float = 0.0
-    proposals: int = 0
-    channels: int = 96
-    depth: int = 2
-
-    @property
-    def published(self) -> bool:
-        """Whether it has no proposals."""
-        return not self.proposals
-
-    @property
-    def proposal_shape(self) -> ProposalShape:
-        """The parts that find proposals and copy them."""
-        return ProposalShape(
-            self.proposals, self.channels, self.depth, self.decoder_layers, self.dim, self.hidden, self.heads,
-            self.dropout, self.drop_path,
-        )  # fmt: skip
 
     @property
     def sampling(self) -> Sampling:
@@ -166,7 +150,7 @@ class PatchSeq(CopyingDetector):
         if config.proposals:
             enough = config.fine > 0 and config.noise
             require(enough, "patchseq with proposals has offsets and noise: set fine > 0 and noise=True.")
-            self.add_proposals(config.backbone, config.proposal_shape, pretrained)
+            self.add_proposals(config.decoder_layers, config.dim, config.hidden, config.heads, pretrained)
             return
         self.backbone = Backbone(config.backbone, [config.patch], pretrained)
         shape = Pix2SeqConfig(

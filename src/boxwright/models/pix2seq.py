@@ -30,7 +30,7 @@ from boxwright.models.backbones.pix2seq_stems import PATCHES, is_stem, make_stem
 from boxwright.models.layers.attention import EncoderBlock, Mlp, dense, norm
 from boxwright.models.layers.class_rows import choose_ids
 from boxwright.models.layers.position_encoding import resize_2d, sincos_2d
-from boxwright.models.sequence.copying_detector import CopyingDetector, ProposalShape
+from boxwright.models.sequence.copying_detector import CopyingConfig, CopyingDetector
 from boxwright.models.sequence.decoder import SequenceDecoder, table
 from boxwright.models.sequence.generation import Generated
 from boxwright.models.sequence.likelihood import Scores, log_probs, score_objects
@@ -47,7 +47,7 @@ Positions = Literal["learned", "sincos"]
 
 
 @dataclass(frozen=True)
-class Pix2SeqConfig:
+class Pix2SeqConfig(CopyingConfig):
     """The shape of a `pix2seq` detector.
 
     Attributes:
@@ -86,7 +86,7 @@ class Pix2SeqConfig:
         proposals: cells of a dense head from which objects are copied, one decoder step each (ours); 0 for the
             published form. With proposals, sequences are always filled up with noise, and what describes stride and
             grid, encoder, bridge, positions, embeddings of tokens and `sentences` is not used.
-        channels, depth: width of the head's pyramid, and convolutions of each of its towers.
+        channels, depth: see `CopyingConfig`.
     """
 
     backbone: str = "tf_efficientnet_lite0"
@@ -127,22 +127,6 @@ class Pix2SeqConfig:
     end_bias: float | None = None
     scores: Scores = "full"
     seed: int | None = None
-    proposals: int = 0
-    channels: int = 96
-    depth: int = 2
-
-    @property
-    def published(self) -> bool:
-        """Whether it has no proposals."""
-        return not self.proposals
-
-    @property
-    def proposal_shape(self) -> ProposalShape:
-        """The parts that find proposals and copy them."""
-        return ProposalShape(
-            self.proposals, self.channels, self.depth, self.decoder_layers, self.decoder_dim, self.decoder_hidden,
-            self.decoder_heads, self.dropout, self.drop_path,
-        )  # fmt: skip
 
     @property
     def sampling(self) -> Sampling:
@@ -220,7 +204,7 @@ class Pix2Seq(CopyingDetector):
                 f"{c.backbone} is a backbone of pix2seq's published sizes, such as --size resnet50 and vit-b; "
                 "the others take a timm model.",
             )
-            self.add_proposals(c.backbone, c.proposal_shape, pretrained)
+            self.add_proposals(c.decoder_layers, c.decoder_dim, c.decoder_hidden, c.decoder_heads, pretrained)
             return
         published = make_stem(c.backbone, c.stride, c.encoder_dim)
         self.backbone = published or Backbone(c.backbone, [c.stride], pretrained)

@@ -20,7 +20,7 @@ SIDE = 0.05  # of a proposal on the finest map before it is refined, in [0, 1]; 
 Layer = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
-class Proposals(NamedTuple):
+class QueryProposals(NamedTuple):
     """Proposals of the encoder's cells.
 
     Attributes:
@@ -38,7 +38,7 @@ class Proposals(NamedTuple):
 
 def propose(
     cells: MultiScaleCells, project: nn.Module, classify: nn.Module, locate: nn.Module, unusable: float = 0.0
-) -> Proposals:
+) -> QueryProposals:
     """Each cell refines a square around it; cells too near the edge are not used (appendix A.4).
 
     Args:
@@ -54,16 +54,16 @@ def propose(
     states_BTE = project(cells.x_BTE * usable_BT[..., None])
     start_BT4 = torch.logit(squares_BT4).masked_fill(~usable_BT[..., None], unusable)
     boxes_BT4 = locate(states_BTE).float() + start_BT4
-    return Proposals(classify(states_BTE).float(), boxes_BT4, states_BTE, usable_BT)
+    return QueryProposals(classify(states_BTE).float(), boxes_BT4, states_BTE, usable_BT)
 
 
-def best_cells(proposals: Proposals, most: int) -> Tensor:
+def best_cells(proposals: QueryProposals, most: int) -> Tensor:
     """The usable cells with the highest score of any class, (B, Q): `most` of them, or all."""
     score_BT = proposals.logits_BTR.amax(-1).masked_fill(~proposals.usable_BT, -torch.inf)
     return score_BT.topk(min(most, score_BT.shape[1])).indices
 
 
-def start_from(proposals: Proposals, most: int, contents_QE: Tensor | None, scored: bool) -> Queries:
+def start_from(proposals: QueryProposals, most: int, contents_QE: Tensor | None, scored: bool) -> Queries:
     """The best proposals as queries; no gradient flows back to the proposals.
 
     Args:

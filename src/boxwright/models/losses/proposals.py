@@ -5,14 +5,14 @@ from torch import Tensor
 
 from boxwright.boxes import cxcywh_to_xyxy
 from boxwright.models.layers.deformable_transformer import MultiScaleCells
-from boxwright.models.layers.proposals import Proposals
+from boxwright.models.layers.proposals import QueryProposals
 from boxwright.models.losses.denoising import DenoisingQueries, denoising_loss
 from boxwright.models.losses.set_criterion import LayerPredictions, Targets, by_layer, focal_set_loss
 from boxwright.models.losses.task_aligned import assigned_losses, candidates, one_to_many
 from boxwright.types import Predictions
 
 
-def one_to_many_loss(cells: MultiScaleCells, proposals: Proposals, targets: Targets) -> dict[str, Tensor]:
+def one_to_many_loss(cells: MultiScaleCells, proposals: QueryProposals, targets: Targets) -> dict[str, Tensor]:
     """`class_0`, `l1_0` and `giou_0` of proposals, where several cells are assigned to each object."""
     corners_BT4, true_BN4 = cxcywh_to_xyxy(proposals.boxes_BT4.sigmoid()), cxcywh_to_xyxy(targets.boxes_BN4)
     pairs_BNT = candidates(cells.centres_BT2, cells.reach_BT2, true_BN4, targets.valid_BN)
@@ -22,7 +22,7 @@ def one_to_many_loss(cells: MultiScaleCells, proposals: Proposals, targets: Targ
     return {f"{name}_0": value for name, value in terms.items()}
 
 
-def one_to_one_loss(proposals: Proposals, targets: Targets, aware: bool) -> dict[str, Tensor]:
+def one_to_one_loss(proposals: QueryProposals, targets: Targets, aware: bool) -> dict[str, Tensor]:
     """The same terms, where one cell is matched with each object; `aware` as in `focal_set_loss`."""
     layer = LayerPredictions(proposals.logits_BTR[None], proposals.boxes_BT4.sigmoid()[None])
     terms, _ = focal_set_loss(layer, targets, aware)

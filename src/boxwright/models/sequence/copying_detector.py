@@ -1,6 +1,7 @@
 """A sequence detector that may copy from proposals: what `pix2seq` and `patchseq` share in that form."""
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,24 +17,23 @@ from boxwright.types import Batch, CellPredictions, FeatureMaps, image_mask, pix
 BY_CLASS = ("proposer.head.many", "proposer.rescore", "decoder.own_class", "decoder.rescore")  # a row for each class
 
 
-class ProposalShape(NamedTuple):
-    """The shape of the parts that find proposals and copy them.
+@dataclass(frozen=True, kw_only=True)
+class CopyingConfig:
+    """What the shapes of detectors have in common that may copy.
 
     Attributes:
-        proposals: how many there are.
+        proposals: cells of a dense head from which objects are copied, one decoder step each; 0 for none.
         channels, depth: width of the head's pyramid, and convolutions of each of its towers.
-        layers, dim, hidden, heads, dropout, drop_path: of the decoder; proposals have its width, too.
     """
 
-    proposals: int
-    channels: int
-    depth: int
-    layers: int
-    dim: int
-    hidden: int
-    heads: int
-    dropout: float
-    drop_path: float
+    proposals: int = 0
+    channels: int = 96
+    depth: int = 2
+
+    @property
+    def published(self) -> bool:
+        """Whether it has no proposals."""
+        return not self.proposals
 
 
 class CopyingDetector(SequenceDetector):
@@ -53,12 +53,17 @@ class CopyingDetector(SequenceDetector):
         super().__init__()
         self.proposer = None
 
-    def add_proposals(self, backbone: str, shape: ProposalShape, pretrained: bool) -> None:
-        """Make the backbone, the proposer and the decoder."""
-        s, classes = shape, len(self.names)
-        self.backbone = Backbone(backbone, STRIDES, pretrained)
-        self.proposer = ProposalEncoder(self.backbone.channels, classes, s.proposals, s.channels, s.depth, s.dim)
-        self.decoder = ProposalDecoder(classes, s.layers, s.dim, s.hidden, s.heads, s.dropout, s.drop_path)
+    def add_proposals(self, layers: int, dim: int, hidden: int, heads: int, pretrained: bool) -> None:
+        """Make the backbone, the proposer and the decoder.
+
+        Args:
+            layers, dim, hidden, heads: of the decoder; proposals have its width, too.
+            pretrained: start the backbone from ImageNet weights.
+        """
+        c, classes = self.config, len(self.names)
+        self.backbone = Backbone(c.backbone, STRIDES, pretrained)
+        self.proposer = ProposalEncoder(self.backbone.channels, classes, c.proposals, c.channels, c.depth, dim)
+        self.decoder = ProposalDecoder(classes, layers, dim, hidden, heads, c.dropout, c.drop_path)
 
     def propose(self, images_BCHW: Tensor, sizes_B2: Tensor) -> ProposalOutputs:
         """The proposals of a batch; H and W may be any size, padding is filled with the mean colour."""

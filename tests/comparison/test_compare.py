@@ -16,6 +16,7 @@ from boxwright.comparison.settings import SharedSettings, chosen, trainable, usu
 from boxwright.config import UserError
 from boxwright.models import registry
 from boxwright.training.config import RunConfig
+from boxwright.training.recipes import recipe
 
 COST = {"step_seconds": 1.0, "steps": 50, "end_seconds": 10.0, "training_mib": 900.0}  # an epoch is a minute
 SPEED = {"latency_ms": 12.0, "detection_mib": 500.0, "parameters": 3_000_000}
@@ -151,7 +152,8 @@ def test_one_that_has_learned_nothing_says_what_to_try(data, quick, tmp_path, mo
     done = compare(data, "dense", epochs=1, image_size=64, out=tmp_path, device="cpu")
     hints = json.loads((tmp_path / "dense" / "result.json").read_text())["hints"]
     assert hints == done.rows[0].hints
-    assert "1 step is few (1 of the usual 20 epochs): --epochs 500" in hints
+    usual = recipe("dense").epochs_for(8)
+    assert f"1 step is few (1 of the usual {usual} epochs): --epochs 500" in hints
     assert not any("--model" in hint for hint in hints)
 
 

@@ -10,6 +10,7 @@ from boxwright.data.records import Record
 from boxwright.models import registry
 from boxwright.training.config import RunConfig
 from boxwright.training.diagnosis import diagnose, report
+from boxwright.training.recipes import recipe
 from boxwright.training.resolve import resolve
 from boxwright.types import Detector
 from helpers.training_runs import train
@@ -24,6 +25,7 @@ def record(*boxes: tuple[float, float, float, float], labels: tuple[int, ...] = 
 
 
 RECORDS = [record((0, 0, 20, 20), (20, 20, 60, 60), labels=(0, 1))] * 4
+USUAL = recipe("dense").epochs_for(len(RECORDS))
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +34,9 @@ def detector() -> Detector:
 
 
 def config(folder: Path, steps: int = 2000, losses: tuple[float, float] = (9.0, 1.0), **settings) -> RunConfig:
-    """Settings of a run of 20 epochs whose loss went in a line between two values, and its metrics.csv."""
+    """Settings of a run of 90 epochs whose loss went in a line between two values, and its metrics.csv."""
     values = np.linspace(*losses, steps)
-    lines = [f"{step},{20 * step / steps},0.001,{loss}" for step, loss in enumerate(values, 1)]
+    lines = [f"{step},{90 * step / steps},0.001,{loss}" for step, loss in enumerate(values, 1)]
     (folder / "metrics.csv").write_text("\n".join(["step,epoch,lr,loss", *lines]) + "\n")
     return resolve(RunConfig(folder / "data", out=folder, **settings))
 
@@ -52,8 +54,8 @@ def test_a_run_without_a_visible_fault_is_told_to_look(detector, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "hint"),
     [
-        ({"steps": 100}, "100 steps are few (20 of the usual 20 epochs): --epochs 100"),
-        ({"steps": 1}, "1 step is few (20 of the usual 20 epochs): --epochs 10000"),
+        ({"steps": 100}, f"100 steps are few (90 of the usual {USUAL} epochs): --epochs 450"),
+        ({"steps": 1}, f"1 step is few (90 of the usual {USUAL} epochs): --epochs 45000"),
         ({"losses": (1.0, 9.0)}, "the training loss rose (from 1.4 to 8.6): --optim.lr 0.00033"),
         ({"losses": (1.0, 0.99)}, "the training loss hardly fell (from 1 to 0.99): --optim.lr 0.003"),
         ({"pretrained": False}, "the backbone began at random: leave --pretrained false out"),

@@ -20,6 +20,7 @@ import boxwright
 from boxwright.__main__ import main
 from boxwright.config import Augment, Optim, UserError, require
 from boxwright.models.dense import Dense
+from boxwright.training import recipes
 from boxwright.training.config import RunConfig
 from helpers.training_runs import COMMON, LAUNCHER, SETTINGS, rows, start, train, wait_for_rows
 
@@ -195,6 +196,19 @@ def test_another_run_is_never_overwritten_nor_resumed_with_other_settings(data, 
     (out / "config.yaml").unlink()
     with pytest.raises(UserError, match="begun with other settings or data"):
         train(data, out, epochs=2, resume=True)
+
+
+def test_epochs_follow_the_images_and_a_resumed_run_keeps_its_own(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipes, "FEWEST_EPOCHS", 1)
+    monkeypatch.setattr(recipes, "MOST_EPOCHS", 2)
+    out = train(data, tmp_path / "run", epochs=None)
+    assert yaml.safe_load((out / "config.yaml").read_text())["epochs"] == 2
+    assert len(rows(out)) == 2 * 4
+    monkeypatch.setattr(recipes, "MOST_EPOCHS", 3)
+    assert train(data, out, epochs=None, resume=True) == out
+    assert len(rows(out)) == 2 * 4
+    with pytest.raises(UserError, match="--epochs 2 and not 3"):
+        train(data, out, epochs=3, resume=True)
 
 
 def test_a_run_is_not_resumed_with_other_data(data, tmp_path):

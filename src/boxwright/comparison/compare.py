@@ -139,7 +139,7 @@ def _compare(settings: SharedSettings, models: Sequence[str], out: Path, resume:
     )
     build(records, settings.image_size)
     cache = build(val_records, settings.image_size)
-    plan.decide_epochs(models, console)
+    plan.decide_epochs(models, len(records), console)
     rows: list[Row] = []
     failed: dict[str, str] = {}
     for model in models:

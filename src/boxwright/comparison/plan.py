@@ -15,6 +15,7 @@ from boxwright.comparison.cost import measure, training_cost
 from boxwright.comparison.settings import SharedSettings
 from boxwright.config import UserError, require
 from boxwright.files import write_whole
+from boxwright.training.recipes import recipe
 
 
 @dataclass
@@ -63,8 +64,13 @@ class Plan:
         )
         return Plan(folder, settings, data, costs)
 
-    def decide_epochs(self, models: Sequence[str], console: Console) -> None:
+    def decide_epochs(self, models: Sequence[str], images: int, console: Console) -> None:
         """Measure the training of each detector that was not measured before, and decide how many epochs it gets.
+
+        Args:
+            models: the detectors.
+            images: number of training images, to say how many epochs are usual.
+            console: to report on.
 
         Raises:
             UserError: if one can't be trained, or the budget is too small for one epoch.
@@ -79,7 +85,8 @@ class Plan:
             epochs = self.settings.epochs or int((self.settings.minutes or 0) / minutes)
             needed |= {} if epochs else {model: minutes}
             self.costs[model] = cost | {"epochs": epochs, "planned_minutes": epochs * minutes}
-            console.print(f"  {minutes:.2g} minutes an epoch: {epochs} epochs")
+            usual = recipe(model, self.settings.size).epochs_for(images)
+            console.print(f"  {minutes:.2g} minutes an epoch: {epochs} epochs (by its recipe, `train` takes {usual})")
         if needed:
             enough = math.ceil(max(needed.values()) * 1.05 * 10) / 10
             listed = ", ".join(f"{model} {minutes:.1f}" for model, minutes in needed.items())

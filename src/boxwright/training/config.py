@@ -23,8 +23,8 @@ MACHINE = ("data", "val_data", "teacher", "out", "device", "devices", "nodes", "
 class RunConfig:
     """The arguments of `boxwright.train`, which explains each, with its defaults.
 
-    None means left open: `resolve` decides epochs and batch size, each field of `augment` and `optim` and, unless
-    `weights` bring them, model and size.
+    None means left open: `resolve` decides batch size, each field of `augment` and `optim` and, unless `weights` bring
+    them, model and size; `decide_epochs` decides the epochs.
     """
 
     data: Path
@@ -67,6 +67,12 @@ class RunConfig:
         write_whole(self.out / FILE, lambda temporary: temporary.write_text(text))
 
 
+def epochs_of_run(folder: Path) -> int | None:
+    """The epochs of the run in a folder, or None if its config.yaml does not say."""
+    epochs = _stored(folder / FILE).get("epochs")
+    return epochs if isinstance(epochs, int) and epochs >= 1 else None
+
+
 def resume_error(config: RunConfig, adapted: bool) -> str:
     """An error message: why a run can't be resumed with these settings, and how to fix it.
 
@@ -75,11 +81,10 @@ def resume_error(config: RunConfig, adapted: bool) -> str:
         adapted: whether it trains adapters.
     """
     file = config.out / FILE
-    try:
-        stored = yaml.safe_load(file.read_text())
-        before = _flat({name: stored.get(name) for name in config.fixed()})
-    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+    stored = _stored(file)
+    if not stored:
         return f"{config.out} was begun with other settings or data; resume with those of its config.yaml."
+    before = _flat({name: stored.get(name) for name in config.fixed()})
     after = _flat(config.fixed())
     changed = [
         f"--{name} {_shown(before.get(name))} and not {_shown(value)}"
@@ -92,6 +97,15 @@ def resume_error(config: RunConfig, adapted: bool) -> str:
     base = ", or the base that its adapters were trained on is another" if adapted else ""
     data = f"{config.out} was begun with other data: images, boxes or classes have changed since{base}"
     return f"{data}; put back what it was begun with, or give another --out."
+
+
+def _stored(file: Path) -> dict[str, Any]:
+    """The settings in a config.yaml; none if it is missing or damaged."""
+    try:
+        settings = yaml.safe_load(file.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def _plain(value: Any) -> Any:

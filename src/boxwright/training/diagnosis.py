@@ -59,7 +59,7 @@ def diagnose(
     hints = [
         *_labels(config, detector.names, records, val_records),
         *_beginning(config, model, detector),
-        *_duration(losses, usual),
+        *_duration(losses, usual.epochs_for(len(records))),
         *_rate(config, losses, usual),
         *_canvas(detector, records),
         f"look at what the network sees: boxwright train --config {config.out / 'config.yaml'} --show-batches",
@@ -120,13 +120,13 @@ def _beginning(config: RunConfig, model: str, detector: Detector) -> list[str]:
     return hints
 
 
-def _duration(losses: _Losses, usual: Recipe) -> list[str]:
-    """Too few steps or epochs."""
-    if losses.steps >= ENOUGH and losses.epochs >= usual.epochs / 2:
+def _duration(losses: _Losses, usual: int) -> list[str]:
+    """Too few steps, or under half of the usual epochs."""
+    if losses.steps >= ENOUGH and losses.epochs >= usual / 2:
         return []
-    needed = max(usual.epochs, math.ceil(ENOUGH * losses.epochs / losses.steps))
+    needed = max(usual, math.ceil(ENOUGH * losses.epochs / losses.steps))
     few = "1 step is" if losses.steps == 1 else f"{losses.steps} steps are"
-    return [f"{few} few ({losses.epochs:.0f} of the usual {usual.epochs} epochs): --epochs {needed}"]
+    return [f"{few} few ({losses.epochs:.0f} of the usual {usual} epochs): --epochs {needed}"]
 
 
 def _rate(config: RunConfig, losses: _Losses, usual: Recipe) -> list[str]:

@@ -1,4 +1,8 @@
-"""Decide the settings of a run that were left open, by its weights, its teacher and the recipe of its detector."""
+"""Decide the settings of a run that were left open, by its weights, its teacher and the recipe of its detector.
+
+First all but the epochs (`resolve`), which needs no data, so that a mistake is found at once; then, when the images are
+known, the epochs (`decide_epochs`).
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +12,7 @@ from boxwright.config import fill_in, require
 from boxwright.data.loader import check as check_augment
 from boxwright.models import registry
 from boxwright.models.registry import DetectorName
-from boxwright.training.config import RunConfig
+from boxwright.training.config import RunConfig, epochs_of_run
 from boxwright.training.optim import check as check_optim
 from boxwright.training.recipes import Recipe, recipe
 
@@ -16,21 +20,17 @@ LEAST = {"epochs": 1, "batch_size": 1, "image_size": 64, "devices": 1, "nodes": 
 
 
 def resolve(config: RunConfig) -> RunConfig:
-    """The same settings, all decided. Only the headers of the files of weights and teacher are read.
+    """The same settings, all decided but the epochs. Only the headers of the files of weights and teacher are read.
 
     Raises:
         UserError: for settings outside their range, or that differ from those of the weights.
     """
     _check_numbers(config)
     if config.weights is None:
-        model = config.model or _default_model(config)
-        config = replace(config, model=model, size=config.size or "nano")
-        chosen = recipe(model, config.size or "nano", config.backbone)
-    else:
-        chosen = _recipe_of_weights(config.weights, config)
+        config = replace(config, model=config.model or _default_model(config), size=config.size or "nano")
+    chosen = _recipe(config)
     config = replace(
         config,
-        epochs=config.epochs or chosen.epochs,
         batch_size=config.batch_size or chosen.batch_size,
         augment=fill_in(config.augment, chosen.augment),
         optim=fill_in(config.optim, chosen.optim),
@@ -38,6 +38,18 @@ def resolve(config: RunConfig) -> RunConfig:
     check_augment(config.augment)
     check_optim(config.optim)
     return config
+
+
+def decide_epochs(config: RunConfig, images: int, resume: bool = False) -> RunConfig:
+    """The same settings with the epochs, where these are left open.
+
+    Args:
+        config: the settings, as `resolve` returns them.
+        images: number of training images.
+        resume: keep the epochs with which the run in the folder was begun, whatever the recipe says today.
+    """
+    begun = epochs_of_run(config.out) if resume else None
+    return replace(config, epochs=config.epochs or begun or _recipe(config).epochs_for(images))
 
 
 def _check_numbers(config: RunConfig) -> None:
@@ -53,6 +65,14 @@ def _default_model(config: RunConfig) -> DetectorName:
         return "dense"
     model, _ = read_config(config.teacher)
     return model if registry.DETECTORS[model][2] else "dense"  # type: ignore[return-value]
+
+
+def _recipe(config: RunConfig) -> Recipe:
+    """The recipe of the detector that is trained."""
+    if config.weights is not None:
+        return _recipe_of_weights(config.weights, config)
+    assert config.model is not None
+    return recipe(config.model, config.size or "nano", config.backbone)
 
 
 def _recipe_of_weights(weights: Path | str, config: RunConfig) -> Recipe:

@@ -27,7 +27,7 @@ from boxwright.training.config import RunConfig
 from boxwright.training.diagnosis import NOTHING, diagnose, report
 from boxwright.training.fabric import Precision, make_fabric
 from boxwright.training.loop import Loop
-from boxwright.training.resolve import resolve
+from boxwright.training.resolve import decide_epochs, resolve
 from boxwright.training.state import FILE as STATE
 from boxwright.training.teacher import Teacher
 from boxwright.types import Detector
@@ -79,7 +79,7 @@ def train(
         val: share of the training images held out for validation if the data has no val split.
         train_split: split to train on instead of train; join several with a plus, as in train+val.
         val_split: split to validate on instead of val.
-        epochs: number of passes over the training images.
+        epochs: number of passes over the training images; by default more for few images, fewer for many.
         batch_size: images per batch and device.
         image_size: side of the square canvas, in pixels.
         backbone: a timm model, instead of the one that `size` decides.
@@ -117,7 +117,7 @@ def run(config: RunConfig, resume: bool = False, show_batches: bool = False) -> 
     """Train, and report on the console.
 
     Args:
-        config: the settings, as `resolve` returns them.
+        config: the settings, as `resolve` returns them; the epochs may be open.
         resume, show_batches: see `train`.
 
     Returns:
@@ -125,6 +125,7 @@ def run(config: RunConfig, resume: bool = False, show_batches: bool = False) -> 
     """
     source, taught_by = (None if file is None else load_detector(file) for file in (config.weights, config.teacher))
     names, records, val_records = read_data(config)
+    config = decide_epochs(config, len(records), resume)
     if not (resume or show_batches):
         _require_unused(config.out)
     fabric, machine = make_fabric(config.device, config.precision, config.devices, config.nodes)

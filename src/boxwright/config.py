@@ -61,7 +61,8 @@ class Optim:
         clip: largest gradient norm; 0 does not clip.
         accumulate: number of batches whose gradients are added up for one step.
         ema: decay of the exponential moving average of the weights that is validated and saved; 0 turns it off.
-        patience: stop after this many epochs without a better AP; 0 turns early stopping off.
+        patience: stop after this many epochs without a better AP; 0 turns early stopping off. It may end a run before
+            the learning rate has descended, which brings the last gain.
     """
 
     lr: float | None = None

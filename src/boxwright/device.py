@@ -1,4 +1,4 @@
-"""Which accelerator to use."""
+"""Which accelerator to use, and what it is called."""
 
 import torch
 
@@ -19,3 +19,15 @@ def choose_device(device: str) -> tuple[str, str]:
     require(device in available, f"--device is auto, cpu, cuda or mps, not {device!r}{which}.")
     require(available[device], f"--device {device}: torch {torch.__version__} sees none here; use --device auto.")
     return device, "as asked"
+
+
+def device_name(device: str) -> str:
+    """What computes: ``2 CPU cores``, or the name of the GPU.
+
+    Args:
+        device: cpu, cuda or mps.
+    """
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    threads = torch.get_num_threads()
+    return f"{threads} CPU {'core' if threads == 1 else 'cores'}" if device == "cpu" else device

@@ -25,7 +25,7 @@ from boxwright.config import Augment, UserError, fill_in, require
 from boxwright.console import make_console
 from boxwright.data.cache import Cache, build
 from boxwright.data.records import Record
-from boxwright.device import choose_device
+from boxwright.device import choose_device, device_name
 from boxwright.evaluation.coco import STAT_NAMES, score, shown
 from boxwright.evaluation.run import detect
 from boxwright.models.registry import Size
@@ -214,18 +214,11 @@ def _write(
     done: Comparison, settings: SharedSettings, names: Sequence[str], cache: Cache, records: Sequence[Record]
 ) -> None:
     """Write comparison.json and the page."""
-    device = _device_name(settings.device)
+    device = device_name(settings.device)
     facts = {"terms": asdict(settings), "device": device, "torch": torch.__version__, "images": len(records)}
     rows = [asdict(row) for row in done.rows]
     write_json(done.folder / "comparison.json", facts | {"rows": rows, "advice": done.advice, "failed": done.failed})
     write_report(done.folder, settings, done.rows, done.advice, done.failed, device, cache, records, names)
-
-
-def _device_name(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    threads = torch.get_num_threads()
-    return f"{threads} CPU {'core' if threads == 1 else 'cores'}" if device == "cpu" else device
 
 
 def _table(rows: Sequence[Row]) -> Table:

@@ -4,7 +4,6 @@ Every random draw is a function of (seed, step, rank). A run that is killed and 
 uninterrupted one exactly, and its saved state holds no random state.
 """
 
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,9 +18,11 @@ from boxwright.config import UserError, require
 from boxwright.data.cache import Cache
 from boxwright.data.loader import mix, steps_per_epoch, train_batches
 from boxwright.data.records import Record
+from boxwright.device import device_name
 from boxwright.explanation.validation_pictures import write_validation_pictures
 from boxwright.files import write_whole
 from boxwright.training.config import RunConfig, resume_error
+from boxwright.training.duration import StepTimer, announce, estimate_validation
 from boxwright.training.fabric import Fabric
 from boxwright.training.interrupt import Interrupt
 from boxwright.training.optim import make_optimizer, moving_average, rate_factor, set_rate
@@ -102,6 +103,7 @@ class Loop:
             self._resume(optimizer)
         self.model, self.optimizer = fabric.setup(TrainStep(self.detector, teacher), optimizer)
         self.saved_at = time.monotonic()
+        self.timer: StepTimer | None = StepTimer()  # until it is printed how long the run will take
 
     def _resume(self, optimizer: torch.optim.Optimizer) -> None:
         progress, tensors = read_state(self.config.out, self.progress.teacher or "")
@@ -132,22 +134,22 @@ class Loop:
             least, most: steps to time; no more than an epoch.
             seconds: stop after these, once `least` steps are done.
         """
-        begun, step_seconds, end_seconds = time.perf_counter(), [], []
+        timer, end_seconds = StepTimer(least, most, seconds), []
         batches = self._batches(0, 0)
         self.model.train()
         with RunLogger(self.config.out, self.total, 0, active=True) as logger:
-            for step in range(1, min(most, self.epoch_steps) + 1):
+            for step in range(1, self.epoch_steps + 1):
                 started = time.perf_counter()
                 losses = self._step(batches)
-                step_seconds.append(time.perf_counter() - started)
+                timer.add(time.perf_counter() - started)
                 logger.step(step, step / self.epoch_steps, 0.0, losses, 0.0)
-                if step >= least and time.perf_counter() - begun > seconds:
+                if timer.enough:
                     break
             while sum(end_seconds) < seconds and len(end_seconds) < 2:  # a quick first one is mostly imports
                 started, self.progress.best_epoch = time.perf_counter(), 0  # an epoch with a better AP writes most
                 self._finish_epoch(1, logger)
                 end_seconds.append(time.perf_counter() - started)
-        return statistics.median(step_seconds[2:] or step_seconds), end_seconds[-1]
+        return timer.step_seconds, end_seconds[-1]
 
     def _epoch(self, logger: RunLogger, interrupt: Interrupt) -> None:
         epoch, first = divmod(self.progress.step, self.epoch_steps)
@@ -157,14 +159,43 @@ class Loop:
             started = time.perf_counter()
             losses = self._step(batches)
             self.progress.step += 1
-            rate = self.batch_size * self.accumulate * self.fabric.world_size / (time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            rate = self.batch_size * self.accumulate * self.fabric.world_size / seconds
             lr = self.optimizer.param_groups[-1]["lr"]
             logger.step(self.progress.step, self.progress.step / self.epoch_steps, lr, losses, rate)
             if interrupt.requested or time.monotonic() - self.saved_at > SAVE_SECONDS:
                 self._save_state()
             if interrupt.requested:
                 raise KeyboardInterrupt
+            self._predict_duration(logger, seconds)
         self._finish_epoch(epoch + 1, logger)
+
+    def _predict_duration(self, logger: RunLogger, seconds: float) -> None:
+        """Once enough steps are timed, or an epoch is about to end, say how long the rest of the run will take.
+
+        Args:
+            logger: to say it.
+            seconds: of the step just done.
+        """
+        if self.timer is None or not logger.active:
+            return
+        self.timer.add(seconds)
+        step, steps = self.progress.step, self.total - self.progress.step
+        if not steps or not (self.timer.enough or step % self.epoch_steps == 0):
+            return
+        fabric, world = self.fabric, self.fabric.world_size
+        validation = estimate_validation(self._averaged, self.val[0], self.batch_size, fabric.device, world)
+        epochs = self.total // self.epoch_steps
+        left = steps * self.timer.step_seconds + (epochs - (step - 1) // self.epoch_steps) * validation
+        machine = (f"{world} x " if world > 1 else "") + device_name(fabric.device.type)
+        sure = not self.config.optim.patience
+        logger.duration(step, left, f"{epochs} epochs of {self.epoch_steps} steps: {announce(left, machine, sure)}")
+        self.timer = None
+
+    @property
+    def _averaged(self) -> Detector:
+        """The weights that will be used: the average, if there is one."""
+        return self.detector if self.average is None else self.average.module  # type: ignore[return-value]
 
     def _batches(self, epoch: int, first: int) -> Iterator[Batch]:
         fabric, config = self.fabric, self.config
@@ -215,8 +246,8 @@ class Loop:
             )
 
     def _finish_epoch(self, epoch: int, logger: RunLogger) -> None:
-        """Validate the weights that will be used (the average, if there is one); save last, best and the state."""
-        detector: Detector = self.average.module if self.average is not None else self.detector  # type: ignore[assignment]
+        """Validate the weights that will be used; save last, best and the state."""
+        detector = self._averaged
         self.model.eval()
         card = self.card | {"epoch": epoch}
         started = time.perf_counter()

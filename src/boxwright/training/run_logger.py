@@ -87,6 +87,18 @@ class RunLogger:
         numbers = f"loss {row['loss']:.3f}  {self.ap}  {images_per_second:.1f} images/s  {_memory()}"
         self.bar.update(self.task, completed=step, numbers=numbers)
 
+    def duration(self, step: int, seconds: float, text: str) -> None:
+        """Show how long the rest of the run will take, and chart it as ``seconds_left`` of the training.
+
+        Args:
+            step: the last one done.
+            seconds: that the rest will take.
+            text: to show.
+        """
+        if self.active:
+            self.console.print(text)
+            self._chart("train", "seconds_left", seconds, step)
+
     def validation(self, step: int, epoch: int, numbers: dict[str, float], seconds: float) -> None:
         """Record the validation at the end of an epoch: the columns that begin with ``val_``."""
         if not self.active:

@@ -61,11 +61,16 @@ def prepare(a: argparse.Namespace, image_size: int, held_out: float = 0.0) -> Da
         image_size: in pixels.
         held_out: share of the training images to score on, where the data has nothing else to score on.
     """
+    names, records, val_records = images(a, held_out)
+    return Data(names, build(records, image_size), val_records, build(val_records, image_size))
+
+
+def images(a: argparse.Namespace, held_out: float = 0.0) -> tuple[tuple[str, ...], list[Record], list[Record]]:
+    """Classes, images to train on, and images to score on; the arguments are those of `prepare`."""
     keep_memory()
     dataset = name_splits(read(a.data), a.train_split, a.val_split)
     dataset = merge_val(dataset, read(a.val_data)) if a.val_data else dataset
-    records, val_records = train_and_val(dataset, held_out)
-    return Data(dataset.names, build(records, image_size), val_records, build(val_records, image_size))
+    return dataset.names, *train_and_val(dataset, held_out)
 
 
 def recipe_settings(model: str, epochs: int) -> dict[str, Any]:

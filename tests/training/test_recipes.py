@@ -1,6 +1,7 @@
 """The epochs of a recipe follow from the number of images."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +27,15 @@ def test_more_images_mean_fewer_epochs_and_more_steps(model):
 
 def test_the_recipe_names_the_epochs_of_a_usual_number_of_images():
     assert recipe("dense").epochs_for(USUAL_IMAGES) == recipe("dense").epochs
+
+
+def test_the_documentation_has_the_numbers_of_the_rule():
+    few, some, usual, many, most = (recipe("dense").epochs_for(n) for n in (50, 200, 300, 1700, 118_000))
+    told = (
+        f"{few} epochs for 50 images, {some} for 200, {usual} for 300, {many} for 1,700 and {most} for the 118,000 of "
+        f"COCO; never over {MOST_EPOCHS}"
+    )
+    assert told in " ".join((Path(__file__).parents[2] / "docs" / "train.md").read_text().split())
 
 
 @pytest.mark.parametrize("size", ["resnet50", "nano"])

@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from boxwright.config import Optim
-from boxwright.data.augment import official_size, official_view
+from boxwright.data.augment import official_view
+from boxwright.data.augment_plan import official_size
 from boxwright.images import fit, fitted_size
 from boxwright.interop.import_weights import read_foreign
 from boxwright.models.layers.position_encoding import sincos, sincos_2d, spread

@@ -32,6 +32,11 @@ class Augment:
         views: how many differently augmented copies of each image a batch contains.
         geometry: `free`, or `pix2seq` as in the official code: crops lie on the diagonal (one draw for both
             offsets), sizes are rounded down to whole pixels, and a shrunk image is not antialiased.
+        mosaic: probability that an image becomes a 2 x 2 grid of itself and three others of the batch, from 0 to 1.
+            `scale` is then relative to the grid fitted into the canvas.
+        mixup: probability that an image is blended with another of the batch, half and half; objects of both count.
+        copy_blend: probability that an image gets up to three objects of others of the batch, where they hide little.
+        mixed_until: fraction of the run after which mosaic, mixup and copy_blend are off, from 0 to 1.
     """
 
     scale: tuple[float, float] | None = None
@@ -40,6 +45,23 @@ class Augment:
     min_visible: float | None = None
     views: int | None = None
     geometry: Literal["free", "pix2seq"] | None = None
+    mosaic: float | None = None
+    mixup: float | None = None
+    copy_blend: float | None = None
+    mixed_until: float | None = None
+
+
+MIXING = ("mosaic", "mixup", "copy_blend", "mixed_until")
+UNMIXED = Augment(mosaic=0.0, mixup=0.0, copy_blend=0.0, mixed_until=0.0)
+
+
+def without_unused(augment: dict[str, Any]) -> dict[str, Any]:
+    """The fields of an `Augment` without those of mixing if nothing is mixed: as they were before it could be.
+
+    So runs and comparisons of earlier versions have the same settings as new ones, and can be resumed.
+    """
+    mixed = any(augment.get(name) for name in MIXING[:3])
+    return {name: value for name, value in augment.items() if mixed or name not in MIXING}
 
 
 @dataclass(frozen=True)

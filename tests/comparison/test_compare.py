@@ -190,6 +190,10 @@ def test_a_comparison_is_neither_overwritten_nor_resumed_with_other_settings(dat
     with pytest.raises(UserError, match="begun with --image_size 64 and not 96, --seed 0 and not 1"):
         compare(data, **settings | {"image_size": 96, "seed": 1}, resume=True)
     stored = json.loads((tmp_path / "plan.json").read_text())
+    for name in ("mosaic", "mixup", "copy_blend", "mixed_until"):  # as an earlier version wrote it
+        del stored["terms"]["augment"][name]
+    (tmp_path / "plan.json").write_text(json.dumps(stored))
+    compare(data, **settings, resume=True)
     (tmp_path / "plan.json").write_text(json.dumps(stored | {"data": "another"}))
     with pytest.raises(UserError, match="has changed since"):
         compare(data, **settings, resume=True)

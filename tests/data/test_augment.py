@@ -14,7 +14,9 @@ from PIL import Image
 from boxwright.boxes import area
 from boxwright.config import Augment
 from boxwright.data import augment as module
-from boxwright.data.augment import augment, official_size, official_view
+from boxwright.data import augment_plan
+from boxwright.data.augment import augment, official_view
+from boxwright.data.augment_plan import make_plan, official_size
 from boxwright.images import fitted_size
 from boxwright.types import Batch, image_mask
 
@@ -274,7 +276,7 @@ def test_elsewhere_shrinking_is_closer_to_antialiased_than_plain_sampling(
         return (result - antialiased(noisy.images_BCHW[0], size)).abs().mean().item()
 
     ours = error()
-    monkeypatch.setattr(module, "HALVE_UNDER", 0.0)
+    monkeypatch.setattr(augment_plan, "HALVE_UNDER", 0.0)
     assert ours < 0.6 * error()
 
 
@@ -333,6 +335,6 @@ def test_in_the_official_geometry_both_ways_see_the_same_and_crops_lie_on_the_di
     monkeypatch.setattr(module, "_resize_whole", module._sample_together)
     other = augment(batch, settings, 3)
     torch.testing.assert_close(seen.images_BCHW, other.images_BCHW, rtol=0, atol=2e-4)
-    plan = module._plan(batch, settings, 3)
+    plan = make_plan(batch, settings, 3)
     torch.testing.assert_close(plan.corner_B2[:, 0], plan.corner_B2[:, 1])
     assert (plan.corner_B2 > 0).any()

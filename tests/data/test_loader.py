@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from boxwright.types import Batch
 from helpers import image_files as samples
 
 SOME = Augment(scale=(0.5, 1.5), flip=0.5, colour=0.3, min_visible=0.2, views=1)
+MIXED = replace(SOME, mosaic=0.8, mixup=0.5, copy_blend=0.5, mixed_until=0.8)
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +64,23 @@ def test_order_depends_on_seed_and_epoch_alone(cache: Cache) -> None:
 
 
 @pytest.mark.parametrize("first", [1, 2, 3])
-def test_resumed_at_any_step_the_batches_are_the_same(cache: Cache, first: int) -> None:
-    whole = list(train_batches(cache, 3, SOME, seed=4, epoch=6))
-    resumed = list(train_batches(cache, 3, SOME, seed=4, epoch=6, first=first))
+@pytest.mark.parametrize("settings", [SOME, MIXED])
+def test_resumed_at_any_step_the_batches_are_the_same(cache: Cache, settings: Augment, first: int) -> None:
+    whole = list(train_batches(cache, 3, settings, seed=4, epoch=6, epochs=10))
+    resumed = list(train_batches(cache, 3, settings, seed=4, epoch=6, epochs=10, first=first))
     assert len(resumed) == len(whole) - first
     assert all(same(a, b) for a, b in zip(whole[first:], resumed, strict=True))
+
+
+def test_images_are_no_longer_mixed_in_the_last_part_of_a_run(cache: Cache) -> None:
+    def batches(settings: Augment, epoch: int) -> list[Batch]:
+        return list(train_batches(cache, 4, settings, seed=0, epoch=epoch, epochs=2))
+
+    half = replace(MIXED, mixed_until=0.5)
+    assert not any(same(a, b) for a, b in zip(batches(half, 0), batches(SOME, 0), strict=True))
+    assert all(same(a, b) for a, b in zip(batches(half, 1), batches(SOME, 1), strict=True))
+    last = [same(a, b) for a, b in zip(batches(MIXED, 1), batches(SOME, 1), strict=True)]
+    assert last == [False, False, True]  # five of six steps in all, over 0.8 of them
 
 
 def test_augmentation_differs_from_epoch_to_epoch(cache: Cache) -> None:
@@ -116,7 +129,8 @@ def test_evaluation_goes_in_order_once(cache: Cache) -> None:
     ("settings", "error"),
     [(Augment(scale=(0.0, 1.0)), "scale"), (Augment(scale=(2.0, 1.0)), "scale"), (Augment(flip=1.5), "flip"),
      (Augment(colour=-0.1), "colour"), (Augment(min_visible=2.0), "min_visible"), (Augment(views=0), "views"),
-     (Augment(views=3), "multiple of augment.views")],
+     (Augment(views=3), "multiple of augment.views"), (Augment(mosaic=1.5), "mosaic"), (Augment(mixup=-1), "mixup"),
+     (Augment(copy_blend=2.0), "copy_blend"), (Augment(mixed_until=1.1), "mixed_until")],
 )  # fmt: skip
 def test_settings_outside_their_range_are_refused_at_once(cache: Cache, settings: Augment, error: str) -> None:
     with pytest.raises(UserError, match=error):

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ import yaml
 
 import boxwright
 from boxwright.__main__ import main
-from boxwright.config import Augment, Optim, UserError, require
+from boxwright.config import MIXING, Augment, Optim, UserError, require
 from boxwright.models.dense import Dense
 from boxwright.training import recipes
 from boxwright.training.config import RunConfig
@@ -28,7 +28,9 @@ PROMISED = ("best.safetensors", "last.safetensors", "state.safetensors", "metric
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stages", [[], ["--optim.frozen", "0.6"]])
+@pytest.mark.parametrize(
+    "stages", [[], ["--optim.frozen", "0.6"], ["--augment.mosaic", "0.5", "--augment.mixup", "0.5"]]
+)
 def test_a_run_killed_at_any_step_and_resumed_gives_the_same_losses(data, tmp_path, stages):
     epochs = ["--epochs", "4", *stages]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -165,6 +167,26 @@ def test_show_batches_only_draws(data, tmp_path):
     assert [path.name for path in out.iterdir()] == ["batches.png"]
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({"batch_size": 1}, "--augment.mosaic, --augment.mixup: images are mixed with others of their batch, which has "),
+     ({"val": 15 / 16}, "there is only one to train on; it is mixed with itself"), ({}, "")],
+)  # fmt: skip
+def test_it_is_said_why_images_can_not_be_mixed(data, tmp_path, capsys, given, said):
+    mixed = Augment(mosaic=1.0, mixup=1.0)
+    images = data / "annotations" / "instances_train.json"
+    train(images, tmp_path / "run", augment=mixed, show_batches=True, **given)
+    printed = capsys.readouterr().out
+    assert said in printed
+    assert said or "mixed" not in printed
+
+
+def test_one_image_is_trained_on_mixed_with_itself(data, tmp_path):
+    mixed = Augment(mosaic=1.0, mixup=1.0, copy_blend=1.0)
+    images = data / "annotations" / "instances_train.json"
+    assert len(rows(train(images, tmp_path / "run", epochs=1, val=15 / 16, augment=mixed))) == 1
+
+
 def test_a_loss_that_is_not_finite_stops_with_the_batch_on_disk(data, tmp_path, monkeypatch):
     original = Dense.loss
 
@@ -209,6 +231,17 @@ def test_epochs_follow_the_images_and_a_resumed_run_keeps_its_own(data, tmp_path
     assert len(rows(out)) == 2 * 4
     with pytest.raises(UserError, match="--epochs 2 and not 3"):
         train(data, out, epochs=3, resume=True)
+
+
+def test_a_run_of_a_version_that_mixed_nothing_is_resumed_without_mixing(data, finished, tmp_path, monkeypatch):
+    out = shutil.copytree(finished, tmp_path / "run")
+    assert not set(MIXING) & set(yaml.safe_load((out / "config.yaml").read_text())["augment"])
+    dense = recipes.RECIPES["dense"]
+    mixed = replace(dense.augment, mosaic=0.5)
+    monkeypatch.setitem(recipes.RECIPES, "dense", replace(dense, augment=mixed))
+    train(data, out, epochs=1, resume=True)
+    with pytest.raises(UserError, match=r"other settings, --augment.mosaic null and not 0.2, --augment.mixup null"):
+        train(data, out, epochs=1, resume=True, augment=Augment(mosaic=0.2))
 
 
 def test_a_run_is_not_resumed_with_other_data(data, tmp_path):

@@ -21,7 +21,7 @@ from boxwright.comparison.plan import Plan, write_json
 from boxwright.comparison.report import write_report
 from boxwright.comparison.row import Row
 from boxwright.comparison.settings import SharedSettings, chosen, digest, usual_image_size
-from boxwright.config import Augment, UserError, fill_in, require
+from boxwright.config import UNMIXED, Augment, UserError, fill_in, require
 from boxwright.console import make_console
 from boxwright.data.cache import Cache, build
 from boxwright.data.records import Record
@@ -111,7 +111,7 @@ def compare(
     require(minutes is None or (minutes > 0 and math.isfinite(minutes)), f"--minutes must be over 0, not {minutes}.")
     require(epochs is None or epochs >= 1, f"--epochs must be at least 1, not {epochs}.")
     require(image_size is None or image_size >= 64, f"--image_size must be at least 64, not {image_size}.")
-    decided = asdict(fill_in(augment, recipes.recipe("dense").augment))
+    decided = asdict(fill_in(fill_in(augment, recipes.recipe("dense").augment), UNMIXED))
     settings = SharedSettings(
         data=str(data),
         val_data=None if val_data is None else str(val_data),

@@ -14,9 +14,11 @@ stays at the top left of the canvas, with its size in `Batch.sizes_B2`.
 Large-scale jitter after Ghiasi et al. 2021 and the official Pix2Seq (`scale_jitter`, `fixed_size_crop`, `random flip`);
 unlike there, the two crop offsets are independent (the official code draws one for both, so crops lie on the diagonal),
 unless the settings ask for that code's `pix2seq` geometry, which is equal to it to the pixel.
-"""
 
-from dataclasses import dataclass, fields
+A mosaic is four such maps, one for each of its images, whose results lie beside each other on the canvas. Together they
+are the map of a 2 x 2 grid of the images that is fitted into the canvas and scaled and cropped as one image.
+Copy-blend and mixup follow (`boxwright.data.mixing`).
+"""
 
 import torch
 from torch import Tensor
@@ -24,44 +26,16 @@ from torch.nn import functional as F
 
 from boxwright import boxes
 from boxwright.config import Augment
+from boxwright.data.augment_plan import Plan, make_mosaic_plan, make_official_plan, make_plan
+from boxwright.data.mixing import Mixing, is_mixing, join, valid_first
 from boxwright.types import Batch
 
 GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, as Pillow and torchvision use it
-HALVE_UNDER = 0.6  # images that shrink more are sampled from a half-size copy; measured as closest to antialiasing
 CPU_CHUNK = 4  # images processed together on a CPU: temporaries stay in its cache and off the page tables
 
 
-@dataclass
-class _Plan:
-    """Augmentation of each image: a window of it is resized to a new size in whole pixels, then perhaps flipped.
-
-    Windows lie on whole pixels, except in the `pix2seq` geometry, which crops the resized image. Sizes and corners are
-    (y, x) in canvas pixels. All random numbers are drawn on the CPU, so that augmentation is the same on every device;
-    `halve_B` stays there, so that choosing rows by it need not wait for a device.
-    """
-
-    source_B: Tensor
-    corner_B2: Tensor
-    window_B2: Tensor
-    old_B2: Tensor
-    new_B2: Tensor
-    flip_B: Tensor
-    colour_B3: Tensor
-    halve_B: Tensor
-
-    def __getitem__(self, rows: slice) -> "_Plan":
-        return _Plan(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
-
-    def affine(self) -> tuple[Tensor, Tensor]:
-        """(B, 2) scale and shift of the map new = scale * old + shift."""
-        scale_B2 = self.new_B2 / self.window_B2
-        shift_B2 = -self.corner_B2 * scale_B2
-        flip_B2 = torch.stack([torch.zeros_like(self.flip_B), self.flip_B], -1)
-        return torch.where(flip_B2, -scale_B2, scale_B2), torch.where(flip_B2, self.new_B2 - shift_B2, shift_B2)
-
-
 def augment(batch: Batch, settings: Augment, seed: int) -> Batch:
-    """Scale, crop, flip and recolour images; the new ones are float in [0, 1] on the batch's device.
+    """Scale, crop, flip, recolour and mix images; the new ones are float in [0, 1] on the batch's device.
 
     Args:
         batch: B images, uint8 or float, each at the top left of its canvas.
@@ -72,10 +46,20 @@ def augment(batch: Batch, settings: Augment, seed: int) -> Batch:
     Returns:
         Boxes are moved along, clipped to the image, and left out where less than `min_visible` of their area remains;
         valid rows come first. `sizes_B2` is the new valid area; `originals_B2` stays the size of the file, so
-        detections on an augmented batch can't be mapped back.
+        detections on an augmented batch can't be mapped back. With mixing, images have more objects than before.
     """
     canvas = (batch.images_BCHW.shape[-2], batch.images_BCHW.shape[-1])
-    return _apply(batch, _plan(batch, settings, seed), settings, canvas)
+    plan = make_plan(batch, settings, seed)
+    if not is_mixing(settings):
+        return _apply(batch, plan, plan, settings, canvas)
+    mixing, parts = Mixing.draw(len(batch), settings, seed), []
+    if len(mixing.plain_R):
+        plain = plan[mixing.plain_R]
+        parts.append(_apply(batch, plain, plain, settings, canvas))
+    if len(mixing.mosaic_M):
+        parts.append(_apply(batch, *make_mosaic_plan(batch, mixing, settings, seed), settings, canvas))
+    order_B = torch.cat([mixing.plain_R, mixing.mosaic_M]).argsort()
+    return mixing.blend(join(parts, order_B), settings.min_visible or 0.0)
 
 
 def official_view(batch: Batch, canvas: tuple[int, int], scale_B: Tensor, offset_B: Tensor, flip_B: Tensor) -> Batch:
@@ -90,100 +74,56 @@ def official_view(batch: Batch, canvas: tuple[int, int], scale_B: Tensor, offset
     """
     settings = Augment(geometry="pix2seq")
     rows_B, colour_B3 = torch.arange(len(batch)), torch.ones(len(batch), 3)
-    return _apply(batch, _official_plan(batch, rows_B, canvas, scale_B, offset_B, flip_B, colour_B3), settings, canvas)
+    plan = make_official_plan(batch, rows_B, canvas, scale_B, offset_B, flip_B, colour_B3)
+    return _apply(batch, plan, plan, settings, canvas)
 
 
-def official_size(old_B2: Tensor, canvas_2: Tensor, scale_B: Tensor) -> Tensor:
-    """Heights and widths before the crop, in float32 and in the original's order, so that they are rounded alike."""
-    scale_B1 = (canvas_2 * scale_B[:, None] / old_B2).amin(1, keepdim=True)
-    return (old_B2 * scale_B1).long().clamp(min=1)
+def _apply(batch: Batch, plan: Plan, tiles: Plan, settings: Augment, canvas: tuple[int, int]) -> Batch:
+    """The new images and their objects.
 
-
-def _apply(batch: Batch, plan: _Plan, settings: Augment, canvas: tuple[int, int]) -> Batch:
-    boxes_BN4, labels_BN, valid_BN = _move_boxes(batch, plan, settings.min_visible or 0.0, canvas)
+    Args:
+        batch: the images.
+        plan: of each new image: its size and its colours.
+        tiles: what it consists of, the same number for each, in consecutive rows; `plan` itself where it is one image.
+        settings: of the augmentation.
+        canvas: height and width of the new images.
+    """
+    moved = _move_boxes(batch, tiles, settings.min_visible or 0.0, canvas)
+    if tiles is not plan:
+        moved = valid_first(*(tensor.view(len(plan), -1, *tensor.shape[2:]) for tensor in moved))
+    whole = settings.geometry == "pix2seq" and tiles is plan
     return Batch(
-        images_BCHW=_resample(batch.images_BCHW, plan, canvas, settings.geometry == "pix2seq"),
+        images_BCHW=_resample(batch.images_BCHW, plan, tiles, canvas, whole),
         sizes_B2=plan.new_B2,
         originals_B2=batch.originals_B2[plan.source_B],
-        boxes_BN4=boxes_BN4,
-        labels_BN=labels_BN,
-        valid_BN=valid_BN,
+        boxes_BN4=moved[0],
+        labels_BN=moved[1],
+        valid_BN=moved[2],
         index_B=batch.index_B[plan.source_B],
     )
 
 
-def _plan(batch: Batch, settings: Augment, seed: int) -> _Plan:
-    count, side, device = len(batch) * (settings.views or 1), batch.images_BCHW.shape[-1], batch.images_BCHW.device
-    draws = torch.rand(count, 7, generator=torch.Generator().manual_seed(seed))
-    low, high = settings.scale or (1.0, 1.0)
-    jitter_B1 = low + (high - low) * draws[:, :1]
-    colour_B3 = 1 + (settings.colour or 0.0) * (2 * draws[:, 1:4] - 1)
-    offset_B2, flip_B = draws[:, 4:6].to(device), draws[:, 6] < (settings.flip or 0.0)
-
-    source_B = torch.arange(count, device=device) // (settings.views or 1)
-    if settings.geometry == "pix2seq":
-        return _official_plan(
-            batch, source_B, (side, side), jitter_B1[:, 0].to(device), offset_B2[:, 0], flip_B.to(device), colour_B3
-        )
-    old_B2 = batch.sizes_B2[source_B]
-    scaled_B2, window_B1 = old_B2 * jitter_B1.to(device), (side / jitter_B1).round().clamp(min=1).long().to(device)
-    window_B2 = torch.where(scaled_B2 > side, torch.minimum(window_B1, old_B2), old_B2)
-    room_B2 = old_B2 - window_B2
-    return _Plan(
-        source_B=source_B,
-        corner_B2=torch.minimum((offset_B2 * (room_B2 + 1)).long(), room_B2),
-        window_B2=window_B2,
-        old_B2=old_B2,
-        new_B2=scaled_B2.round().clamp(1, side).long(),
-        flip_B=flip_B.to(device),
-        colour_B3=colour_B3.to(device),
-        halve_B=jitter_B1[:, 0] < HALVE_UNDER,
-    )
-
-
-def _official_plan(
-    batch: Batch,
-    source_B: Tensor,
-    canvas: tuple[int, int],
-    scale_B: Tensor,
-    offset_B: Tensor,
-    flip_B: Tensor,
-    colour_B3: Tensor,
-) -> _Plan:
-    old_B2 = batch.sizes_B2[source_B]
-    canvas_2 = torch.tensor(canvas, device=old_B2.device)
-    resized_B2 = official_size(old_B2, canvas_2, scale_B)
-    offset_B2 = ((resized_B2 - canvas_2).clamp(min=0) * offset_B[:, None]).long()
-    new_B2 = torch.minimum(resized_B2 - offset_B2, canvas_2)
-    return _Plan(
-        source_B=source_B,
-        corner_B2=offset_B2 * old_B2 / resized_B2,
-        window_B2=new_B2 * old_B2 / resized_B2,
-        old_B2=old_B2,
-        new_B2=new_B2,
-        flip_B=flip_B,
-        colour_B3=colour_B3,
-        halve_B=torch.zeros(len(source_B), dtype=torch.bool),
-    )
-
-
-def _resample(images_BCHW: Tensor, plan: _Plan, canvas: tuple[int, int], whole: bool) -> Tensor:
+def _resample(images_BCHW: Tensor, plan: Plan, tiles: Plan, canvas: tuple[int, int], whole: bool) -> Tensor:
     """The new images, float in [0, 1]; on a CPU, `whole` images are resized before they are cropped."""
-    count, unit = len(plan.source_B), 255.0 if images_BCHW.dtype == torch.uint8 else 1.0
+    count, unit = len(plan), 255.0 if images_BCHW.dtype == torch.uint8 else 1.0
+    each = len(tiles) // count
     out_BCHW = torch.empty(count, images_BCHW.shape[1], *canvas, device=images_BCHW.device)
     on_cpu = images_BCHW.device.type == "cpu"
-    for start in range(0, count, CPU_CHUNK if on_cpu else count):
-        rows = slice(start, start + CPU_CHUNK if on_cpu else count)
-        chosen, out = plan[rows], out_BCHW[rows]
+    chunk = max(1, (CPU_CHUNK if on_cpu else count) // each)
+    for start in range(0, count, chunk):
+        rows = slice(start, start + chunk)
+        chosen, parts, out = plan[rows], tiles[start * each : (start + chunk) * each], out_BCHW[rows]
         if on_cpu:
-            new_BCHW = (_resize_whole if whole else _resize_each)(images_BCHW, chosen, canvas)
+            new_BCHW = (_resize_whole if whole else _resize_each)(images_BCHW, parts, canvas)
         else:
-            new_BCHW = _sample_together(images_BCHW, chosen, canvas)
+            new_BCHW = _sample_together(images_BCHW, parts, canvas)
+        if each > 1:
+            new_BCHW = new_BCHW.unflatten(0, (-1, each)).sum(1)  # each is zero where the others are
         _recolour(new_BCHW, _colours(new_BCHW, chosen, unit), chosen, out)
     return out_BCHW
 
 
-def _resize_whole(images_BCHW: Tensor, plan: _Plan, canvas: tuple[int, int]) -> Tensor:
+def _resize_whole(images_BCHW: Tensor, plan: Plan, canvas: tuple[int, int]) -> Tensor:
     """The CPU's way in the `pix2seq` geometry: images are resized in floats, without antialiasing, then cropped."""
     new_BCHW = torch.zeros(len(plan.source_B), 3, *canvas)
     scale_B2 = plan.new_B2 / plan.window_B2
@@ -198,20 +138,22 @@ def _resize_whole(images_BCHW: Tensor, plan: _Plan, canvas: tuple[int, int]) -> 
     return new_BCHW
 
 
-def _resize_each(images_BCHW: Tensor, plan: _Plan, canvas: tuple[int, int]) -> Tensor:
+def _resize_each(images_BCHW: Tensor, plan: Plan, canvas: tuple[int, int]) -> Tensor:
     """The CPU's way: antialiased resizing of bytes, three times as fast there as `grid_sample` of floats."""
     new_BCHW = torch.zeros(len(plan.source_B), 3, *canvas, dtype=images_BCHW.dtype)
-    geometry = torch.cat([plan.source_B[:, None], plan.corner_B2, plan.window_B2, plan.new_B2], -1).tolist()
-    for out_CHW, flip, (source, y, x, rows, columns, height, width) in zip(
-        new_BCHW, plan.flip_B.tolist(), geometry, strict=True
+    geometry = torch.cat([plan.source_B[:, None], plan.corner_B2, plan.window_B2, plan.new_B2, plan.place_B2], -1)
+    for out_CHW, flip, (source, y, x, rows, columns, height, width, top, left) in zip(
+        new_BCHW, plan.flip_B.tolist(), geometry.tolist(), strict=True
     ):
+        if not height * width:
+            continue  # outside the crop of its mosaic
         window_1CHW = images_BCHW[source : source + 1, :, y : y + rows, x : x + columns]
         new_1CHW = F.interpolate(window_1CHW, (height, width), mode="bilinear", antialias=True)
-        out_CHW[:, :height, :width] = (new_1CHW.flip(-1) if flip else new_1CHW)[0]
+        out_CHW[:, top : top + height, left : left + width] = (new_1CHW.flip(-1) if flip else new_1CHW)[0]
     return new_BCHW.float()
 
 
-def _sample_together(images_BCHW: Tensor, plan: _Plan, canvas: tuple[int, int]) -> Tensor:
+def _sample_together(images_BCHW: Tensor, plan: Plan, canvas: tuple[int, int]) -> Tensor:
     """Other devices' way: bilinear sampling of all images, and for those that shrink much, of their half-size copy."""
     images_BCHW = images_BCHW.index_select(0, plan.source_B).float()
     scale_B2, shift_B2 = plan.affine()
@@ -238,7 +180,7 @@ def _sample(
     return F.grid_sample(images_BCHW, grid_BHW2, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def _colours(images_BCHW: Tensor, plan: _Plan, unit: float) -> Tensor:
+def _colours(images_BCHW: Tensor, plan: Plan, unit: float) -> Tensor:
     """(B, 3, 4): saturation around the pixel's grey, contrast around the image's mean grey, brightness, in this order.
 
     As in torchvision's ColorJitter, but clamped once, at the end. Maps values up to `unit` to [0, 1].
@@ -253,7 +195,7 @@ def _colours(images_BCHW: Tensor, plan: _Plan, unit: float) -> Tensor:
     return torch.cat([matrix_B33, bias_B31], -1) * (brightness_B / unit)[:, None, None]
 
 
-def _recolour(images_BCHW: Tensor, colours_B34: Tensor, plan: _Plan, out_BCHW: Tensor) -> None:
+def _recolour(images_BCHW: Tensor, colours_B34: Tensor, plan: Plan, out_BCHW: Tensor) -> None:
     """Apply the colour matrix; the padding, which its fourth column would tint, becomes zero again."""
     out_B3P = out_BCHW.flatten(2)
     torch.bmm(colours_B34[:, :, :3], images_BCHW.flatten(2), out=out_B3P)
@@ -261,18 +203,17 @@ def _recolour(images_BCHW: Tensor, colours_B34: Tensor, plan: _Plan, out_BCHW: T
     out_BCHW.mul_(_mask(images_BCHW, plan))
 
 
-def _mask(images_BCHW: Tensor, plan: _Plan) -> Tensor:
-    """(B, 1, H, W) float, 1 on the valid area; cheaper than bool, which each multiplication would convert again."""
-    rows_BS, columns_BS = (
-        (torch.arange(length, device=size_B1.device) < size_B1).float()
-        for length, size_B1 in zip(images_BCHW.shape[-2:], plan.new_B2.split(1, -1), strict=True)
-    )
+def _mask(images_BCHW: Tensor, plan: Plan) -> Tensor:
+    """(B, 1, H, W) float, 1 on the new image; cheaper than bool, which each multiplication would convert again."""
+    masks = []
+    for axis, length in enumerate(images_BCHW.shape[-2:]):
+        pixel_S, first_B1 = torch.arange(length, device=plan.new_B2.device), plan.place_B2[:, axis, None]
+        masks.append(((pixel_S >= first_B1) & (pixel_S < first_B1 + plan.new_B2[:, axis, None])).float())
+    rows_BS, columns_BS = masks
     return (rows_BS[:, :, None] * columns_BS[:, None])[:, None]
 
 
-def _move_boxes(
-    batch: Batch, plan: _Plan, min_visible: float, canvas: tuple[int, int]
-) -> tuple[Tensor, Tensor, Tensor]:
+def _move_boxes(batch: Batch, plan: Plan, min_visible: float, canvas: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes, labels and valid mask after the map, valid rows first and the others zero."""
     old_2, new_2 = (
         torch.tensor(size[::-1], device=plan.new_B2.device) for size in (batch.images_BCHW.shape[2:], canvas)
@@ -281,12 +222,10 @@ def _move_boxes(
     scale_B112, shift_B112 = (each_B2.flip(-1)[:, None, None] for each_B2 in plan.affine())
     new_BN22 = old_BN22 * (scale_B112 * (old_2 / new_2)) + shift_B112 / new_2
     whole_BN4 = torch.cat([new_BN22.amin(-2), new_BN22.amax(-2)], -1)
-    limit_B14 = (plan.new_B2.flip(-1) / new_2).repeat(1, 2)[:, None]
-    clipped_BN4 = torch.minimum(whole_BN4.clamp(min=0), limit_B14)
+    low_B14 = (plan.place_B2.flip(-1) / new_2).repeat(1, 2)[:, None]
+    high_B14 = ((plan.place_B2 + plan.new_B2).flip(-1) / new_2).repeat(1, 2)[:, None]
+    clipped_BN4 = torch.minimum(torch.maximum(whole_BN4, low_B14), high_B14)
     visible_BN = boxes.area(clipped_BN4)
     enough_BN = visible_BN >= min_visible * (1 - 1e-5) * boxes.area(whole_BN4)  # rounding drops no fully visible box
     keep_BN = batch.valid_BN[plan.source_B] & (visible_BN > 0) & enough_BN
-    order_BN = (~keep_BN).long().argsort(dim=-1, stable=True)
-    valid_BN = keep_BN.gather(1, order_BN)
-    boxes_BN4 = clipped_BN4.gather(1, order_BN[..., None].expand(-1, -1, 4)) * valid_BN[..., None]
-    return boxes_BN4, batch.labels_BN[plan.source_B].gather(1, order_BN) * valid_BN, valid_BN
+    return valid_first(clipped_BN4, batch.labels_BN[plan.source_B], keep_BN)

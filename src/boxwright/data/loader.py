@@ -1,7 +1,8 @@
 """Batches in order, or shuffled and augmented, prepared by background threads while the network computes.
 
 All randomness is a function of numbers in a checkpoint: the order of (seed, epoch), the augmentation of (seed, epoch,
-step, rank). So a run that is resumed at any step gets exactly the batches that it would have got.
+step, rank). Images are mixed only with others of their batch. So a run that is resumed at any step gets exactly the
+batches that it would have got.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 from boxwright.config import Augment, UserError, require
 from boxwright.data.augment import augment
 from boxwright.data.cache import Cache
+from boxwright.data.mixing import without_mixing
 from boxwright.threads import map_ahead
 from boxwright.types import Batch
 
@@ -40,6 +42,7 @@ def train_batches(
     *,
     seed: int,
     epoch: int,
+    epochs: int | None = None,
     first: int = 0,
     rank: int = 0,
     world: int = 1,
@@ -53,6 +56,7 @@ def train_batches(
         settings: of the augmentation.
         seed: of the run.
         epoch: counted from 0.
+        epochs: of the run, which decides when images are no longer mixed; None mixes them in this epoch.
         first: the step to begin with, counted from 0.
         rank: this process, out of `world`. Together the processes see each image once per epoch; the last step is
             completed with the first images of the order.
@@ -69,7 +73,9 @@ def train_batches(
     def prepare(step: int) -> Batch:
         positions = torch.arange(distinct) + (step * world + rank) * distinct
         batch = _gather(cache, order[positions % len(cache)], device)
-        return augment(batch, settings, mix(seed, epoch, step, rank))
+        done = 0.0 if epochs is None else (epoch + step / steps) / epochs
+        mixed = settings.mixed_until is None or done < settings.mixed_until
+        return augment(batch, settings if mixed else without_mixing(settings), mix(seed, epoch, step, rank))
 
     return prefetch(prepare, range(first, steps), device)
 
@@ -91,7 +97,7 @@ def check(settings: Augment) -> None:
     """Raise `UserError` for augmentation settings outside their range."""
     low, high = settings.scale or (1.0, 1.0)
     require(0 < low <= high <= 100, f"augment.scale must be two numbers, 0 < low <= high, not {settings.scale}.")
-    for name in ("flip", "colour", "min_visible"):
+    for name in ("flip", "colour", "min_visible", "mosaic", "mixup", "copy_blend", "mixed_until"):
         value = getattr(settings, name) or 0.0
         require(0 <= value <= 1, f"augment.{name} must lie between 0 and 1, not {value}.")
     known = (None, "free", "pix2seq")

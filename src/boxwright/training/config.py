@@ -4,13 +4,13 @@ Those of the optimizer and the augmentation are dataclasses of `boxwright.config
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from boxwright.config import Adapt, Augment, Optim
+from boxwright.config import MIXING, UNMIXED, Adapt, Augment, Optim, fill_in, without_unused
 from boxwright.files import write_whole
 from boxwright.models.registry import DetectorName, Size
 from boxwright.training.fabric import Precision
@@ -54,12 +54,16 @@ class RunConfig:
     cache: Literal["auto", "pixels", "jpeg"] = "auto"
 
     def as_dict(self) -> dict[str, Any]:
-        """All settings, as config.yaml has them."""
-        return {name: _plain(value) for name, value in asdict(self).items()}
+        """All settings, as config.yaml has them; those of mixing images only where they are decided."""
+        settings = {name: _plain(value) for name, value in asdict(self).items()}
+        for name in MIXING:
+            if settings["augment"][name] is None:
+                del settings["augment"][name]
+        return settings
 
     def fixed(self) -> dict[str, Any]:
         """The settings that may not change when a run is resumed: all but those of machine and files."""
-        return {name: value for name, value in self.as_dict().items() if name not in MACHINE}
+        return _comparable({name: value for name, value in self.as_dict().items() if name not in MACHINE})
 
     def write(self) -> None:
         """Write config.yaml into the run's folder."""
@@ -73,6 +77,17 @@ def epochs_of_run(folder: Path) -> int | None:
     return epochs if isinstance(epochs, int) and epochs >= 1 else None
 
 
+def as_begun(config: RunConfig) -> RunConfig:
+    """The settings to resume a run with: one of an earlier version, which could not mix images, goes on without.
+
+    Args:
+        config: as given. config.yaml in its folder has the settings with which the run was begun.
+    """
+    augment = _stored(config.out / FILE).get("augment")
+    before = isinstance(augment, dict) and "mosaic" not in augment
+    return replace(config, augment=fill_in(config.augment, UNMIXED)) if before else config
+
+
 def resume_error(config: RunConfig, adapted: bool) -> str:
     """An error message: why a run can't be resumed with these settings, and how to fix it.
 
@@ -84,12 +99,12 @@ def resume_error(config: RunConfig, adapted: bool) -> str:
     stored = _stored(file)
     if not stored:
         return f"{config.out} was begun with other settings or data; resume with those of its config.yaml."
-    before = _flat({name: stored.get(name) for name in config.fixed()})
+    before = _flat(_comparable({name: stored.get(name) for name in config.fixed()}))
     after = _flat(config.fixed())
     changed = [
-        f"--{name} {_shown(before.get(name))} and not {_shown(value)}"
-        for name, value in after.items()
-        if before.get(name) != value
+        f"--{name} {_shown(before.get(name))} and not {_shown(after.get(name))}"
+        for name in after | before
+        if before.get(name) != after.get(name)
     ]
     if changed:
         settings = f"{config.out} was begun with other settings, {', '.join(changed)}"
@@ -106,6 +121,12 @@ def _stored(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return settings if isinstance(settings, dict) else {}
+
+
+def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without those that change nothing, so that runs of earlier versions, which lack them, are the same."""
+    augment = settings["augment"]
+    return settings | {"augment": without_unused(augment) if isinstance(augment, dict) else augment}
 
 
 def _plain(value: Any) -> Any:

@@ -200,8 +200,8 @@ class Loop:
     def _batches(self, epoch: int, first: int) -> Iterator[Batch]:
         fabric, config = self.fabric, self.config
         return train_batches(
-            self.train, self.batch_size, config.augment, seed=config.seed, epoch=epoch, first=first,
-            rank=fabric.global_rank, world=fabric.world_size, device=fabric.device,
+            self.train, self.batch_size, config.augment, seed=config.seed, epoch=epoch,
+            epochs=config.epochs, first=first, rank=fabric.global_rank, world=fabric.world_size, device=fabric.device,
         )  # fmt: skip
 
     def _step(self, batches: Iterator[Batch]) -> dict[str, float]:

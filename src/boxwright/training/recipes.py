@@ -46,11 +46,13 @@ class Recipe:
         return min(round(FEWEST_EPOCHS + extra), MOST_EPOCHS)
 
 
+AUGMENT = Augment(scale=(0.6, 1.4), flip=0.5, colour=0.3, min_visible=0.25, views=1, geometry="free")
+MIXED = Augment(mosaic=0.0, mixup=0.0, copy_blend=0.0, mixed_until=0.8)  # what else a run has that mixes images
 RECIPES = {
     "dense": Recipe(
         epochs=20,
         batch_size=16,
-        augment=Augment(scale=(0.6, 1.4), flip=0.5, colour=0.3, min_visible=0.25, views=1, geometry="free"),
+        augment=AUGMENT,
         optim=Optim(
             lr=1e-3, backbone_factor=0.2, frozen=0.0, weight_decay=0.05, rule="torch", beta2=0.999, schedule="cosine",
             warmup=0.05, hold=0.3, clip=10.0, accumulate=1, ema=0.998, patience=0,
@@ -59,7 +61,7 @@ RECIPES = {
     "pix2seq": Recipe(
         epochs=20,
         batch_size=8,
-        augment=Augment(scale=(0.6, 1.4), flip=0.5, colour=0.3, min_visible=0.25, views=1, geometry="free"),
+        augment=AUGMENT,
         optim=Optim(
             lr=1e-3, backbone_factor=0.2, frozen=0.0, weight_decay=0.05, rule="torch", beta2=0.999, schedule="cosine",
             warmup=0.05, hold=0.3, clip=10.0, accumulate=1, ema=0.998, patience=0,
@@ -68,7 +70,7 @@ RECIPES = {
     "detr": Recipe(
         epochs=20,
         batch_size=4,
-        augment=Augment(scale=(0.6, 1.4), flip=0.5, colour=0.3, min_visible=0.25, views=1, geometry="free"),
+        augment=AUGMENT,
         optim=Optim(
             lr=6e-4, backbone_factor=0.2, frozen=0.0, weight_decay=0.05, rule="torch", beta2=0.999, schedule="cosine",
             warmup=0.05, hold=0.3, clip=1.0, accumulate=1, ema=0.998, patience=0,
@@ -77,7 +79,7 @@ RECIPES = {
     "deformable": Recipe(
         epochs=20,
         batch_size=8,
-        augment=Augment(scale=(0.6, 1.4), flip=0.5, colour=0.3, min_visible=0.25, views=1, geometry="free"),
+        augment=AUGMENT,
         optim=Optim(
             lr=8e-4, backbone_factor=0.2, frozen=0.0, weight_decay=0.05, rule="torch", beta2=0.999, schedule="cosine",
             warmup=0.05, hold=0.3, clip=1.0, accumulate=1, ema=0.998, patience=0,
@@ -90,7 +92,7 @@ PUBLISHED_RECIPES = {  # of detectors in their published form, which learn from 
     "pix2seq": Recipe(
         epochs=60,
         batch_size=16,
-        augment=Augment(scale=(0.3, 2.0), flip=0.5, colour=0.3, min_visible=0.25, views=1, geometry="free"),
+        augment=replace(AUGMENT, scale=(0.3, 2.0)),
         optim=Optim(
             lr=3e-4, backbone_factor=0.1, frozen=0.0, weight_decay=0.05, rule="torch", beta2=0.999, schedule="cosine",
             warmup=0.05, hold=0.3, clip=1.0, accumulate=1, ema=0.999, patience=0,
@@ -100,7 +102,7 @@ PUBLISHED_RECIPES = {  # of detectors in their published form, which learn from 
     "patchseq": Recipe(
         epochs=60,
         batch_size=8,
-        augment=Augment(scale=(0.6, 1.4), flip=0.5, colour=0.3, min_visible=0.25, views=1, geometry="free"),
+        augment=AUGMENT,
         optim=Optim(
             lr=1e-3, backbone_factor=0.2, frozen=0.0, weight_decay=0.05, rule="torch", beta2=0.999, schedule="cosine",
             warmup=0.05, hold=0.3, clip=1.0, accumulate=1, ema=0.998, patience=0,
@@ -110,7 +112,7 @@ PUBLISHED_RECIPES = {  # of detectors in their published form, which learn from 
     "detr": Recipe(
         epochs=150,
         batch_size=16,
-        augment=Augment(scale=(0.6, 1.4), flip=0.5, colour=0.3, min_visible=0.25, views=1, geometry="free"),
+        augment=AUGMENT,
         optim=Optim(
             lr=4e-4, backbone_factor=0.1, frozen=0.0, weight_decay=1e-4, rule="torch", beta2=0.999, schedule="cosine",
             warmup=0.02, hold=0.3, clip=0.1, accumulate=1, ema=0.999, patience=0,

@@ -10,11 +10,12 @@ from pathlib import Path
 from boxwright.checkpoints.detector_file import read_config
 from boxwright.config import fill_in, require
 from boxwright.data.loader import check as check_augment
+from boxwright.data.mixing import is_mixing
 from boxwright.models import registry
 from boxwright.models.registry import DetectorName
 from boxwright.training.config import RunConfig, epochs_of_run
 from boxwright.training.optim import check as check_optim
-from boxwright.training.recipes import Recipe, recipe
+from boxwright.training.recipes import MIXED, Recipe, recipe
 
 LEAST = {"epochs": 1, "batch_size": 1, "image_size": 64, "devices": 1, "nodes": 1, "rank": 1}
 
@@ -29,10 +30,11 @@ def resolve(config: RunConfig) -> RunConfig:
     if config.weights is None:
         config = replace(config, model=config.model or _default_model(config), size=config.size or "nano")
     chosen = _recipe(config)
+    augment = fill_in(config.augment, chosen.augment)
     config = replace(
         config,
         batch_size=config.batch_size or chosen.batch_size,
-        augment=fill_in(config.augment, chosen.augment),
+        augment=fill_in(augment, MIXED) if is_mixing(augment) else augment,
         optim=fill_in(config.optim, chosen.optim),
     )
     check_augment(config.augment)

@@ -23,7 +23,7 @@ from boxwright.files import write_whole
 from boxwright.models import registry
 from boxwright.models.registry import DetectorName, Size
 from boxwright.training.begin import make_detector, read_data
-from boxwright.training.config import RunConfig
+from boxwright.training.config import RunConfig, as_begun
 from boxwright.training.diagnosis import NOTHING, diagnose, report
 from boxwright.training.fabric import Precision, make_fabric
 from boxwright.training.loop import Loop
@@ -110,7 +110,7 @@ def train(
         weights=weights, pretrained=pretrained, adapt=adapt, rank=rank, teacher=teacher, augment=augment, optim=optim,
         seed=seed, device=device, precision=precision, devices=devices, nodes=nodes, cache=cache,
     )  # fmt: skip
-    return run(resolve(config), resume, show_batches)
+    return run(resolve(as_begun(config) if resume else config), resume, show_batches)
 
 
 def run(config: RunConfig, resume: bool = False, show_batches: bool = False) -> Path:
@@ -137,6 +137,8 @@ def run(config: RunConfig, resume: bool = False, show_batches: bool = False) -> 
         build_cache(part, detector.image_size, mode=config.cache, quiet=console.quiet)
         for part in (records, val_records)
     )
+    if problem := _cannot_mix(config, len(records)):
+        console.print(problem, style="yellow")
     if show_batches:
         return _show_batches(config, train_cache, names)
     card = _card(config, detector, teacher, len(records))
@@ -152,6 +154,18 @@ def run(config: RunConfig, resume: bool = False, show_batches: bool = False) -> 
         hints = diagnose(config, detector, records, val_records)
         console.print(report(loop.progress.best_ap, hints), style="yellow")
     return config.out
+
+
+def _cannot_mix(config: RunConfig, images: int) -> str:
+    """A text that says why images are not mixed with others, although they should be, or an empty one."""
+    assert config.batch_size is not None
+    asked = [f"--augment.{name}" for name in ("mosaic", "mixup", "copy_blend") if getattr(config.augment, name)]
+    if not asked:
+        return ""
+    what = f"{', '.join(asked)}: images are mixed with others of their batch"
+    if config.batch_size // (config.augment.views or 1) < 2:
+        return f"{what}, which has only one; they stay as they are. --batch_size 4 or more mixes them."
+    return f"{what}, and there is only one to train on; it is mixed with itself." if images == 1 else ""
 
 
 def _require_unused(out: Path) -> None:
@@ -207,7 +221,7 @@ def _draw_curves(loop: Loop) -> None:
 def _show_batches(config: RunConfig, cache: Cache, names: tuple[str, ...]) -> Path:
     """Draw the first batch as the network gets it."""
     assert config.batch_size is not None
-    batches = train_batches(cache, config.batch_size, config.augment, seed=config.seed, epoch=0)
+    batches = train_batches(cache, config.batch_size, config.augment, seed=config.seed, epoch=0, epochs=config.epochs)
     picture = show_batch(next(batches), names)
     write_whole(config.out / "batches.png", lambda temporary: picture.save(temporary, format="png"))
     make_console().print(f"what the network sees: {config.out / 'batches.png'}")

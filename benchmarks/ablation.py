@@ -3,7 +3,7 @@
 import argparse
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from itertools import chain, count
 from pathlib import Path
@@ -16,6 +16,7 @@ import boxwright.bundled
 from boxwright.config import Augment, Optim
 from boxwright.data.cache import Cache, build
 from boxwright.data.loader import steps_per_epoch, train_batches
+from boxwright.data.mixing import without_mixing
 from boxwright.data.read import merge_val, name_splits, read, train_and_val
 from boxwright.data.records import Record
 from boxwright.evaluation.coco import Report, score
@@ -23,7 +24,7 @@ from boxwright.evaluation.run import detect
 from boxwright.training import recipes
 from boxwright.training.fabric import keep_memory
 from boxwright.training.optim import make_optimizer, moving_average, rate_factor, set_rate
-from boxwright.types import Detector
+from boxwright.types import Batch, Detector
 
 STEPS = 10_000  # of a schedule that follows the clock
 BCCD = Path(boxwright.bundled.__path__[0]) / "bccd"
@@ -95,8 +96,13 @@ def train(detector: Detector, cache: Cache, settings: dict[str, Any], device: st
     optimizer, average = make_optimizer(detector, optim), moving_average(detector, optim.ema)
     steps, started, seconds = steps_per_epoch(len(cache), batch_size), now(), settings.get("seconds")
     total = STEPS if seconds else settings["epochs"] * steps
-    epochs = (train_batches(cache, batch_size, augment, seed=seed, epoch=n, device=device) for n in count())
-    for step, batch in enumerate(chain.from_iterable(epochs)):
+
+    def batches(epoch: int) -> Iterator[Batch]:
+        late = bool(seconds) and now() - started >= seconds * (augment.mixed_until or 0.0)
+        chosen, epochs = without_mixing(augment) if late else augment, None if seconds else settings["epochs"]
+        return train_batches(cache, batch_size, chosen, seed=seed, epoch=epoch, epochs=epochs, device=device)
+
+    for step, batch in enumerate(chain.from_iterable(batches(epoch) for epoch in count())):
         done = int((now() - started) / seconds * total) if seconds else step
         if done >= total:
             break

@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from boxwright.models.sequence import proposal_targets
 from boxwright.models.sequence.proposal_targets import decoder_losses, write_objects
@@ -107,6 +109,29 @@ def test_of_more_objects_than_fit_all_are_taught_and_some_written(detector, batc
     with pytest.warns(UserWarning, match="more objects"):
         losses = decoder_losses(detector.decoder, detector(many.images_BCHW, many.sizes_B2), many, 6)
     assert all(value.isfinite() for value in losses.values())
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the bytes of the largest tensor that is computed."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        sizes = [x.untyped_storage().nbytes() for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
+        self.largest = max([self.largest, *sizes])
+        return result
+
+
+@pytest.mark.filterwarnings("ignore:an image has more objects")
+def test_no_tensor_has_an_entry_for_each_step_proposal_and_object(detector, batch):
+    """With 3,000 objects in an image it would have gigabytes."""
+    crowd = with_objects(batch, some_boxes(400))
+    outputs = detector(crowd.images_BCHW, crowd.sizes_B2)
+    with LargestTensor() as noted:
+        decoder_losses(detector.decoder, outputs, crowd, 6)
+    steps, proposals, floats = 6 + 20, 20, 4
+    assert noted.largest < 2 * steps * proposals * 400 * floats / 2
 
 
 CASES = {

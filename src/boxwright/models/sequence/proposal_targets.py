@@ -66,12 +66,10 @@ def decoder_losses(
     log_weights_BNC = decoder.log_weights(states_BNE, overlap_BNC, proposals)
     own_boxes = decoder.own_boxes(states_BNE)
     classes_BNCK = decoder.class_log_probs(states_BNE, overlap_BNC, proposals)
-    copied_BCM, own_BNM = (_overlap_with_objects(boxes, batch) for boxes in (proposals.boxes_BC4, own_boxes[0]))
-    copied_BNCM = copied_BCM[:, None].expand(-1, own_BNM.shape[1], -1, -1)
-    overlap_BNCM = torch.cat([copied_BNCM, own_BNM[:, :, None]], 2)
+    best = _best_objects(proposals.boxes_BC4, own_boxes[0], batch)
     return {
         "box": WEIGHT * _box_loss(log_weights_BNC, own_boxes, proposals, batch, written),
-        "class": _class_loss(log_weights_BNC.detach().exp(), classes_BNCK, overlap_BNCM, batch, written),
+        "class": _class_loss(log_weights_BNC.detach().exp(), classes_BNCK, *best, batch, written),
     }
 
 
@@ -97,15 +95,35 @@ def _box_loss(
 
 
 def _class_loss(
-    weights_BNC: Tensor, classes_BNCK: Tensor, overlap_BNCM: Tensor, batch: Batch, written: WrittenObjects
+    weights_BNC: Tensor,
+    classes_BNCK: Tensor,
+    best_BNC: Tensor,
+    owner_BNC: Tensor,
+    batch: Batch,
+    written: WrittenObjects,
 ) -> Tensor:
     """Mean over what the decoder would write: the class of the best object still open, as far as the box is right."""
-    best_BNC, owner_BNC = overlap_BNCM.max(-1)
     right_BNC = ((best_BNC - LOWEST) / SPAN).clamp(0, 1) * written.open_BNM.gather(2, owner_BNC)
     label_BNC = batch.labels_BN[:, None].expand(-1, owner_BNC.shape[1], -1).gather(2, owner_BNC)
     named_BNC = classes_BNCK[..., 1:].gather(3, label_BNC[..., None])[..., 0]
     each_BNC = -(right_BNC * named_BNC + (1 - right_BNC) * classes_BNCK[..., 0])
     return (weights_BNC * each_BNC * written.real_BN[..., None]).sum() / across_devices(written.real_BN.sum().float())
+
+
+def _best_objects(boxes_BC4: Tensor, own_BN4: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The largest IoU of each component's box with an object, and which object that is, (B, N, C + 1) each.
+
+    Args:
+        boxes_BC4: of the proposals, the same for all objects of a sequence.
+        own_BN4: the decoder's own boxes.
+        batch: images and their objects.
+    """
+    copied, own = (_overlap_with_objects(boxes, batch).max(-1) for boxes in (boxes_BC4, own_BN4))
+    best_BNC, owner_BNC = (
+        torch.cat([one_BC[:, None].expand(-1, own_BN4.shape[1], -1), other_BN[..., None]], 2)
+        for one_BC, other_BN in zip(copied, own, strict=True)
+    )
+    return best_BNC, owner_BNC
 
 
 @torch.no_grad()

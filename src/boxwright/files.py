@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from boxwright.config import UserError
+from boxwright.config import UserError, require
 
 
 @contextmanager
@@ -18,6 +18,23 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"{path} can't be written: {reason}. What was there before is unharmed.") from error
+
+
+def require_writable(folder: Path) -> None:
+    """Check that files can be written in a folder, which need not exist yet, before time is spent on what they hold.
+
+    Raises:
+        UserError: if a file is in the way, or the place can't be written.
+    """
+    absolute = folder.absolute()
+    try:
+        there = next(place for place in (absolute, *absolute.parents) if place.exists())
+        require(there.is_dir(), f"{folder} can't be written: {there} is a file, not a folder; give another --out.")
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"nothing can be written in {folder}: {reason}; give another --out.") from error
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:

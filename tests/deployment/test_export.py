@@ -134,7 +134,7 @@ def test_where_8_bits_cost_too_much_more_layers_stay_fp32(tmp_path, photos, monk
         ({"precision": "int4"}, "--precision is one of fp32, fp16, int8, not 'int4'"),
         ({"to": "coreml"}, "--to is onnx, not 'coreml'"),
         ({"out": "x.safetensors"}, r"--out is a file that ends in \.onnx, not x\.safetensors"),
-        ({"out": "/dev/null/x.onnx"}, "nothing can be written in /dev/null"),
+        ({"out": "/dev/null/x.onnx"}, "/dev/null is a file, not a folder; give another --out"),
     ],
 )
 def test_options_that_are_refused(tmp_path, options, message):

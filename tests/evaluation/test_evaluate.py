@@ -95,6 +95,15 @@ def test_the_folder_is_beside_the_weights_unless_said(data: Path, tmp_path: Path
     assert (tmp_path / "runs" / "evaluate-shots-all" / "metrics.json").is_file()
 
 
+def test_a_place_that_cannot_be_written_is_named_before_any_work(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(module, "load_detector", lambda weights, device: pytest.fail("worked before it complained"))
+    with pytest.raises(UserError, match="file is a file, not a folder; give another --out"):
+        evaluate("weights", data, out=tmp_path / "file" / "page")
+
+
 def test_no_class_in_common(data: Path, tmp_path: Path, white_boxes: Detector) -> None:
     white_boxes.names = ("unicorn",)
     with pytest.raises(UserError, match=r"no class in common: it knows unicorn; the data has stranger, box"):

@@ -203,6 +203,12 @@ def test_a_loss_that_is_not_finite_stops_with_the_batch_on_disk(data, tmp_path, 
     assert (tmp_path / "run" / "state.safetensors").is_file()
 
 
+def test_a_folder_that_cannot_be_written_is_named_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="file is a file, not a folder; give another --out"):
+        train(tmp_path / "no data", tmp_path / "file" / "run")
+
+
 def test_another_run_is_never_overwritten_nor_resumed_with_other_settings(data, finished, tmp_path):
     out = shutil.copytree(finished, tmp_path / "run")
     before = (out / "best.safetensors").read_bytes()

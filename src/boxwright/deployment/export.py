@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from boxwright.console import make_console
 from boxwright.data.read import read
 from boxwright.data.records import Record
 from boxwright.evaluation.evaluate import choose_split, missing_classes
-from boxwright.files import write_whole
+from boxwright.files import require_writable, write_whole
 
 if TYPE_CHECKING:
     import onnx
@@ -99,8 +98,7 @@ def export(
 def _check_out(out: Path) -> None:
     """Raise `UserError` where the file can't be written, before minutes are spent on it."""
     require(out.suffix == ".onnx" and not out.is_dir(), f"--out is a file that ends in .onnx, not {out}.")
-    there = next(folder for folder in out.absolute().parents if folder.exists())
-    require(there.is_dir() and os.access(there, os.W_OK), f"nothing can be written in {there}; choose another --out.")
+    require_writable(out.parent)
 
 
 def _seed(detector: Detector) -> int:

@@ -23,7 +23,7 @@ from boxwright.evaluation.coco import RECALLS_R, Report, renamed, score
 from boxwright.evaluation.confusion import confusion, to_csv
 from boxwright.evaluation.report import write_page
 from boxwright.evaluation.run import detect_batches
-from boxwright.files import write_whole
+from boxwright.files import require_writable, write_whole
 from boxwright.types import Detections
 from boxwright.visualization import charts, images
 
@@ -60,6 +60,7 @@ def evaluate(
     """
     console = make_console()
     require(batch_size >= 1, f"--batch_size must be at least 1, not {batch_size}.")
+    require_writable(Path(out or results_folder(weights)))
     device, why = choose_device(device)
     detector = load_detector(weights, device)
     dataset = read(data)

@@ -16,6 +16,7 @@ from boxwright.explanation import query_page, sequence_page
 from boxwright.explanation.attention_maps import RecordedPass, record_pass
 from boxwright.explanation.generation_trace import trace_generation
 from boxwright.explanation.html_parts import LIKELY
+from boxwright.files import require_writable
 from boxwright.images import open_image
 from boxwright.inference.predictor import to_batch
 from boxwright.models.registry import DETECTORS, name_of
@@ -54,6 +55,7 @@ def explain(
         The page.
     """
     console, path = make_console(), Path(image)
+    require_writable(Path(out))
     device, _ = choose_device(device)
     detector = load_detector(weights, device)
     photo = open_image(path)

@@ -19,7 +19,7 @@ from boxwright.data.cache import Cache
 from boxwright.data.cache import build as build_cache
 from boxwright.data.loader import train_batches
 from boxwright.data.records import Record
-from boxwright.files import write_whole
+from boxwright.files import require_writable, write_whole
 from boxwright.models import registry
 from boxwright.models.registry import DetectorName, Size
 from boxwright.training.begin import make_detector, read_data
@@ -123,6 +123,7 @@ def run(config: RunConfig, resume: bool = False, show_batches: bool = False) -> 
     Returns:
         The run's folder, see `train`.
     """
+    require_writable(config.out)
     source, taught_by = (None if file is None else load_detector(file) for file in (config.weights, config.teacher))
     names, records, val_records = read_data(config)
     config = decide_epochs(config, len(records), resume)

@@ -143,8 +143,7 @@ def test_the_likelihood_is_that_of_the_tokens_with_untold_classes(detector, batc
 
 
 @pytest.mark.filterwarnings("ignore:an image has more objects")
-def test_a_longer_sequence_begins_as_a_shorter_one(batch, tmp_path):
-    detector = copying("pix2seq")
+def test_a_longer_sequence_begins_as_a_shorter_one(detector, batch, tmp_path):
     outputs = detector(batch.images_BCHW, batch.sizes_B2)
     before = detector.generate(outputs)
     with pytest.raises(UserError, match=r"1 to 6, not 40; `detector.lengthen\(40\)`"):
@@ -158,6 +157,8 @@ def test_a_longer_sequence_begins_as_a_shorter_one(batch, tmp_path):
     with torch.no_grad():
         again = sequence_log_probs(generated.tokens_BL, detector.decoder, detector.decoder_memory(outputs), PROMPT)
     torch.testing.assert_close(generated.log_probs_BL, again, rtol=0, atol=1e-3)
+    with pytest.raises(UserError, match="has room for 40 objects already, not 39"):
+        detector.lengthen(39)
 
 
 def test_given_objects_come_first_and_only_wanted_classes_follow(detector, batch):

@@ -64,6 +64,25 @@ def test_generation_has_the_log_probabilities_of_whole_sequences(detector, batch
     torch.testing.assert_close(generated.log_probs_BL[counted], whole[counted], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:an image has more objects")
+def test_a_sequence_with_more_room_begins_as_before_and_learns_more_objects(detector, batch, tmp_path):
+    outputs = detector.eval()(batch.images_BCHW, batch.sizes_B2)
+    before = detector.generate(outputs).tokens_BL
+    with pytest.raises(UserError, match=r"1 to 6, not 40; `detector.lengthen\(40\)`"):
+        detector.generate(outputs, 40)
+    detector.lengthen(40)
+    slots = len(detector.slots)
+    longer = detector.generate(outputs).tokens_BL
+    assert longer.shape == (2, 40 * slots)
+    assert (longer[:, : 6 * slots] == before).all()
+    save_detector(tmp_path / "long.safetensors", detector, {})
+    assert (load_detector(tmp_path / "long").generate(outputs).tokens_BL == longer).all()
+    many = {name: getattr(batch, name).repeat_interleave(20, 1) for name in ("boxes_BN4", "labels_BN", "valid_BN")}
+    loss(detector, replace(batch, **many)).backward()
+    table = detector.decoder.position_embedding
+    assert table is None or table.grad[39 * slots : 40 * slots].abs().sum() > 0
+
+
 def test_several_sequences_of_an_image_have_its_own_patches(batch):
     detector = build().eval()
     outputs = detector(batch.images_BCHW, batch.sizes_B2)

@@ -33,7 +33,7 @@ from boxwright.models.layers.kv_cache import CacheTensor, KeysValues, KVCache
 from boxwright.models.layers.position_encoding import resize_2d
 from boxwright.models.pix2seq import Pix2SeqConfig, Pix2SeqEncoder
 from boxwright.models.sequence.copying_detector import CopyingConfig, CopyingDetector
-from boxwright.models.sequence.decoder import positions, table
+from boxwright.models.sequence.decoder import lengthened, positions, table
 from boxwright.models.sequence.generation import Generated
 from boxwright.models.sequence.likelihood import log_probs, score_objects
 from boxwright.models.sequence.patch_vocabulary import PatchVocabulary
@@ -260,6 +260,14 @@ class PatchSeq(CopyingDetector):
         first_BN2, second_BN2 = boxes_BN4[..., :2], boxes_BN4[..., 2:]  # within one patch, offsets can be reversed
         ordered_BN4 = torch.cat([torch.minimum(first_BN2, second_BN2), torch.maximum(first_BN2, second_BN2)], -1)
         return Predictions(ordered_BN4, scores_BN, labels_BN)
+
+    def lengthen_positions(self, more: int) -> None:
+        """See `CopyingDetector`."""
+        decoder = self.decoder
+        if decoder.position_embedding is not None:
+            decoder.position_embedding = lengthened(
+                decoder.position_embedding, decoder.slots, self.config.max_objects, more
+            )
 
     def given_tokens(self, outputs: Any, given: Batch) -> Tensor:
         """See `SequenceDetector`."""

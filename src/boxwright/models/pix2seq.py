@@ -31,7 +31,7 @@ from boxwright.models.layers.attention import EncoderBlock, Mlp, dense, norm
 from boxwright.models.layers.class_rows import choose_ids
 from boxwright.models.layers.position_encoding import resize_2d, sincos_2d
 from boxwright.models.sequence.copying_detector import CopyingConfig, CopyingDetector
-from boxwright.models.sequence.decoder import SequenceDecoder, table
+from boxwright.models.sequence.decoder import SequenceDecoder, lengthened, table
 from boxwright.models.sequence.generation import Generated
 from boxwright.models.sequence.likelihood import Scores, log_probs, score_objects
 from boxwright.models.sequence.proposals import ProposalOutputs
@@ -184,7 +184,6 @@ class Pix2Seq(CopyingDetector):
     """
 
     explained_as = "sequence"
-    capacity_hint = "; `detector.lengthen({})` makes room"
 
     def __init__(self, config: Pix2SeqConfig, names: tuple[str, ...], pretrained: bool = True):
         super().__init__()
@@ -296,23 +295,17 @@ class Pix2Seq(CopyingDetector):
         boxes_BD4[..., 2:] = torch.maximum(boxes_BD4[..., :2], boxes_BD4[..., 2:])  # a reversed box is an empty one
         return Predictions(boxes_BD4, scores_BD, labels_BD)
 
-    def lengthen(self, objects: int) -> None:
-        """Make room for more objects in a sequence: those beyond the table get the positions of the last one in it.
-
-        Predictions of the first objects stay the same; the others are learned from images with more objects.
-        """
-        c = self.config
-        require(objects >= c.max_objects, f"a sentence has room for {c.max_objects} objects already, not {objects}.")
-        length = c.length + OBJECT_TOKENS * (objects - c.max_objects)
-        self.config = replace(c, max_objects=objects, length=length)
-        if self.proposer is not None:  # objects have no positions
-            return
+    def lengthen_positions(self, more: int) -> None:
+        """See `CopyingDetector`."""
+        c, decoder = self.config, self.decoder
         require(c.decoder_positions == "learned", "only learned positions can be lengthened; these are sines.")
-        table_LE = self.decoder.position_embedding
-        last_SE = table_LE[: OBJECT_TOKENS * c.max_objects].detach()[-OBJECT_TOKENS:]
-        more_LE = last_SE.repeat(objects - c.max_objects, 1)
-        end = OBJECT_TOKENS * c.max_objects
-        self.decoder.position_embedding = nn.Parameter(torch.cat([table_LE[:end], more_LE, table_LE[end:]]).detach())
+        decoder.position_embedding = lengthened(decoder.position_embedding, OBJECT_TOKENS, c.max_objects, more)
+
+    def config_for(self, objects: int) -> Pix2SeqConfig:
+        """See `CopyingDetector`."""
+        c = self.config
+        length = c.length + OBJECT_TOKENS * (objects - c.max_objects)
+        return replace(c, max_objects=objects, length=length)
 
     def given_tokens(self, outputs: Any, given: Batch) -> Tensor:
         """See `SequenceDetector`."""

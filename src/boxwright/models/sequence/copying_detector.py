@@ -1,11 +1,12 @@
 """A sequence detector that may copy from proposals: what `pix2seq` and `patchseq` share in that form."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from boxwright.config import require
 from boxwright.models.backbones.backbone import Backbone
 from boxwright.models.layers.class_rows import copy_rows, copy_weights, shared_rows
 from boxwright.models.sequence.proposal_decoder import ProposalDecoder
@@ -47,6 +48,7 @@ class CopyingDetector(SequenceDetector):
     fp32_modules = (
         "many", "distance", "enter", "place", "refine", "spread", "rescore", "point_key", "from_proposal",
     )  # fmt: skip
+    capacity_hint = "; `detector.lengthen({})` makes room"
     proposer: ProposalEncoder | None
 
     def __init__(self) -> None:
@@ -72,6 +74,32 @@ class CopyingDetector(SequenceDetector):
         filled_BCHW = torch.where(mask_B1HW, pixels(images_BCHW), self.backbone.mean)
         features = self.backbone(filled_BCHW.contiguous(memory_format=torch.channels_last))
         return self.proposer(features, images_BCHW.shape[-2:], self.canvas_vocabulary(images_BCHW.shape[-2:]))
+
+    def lengthen(self, objects: int) -> None:
+        """Make room for more objects in a sequence.
+
+        Predictions of the first objects stay the same; the others are learned from images with more objects. Without
+        proposals, they begin with the positions of the last object that there was room for.
+
+        Args:
+            objects: how many, at least as many as there is room for.
+
+        Raises:
+            UserError: if there is room for more already, or positions are sines.
+        """
+        most = self.config.max_objects
+        require(objects >= most, f"a sequence has room for {most} objects already, not {objects}.")
+        if self.proposer is None:  # with proposals, objects have no positions
+            self.lengthen_positions(objects - most)
+        self.config = self.config_for(objects)
+
+    def lengthen_positions(self, more: int) -> None:
+        """Add positions of objects to the decoder's table."""
+        raise NotImplementedError
+
+    def config_for(self, objects: int) -> Any:
+        """The configuration with this `max_objects`."""
+        return replace(self.config, max_objects=objects)
 
     def canvas_vocabulary(self, size: torch.Size) -> Any:
         """The token ids for a canvas of this height and width."""

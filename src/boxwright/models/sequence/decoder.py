@@ -97,6 +97,19 @@ def positions(length: int, slots: int, dim: int) -> Tensor:
     return table(slots, dim)[index % slots] + table(length // slots + 1, dim)[index // slots]
 
 
+def lengthened(table_LE: Tensor, slots: int, objects: int, more: int) -> nn.Parameter:
+    """A table of positions with room for more objects, which get the positions of the last one in it.
+
+    Args:
+        table_LE: the table.
+        slots: tokens of an object.
+        objects: how many the table has room for; what follows stays at its end.
+        more: how many to add.
+    """
+    before_LE, after_LE = table_LE[: slots * objects], table_LE[slots * objects :]
+    return nn.Parameter(torch.cat([before_LE, before_LE[-slots:].repeat(more, 1), after_LE]).detach())
+
+
 def table(rows: int, dim: int) -> Tensor:
     """Initial values of an embedding table: normal with standard deviation 0.1, truncated at two of them.
 

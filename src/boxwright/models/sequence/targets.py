@@ -129,7 +129,7 @@ def order_objects(
     """
     if valid_BN.shape[1] > rows and bool((valid_BN.sum(1) > rows).any()):  # the same text each time: shown once
         cut = f"an image has more objects than the {rows} of a sequence: as many as fit are taught, at random"
-        warnings.warn(f"{cut}; a pix2seq has room for more after `detector.lengthen`, in Python.", stacklevel=2)
+        warnings.warn(f"{cut}; `detector.lengthen` of a pix2seq or patchseq makes room, in Python.", stacklevel=2)
     order_BM = _random_order(valid_BN) if shuffle else (~valid_BN).byte().argsort(dim=1, stable=True)
     order_BM = order_BM[:, :rows]
     picked = (boxes_BN4.gather(1, order_BM[..., None].expand(-1, -1, 4)), labels_BN.gather(1, order_BM))

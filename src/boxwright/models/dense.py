@@ -34,6 +34,7 @@ from boxwright.models.losses.task_aligned import assigned_losses, candidates, ga
 from boxwright.types import Batch, CellPredictions, Detector, FeatureMaps, Predictions, image_mask, pixels
 
 MIN_OVERLAP = 0.01  # least target of an assigned candidate's score, so that boxes far off learn, too
+PEAK = 2.0  # by which the logit of a cell is lowered that is no local maximum, where candidates are chosen
 DETECTIONS = 100  # kept per image, as COCO counts
 BOX_AND_DUPLICATE = 5  # inputs of the duplicate relation behind features and class scores: box, duplicate score
 
@@ -49,8 +50,11 @@ class DenseConfig:
         depth: 3x3 convolutions in each tower.
         strides: canvas pixels per cell of each level.
         rivals: number of candidates, the cells of highest `many` score, which attend to each other. About ten cells
-            predict the same object, so there should be ten times as many as objects in an image.
+            predict the same object, so there should be ten times as many as objects in an image; with `peaks`, five.
         convolved: a plain ViT has convolutions in its MLPs instead of a table of position embeddings.
+        shared: 3x3 convolutions before the towers, which both share.
+        peaks: cells that score less than one of their eight neighbours come after the others.
+        relation_layers: layers in which the candidates attend to each other.
     """
 
     backbone: str = "tf_efficientnet_lite0"
@@ -60,10 +64,13 @@ class DenseConfig:
     strides: tuple[int, ...] = (8, 16, 32)
     rivals: int = 300
     convolved: bool = False
+    shared: int = 0
+    peaks: bool = False
+    relation_layers: int = 2
 
 
 SIZES = {
-    "nano": DenseConfig(),
+    "nano": DenseConfig(channels=64, depth=1, shared=1, rivals=150, peaks=True, relation_layers=1),
     "small": DenseConfig("tf_efficientnet_lite1", image_size=416, channels=128, depth=3, rivals=500),
     "medium": DenseConfig("tf_efficientnet_lite2", image_size=512, channels=160, depth=4, rivals=700),
     "base": DenseConfig(
@@ -108,8 +115,8 @@ class Dense(Detector):
         self.config, self.names, self.image_size = config, tuple(names), config.image_size
         self.backbone = Backbone(config.backbone, config.strides, pretrained, convolved=config.convolved)
         self.pyramid = FeaturePyramid(self.backbone.channels, config.channels)
-        self.head = DenseHead(config.channels, config.depth, len(config.strides), len(names))
-        self.rivals = DuplicateRelation(config.channels, len(names))
+        self.head = DenseHead(config.channels, config.depth, len(config.strides), len(names), config.shared)
+        self.rivals = DuplicateRelation(config.channels, len(names), layers=config.relation_layers)
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """Parameters of the timm network."""
@@ -125,7 +132,8 @@ class Dense(Detector):
     def _predict(self, maps: list[Tensor], size: torch.Size) -> DenseOutputs:
         """Predictions of the cells of all levels, in canvas coordinates."""
         cells = predict_cells(self.head, maps, self.config.strides, size)
-        cells_BR = cells.best(self.config.rivals)
+        ranking_BQ = peaks_first(cells.many_BQK, maps) if self.config.peaks else cells.many_BQK.amax(-1)
+        cells_BR = ranking_BQ.topk(min(self.config.rivals, ranking_BQ.shape[1])).indices
         chosen = (gather_rows(x, cells_BR) for x in (cells.features_BQC, cells.many_BQK, cells.boxes_BQ4))
         one_BRK = self.rivals(*chosen).float()
         return DenseOutputs(cells.many_BQK, cells.boxes_BQ4, cells.centres_Q2, cells.reach_Q2, one_BRK, cells_BR)
@@ -188,12 +196,29 @@ class DuplicateRelation(nn.Module):
     def forward(self, features_BRC: Tensor, many_BRK: Tensor, boxes_BR4: Tensor) -> Tensor:
         """Class logits (B, R, K), corrected; no gradient flows back to boxes and `many` scores from here."""
         many_BRK, boxes_BR4 = many_BRK.detach(), boxes_BR4.detach()
-        relation_BRR4 = relation(many_BRK, boxes_BR4)
-        duplicate_BR1 = relation_BRR4[..., -1].amax(-1, keepdim=True)
+        relation_B4RR = relation(many_BRK, boxes_BR4)
+        duplicate_BR1 = relation_B4RR[:, -1].amax(-1, keepdim=True)
         x_BRC = self.enter(torch.cat([features_BRC, many_BRK, boxes_BR4, duplicate_BR1], -1))
         for layer in self.layers:
-            x_BRC = layer(x_BRC, relation_BRR4)
+            x_BRC = layer(x_BRC, relation_B4RR)
         return many_BRK - self.strength * duplicate_BR1.square() + self.leave(x_BRC)
+
+
+@torch.no_grad()
+def peaks_first(many_BQK: Tensor, maps: list[Tensor]) -> Tensor:
+    """Scores (B, Q) to choose candidates by: each cell's best logit, lowered by `PEAK` where a neighbour has a higher.
+
+    So that a few candidates cover many objects, instead of all cells of the best ones.
+
+    Args:
+        many_BQK: logits of the cells of all levels, finest first.
+        maps: (B, C, H, W) of each level.
+    """
+    best_BQ = many_BQK.amax(-1)
+    levels = best_BQ.split([x.shape[-2] * x.shape[-1] for x in maps], dim=1)
+    grids = (level.unflatten(1, (1, *x.shape[-2:])) for level, x in zip(levels, maps, strict=True))
+    highest_BQ = torch.cat([F.max_pool2d(grid, 3, stride=1, padding=1).flatten(1) for grid in grids], 1)
+    return best_BQ - PEAK * (best_BQ < highest_BQ)
 
 
 @torch.no_grad()

@@ -50,10 +50,19 @@ class FeaturePyramid(nn.Module):
 
 
 class DenseHead(nn.Module):
-    """Two towers shared by all levels, and a learned scale of the distances of each level (FCOS, Tian et al. 2019)."""
+    """Two towers shared by all levels, and a learned scale of the distances of each level (FCOS, Tian et al. 2019).
 
-    def __init__(self, width: int, depth: int, levels: int, classes: int):
+    Args:
+        width: channels of maps and towers.
+        depth: 3x3 convolutions in each tower.
+        levels: of the pyramid.
+        classes: their number.
+        shared: 3x3 convolutions before the towers, which both share.
+    """
+
+    def __init__(self, width: int, depth: int, levels: int, classes: int, shared: int = 0):
         super().__init__()
+        self.shared_tower = nn.Sequential(*(_block(width) for _ in range(shared)))
         self.class_tower = nn.Sequential(*(_block(width) for _ in range(depth)))
         self.box_tower = nn.Sequential(*(_block(width) for _ in range(depth)))
         self.many = nn.Conv2d(width, classes, 3, padding=1)
@@ -63,8 +72,9 @@ class DenseHead(nn.Module):
 
     def forward(self, x_BCHW: Tensor, level: int) -> tuple[Tensor, Tensor, Tensor]:
         """Class logits (B, HW, K), distances (B, HW, 4; in cells, >= 0) and features (B, HW, C) of a level."""
-        tower_BCHW = self.class_tower(x_BCHW)
-        distances = F.softplus(self.distance(self.box_tower(x_BCHW)) + 1) * self.log_scale[level].exp()
+        shared_BCHW = self.shared_tower(x_BCHW)
+        tower_BCHW = self.class_tower(shared_BCHW)
+        distances = F.softplus(self.distance(self.box_tower(shared_BCHW)) + 1) * self.log_scale[level].exp()
         many, sides, features = (y.flatten(2).transpose(1, 2) for y in (self.many(tower_BCHW), distances, tower_BCHW))
         return many, sides, features
 

@@ -34,12 +34,20 @@ class Cells(NamedTuple):
 
 
 class FeaturePyramid(nn.Module):
-    """A feature pyramid (Lin et al. 2017): coarse levels are added to finer ones, top down."""
+    """A feature pyramid (Lin et al. 2017): coarse levels are added to finer ones, top down.
 
-    def __init__(self, channels: list[int], width: int):
+    Args:
+        channels: of the maps.
+        width: of the pyramid.
+        smooth: each level gets a 3x3 convolution at the end.
+    """
+
+    def __init__(self, channels: list[int], width: int, smooth: bool = True):
         super().__init__()
         self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
-        self.smooth = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in channels)
+        self.smooth = nn.ModuleList(
+            nn.Conv2d(width, width, 3, padding=1) if smooth else nn.Identity() for _ in channels
+        )
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """Maps of one width, finest first as given."""
@@ -57,22 +65,23 @@ class DenseHead(nn.Module):
         depth: 3x3 convolutions in each tower.
         levels: of the pyramid.
         classes: their number.
-        shared: 3x3 convolutions before the towers, which both share.
+        lean: the towers share a 3x3 convolution before them, and predictions come from 1x1 kernels.
     """
 
-    def __init__(self, width: int, depth: int, levels: int, classes: int, shared: int = 0):
+    def __init__(self, width: int, depth: int, levels: int, classes: int, lean: bool = False):
         super().__init__()
-        self.shared_tower = nn.Sequential(*(_block(width) for _ in range(shared)))
+        self.shared = _block(width) if lean else nn.Identity()
         self.class_tower = nn.Sequential(*(_block(width) for _ in range(depth)))
         self.box_tower = nn.Sequential(*(_block(width) for _ in range(depth)))
-        self.many = nn.Conv2d(width, classes, 3, padding=1)
-        self.distance = nn.Conv2d(width, 4, 3, padding=1)
+        kernel = 1 if lean else 3
+        self.many = nn.Conv2d(width, classes, kernel, padding=kernel // 2)
+        self.distance = nn.Conv2d(width, 4, kernel, padding=kernel // 2)
         self.log_scale = nn.Parameter(torch.zeros(levels))
         nn.init.constant_(self.many.bias, math.log(PRIOR / (1 - PRIOR)))  # type: ignore[arg-type]
 
     def forward(self, x_BCHW: Tensor, level: int) -> tuple[Tensor, Tensor, Tensor]:
         """Class logits (B, HW, K), distances (B, HW, 4; in cells, >= 0) and features (B, HW, C) of a level."""
-        shared_BCHW = self.shared_tower(x_BCHW)
+        shared_BCHW = self.shared(x_BCHW)
         tower_BCHW = self.class_tower(shared_BCHW)
         distances = F.softplus(self.distance(self.box_tower(shared_BCHW)) + 1) * self.log_scale[level].exp()
         many, sides, features = (y.flatten(2).transpose(1, 2) for y in (self.many(tower_BCHW), distances, tower_BCHW))

@@ -1,17 +1,19 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from boxwright.models.dense import Dense, DenseConfig, one_to_one
+from boxwright.models.dense import PEAK, Dense, DenseConfig, one_to_one, peaks_first
 from boxwright.models.losses.task_aligned import candidates, one_to_many
 from boxwright.types import Batch
 
 CONFIG = DenseConfig(backbone="test_efficientnet", image_size=96, channels=16, depth=1)
 
 
-@pytest.fixture
-def detector():
+@pytest.fixture(params=[False, True], ids=["whole", "lean"])
+def detector(request):
     torch.manual_seed(0)
-    return Dense(CONFIG, ("cat", "dog"), pretrained=False)
+    return Dense(replace(CONFIG, lean=request.param), ("cat", "dog"), pretrained=False)
 
 
 def test_any_height_and_width_and_a_valid_box_in_every_cell(detector):
@@ -91,3 +93,18 @@ def test_loss_does_not_depend_on_padding_rows(detector, batch):
     raw = detector(batch.images_BCHW, batch.sizes_B2)
     for name, value in detector.loss(raw, batch).items():
         torch.testing.assert_close(value, detector.loss(raw, wide)[name])
+
+
+def test_the_best_cell_of_each_neighbourhood_becomes_a_candidate_before_its_neighbours():
+    many_BQK = torch.full((1, 36 + 9, 2), -9.0)
+    many_BQK[0, 7, 0], many_BQK[0, 8, 1] = 3.0, 2.5  # neighbours on the finer level, whatever their class
+    many_BQK[0, 28, 1] = 1.0  # alone there
+    many_BQK[0, 36 + 4, 0] = 2.9  # on the coarser level, where cells are compared with each other only
+    ranking_BQ = peaks_first(many_BQK, [torch.zeros(1, 1, 6, 6), torch.zeros(1, 1, 3, 3)])
+    assert ranking_BQ[0].topk(3).indices.tolist() == [7, 36 + 4, 28]
+    assert ranking_BQ[0, 8] == 2.5 - PEAK
+
+
+def test_cells_of_one_score_are_all_peaks():
+    ranking_BQ = peaks_first(torch.zeros(2, 12, 3), [torch.zeros(2, 1, 3, 4)])
+    assert (ranking_BQ == 0).all()

@@ -94,11 +94,11 @@ def test_the_layer_that_was_changed_is_the_one_that_differs(dense, images):
     changed = onnx.ModelProto()
     changed.CopyFrom(fp32)
     weights = {tensor.name: tensor for tensor in changed.graph.initializer}
-    smooth = next(
-        node for node in changed.graph.node if node.op_type == "Conv" and node.name.startswith("pyramid.smooth.1")
+    lateral = next(
+        node for node in changed.graph.node if node.op_type == "Conv" and node.name.startswith("pyramid.lateral.1")
     )
-    tensor = weights[smooth.input[1]]
+    tensor = weights[lateral.input[1]]
     tensor.CopyFrom(numpy_helper.from_array(3 * numpy_helper.to_array(tensor), tensor.name))
     name, share = drift_by_layer(changed, detector, images[0])[0]
-    assert name == "pyramid.smooth.1"
+    assert name == "pyramid.lateral.1"
     assert share == pytest.approx(2, rel=0.2)

@@ -29,8 +29,8 @@ def relation(logits_BRK: Tensor, boxes_BR4: Tensor) -> Tensor:
     return torch.stack([overlap_BRR, better_BRR, same_BRR, overlap_BRR * better_BRR * same_BRR], 1)
 
 
-def relation_bias(linear: nn.Linear, relation_B4RR: Tensor) -> Tensor:
-    """A bias of attention (B, heads, R, R), linear in the relation of each pair.
+def relation_bias(linear: nn.Module, relation_B4RR: Tensor) -> Tensor:
+    """A bias of attention (B, heads, R, R): a linear layer over the relation of each pair.
 
     The layer is applied to each plane alone, so that pairs lie last and no large tensor is transposed. Its constant is
     left out, as softmax ignores it.

@@ -97,8 +97,8 @@ def test_the_layer_that_was_changed_is_the_one_that_differs(dense, images):
     lateral = next(
         node for node in changed.graph.node if node.op_type == "Conv" and node.name.startswith("pyramid.lateral.1")
     )
-    tensor = weights[lateral.input[1]]
-    tensor.CopyFrom(numpy_helper.from_array(3 * numpy_helper.to_array(tensor), tensor.name))
+    for name in lateral.input[1:]:
+        weights[name].CopyFrom(numpy_helper.from_array(3 * numpy_helper.to_array(weights[name]), name))
     name, share = drift_by_layer(changed, detector, images[0])[0]
     assert name == "pyramid.lateral.1"
     assert share == pytest.approx(2, rel=0.2)

@@ -58,7 +58,7 @@ def test_every_public_name_is_there():
         (["train", "DATA", "--model", "dens"], "--model can't be 'dens' (did you mean 'dense'?), it must be one of"),
         (["train", "DATA", "--model", ""], "--model can't be '', it must be one of: dense, pix2seq,"),
         (["convert", "DATA", "OUT", "--to", "coc"], "can't be 'coc' (did you mean 'coco'?), it must be one of: coco,"),
-        (["predict", "W", "S", "--threshold", "half"], "--threshold can't be 'half', it must be a number."),
+        (["predict", "W", "S", "--threshold", "half"], "--threshold can't be 'half', it must be one of: float, null."),
         (["train", "DATA", "--seed", "1.5"], "--seed can't be '1.5', it must be a whole number. See"),
         (["train", "DATA", "--epochs", "many"], "--epochs can't be 'many', it must be one of: int, null. See"),
         (

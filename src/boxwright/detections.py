@@ -33,9 +33,10 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores_N)
 
-    def above(self, threshold: float) -> Detections:
-        """The objects whose score is over the threshold."""
-        keep = self.scores_N > threshold
+    def above(self, threshold: float | Sequence[float]) -> Detections:
+        """The objects whose score is over the threshold: one number, or one for each class of `names`."""
+        limits = np.asarray(threshold, np.float32)
+        keep = self.scores_N > (limits[self.labels_N] if limits.ndim else limits)
         return Detections(self.boxes_N4[keep], self.scores_N[keep], self.labels_N[keep], self.names)
 
     def to_supervision(self) -> supervision.Detections:

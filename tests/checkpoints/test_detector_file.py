@@ -7,10 +7,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from boxwright.checkpoints.detector_file import load_detector, save_detector
+from boxwright.checkpoints.header import store_in_card
 from boxwright.checkpoints.locate import find_weights
+from boxwright.checkpoints.lora import checksum
 from boxwright.config import UserError
 from boxwright.files import write_whole
 from boxwright.models import registry
+from boxwright.thresholds import Thresholds
 from boxwright.training import recipes
 
 
@@ -30,6 +33,18 @@ def test_round_trip_keeps_weights_names_and_card(detector, tmp_path):
         assert loaded.config == detector.config
         for key, value in detector.state_dict().items():
             assert torch.equal(value, loaded.state_dict()[key])
+
+
+def test_a_threshold_stored_later_changes_no_weight(detector, tmp_path):
+    save_detector(tmp_path / "best.safetensors", detector, {"epoch": 3})
+    with safe_open(tmp_path / "best.safetensors", "pt") as stored:
+        before = stored.metadata()["checksum"]
+    store_in_card(tmp_path / "best.safetensors", Thresholds(0.3, {"cat": 0.25}, "x").to_card())
+    loaded = load_detector(tmp_path)
+    assert Thresholds.from_card(loaded.card).of(loaded.names) == [0.25, 0.3]
+    assert loaded.card["epoch"] == 3
+    assert checksum(loaded.state_dict()) == before
+    assert "thresholds" not in loaded.with_classes(("cat", "new")).card
 
 
 def test_a_checkpoint_cut_short_is_refused(detector, tmp_path):

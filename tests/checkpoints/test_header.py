@@ -2,9 +2,10 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
-from boxwright.checkpoints.header import read_header
+from boxwright.checkpoints.header import read_header, store_in_card
 from boxwright.config import UserError
 
 
@@ -36,3 +37,34 @@ def test_other_headers_are_refused(tmp_path, header):
 def test_what_cannot_be_read_is_named(tmp_path):
     with pytest.raises(UserError, match="nothere can't be read: No such file"):
         read_header(tmp_path / "nothere")
+
+
+@pytest.mark.parametrize("length", range(9))
+def test_facts_are_added_to_the_card_and_nothing_else_changes(tmp_path, length):
+    file = tmp_path / "x.safetensors"
+    tensors = {"a": torch.randn(3, 2).half(), "b": torch.arange(5), "c": torch.randn(1)}
+    card = {"epoch": 3, "thresholds": {"overall": 0.1}}
+    save_file(tensors, file, {"format": "boxwright-1", "card": json.dumps(card), "checksum": "c"})
+    store_in_card(file, {"thresholds": {"overall": 0.25}, "é" * length: 1})
+    header = read_header(file)
+    assert json.loads(header.pop("card")) == {"epoch": 3, "thresholds": {"overall": 0.25}, "é" * length: 1}
+    assert header == {"format": "boxwright-1", "checksum": "c"}
+    with safe_open(file, "pt") as stored:
+        for key, value in tensors.items():
+            assert stored.get_tensor(key).dtype == value.dtype
+            assert torch.equal(stored.get_tensor(key), value)
+
+
+def test_a_card_that_cannot_be_written_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    file = tmp_path / "x.safetensors"
+    save_file({"a": torch.zeros(3)}, file, {"card": "{}"})
+    content = file.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfileobj", full)
+    with pytest.raises(UserError, match=r"x.safetensors can't be written: No space left"):
+        store_in_card(file, {"epoch": 3})
+    assert file.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [file]

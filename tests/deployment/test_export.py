@@ -13,6 +13,7 @@ from boxwright.deployment.onnx.parity import Parity, average_precision, compare,
 from boxwright.detections import Detections
 from boxwright.inference.predictor import Predictor
 from boxwright.runtime import Detector
+from boxwright.thresholds import Thresholds
 from helpers.untrained import untrained
 
 
@@ -40,9 +41,11 @@ def compared_on(photos, monkeypatch, names=None):
 def test_the_file_predicts_what_its_source_predicts(model, tmp_path, photos, monkeypatch):
     compared_on(photos, monkeypatch)
     detector = untrained(model)
-    save_detector(tmp_path / "x.safetensors", detector, {})
+    stored = Thresholds(0.3, {"dog": 0.25}, "9 images")
+    save_detector(tmp_path / "x.safetensors", detector, stored.to_card())
     file = export(tmp_path / "x", out=tmp_path / "x.onnx")
     assert (tmp_path / "x.report.md").is_file()
+    assert Detector(file).thresholds == stored
     exported, source = Detector(file), Predictor(detector, "cpu")
     assert exported.names == ("cat", "dog")
     for photo in photos:

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+from boxwright.checkpoints.header import read_header
 from boxwright.config import UserError
 from boxwright.data.cache import build
 from boxwright.data.read import read
@@ -16,6 +19,8 @@ from boxwright.device import choose_device
 from boxwright.evaluation import evaluate as module
 from boxwright.evaluation.evaluate import choose_split, evaluate
 from boxwright.evaluation.run import detect
+from boxwright.evaluation.thresholds import Choice
+from boxwright.thresholds import Thresholds
 from boxwright.types import Detector
 
 SIZES = [(256, 128), (100, 200), (64, 64), (640, 480), (300, 300)]
@@ -62,7 +67,8 @@ def test_everything_is_written(data: Path, tmp_path: Path, capsys: pytest.Captur
     out = tmp_path / "out"
     report = evaluate(Path("w"), data, out=out, batch_size=2)
     assert sorted(p.name for p in out.iterdir()) == [
-        "confusion.csv", "confusion.png", "index.html", "metrics.json", "pictures", "pr_curves.png", "predictions.json",
+        "confusion.csv", "confusion.png", "f1_curves.png", "index.html", "metrics.json", "pictures",
+        "pr_curves.png", "predictions.json",
     ]  # fmt: skip
     printed = capsys.readouterr().out
     assert report.summary() in printed
@@ -78,13 +84,43 @@ def test_everything_is_written(data: Path, tmp_path: Path, capsys: pytest.Captur
     assert metrics["stats"]["AP50"] == report.ap50
     assert metrics["calibration"]["ece"] == report.ece
     assert metrics["unknown_classes"] == ["stranger"]
+    assert metrics["thresholds"]["best"] is None
+    assert "too few objects to choose a score threshold on: 4, and it takes 20" in printed
     with (out / "confusion.csv").open(newline="") as file:
         rows = list(csv.reader(file))
     assert rows[2] == ["box", "0", "4", "0"]
     assert len(list((out / "pictures").iterdir())) == 5
     with Image.open(out / "confusion.png") as picture:
         assert picture.format == "PNG"
-    assert (out / "index.html").read_text().count("<figure>") == 7
+    assert (out / "index.html").read_text().count("<figure>") == 8
+
+
+def test_thresholds_are_chosen_and_written_into_the_weights(
+    data: Path, tmp_path: Path, white_boxes: Detector, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr("boxwright.evaluation.thresholds.LEAST_OBJECTS", 4)
+    monkeypatch.setattr("boxwright.visualization.charts._save", lambda figure, out: out.touch())
+    weights = tmp_path / "best.safetensors"
+    save_file({"a": torch.zeros(1)}, weights, {"format": "boxwright-1", "card": "{}"})
+    evaluate(weights, data, out=tmp_path / "out", store=False)
+    assert "not written into the weights: as asked" in capsys.readouterr().out
+    assert json.loads(read_header(weights)["card"]) == {}
+    report = evaluate(weights, data, out=tmp_path / "out")
+    assert "score over 0.450 (stored; chosen on 5 images of shots, split all); written into the weights" in (
+        " ".join(capsys.readouterr().out.split())
+    )
+    assert report.thresholds.overall(Choice(None, Thresholds(0.45))).in_use.f1 == 1
+    stored = json.loads(read_header(weights)["card"])
+    words = "5 images of shots, split all"
+    assert stored["thresholds"] == {"overall": 0.45, "classes": {"box": 0.45}, "chosen on": words}
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["thresholds"]["best"] == metrics["thresholds"]["in_use"] == stored["thresholds"]
+    assert metrics["confusion"]["thresholds"] == {"stranger": 0.45, "box": 0.45}
+    white_boxes.card = stored
+    evaluate(weights, data, out=tmp_path / "out")
+    assert "--store true replaces them" in capsys.readouterr().out
+    with pytest.raises(UserError, match="copy it, and give the copy"):
+        evaluate("hf://owner/name", data, store=True)
 
 
 def test_the_folder_is_beside_the_weights_unless_said(data: Path, tmp_path: Path) -> None:

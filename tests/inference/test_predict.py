@@ -13,6 +13,7 @@ from boxwright.config import UserError
 from boxwright.inference import predict as module
 from boxwright.inference.predict import predict
 from boxwright.inference.predictor import Predictor
+from boxwright.thresholds import Thresholds
 from boxwright.types import Detector
 
 SIZE, BOX = (256, 128), (64, 32, 192, 96)
@@ -56,6 +57,17 @@ def test_writes_pictures_json_and_csv(shots: Path, tmp_path: Path) -> None:
     assert [(row["file"], row["label"]) for row in rows] == [("a/x.jpg", "box"), ("b/x.bmp", "box"), ("b/x.png", "box")]
     np.testing.assert_allclose([float(rows[1][key]) for key in ("x1", "y1", "x2", "y2")], BOX, atol=4.1)
     assert float(rows[1]["score"]) == pytest.approx(0.9)
+
+
+def test_it_says_which_scores_count(shots: Path, tmp_path: Path, white_boxes: Detector, capsys) -> None:
+    def told(threshold: float | None = None) -> tuple[int, str]:
+        summary = predict(Path("w"), str(shots), tmp_path / "out", threshold, overlays=False)
+        return summary.objects.total(), capsys.readouterr().out.splitlines()[0]
+
+    assert told() == (3, "score over 0.5 (the detector stores no threshold)")
+    white_boxes.card = Thresholds(0.3, {"box": 0.95}, "9 images").to_card()
+    assert told() == (0, "score over box 0.950, other 0.300 (stored; chosen on 9 images)")
+    assert told(0.2) == (3, "score over 0.2 (as asked)")
 
 
 def test_the_json_is_a_data_set(shots: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from boxwright.config import UserError
 from boxwright.inference.predictor import Predictor
+from boxwright.thresholds import Thresholds
 from boxwright.types import Detector
 
 SIZE, BOX = (256, 128), (64, 32, 192, 96)
@@ -55,6 +56,23 @@ def test_an_opened_image_of_any_mode_is_read_as_its_file_is(predictor: Predictor
     found = predictor.predict(image)
     np.testing.assert_array_equal(found.boxes_N4, [[16, 8, 32, 16]])
     np.testing.assert_array_equal(found.boxes_N4, predictor.predict(path).boxes_N4)
+
+
+def test_the_stored_threshold_counts_unless_another_is_given(
+    predictor: Predictor, paint: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = paint(tmp_path / "x.png", SIZE, BOX)
+    for overall, classes, count in ((0.95, {}, 0), (0.95, {"box": 0.85}, 1), (0.5, {"box": 0.91}, 0)):
+        predictor.detector.card = Thresholds(overall, classes, "x").to_card()
+        assert len(predictor.predict(path)) == count
+        assert [len(found) for found in predictor.predict([path, path])] == [count] * 2
+        assert [len(found) for _, found in predictor.stream(str(path))] == [count]
+        assert len(predictor.predict(path, threshold=0.89)) == 1
+        assert len(predictor.predict(path, threshold=0.92)) == 0
+    predictor.detector.card = {"thresholds": "high"}
+    assert len(predictor.predict(path, threshold=0.5)) == 1
+    with pytest.raises(UserError, match="score thresholds in the model card"):
+        predictor.predict(path)
 
 
 def test_threshold(predictor: Predictor, paint: Callable[..., Path], tmp_path: Path) -> None:

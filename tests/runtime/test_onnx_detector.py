@@ -1,5 +1,6 @@
 """A file in, boxes out; errors of one line for anything else."""
 
+import json
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from PIL import Image
 import boxwright
 from boxwright.config import UserError
 from boxwright.runtime import Detector
+from boxwright.thresholds import Thresholds
 from helpers.onnx_files import facts, white_boxes
 
 SIZE, BOX = (256, 128), (64, 32, 192, 96)
@@ -70,6 +72,16 @@ def test_threshold_and_classes(detector: Detector, paint: Callable[..., Path], t
         detector.predict(path, classes="othr")
     with pytest.raises(UserError, match="threshold"):
         detector.predict(path, threshold=1)
+
+
+def test_the_stored_threshold_counts_unless_another_is_given(paint: Callable[..., Path], tmp_path: Path) -> None:
+    path, card = paint(tmp_path / "x.png", SIZE, BOX), Thresholds(0.3, {"other": 0.2, "box": 0.95}, "x").to_card()
+    detector = Detector(white_boxes(tmp_path / "w.onnx", facts(card=json.dumps(card))))
+    assert detector.thresholds.of(detector.names) == [0.95, 0.2]
+    assert detector.predict(path).labels_N.tolist() == [1]
+    assert detector.predict(path, threshold=0.5).labels_N.tolist() == [0]
+    [(_, found)] = detector.stream([path])
+    assert found.labels_N.tolist() == [1]
 
 
 def test_one_pixel_is_an_image(detector: Detector) -> None:

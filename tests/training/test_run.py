@@ -11,6 +11,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ import boxwright
 from boxwright.__main__ import main
 from boxwright.config import MIXING, Augment, Optim, UserError, require
 from boxwright.models.dense import Dense
+from boxwright.thresholds import Thresholds
 from boxwright.training import recipes
 from boxwright.training.config import RunConfig
 from helpers.training_runs import COMMON, LAUNCHER, SETTINGS, rows, start, train, wait_for_rows
@@ -124,6 +126,29 @@ def test_the_card_and_the_names_travel_with_the_weights(finished):
     assert detector.card["settings"]["batch_size"] == 4
 
 
+def test_the_thresholds_of_the_validation_travel_with_the_weights(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "boxwright.evaluation.thresholds.ThresholdReport.choose",
+        lambda report, words: Thresholds(0.3, {report.names[1]: 0.25}, words),
+    )
+    run = train(data, tmp_path / "run", epochs=1)
+    words = f"score over square 0.300, disc 0.250 (stored; chosen on 8 validation images of {data.name})"
+    assert f"`predict` shows objects with a {words}" in capsys.readouterr().out
+    for name in ("best", "last"):
+        predictor = boxwright.load(run / name, device="cpu")
+        assert predictor.thresholds.describe(predictor.names) == words
+    again = boxwright.train(data, weights=run / "last", out=tmp_path / "again", epochs=1, batch_size=4, device="cpu")
+    assert boxwright.load(again, device="cpu").detector.card["thresholds"]["overall"] == 0.3
+
+
+def test_where_too_few_objects_are_left_to_choose_on_it_says_so_and_trains_on(data, tmp_path, capsys):
+    run = train(data, tmp_path / "run", epochs=1)
+    output = capsys.readouterr().out
+    assert "validation: too few objects to choose a score threshold on: " in output
+    assert "`predict` shows objects with a score over 0.5 (the detector stores no threshold)" in output
+    assert "thresholds" not in boxwright.load(run, device="cpu").detector.card
+
+
 @pytest.mark.parametrize(("frozen", "unchanged"), [(1.0, True), (0.5, False)])
 def test_a_frozen_backbone_learns_in_the_second_stage(data, finished, tmp_path, frozen, unchanged):
     begun = boxwright.load(finished / "last")
@@ -145,7 +170,8 @@ def test_training_goes_on_from_given_weights(data, tmp_path):
 
 
 def test_patience_ends_a_run_that_gets_no_better(data, tmp_path, monkeypatch):
-    same = {"val_ap": 0.1, "val_ap50": 0.2}, []
+    report = SimpleNamespace(thresholds=SimpleNamespace(choose=lambda *_: None))
+    same = {"val_ap": 0.1, "val_ap50": 0.2}, report, []
     monkeypatch.setattr("boxwright.training.loop.validate_on_all_devices", lambda *_: same)
     monkeypatch.setattr("boxwright.training.loop.write_validation_pictures", lambda *_: None)
     out = train(data, tmp_path / "run", epochs=6, optim=Optim(patience=2))

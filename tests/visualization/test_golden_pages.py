@@ -16,10 +16,12 @@ from boxwright.data.cache import build
 from boxwright.data.records import Record
 from boxwright.evaluation import report as evaluation
 from boxwright.evaluation.coco import STAT_NAMES, score
+from boxwright.evaluation.thresholds import Choice
 from boxwright.explanation import query_page, sequence_page
 from boxwright.explanation.attention_maps import CellMap, PointMap, RecordedPass
 from boxwright.explanation.copied_proposals import CopyTrace
 from boxwright.explanation.generation_trace import GenerationTrace
+from boxwright.thresholds import Thresholds
 from boxwright.types import Detections
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pages"
@@ -88,7 +90,9 @@ def test_evaluation(tmp_path: Path) -> None:
     charts, pictures = [("A & B", tmp_path / "a.png")], [("<b>", tmp_path / "b.jpg")] * 2
     records = [record(tmp_path / "a.png", n) for n in (2, 1, 0)]
     report = score(records, [found(), found(), found()], CLASSES)
-    evaluation.write_page(tmp_path / "page.html", "A < B", report, pictures, ["100 % & more", "x"], charts)
+    choice = Choice(Thresholds(0.25, {CLASSES[1]: 0.5}, "<3> images"), Thresholds(0.5, {CLASSES[0]: 0.75}, "a & b"))
+    notes = ["100 % & more", "x"]
+    evaluation.write_page(tmp_path / "page.html", "A < B", report, choice, pictures, notes, charts, tmp_path / "a.png")
     check(tmp_path / "page.html", "evaluation")
 
 

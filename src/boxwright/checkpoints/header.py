@@ -1,9 +1,13 @@
-"""The header of a safetensors file, read with the standard library alone."""
+"""The header of a safetensors file, read and rewritten with the standard library alone."""
 
 import json
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from boxwright.config import UserError
+from boxwright.files import write_whole
 
 LARGEST = 100_000_000  # bytes of a header, as safetensors limits it
 
@@ -27,3 +31,25 @@ def read_header(file: Path) -> dict[str, str]:
     if file.stat().st_size != end:
         raise UserError(f"{file} is cut short, or longer than its header says.")
     return metadata
+
+
+def store_in_card(file: Path, facts: Mapping[str, Any]) -> None:
+    """Add facts to the model card of a checkpoint, in place of those of the same names; its tensors stay as they are.
+
+    The file is written whole or not at all.
+
+    Raises:
+        UserError: if it can't be read or written.
+    """
+    metadata = read_header(file)
+    metadata["card"] = json.dumps(json.loads(metadata["card"]) | dict(facts))
+
+    def write(temporary: Path) -> None:
+        with file.open("rb") as stream, temporary.open("wb") as target:
+            entries = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+            text = json.dumps(entries | {"__metadata__": metadata}).encode()
+            text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+            target.write(len(text).to_bytes(8, "little") + text)
+            shutil.copyfileobj(stream, target)
+
+    write_whole(file, write)

@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from boxwright.evaluation.matches import IOU
+
 FLOOR = 0.05  # least score that counts
 BINS = 10  # of equal width, from 0 to 1
 ROUNDING = 1e-5  # of a bin: a score of 0.9 in float32 belongs to the bin from 0.9
-IOU = 0.5  # least overlap of a detection with the object that it matches
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,8 +15,9 @@ from faster_coco_eval import COCO, COCOeval_faster
 from rich.table import Table
 
 from boxwright.data.records import Record
-from boxwright.evaluation import calibration
 from boxwright.evaluation.calibration import Calibration, calibrate
+from boxwright.evaluation.matches import IOU, Matches
+from boxwright.evaluation.thresholds import ThresholdReport
 from boxwright.types import Detections
 
 # (what, IoU, area, most detections an image), in pycocotools' order.
@@ -51,7 +52,7 @@ class Report:
         images_K: images that hold an object of each class. Ignored objects are not counted, here and below.
         boxes_K: objects of each class.
         images: images in all, those without objects included.
-        match: matches the detections once more, for `calibration`, which training does without.
+        match: matches the detections once more, for `matches`.
     """
 
     names: tuple[str, ...]
@@ -60,7 +61,7 @@ class Report:
     images_K: np.ndarray
     boxes_K: np.ndarray
     images: int
-    match: Callable[[], Calibration]
+    match: Callable[[], Matches]
 
     @property
     def ap(self) -> float:
@@ -73,9 +74,19 @@ class Report:
         return self.stats[1]
 
     @cached_property
+    def matches(self) -> Matches:
+        """Which detections are right."""
+        return self.match()
+
+    @cached_property
     def calibration(self) -> Calibration:
         """The scores of the detections beside their precision."""
-        return self.match()
+        return calibrate(self.matches.scores_D, self.matches.right_D)
+
+    @cached_property
+    def thresholds(self) -> ThresholdReport:
+        """Precision, recall and F1 over the score."""
+        return ThresholdReport(self.names, self.matches)
 
     @property
     def ece(self) -> float:
@@ -94,6 +105,11 @@ class Report:
             }
             for k, name in enumerate(self.names)
         }
+
+    def boxes_of(self, classes: Sequence[str]) -> list[int]:
+        """How many objects there are of each of these classes; 0 of those that the data does not have."""
+        counts = dict(zip(self.names, self.boxes_K.tolist(), strict=True))
+        return [counts.get(name, 0) for name in classes]
 
     def summary(self) -> str:
         """The twelve lines exactly as ``pycocotools.COCOeval.summarize`` prints them, without a last newline."""
@@ -146,7 +162,7 @@ def score(records: Sequence[Record], detections: Sequence[Detections], names: Se
     # Area ranges are (all, small, medium, large), limits of detections (1, 10, 100).
     precision_TRK = np.asarray(evaluator.eval["precision"])[..., 0, 2]
     stats = tuple(float(value) for value in evaluator.stats)
-    match = partial(_calibration, truth, results)
+    match = partial(_match, truth, results, boxes_K)
     return Report(tuple(names), stats, precision_TRK, images_K, boxes_K, len(records), match)
 
 
@@ -161,25 +177,23 @@ def _evaluator(truth: dict[str, list[dict[str, Any]]], results: list[dict[str, A
     return COCOeval_faster(COCO(truth, **quiet), detected, iouType="bbox", **quiet)
 
 
-def _calibration(truth: dict[str, list[dict[str, Any]]], results: list[dict[str, Any]]) -> Calibration:
-    """Of the matches of AP50: best scores first, each to the free object of its class that it overlaps most.
+def _match(truth: dict[str, list[dict[str, Any]]], results: list[dict[str, Any]], objects_K: np.ndarray) -> Matches:
+    """The matches of AP50.
 
-    The evaluation of AP keeps only the union of its matches over all IoU thresholds, hence one more, of the detections
-    that count. Detections that match an ignored object are left out.
+    The evaluation of AP keeps only the union of its matches over all IoU thresholds, hence one more.
     """
-    results = [row for row in results if row["score"] >= calibration.FLOOR]
     evaluator = _evaluator(truth, results)
-    evaluator.params.iouThrs = np.array([calibration.IOU])
+    evaluator.params.iouThrs = np.array([IOU])
     evaluator.params.areaRng, evaluator.params.areaRngLbl = evaluator.params.areaRng[:1], ["all"]
     evaluator.params.maxDets = [len(results) + 1]
     evaluator.evaluate()
     pairs = (pair.split("_") for pair in evaluator.eval["matched"])
     matched = {int(detection): int(annotation) for detection, annotation in pairs}
     ignored = {row["id"] for row in truth["annotations"] if row["iscrowd"]}
-    rows = [(row["score"], matched.get(row["id"], 0)) for row in results]
-    kept = [(score, annotation > 0) for score, annotation in rows if annotation not in ignored]
-    scores_D, right_D = np.array(kept, float).reshape(-1, 2).T
-    return calibrate(scores_D, right_D > 0)
+    rows = [(row["score"], row["category_id"], matched.get(row["id"], 0)) for row in results]
+    kept = [(score, label, annotation > 0) for score, label, annotation in rows if annotation not in ignored]
+    scores_D, labels_D, right_D = np.array(kept, float).reshape(-1, 3).T
+    return Matches(scores_D, labels_D.astype(np.int64), right_D > 0, objects_K)
 
 
 def _silent(*_: Any) -> None:

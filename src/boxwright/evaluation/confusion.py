@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from boxwright.data.records import Record
-from boxwright.evaluation.coco import positions_in
+from boxwright.evaluation.coco import renamed
 from boxwright.types import Detections
 
 BACKGROUND = "background"
@@ -24,7 +24,7 @@ def confusion(
     records: Sequence[Record],
     detections: Sequence[Detections],
     names: Sequence[str],
-    threshold: float = 0.5,
+    threshold: float | Sequence[float] = 0.5,
     iou: float = 0.5,
 ) -> np.ndarray:
     """Count annotated against predicted classes, (K + 1, K + 1) int64.
@@ -37,17 +37,15 @@ def confusion(
         records: the images; `labels_N` are positions in `names`.
         detections: one for each record, in the same order; classes are matched by name, others are left out.
         names: the classes of the data.
-        threshold: detections with this score or less are not counted.
+        threshold: detections with this score or less are not counted; one number, or one for each of `names`.
         iou: the least overlap of a detection with the object that it matches.
     """
     assert len(records) == len(detections)
     matrix = np.zeros((len(names) + 1, len(names) + 1), np.int64)
     for record, found in zip(records, detections, strict=True):
-        found = found.above(threshold)
-        labels_D = positions_in(names, found.names)[found.labels_N]
+        found = renamed(found, names).above(threshold)
         order_D = np.argsort(-found.scores_N, kind="stable")
-        order_D = order_D[labels_D[order_D] >= 0]
-        _count_image(matrix, record, found.boxes_N4[order_D].astype(float), labels_D[order_D], iou)
+        _count_image(matrix, record, found.boxes_N4[order_D].astype(float), found.labels_N[order_D], iou)
     return matrix
 
 

@@ -23,11 +23,15 @@ from boxwright.evaluation.coco import RECALLS_R, Report, renamed, score
 from boxwright.evaluation.confusion import confusion, to_csv
 from boxwright.evaluation.report import write_page
 from boxwright.evaluation.run import detect_batches
+from boxwright.evaluation.store import require_own_file, store_thresholds
+from boxwright.evaluation.thresholds import Choice, ThresholdReport, too_few
 from boxwright.files import require_writable, write_whole
+from boxwright.thresholds import Thresholds
 from boxwright.types import Detections
 from boxwright.visualization import charts, images
 
-THRESHOLD, IOU = 0.5, 0.5  # of the confusion matrix
+IOU = 0.5  # of the confusion matrix
+SCORES = 1000  # at which F1 is drawn
 PICTURES = 8  # images drawn, spread over the split
 
 
@@ -38,13 +42,15 @@ def evaluate(
     out: Path | str | None = None,
     batch_size: int = 16,
     device: str = "auto",
+    store: bool | None = None,
 ) -> Report:
     """Evaluate a detector on annotated images.
 
-    Prints COCO's twelve numbers, a table per class, and the expected calibration error of the scores. Classes are
-    matched by name: one that the detector does not know scores 0; detections of classes that the data does not have
-    are left out. Writes index.html, metrics.json, predictions.json (COCO results, with the data's own ids),
-    pr_curves.png, confusion.png, confusion.csv and pictures/.
+    Prints COCO's twelve numbers, a table per class, the expected calibration error of the scores, and the score of best
+    F1, which `predict`, `serve` and exported files use where it is stored. Classes are matched by name: one that the
+    detector does not know scores 0; detections of classes that the data does not have are left out. Writes index.html,
+    metrics.json, predictions.json (COCO results, with the data's own ids), pr_curves.png, f1_curves.png, confusion.png,
+    confusion.csv and pictures/.
 
     Args:
         weights: a checkpoint or the folder of a training run.
@@ -54,19 +60,24 @@ def evaluate(
             here if they come from the hub.
         batch_size: images per batch.
         device: auto, cpu, cuda or mps.
+        store: write the score of best F1, for each class and overall, into the weights file: true replaces the one that
+            is there, false writes nothing. By default it is written if the file has none yet, unless the images are
+            those of a split called test or train.
 
     Returns:
-        The report: stats, per_class, calibration, summary(), table().
+        The report: stats, per_class, calibration, thresholds, summary(), table().
     """
     console = make_console()
     require(batch_size >= 1, f"--batch_size must be at least 1, not {batch_size}.")
     require_writable(Path(out or results_folder(weights)))
+    require_own_file(weights, store)
     device, why = choose_device(device)
     detector = load_detector(weights, device)
     dataset = read(data)
     split, reason = choose_split(dataset, split)
     records = dataset.splits[split]
     missing = missing_classes(detector.names, dataset.names)
+    stored = Thresholds() if store else Thresholds.from_card(detector.card)
     out = Path(out or results_folder(weights) / f"evaluate-{_name(data)}-{split}")
 
     console.print(f"{weights} on {data}, split {split} ({reason}): {len(records)} images; {device} ({why})")
@@ -81,10 +92,23 @@ def evaluate(
     console.print(report.summary())
     console.print(report.table())
     console.print(report.calibration.summary())
+    best = report.thresholds.choose(f"{len(records)} images of {_name(data)}, split {split}", detector.names)
+    kept = store_thresholds(weights, best, stored, split, store)
+    choice = Choice(best, best if best is not None and kept is None else stored)
+    console.print(report.thresholds.table(choice))
+    console.print(report.thresholds.summary())
+    notes = [*too_few(detector.names, report.boxes_of(detector.names)), _told(choice, kept, detector.names)]
+    console.print("\n".join(notes))
     facts = {"weights": str(weights), "data": str(data), "split": split, "unknown_classes": missing}
-    write_results(out, report, records, detections, dataset, facts)
+    write_results(out, report, records, detections, dataset, choice, facts)
     console.print(f"written: {out / 'index.html'}, predictions.json, metrics.json and charts beside it")
     return report
+
+
+def _told(choice: Choice, kept: str | None, names: Sequence[str]) -> str:
+    """One line: the thresholds in use, and whether they have just been written."""
+    written = "written into the weights" if kept is None else f"thresholds are not written into the weights: {kept}"
+    return f"in use: {choice.in_use.describe(names)}; {written}"
 
 
 def choose_split(dataset: Dataset, split: str | None) -> tuple[str, str]:
@@ -128,6 +152,7 @@ def write_results(
     records: Sequence[Record],
     detections: Sequence[Detections],
     dataset: Dataset,
+    choice: Choice,
     facts: dict[str, Any],
 ) -> None:
     """Write all files of `evaluate`.
@@ -138,23 +163,29 @@ def write_results(
         records: the images.
         detections: of each image, with class positions in the data.
         dataset: the data set of these records.
+        choice: the thresholds; those in use decide what the confusion matrix counts.
         facts: further entries of metrics.json, shown on the page: weights, data, split, unknown_classes.
     """
     names = dataset.names
-    matrix = confusion(records, detections, names, THRESHOLD, IOU)
+    limits_K = choice.in_use.of(names)
+    matrix = confusion(records, detections, names, limits_K, IOU)
     results = [
         row
         for record, found in zip(records, detections, strict=True)
         for row in found.to_coco(record.image_id, dataset.category_ids)
     ]
-    note = f"score over {THRESHOLD:.2f}, IoU {IOU:.2f} or more"
-    confusion_facts = {"threshold": THRESHOLD, "iou": IOU, "rows": "true", "columns": "predicted", "last": "background"}
-    metrics = facts | report.to_dict() | {"confusion": confusion_facts | {"matrix": matrix.tolist()}}
+    over = f"{limits_K[0]:.3g}" if len(set(limits_K)) == 1 else "the threshold in use of its class"
+    note = f"score over {over}, IoU {IOU:.2f} or more"
+    axes = {"rows": "true", "columns": "predicted", "last": "background"}
+    confusion_facts = {"thresholds": dict(zip(names, limits_K, strict=True)), "iou": IOU} | axes
+    metrics = facts | report.to_dict() | {"thresholds": report.thresholds.to_dict(choice)}
+    metrics |= {"confusion": confusion_facts | {"matrix": matrix.tolist()}}
     _write_text(out / "predictions.json", json.dumps(results))
     _write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     _write_text(out / "confusion.csv", to_csv(matrix, names))
-    curves, table = out / "pr_curves.png", out / "confusion.png"
+    curves, f1_curves, table = (out / f"{name}.png" for name in ("pr_curves", "f1_curves", "confusion"))
     write_whole(curves, lambda file: charts.precision_recall(RECALLS_R, report.precision_TRK, names, file))
+    write_whole(f1_curves, lambda file: draw_thresholds(report.thresholds, choice, file))
     write_whole(table, lambda file: charts.confusion(matrix, names, file, note))
     pictures = draw_some(records, detections, names, out / "pictures")
     drawn = [
@@ -164,7 +195,17 @@ def write_results(
     notes = [f"{facts['weights']} on {facts['data']}, split {facts['split']}: {report.images} images."]
     if facts["unknown_classes"]:
         notes.append(f"The detector does not know, and scores 0 on: {enumerate_classes(facts['unknown_classes'])}.")
-    write_page(out / "index.html", f"{_name(facts['data'])}, {facts['split']}", report, pictures, notes, drawn)
+    title = f"{_name(facts['data'])}, {facts['split']}"
+    write_page(out / "index.html", title, report, choice, pictures, notes, drawn, f1_curves)
+
+
+def draw_thresholds(report: ThresholdReport, choice: Choice, file: Path) -> None:
+    """Draw F1 over score for each class that occurs, and precision and recall of all classes together."""
+    scores_S = np.linspace(0, 1, SCORES, endpoint=False)
+    f1_by_class = {name: curve.at(scores_S)[2] for name, curve in report.curves.items() if curve.objects}
+    best = {} if choice.best is None else dict(zip(report.names, choice.best.of(report.names), strict=True))
+    overall = None if choice.best is None else choice.best.overall
+    charts.f1_over_score(scores_S, f1_by_class, best, report.names, report.curve.at(scores_S), overall, file)
 
 
 def draw_some(

@@ -21,7 +21,7 @@ from boxwright.files import write_whole
 from boxwright.images import open_image
 from boxwright.inference.open_detector import open_detector
 from boxwright.runtime.coco import Records, coco_records, write_coco
-from boxwright.runtime.predictor_base import ImageResult, check_batch_size, check_threshold
+from boxwright.runtime.predictor_base import BasePredictor, ImageResult, check_batch_size, check_threshold
 from boxwright.runtime.sources import collect, short_names
 from boxwright.runtime.video import is_video
 from boxwright.visualization.boxes import draw
@@ -56,7 +56,7 @@ def predict(
     weights: Path | str,
     source: Path | str,
     out: Path | str = Path("predictions"),
-    threshold: float = 0.5,
+    threshold: float | None = None,
     overlays: bool = True,
     classes: list[str] | str | None = None,
     batch_size: int = 8,
@@ -72,7 +72,8 @@ def predict(
         weights: a checkpoint, the folder of a training run, or an exported .onnx file, which needs no torch.
         source: an image, a folder (with its subfolders), a quoted glob, a .txt file with one path per line, or a video.
         out: folder for overlays/, predictions.json and predictions.csv.
-        threshold: keep objects with a score over this; 0 keeps every prediction.
+        threshold: keep objects with a score over this; 0 keeps every prediction. By default that of their class, which
+            `train` or `evaluate` chose and stored with the weights; 0.5 where none is stored.
         overlays: write each image with its boxes; false is faster.
         classes: names of the classes to detect, as 'cat,dog' or '[cat, dog]'; by default all.
         batch_size: images per batch.
@@ -82,19 +83,21 @@ def predict(
         The counts; its exit_code is 1 if an image, or the end of a video, could not be read.
     """
     console, out = make_console(), Path(out)
-    check_threshold(threshold)
+    if threshold is not None:
+        check_threshold(threshold)
     check_batch_size(batch_size)
     paths = None if is_video(source) else _outside(collect(source), out, source)
     predictor = open_detector(weights, device)
     wanted = class_positions(split_classes(classes, predictor.names), predictor.names)
     summary = Summary(out)
+    console.print(_threshold_note(predictor, threshold))
 
     def find(images: Any) -> Iterator[ImageResult]:
         return predictor.find(images, batch_size, threshold, summary.skipped, wanted)
 
     named = _frames(find(source), console) if paths is None else _files(find(_with_progress(paths, console)), paths)
     named = chain(list(islice(named, 1)), named)  # where the first image fails, no folder is made
-    drawn = _draw(named, out / "overlays", threshold) if overlays else named
+    drawn = _draw(named, out / "overlays") if overlays else named
     _write(_counted(drawn, summary), out, predictor.names)
     _print(console, summary, overlays, paths is None)
     return summary
@@ -132,16 +135,21 @@ def _with_progress(paths: list[Path], console: Console) -> Iterator[Path]:
         yield from progress.track(paths)
 
 
-def _draw(
-    named: Iterable[tuple[str, ImageResult]], folder: Path, threshold: float
-) -> Iterator[tuple[str, ImageResult]]:
+def _threshold_note(predictor: BasePredictor, threshold: float | None) -> str:
+    """Which scores count, and why."""
+    if threshold is not None:
+        return f"score over {threshold:g} (as asked)"
+    return predictor.thresholds.describe(predictor.names)
+
+
+def _draw(named: Iterable[tuple[str, ImageResult]], folder: Path) -> Iterator[tuple[str, ImageResult]]:
     """The same results; each image with its boxes is written under its own name and subfolder."""
     for name, result in named:
         suffix = Path(name).suffix.lower()
         file = folder / (name if suffix in _FORMATS else f"{name}.jpg")
         assert result.path is not None
         image = result.image if result.image.size == result.size else open_image(result.path)
-        overlay = draw(image, result.detections, threshold)
+        overlay = draw(image, result.detections)
         write_whole(file, _saver(overlay, _FORMATS.get(suffix, "jpeg")))
         yield name, result
 

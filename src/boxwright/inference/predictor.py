@@ -77,6 +77,11 @@ class Predictor(BasePredictor):
         return self.detector.image_size
 
     @property
+    def card(self) -> Mapping[str, Any]:
+        """The model card."""
+        return self.detector.card
+
+    @property
     def generates_tokens(self) -> bool:
         """Whether it is a sequence detector that can be given objects, and streamed."""
         return isinstance(self.detector, SequenceDetector) and self.detector.accepts_given

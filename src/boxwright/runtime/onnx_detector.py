@@ -79,6 +79,11 @@ class Detector(BasePredictor):
         return self.facts.image_size
 
     @property
+    def card(self) -> Mapping[str, Any]:
+        """The model card that the file had when it was exported."""
+        return self.facts.card
+
+    @property
     def generates_tokens(self) -> bool:
         """Whether the file gives its tokens."""
         return self.facts.token_format is not None

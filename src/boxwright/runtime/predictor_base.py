@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -28,6 +28,7 @@ from boxwright.runtime.sequence_types import (
 from boxwright.runtime.sources import collect
 from boxwright.runtime.video import frames, is_video
 from boxwright.threads import map_ahead
+from boxwright.thresholds import Thresholds, is_threshold
 
 T = TypeVar("T")
 
@@ -80,6 +81,20 @@ class BasePredictor:
         raise NotImplementedError
 
     @property
+    def card(self) -> Mapping[str, Any]:
+        """The model card: how the detector was trained, its thresholds."""
+        return {}
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """The scores over which objects count where the caller gives no threshold: those that the model card stores.
+
+        Raises:
+            UserError: if what it stores are no thresholds.
+        """
+        return Thresholds.from_card(self.card)
+
+    @property
     def generates_tokens(self) -> bool:
         """Whether its detector generates objects token by token, so that `stream_tokens` can be used."""
         return False
@@ -120,7 +135,7 @@ class BasePredictor:
     def predict(
         self,
         image: ImageInput,
-        threshold: float = 0.5,
+        threshold: float | None = None,
         batch_size: int = 8,
         classes: Class | Sequence[Class] | None = None,
         given: GivenObjects | None = None,
@@ -130,7 +145,7 @@ class BasePredictor:
     def predict(
         self,
         image: list[Any] | tuple[Any, ...],
-        threshold: float = 0.5,
+        threshold: float | None = None,
         batch_size: int = 8,
         classes: Class | Sequence[Class] | None = None,
         given: Sequence[GivenObjects] | None = None,
@@ -139,7 +154,7 @@ class BasePredictor:
     def predict(
         self,
         image: ImageInput | list[Any] | tuple[Any, ...],
-        threshold: float = 0.5,
+        threshold: float | None = None,
         batch_size: int = 8,
         classes: Class | Sequence[Class] | None = None,
         given: Any = None,
@@ -150,7 +165,7 @@ class BasePredictor:
         Args:
             image: a path, a PIL image, a numpy array (H, W, 3) uint8 in RGB order, or a list or tuple of any of these;
                 a checkpoint's predictor also takes tensors (3, H, W), uint8 or float in [0, 1].
-            threshold: objects with a score over this, in [0, 1).
+            threshold: objects with a score over this, in [0, 1); by default that of their class in `thresholds`.
             batch_size: how many images of a list are computed at once; an exported file computes those of the same
                 size together.
             classes: the class to look for, by name or position in `names`, or several; by default all.
@@ -163,34 +178,41 @@ class BasePredictor:
             UserError: if a file cannot be read, or an array is none of these; for a class that the detector doesn't
                 know, a given box outside its image, or more objects than a sequence has room for.
         """
-        check_threshold(threshold)
+        limits = self._limits(threshold)
         check_batch_size(batch_size)
         check_objects(objects)
         wanted = class_positions(classes, self.names)
         if not isinstance(image, list | tuple):
-            return self._predict([image], None if given is None else [given], threshold, wanted, objects)[0]
+            return self._predict([image], None if given is None else [given], limits, wanted, objects)[0]
         check_lists(given, len(image))
         found: list[Detections] = []
         for first in range(0, len(image), batch_size):
             batch = slice(first, first + batch_size)
             given_here = None if given is None else given[batch]
-            found += self._predict(image[batch], given_here, threshold, wanted, objects)
+            found += self._predict(image[batch], given_here, limits, wanted, objects)
         return found
 
     def _predict(
         self,
         images: Sequence[Any],
         given: Sequence[GivenObjects] | None,
-        threshold: float,
+        limits: Sequence[float],
         classes: Sequence[int] | None,
         objects: int | None,
     ) -> list[Detections]:
-        """The objects of one batch of images."""
+        """The objects of one batch of images with a score over the limit of their class."""
         decoded = [self.decode(image) for image in images]
-        if given is None:
-            return self.detect(decoded, threshold, classes, None, objects)
-        checked = [check_given(own, image.size, self.names) for own, image in zip(given, decoded, strict=True)]
-        return self.detect(decoded, threshold, classes, checked, objects)
+        checked = None
+        if given is not None:
+            checked = [check_given(own, image.size, self.names) for own, image in zip(given, decoded, strict=True)]
+        return [found.above(limits) for found in self.detect(decoded, min(limits), classes, checked, objects)]
+
+    def _limits(self, threshold: float | None) -> list[float]:
+        """The threshold of each class: this one, or where it is None those that are stored."""
+        if threshold is None:
+            return self.thresholds.of(self.names)
+        check_threshold(threshold)
+        return [float(threshold)] * len(self.names)
 
     def stream_tokens(
         self, image: Any, given: GivenObjects = (), classes: Class | Sequence[Class] | None = None
@@ -219,7 +241,7 @@ class BasePredictor:
         self,
         source: Any,
         batch_size: int = 8,
-        threshold: float = 0.5,
+        threshold: float | None = None,
         skipped: list[UserError] | None = None,
         classes: Class | Sequence[Class] | None = None,
     ) -> Iterator[tuple[Any, Detections]]:
@@ -229,7 +251,7 @@ class BasePredictor:
             source: a file, a folder, a glob or a text file of paths (`boxwright.runtime.sources.collect`), a video, or
                 anything that yields paths or images, as a generator does.
             batch_size: how many images are computed at once.
-            threshold: objects with a score over this, in [0, 1).
+            threshold: objects with a score over this, in [0, 1); by default that of their class in `thresholds`.
             skipped: a list for the errors of files that cannot be read, which are then skipped, and of a video that
                 ends before its time. Without it, the first such file ends the stream.
             classes: the class to look for, by name or position in `names`, or several; by default all.
@@ -248,27 +270,27 @@ class BasePredictor:
         self,
         source: Any,
         batch_size: int = 8,
-        threshold: float = 0.5,
+        threshold: float | None = None,
         skipped: list[UserError] | None = None,
         classes: Class | Sequence[Class] | None = None,
     ) -> Iterator[ImageResult]:
         """`stream`, with the images."""
-        check_threshold(threshold)
+        limits = self._limits(threshold)
         check_batch_size(batch_size)
         wanted = class_positions(classes, self.names)
         pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
         decoded = map_ahead(pool, lambda item: _decoded(item, self.decode), _items(source), 2 * batch_size)
         for chunk in chunks(_readable(decoded, skipped), batch_size):
-            found = self.detect([image for _, image in chunk], threshold, wanted)
+            found = self.detect([image for _, image in chunk], min(limits), wanted)
             for (item, image), detections in zip(chunk, found, strict=True):
                 reduced_frame = item.seconds is not None and image.image.size != image.size
                 shown = Image.fromarray(item.image) if reduced_frame else image.image
-                yield ImageResult(item.path, shown, image.size, detections, item.number, item.seconds)
+                yield ImageResult(item.path, shown, image.size, detections.above(limits), item.number, item.seconds)
 
 
 def check_threshold(threshold: float) -> None:
     """Raise `UserError` unless it is a number and 0 <= threshold < 1."""
-    right = isinstance(threshold, Real) and 0 <= threshold < 1
+    right = is_threshold(threshold)
     require(right, f"the score threshold must be a number of at least 0 and under 1, not {threshold!r}.")
 
 

@@ -6,6 +6,7 @@ uninterrupted one exactly, and its saved state holds no random state.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -251,7 +252,8 @@ class Loop:
         self.model.eval()
         card = self.card | {"epoch": epoch}
         started = time.perf_counter()
-        numbers, found = validate_on_all_devices(self.fabric, detector, *self.val, self.batch_size, self.config.seed)
+        settings = self.batch_size, self.config.seed
+        numbers, report, found = validate_on_all_devices(self.fabric, detector, *self.val, *settings)
         ap = numbers["val_ap"]
         card |= {name: round(numbers[name], 4) for name in ("val_ap", "val_ap50")}
         logger.validation(self.progress.step, epoch, numbers, time.perf_counter() - started)
@@ -259,6 +261,8 @@ class Loop:
         if better:
             self.progress.best_ap, self.progress.best_epoch = ap, epoch
         if self.fabric.is_global_zero:
+            if (thresholds := report.thresholds.choose(_validated_on(self.config, len(self.val[1])))) is not None:
+                card |= thresholds.to_card()
             save_detector(self.config.out / "last.safetensors", detector, card)
             if better:
                 save_detector(self.config.out / "best.safetensors", detector, card)
@@ -275,3 +279,9 @@ class Loop:
             save_state(self.config.out, self.progress, self.detector, self.average, self.optimizer)
         self.saved_at = time.monotonic()
         self.fabric.barrier()
+
+
+def _validated_on(config: RunConfig, images: int) -> str:
+    """The validation images, in words."""
+    split = f", split {config.val_split}" if config.val_split else ""
+    return f"{images} validation images of {Path(config.val_data or config.data).name}{split}"

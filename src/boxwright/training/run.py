@@ -7,10 +7,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from rich.console import Console
 
 from boxwright.checkpoints.detector_file import load_detector
+from boxwright.checkpoints.header import read_header
 from boxwright.checkpoints.lora import is_adapted
 from boxwright.classes import enumerate_classes
 from boxwright.config import Adapt, Augment, Optim, UserError, require
@@ -19,9 +21,11 @@ from boxwright.data.cache import Cache
 from boxwright.data.cache import build as build_cache
 from boxwright.data.loader import train_batches
 from boxwright.data.records import Record
+from boxwright.evaluation.thresholds import too_few
 from boxwright.files import require_writable, write_whole
 from boxwright.models import registry
 from boxwright.models.registry import DetectorName, Size
+from boxwright.thresholds import Thresholds
 from boxwright.training.begin import make_detector, read_data
 from boxwright.training.config import RunConfig, as_begun
 from boxwright.training.diagnosis import NOTHING, diagnose, report
@@ -210,7 +214,15 @@ def _train_to_end(loop: Loop, console: Console) -> None:
         raise
     _draw_curves(loop)
     console.print(f"best AP {progress.best_ap:.3f} after epoch {progress.best_epoch}: {out / 'best.safetensors'}")
+    if loop.fabric.is_global_zero:
+        console.print(_thresholds(out / "best.safetensors", loop.detector.names))
     console.print(f"curves: {out / 'curves.png'}   next: boxwright evaluate {out / 'best'} DATA")
+
+
+def _thresholds(weights: Path, names: Sequence[str]) -> str:
+    """Which objects count in `predict`: those over the thresholds in the model card."""
+    stored = Thresholds.from_card(json.loads(read_header(weights)["card"]))
+    return f"`predict` shows objects with a {stored.describe(names)}"
 
 
 def _draw_curves(loop: Loop) -> None:
@@ -233,7 +245,10 @@ def _introduction(detector: Detector, what: str, records: Sequence[Record], val_
     count = sum(p.numel() for p in detector.parameters())
     learning = sum(p.numel() for p in detector.parameters() if p.requires_grad)
     classes = enumerate_classes(detector.names)
+    labels_N = np.concatenate([record.labels_N[~record.ignore_N] for record in val_records])
+    few = too_few(detector.names, np.bincount(labels_N, minlength=len(detector.names)).tolist())
     return (
         f"{what}, {detector.image_size} px, {count / 1e6:.1f} M parameters, {learning / 1e6:.1f} M learning\n"
         f"{len(records)} images to train on, {len(val_records)} to validate on; classes: {classes}"
+        + "".join(f"\nvalidation: {sentence}" for sentence in few)
     )

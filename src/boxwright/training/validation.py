@@ -16,8 +16,8 @@ from boxwright.types import Detections, Detector
 
 def validate_on_all_devices(
     fabric: Fabric, detector: Detector, cache: Cache, records: Sequence[Record], batch_size: int, seed: int
-) -> tuple[dict[str, float], list[Detections]]:
-    """The numbers of a validation, under their names in metrics.csv, and the detections of each image.
+) -> tuple[dict[str, float], Report, list[Detections]]:
+    """The numbers of a validation, under their names in metrics.csv, its report, and the detections of each image.
 
     Each device validates its share of the images; all get the same result. Random draws of a loss are the same each
     time.
@@ -29,7 +29,8 @@ def validate_on_all_devices(
         shares = [None] * fabric.world_size
         torch.distributed.all_gather_object(shares, share)
     found = _interleaved([share.detections for share in shares])
-    return _numbers(score(records, found, detector.names), shares), found
+    report = score(records, found, detector.names)
+    return _numbers(report, shares), report, found
 
 
 def _interleaved(shares: list[list[Detections]]) -> list[Detections]:

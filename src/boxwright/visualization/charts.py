@@ -73,6 +73,51 @@ def precision_recall(
     _save(figure, out)
 
 
+def f1_over_score(
+    scores_S: np.ndarray,
+    f1_by_class: Mapping[str, np.ndarray],
+    best: Mapping[str, float],
+    names: Sequence[str],
+    overall: tuple[np.ndarray, np.ndarray, np.ndarray],
+    threshold: float | None,
+    out: Path,
+    most: int = 12,
+) -> None:
+    """Draw F1 over the score above which detections count, and precision and recall of all classes together.
+
+    Args:
+        scores_S: the scores.
+        f1_by_class: F1 (S,) of each class with objects.
+        best: the threshold chosen for each class, marked with a dot.
+        names: all classes; their positions decide the colours.
+        overall: precision (NaN without detections), recall and F1, each (S,), of all classes together.
+        threshold: the one chosen for all classes together.
+        out: the file to write.
+        most: with more classes than this, their lines are grey and only the one of all is labelled.
+    """
+    figure = Figure(figsize=(11.5, 4.4), layout="constrained")
+    by_class, together = figure.subplots(1, 2, sharey=True)
+    many, (precision_S, recall_S, f1_S) = len(f1_by_class) > most, overall
+    for name, values_S in f1_by_class.items():
+        shade = "#b8c4cf" if many else colour(names.index(name))
+        label = name + (f"  {best[name]:.3f}" if name in best else "")
+        by_class.plot(scores_S, values_S, color=shade, linewidth=0.9 if many else 1.5, label=None if many else label)
+        if name in best and not many:
+            by_class.plot(best[name], np.interp(best[name], scores_S, values_S), color=shade, marker="o", clip_on=False)
+    label = "all" + (f"  {threshold:.3f}" if threshold is not None else "")
+    by_class.plot(scores_S, f1_S, color="#222222", linewidth=2, linestyle="--", label=label)
+    for values_S, name, number in ((precision_S, "precision", 0), (recall_S, "recall", 2)):
+        together.plot(scores_S, values_S, color=colour(number), label=name)
+    together.plot(scores_S, f1_S, color="#222222", linewidth=2, linestyle="--", label="F1")
+    if threshold is not None:
+        together.axvline(threshold, color="#777777", linewidth=1, linestyle=":")
+    _label_axes(by_class, "F1", "score over", legend=True)
+    _label_axes(together, "all classes, one threshold", "score over", legend=True)
+    by_class.set(xlim=(0, 1), ylim=(0, 1.02))
+    together.set_xlim(0, 1)
+    _save(figure, out)
+
+
 def confusion(matrix: np.ndarray, names: Sequence[str], out: Path, note: str = "") -> None:
     """Draw a confusion matrix (K + 1, K + 1): rows are true classes, columns predicted ones, the last is background.
 

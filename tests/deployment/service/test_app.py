@@ -14,7 +14,10 @@ import pytest
 from boxwright.deployment.service.app import make_app
 from boxwright.deployment.service.limits import Limits
 from boxwright.detections import Detections
+from boxwright.runtime import Detector
 from boxwright.runtime.predictor_base import BasePredictor
+from boxwright.thresholds import Thresholds
+from helpers.onnx_files import facts, white_boxes
 from helpers.uploads import picture
 
 
@@ -49,6 +52,25 @@ def test_an_upload_is_answered_as_a_coco_data_set(client):
         ],
         "categories": [{"id": 1, "name": "box"}, {"id": 2, "name": "other"}],
     }  # fmt: skip
+
+
+def test_the_stored_thresholds_count_unless_a_request_names_one(served, tmp_path):
+    card = json.dumps(Thresholds(0.3, {"other": 0.2, "box": 0.95}, "x").to_card())
+    client = served(Detector(white_boxes(tmp_path / "w.onnx", facts(card=card)), "cpu"))
+    model = client.get("/model").json()
+    assert (model["threshold"], model["thresholds"]) == (0.3, [0.95, 0.2])
+
+    def labels(**form):
+        answer = client.post("/detect", files=files(picture()), data=form)
+        return [row["category_id"] for row in answer.json()["annotations"]]
+
+    assert labels() == [2]
+    assert labels(threshold=0.5) == [1]
+    assert labels(threshold=0) == [1, 2]
+    image = base64.b64encode(picture()).decode()
+    for more, expected in (({}, [2]), ({"threshold": 0.5}, [1]), ({"threshold": None}, [2])):
+        answer = client.post("/detect/base64", json={"images": [image]} | more).json()
+        assert [row["category_id"] for row in answer["annotations"]] == expected
 
 
 def test_thresholds_and_classes(client):

@@ -14,7 +14,8 @@ import torch
 
 from boxwright.checkpoints.detector_file import save_detector
 from boxwright.models.pix2seq import Pix2Seq, Pix2SeqConfig
-from helpers.onnx_files import white_boxes
+from boxwright.thresholds import Thresholds
+from helpers.onnx_files import facts, white_boxes
 from helpers.uploads import picture
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -75,6 +76,29 @@ def test_an_image_is_dropped_its_boxes_are_thinned_out_and_saved(address, tmp_pa
     assert saved["images"] == [{"id": 1, "file_name": "a.png", "width": 960, "height": 640}]
     assert not faults
     assert all(url.startswith((address, "blob:", "data:")) for url in addresses)
+
+
+def test_each_class_has_its_stored_threshold_until_the_slider_is_moved(tmp_path):
+    card = json.dumps(Thresholds(0.4, {"box": 0.95, "other": 0.2}, "x").to_card())
+    model = white_boxes(tmp_path / "model.onnx", facts(card=card))
+    with _served(model) as address, sync_api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(address)
+        page.wait_for_selector("text=box 0.95, other 0.20")
+        page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": picture()})
+        page.wait_for_selector("#save:enabled")
+        assert page.inner_text("#classes .name") == "other"
+        assert page.inner_text("#shown-threshold") == "by class"
+        assert page.input_value("#threshold") == "0.4"
+        assert page.is_hidden("#stored")
+        _slide(page, 0.5)
+        assert page.inner_text("#classes .name") == "box"
+        assert page.inner_text("#shown-threshold") == "0.50"
+        page.click("#stored")
+        assert page.inner_text("#classes .name") == "other"
+        assert page.inner_text("#shown-threshold") == "by class"
+        browser.close()
 
 
 def test_another_image_is_chosen_by_the_button_or_by_keys_and_of_several_dropped_the_first_is_told(address):

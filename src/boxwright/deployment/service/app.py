@@ -58,6 +58,7 @@ class Service:
     def __init__(self, detector: BasePredictor, limits: Limits):
         limits.check()
         self.detector, self.limits, self.metrics = detector, limits, Metrics()
+        self.thresholds = detector.thresholds.of(detector.names)
         self.capacity = Capacity(limits.queue, self.metrics)
         self.batcher = Batcher(detector, on_computed=self.metrics.count_batch)
         self.decoders = ThreadPoolExecutor(_DECODERS, "decoder")
@@ -71,8 +72,10 @@ class Service:
         """Expected seconds until everything that is waiting has been computed."""
         return self.batcher.seconds_for(self.capacity.used)
 
-    async def detect(self, images: Sequence[tuple[str, bytes]], threshold: float, classes: Sequence[str]) -> Response:
-        """The objects in images (name and file) as a COCO data set."""
+    async def detect(
+        self, images: Sequence[tuple[str, bytes]], threshold: float | None, classes: Sequence[str]
+    ) -> Response:
+        """The objects in images (name and file) as a COCO data set; without a threshold, each class has its own."""
         self.check_count(len(images))
         try:
             wanted = class_positions(list(classes) or None, self.detector.names)
@@ -86,7 +89,7 @@ class Service:
                     for name, data in images
                 )
                 found = await _all(asyncio.wrap_future(self.batcher.submit(one, wanted)) for one in decoded)
-        above = [detections.above(threshold) for detections in found]
+        above = [detections.above(self.thresholds if threshold is None else threshold) for detections in found]
         predicted = zip([name for name, _ in images], [one.size for one in decoded], above, strict=True)
         answer = coco_data_set(predicted, self.detector.names)
         return Response(json.dumps(answer), media_type="application/json")
@@ -189,7 +192,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     )  # fmt: skip
     async def detect(
         images: Annotated[list[UploadFile], File(description="Image files.")],
-        threshold: Annotated[Threshold, Form()] = 0.5,
+        threshold: Annotated[Threshold | None, Form()] = None,
         classes: Annotated[list[str], Form(description=CLASSES)] = [],  # noqa: B006
     ) -> Response:
         service.check_count(len(images))
@@ -219,7 +222,10 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/model", response_model=Model, responses=described(401, 500), summary="What the detector knows")
     async def model() -> Model:
         detector = service.detector
-        return Model(names=list(detector.names), image_size=detector.image_size, writes=detector.generates_tokens)
+        return Model(
+            names=list(detector.names), image_size=detector.image_size, writes=detector.generates_tokens,
+            threshold=detector.thresholds.overall, thresholds=service.thresholds,
+        )  # fmt: skip
 
     @app.get("/healthz", responses=described(500, 503), summary="Whether the service is well")
     async def healthz() -> dict[str, str]:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Threshold = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, description="Objects with a score over this.")]
+_OVER = "Objects with a score over this; by default over that of their class, which `/model` names."
+Threshold = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, description=_OVER)]
 CLASSES = "Names of the classes to look for; by default all."
 
 
@@ -17,7 +18,7 @@ class Asked(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     images: Annotated[list[str], Field(min_length=1, description="Each an image file in base64.")]
-    threshold: Threshold = 0.5
+    threshold: Threshold | None = None
     classes: Annotated[list[str], Field(description=CLASSES)] = []
 
 
@@ -58,13 +59,16 @@ class Answer(BaseModel):
 
 
 class Model(BaseModel):
-    """The detector: its classes, the side of the square that images are fitted into, in pixels, and whether it writes
-    its objects one after the other, so that `/write` can be asked.
+    """The detector: its classes, the side of the square that images are fitted into, in pixels, whether it writes its
+    objects one after the other, so that `/write` can be asked, and the score over which objects count where a request
+    names none: that of each class, in the order of `names`, and one for all classes.
     """
 
     names: list[str]
     image_size: int
     writes: bool
+    threshold: float
+    thresholds: list[float]
 
 
 class Fault(BaseModel):

@@ -13,6 +13,8 @@ let file = null; // that was chosen last
 let picture = null; // what the browser shows; null where it cannot read the format
 let found = null; // the service's answer, with objects of every score
 let hidden = new Set(); // ids of classes that are not to be shown
+let stored = { overall: 0.5, classes: [] }; // the detector's own thresholds; of classes, by position
+let chosen = false; // whether the user has moved the slider, to one threshold for all classes
 let asked = 0; // number of the last question: an older answer is not shown
 
 async function ask(path, options = {}) {
@@ -38,6 +40,7 @@ async function introduce() {
     byId("key-form").hidden = true;
     const names = model.names.slice(0, 12).join(", ") + (model.names.length > 12 ? " ..." : "");
     byId("about").textContent = `finds ${names}`;
+    takeThresholds(model);
     offerWriting(model);
     tell("");
   } catch (error) {
@@ -74,12 +77,28 @@ async function detect(chosen, of = 1) {
   if (number === asked) show();
 }
 
-const threshold = () => Number(byId("threshold").value);
-const likely = () => (found ? found.annotations.filter((one) => one.score > threshold()) : []);
+function takeThresholds({ names, threshold, thresholds }) {
+  stored = { overall: threshold, classes: thresholds };
+  const shown = names.slice(0, 12).map((name, place) => `${name} ${thresholds[place].toFixed(2)}`);
+  byId("by-class").textContent = shown.join(", ") + (names.length > 12 ? " ..." : "");
+  if (!chosen) useStored();
+}
+
+function useStored() {
+  chosen = false;
+  byId("threshold").value = stored.overall;
+  show();
+}
+
+const differ = () => new Set(stored.classes).size > 1;
+const threshold = (category) => (chosen ? Number(byId("threshold").value) : (stored.classes[category - 1] ?? stored.overall));
+const likely = () => (found ? found.annotations.filter((one) => one.score > threshold(one.category_id)) : []);
 const visible = () => likely().filter((one) => !hidden.has(one.category_id));
 
 function show() {
-  byId("shown-threshold").textContent = threshold().toFixed(2);
+  byId("shown-threshold").textContent = differ() && !chosen ? "by class" : threshold(1).toFixed(2);
+  byId("by-class").hidden = chosen || !differ();
+  byId("stored").hidden = !chosen || !differ();
   byId("count").textContent = visible().length;
   byId("save").disabled = !found;
   byId("other").disabled = !found && !picture;
@@ -192,7 +211,11 @@ byId("drop").addEventListener("click", (event) => {
 });
 byId("other").addEventListener("click", () => byId("file").click());
 byId("save").addEventListener("click", save);
-byId("threshold").addEventListener("input", show);
+byId("threshold").addEventListener("input", () => {
+  chosen = true;
+  show();
+});
+byId("stored").addEventListener("click", useStored);
 byId("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   sessionStorage.setItem("key", byId("key").value);

@@ -113,7 +113,7 @@ const still = matchMedia("(prefers-reduced-motion: reduce)");
 
 async function showObject(words, object, signal, counts) {
   const noise = words.some(({ slot, text }) => slot === "class" && text === "noise");
-  const counted = !object.given && object.score > threshold();
+  const counted = !object.given && object.score > threshold(object.category_id);
   const row = await showWords(words, counted ? PACE : QUICK / words.length, signal);
   if (signal.aborted) throw new Error("stopped"); // what is drawn by now is the user's
   row.style.setProperty("--class", colour(object.category_id));

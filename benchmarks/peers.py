@@ -22,7 +22,10 @@ size, augmentation and seed, and its last weights are the last row; a detector o
   dims (`pip install transformers`);
 - `pix2seq-tutorial`: the recipe of moein-shariatnia/Pix2Seq (`pix2seq_tutorial.py`).
 
-`--classes` adds the mean over some classes, `--write FILE` appends the table.
+`--held-out 0.2` trains on four fifths of the training images only. On the others it chooses the score thresholds of
+best F1, one for each class, as `boxwright train` does on its validation images, and adds what they give on the images
+to score on: precision and recall at IoU 0.50 of all classes together, and the greatest recall with a precision of 0.8
+or more. `--classes` adds the mean over some classes, `--write FILE` appends the table.
 """
 
 import argparse
@@ -35,7 +38,7 @@ from typing import Any
 import pix2seq_tutorial
 import torch
 import yaml
-from ablation import Data, Table, clock, options, prepare, train
+from ablation import Data, Table, clock, images, options, train
 from hugging_face import HuggingFace, package
 from pix2seq_tutorial import Pix2SeqTutorial
 from torch import Tensor, nn
@@ -46,10 +49,15 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
 
 from boxwright.checkpoints.detector_file import load_detector
+from boxwright.data.cache import build
+from boxwright.data.records import Record
+from boxwright.data.split import split
 from boxwright.evaluation.coco import Report
+from boxwright.evaluation.thresholds import PRECISION, Choice, Point
 from boxwright.models import registry
 from boxwright.models.backbones.backbone import Backbone
 from boxwright.models.detr import DetrConfig
+from boxwright.thresholds import Thresholds
 from boxwright.training import recipes
 from boxwright.types import Batch, Detector, Predictions, pixels
 
@@ -207,25 +215,42 @@ def untrained(name: str, conditions: Conditions, data: Data) -> Detector:
 
 @dataclass
 class Result:
-    """Of one detector and one seed."""
+    """Of one detector and one seed; `thresholds` are None where no images were held out to choose them on."""
 
     parameters: int
     minutes: float
     report: Report
+    thresholds: Thresholds | None = None
+
+    @property
+    def point(self) -> Point | None:
+        """Precision and recall of all classes together at the thresholds."""
+        return self.thresholds and self.report.thresholds.overall(Choice(None, self.thresholds), each=True).in_use
 
 
-def measure(name: str, conditions: Conditions, data: Data, seed: int, device: str) -> Result:
-    """Train and score a detector."""
+def prepare(a: argparse.Namespace, image_size: int) -> tuple[Data, Data | None]:
+    """The data of the options, and the same with the held out images in place of those to score on."""
+    names, records, val_records = images(a)
+    held_out: list[Record] = []
+    if a.held_out:
+        records, held_out = split(records, a.held_out)
+    data = Data(names, build(records, image_size), val_records, build(val_records, image_size))
+    return data, data._replace(val_records=held_out, val=build(held_out, image_size)) if held_out else None
+
+
+def measure(name: str, conditions: Conditions, data: Data, held_out: Data | None, seed: int, device: str) -> Result:
+    """Train and score a detector, and choose its thresholds on the images held out, if there are any."""
     torch.manual_seed(seed)
     detector, now = untrained(name, conditions, data), clock(device)
     started = now()
     detector = train(detector, data.train, settings_of(name, conditions, seed), device)
     minutes = (now() - started) / 60
-    return Result(sum(p.numel() for p in detector.parameters()), minutes, data.report(detector, device))
+    chosen = held_out and held_out.report(detector, device).thresholds.choose("images held out")
+    return Result(sum(p.numel() for p in detector.parameters()), minutes, data.report(detector, device), chosen)
 
 
-def cells(results: list[Result], classes: list[str]) -> list[object]:
-    """The numbers of a row."""
+def cells(results: list[Result], classes: list[str], thresholds: bool) -> list[object]:
+    """The numbers of a row; with `thresholds`, also what they give."""
     first, reports = results[0], [result.report for result in results]
     aps = [report.ap for report in reports]
     errors = [report.ece for report in reports if report.ece >= 0]
@@ -237,9 +262,18 @@ def cells(results: list[Result], classes: list[str]) -> list[object]:
         mean(aps),
         mean(report.ap50 for report in reports),
         mean(errors) if errors else "-",
+        *(threshold_cells(results) if thresholds else ()),
         *(mean(row[key] for row in rows) for key in ("ap", "ap50") if rows),
         max(aps) - min(aps) if len(aps) > 1 else "-",
     ]
+
+
+def threshold_cells(results: list[Result]) -> list[object]:
+    """Precision and recall at the thresholds, and the greatest recall at a precision of `PRECISION`."""
+    points = [result.point for result in results if result.point is not None]
+    recalls = [result.report.thresholds.curve.recall_at(PRECISION) for result in results]
+    own = [mean(getattr(point, key) for point in points) if points else "-" for key in ("precision", "recall")]
+    return [*own, mean(recalls)]
 
 
 def main() -> None:
@@ -252,28 +286,33 @@ def main() -> None:
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--held-out", type=float, default=0.0)
     parser.add_argument("--classes", nargs="+", default=[])
     a = parser.parse_args()
 
     if any(name in HUGGING_FACE for name in a.detectors):
         package()
     conditions, seeds = conditions_of_run(a.run, a.device) if a.run else conditions_of_options(a)
-    data = prepare(a, conditions.image_size)
+    data, held_out = prepare(a, conditions.image_size)
     if unknown := [name for name in a.classes if name not in data.names]:
         raise SystemExit(f"{a.data} has no class {', '.join(unknown)}; it has {', '.join(data.names)}.")
     length = f"{a.minutes:g} minutes of {'CPU' if a.device == 'cpu' else a.device}" if a.minutes else ""
     length = length or f"{conditions.settings['epochs']} epochs"
     size = f"{len(data.train)} images, {conditions.image_size} px, {length}, seeds {' '.join(map(str, seeds))}"
     extra = ["mean AP", f"mean AP50 ({', '.join(a.classes)})"] if a.classes else []
-    heads = ["detector", "M parameters", "minutes", "AP", "AP50", "ECE", *extra, "AP apart"]
+    heads = ["detector", "M parameters", "minutes", "AP", "AP50", "ECE"]
+    heads += ["precision", "recall", f"recall at precision {PRECISION}"] if held_out else []
+    heads += [*extra, "AP apart"]
     table = Table(f"{datetime.date.today()}, {a.data.name}, {size}", *heads)
     for name in a.detectors:
         print(name, flush=True)
-        table.add(name, *cells([measure(name, conditions, data, seed, a.device) for seed in seeds], a.classes))
+        results = [measure(name, conditions, data, held_out, seed, a.device) for seed in seeds]
+        table.add(name, *cells(results, a.classes, bool(held_out)))
     if conditions.own is not None:
         parameters = sum(p.numel() for p in conditions.own.parameters())
-        result = Result(parameters, 0.0, data.report(conditions.own, a.device))
-        table.add(f"{registry.name_of(conditions.own)} (the run)", *cells([result], a.classes))
+        stored = Thresholds.from_card(conditions.own.card)
+        result = Result(parameters, 0.0, data.report(conditions.own, a.device), stored if stored.chosen_on else None)
+        table.add(f"{registry.name_of(conditions.own)} (the run)", *cells([result], a.classes, bool(held_out)))
     table.append_to(a.write)
 
 

@@ -75,11 +75,14 @@ def main(
         detections, seconds = _timed(lambda: detect(detector, cache))
         where = f"{data.name}, {split}, images of 256 px read from the cache"
     report, scoring = _timed(lambda: score(records, detections, names))
+    thresholds, choosing = _timed(lambda: report.thresholds.choose(""))
     boxes = sum(len(record.boxes_N4) for record in records)
     print(f"{len(records)} images, {boxes} objects of {len(names)} classes, {MAX_DETECTIONS} detections each ({where})")
     print(f"  batches and boxes in original pixels  {seconds:6.2f} s")
     print(f"  COCO's twelve numbers                 {scoring:6.2f} s   (AP {report.ap:.4f}, by chance)")
-    print(f"  together                              {seconds + scoring:6.2f} s")
+    chosen = "none" if thresholds is None else f"{thresholds.overall:.3f}"
+    print(f"  matches and thresholds of best F1     {choosing:6.2f} s   (overall {chosen})")
+    print(f"  together                              {seconds + scoring + choosing:6.2f} s")
 
 
 def _timed(work: Callable[[], T]) -> tuple[T, float]:

@@ -9,7 +9,7 @@ from boxwright.checkpoints.detector_file import save_detector
 from boxwright.config import UserError
 from boxwright.data.records import Record
 from boxwright.deployment.export import ExportImages, export
-from boxwright.deployment.onnx.parity import Parity, average_precision, compare, compared_above
+from boxwright.deployment.onnx.parity import Parity, average_precision, compare, compared_above, f1_at_thresholds
 from boxwright.detections import Detections
 from boxwright.inference.predictor import Predictor
 from boxwright.runtime import Detector
@@ -156,6 +156,23 @@ def test_classes_that_the_detector_does_not_know_are_not_scored(photos):
     found = [Detections(boxes[:1], np.array([0.9], np.float32), np.array([1]), CatsAndDogs.names)]
     assert average_precision(annotated, found, ("dog", "unheard of"), CatsAndDogs) == pytest.approx(100)
     assert average_precision(annotated, found, ("elk", "unheard of"), CatsAndDogs) is None
+
+
+def test_what_fewer_bits_cost_at_the_stored_thresholds_is_reported(photos):
+    class Cats:
+        names, image_size, card = ("cat", "dog"), 64, Thresholds(0.8, {"cat": 0.6}, "x").to_card()
+
+    boxes, no = np.array([[0, 0, 20, 20], [10, 10, 40, 40]], np.float32), np.zeros(2, dtype=bool)
+    annotated = [Record(photos[0], 64, 48, boxes, np.array([1, 1]), no, 1, "")]
+    found = [Detections(boxes, np.array([0.7, 0.5], np.float32), np.array([0, 0]), Cats.names)]
+    assert f1_at_thresholds(annotated, found, ("dog", "cat"), Cats) == pytest.approx(100 * 2 / 3)
+    Cats.card = {}
+    assert f1_at_thresholds(annotated, found, ("dog", "cat"), Cats) is None
+    zeros = dict.fromkeys(("images", "spoken", "objects", "missing", "box_px", "score", "ap_source", "ap_file"), 0)
+    rest = {"batch_missing": 0, "batch_px": 0.0, "batch_score": 0.0, "grey": 0}
+    assert "F1 at" not in Parity("int8", **zeros, **rest).to_markdown("x")
+    row = "| F1 at the stored thresholds, source and file | 66.70 and 65.00 |"
+    assert row in Parity("int8", **zeros, **rest, f1_source=66.7, f1_file=65.0).to_markdown("x")
 
 
 class OneObject:

@@ -1,10 +1,13 @@
 """The command `demo`: evaluation, and if asked training, on the bundled blood cells."""
 
+import json
 from pathlib import Path
 
+from boxwright.checkpoints.header import read_header, store_in_card
 from boxwright.console import make_console
 from boxwright.evaluation.coco import Report
 from boxwright.evaluation.evaluate import evaluate
+from boxwright.thresholds import Thresholds
 
 HERE = Path(__file__).parent
 DATA = HERE / "bccd"
@@ -38,4 +41,7 @@ def _train(run: Path) -> Path:
     from boxwright.training.run import train
 
     train(DATA, out=run, epochs=EPOCHS, val_split="test", resume=(run / "state.safetensors").exists())
-    return run / "last.safetensors"  # not the best, which the test split would have chosen
+    last = run / "last.safetensors"  # not the best, which the test split would have chosen
+    shipped = Thresholds.from_card(json.loads(read_header(WEIGHTS)["card"]))
+    store_in_card(last, shipped.to_card())  # nor thresholds that the test split has chosen
+    return last

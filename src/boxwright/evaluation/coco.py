@@ -16,7 +16,7 @@ from rich.table import Table
 
 from boxwright.data.records import Record
 from boxwright.evaluation.calibration import Calibration, calibrate
-from boxwright.evaluation.matches import IOU, Matches
+from boxwright.evaluation.matches import Matches, match
 from boxwright.evaluation.thresholds import ThresholdReport
 from boxwright.types import Detections
 
@@ -52,7 +52,7 @@ class Report:
         images_K: images that hold an object of each class. Ignored objects are not counted, here and below.
         boxes_K: objects of each class.
         images: images in all, those without objects included.
-        match: matches the detections once more, for `matches`.
+        match: matches the detections, for `matches`.
     """
 
     names: tuple[str, ...]
@@ -162,8 +162,10 @@ def score(records: Sequence[Record], detections: Sequence[Detections], names: Se
     # Area ranges are (all, small, medium, large), limits of detections (1, 10, 100).
     precision_TRK = np.asarray(evaluator.eval["precision"])[..., 0, 2]
     stats = tuple(float(value) for value in evaluator.stats)
-    match = partial(_match, truth, results, boxes_K)
-    return Report(tuple(names), stats, precision_TRK, images_K, boxes_K, len(records), match)
+    found = [renamed(one, names) for one in detections]
+    return Report(
+        tuple(names), stats, precision_TRK, images_K, boxes_K, len(records), partial(match, records, found, boxes_K)
+    )
 
 
 def shown(value: float) -> str:
@@ -175,25 +177,6 @@ def _evaluator(truth: dict[str, list[dict[str, Any]]], results: list[dict[str, A
     quiet = {"print_function": _silent}
     detected = COCO(truth | {"annotations": results}, **quiet)
     return COCOeval_faster(COCO(truth, **quiet), detected, iouType="bbox", **quiet)
-
-
-def _match(truth: dict[str, list[dict[str, Any]]], results: list[dict[str, Any]], objects_K: np.ndarray) -> Matches:
-    """The matches of AP50.
-
-    The evaluation of AP keeps only the union of its matches over all IoU thresholds, hence one more.
-    """
-    evaluator = _evaluator(truth, results)
-    evaluator.params.iouThrs = np.array([IOU])
-    evaluator.params.areaRng, evaluator.params.areaRngLbl = evaluator.params.areaRng[:1], ["all"]
-    evaluator.params.maxDets = [len(results) + 1]
-    evaluator.evaluate()
-    pairs = (pair.split("_") for pair in evaluator.eval["matched"])
-    matched = {int(detection): int(annotation) for detection, annotation in pairs}
-    ignored = {row["id"] for row in truth["annotations"] if row["iscrowd"]}
-    rows = [(row["score"], row["category_id"], matched.get(row["id"], 0)) for row in results]
-    kept = [(score, label, annotation > 0) for score, label, annotation in rows if annotation not in ignored]
-    scores_D, labels_D, right_D = np.array(kept, float).reshape(-1, 3).T
-    return Matches(scores_D, labels_D.astype(np.int64), right_D > 0, objects_K)
 
 
 def _silent(*_: Any) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from boxwright.data.records import Record
 from boxwright.evaluation.coco import renamed
+from boxwright.evaluation.matches import overlaps
 from boxwright.types import Detections
 
 BACKGROUND = "background"
@@ -62,7 +63,7 @@ def _count_image(matrix: np.ndarray, record: Record, boxes_D4: np.ndarray, label
     """Add one image to the matrix; detections come best first."""
     has_area_N = (record.boxes_N4[:, 2:] > record.boxes_N4[:, :2]).all(1)
     real_N, ignored_N = has_area_N & ~record.ignore_N, has_area_N & record.ignore_N
-    overlap_DN, cover_DN = _overlaps(boxes_D4, record.boxes_N4)
+    overlap_DN, cover_DN = overlaps(boxes_D4, record.boxes_N4)
     free_N = real_N.copy()
     for overlap_N, cover_N, label in zip(overlap_DN, cover_DN, labels_D, strict=True):
         same_N = record.labels_N == label
@@ -74,13 +75,3 @@ def _count_image(matrix: np.ndarray, record: Record, boxes_D4: np.ndarray, label
         elif not (ignored_N & same_N & (cover_N >= iou)).any():
             matrix[-1, label] += 1
     np.add.at(matrix[:, -1], record.labels_N[free_N], 1)
-
-
-def _overlaps(boxes_D4: np.ndarray, boxes_N4: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """IoU of each detection with each object, and the fraction of the detection inside the object, both (D, N)."""
-    corner_DN2 = np.minimum(boxes_D4[:, None, 2:], boxes_N4[:, 2:]) - np.maximum(boxes_D4[:, None, :2], boxes_N4[:, :2])
-    shared_DN = corner_DN2.clip(min=0).prod(-1)
-    area_D1 = (boxes_D4[:, 2:] - boxes_D4[:, :2]).prod(-1)[:, None]
-    area_N = (boxes_N4[:, 2:] - boxes_N4[:, :2]).prod(-1)
-    tiny = np.finfo(float).tiny
-    return shared_DN / (area_D1 + area_N - shared_DN).clip(min=tiny), shared_DN / area_D1.clip(min=tiny)

@@ -20,8 +20,10 @@ from boxwright.deployment.onnx.letterbox import letterbox
 from boxwright.deployment.onnx.to_onnx import CANVAS
 from boxwright.evaluation.coco import renamed, score
 from boxwright.evaluation.run import MAX_DETECTIONS
+from boxwright.evaluation.thresholds import Choice
 from boxwright.images import fit, open_image
 from boxwright.runtime.onnx_detector import Detector as Exported
+from boxwright.thresholds import Thresholds
 from boxwright.types import Batch, Detections, Detector
 
 MIN_SCORE = {"fp32": 0.05, "fp16": 0.5, "int8": 0.5}  # objects with lower scores are not compared one by one
@@ -53,6 +55,8 @@ class Parity:
         batch_px: largest difference of a side of a box between the two batches.
         batch_score: largest difference of a score between them.
         grey: largest difference of a pixel of the file's canvas from Pillow's, of 255.
+        f1_source, f1_file: F1 in points of 100, at the score thresholds that the detector stores; None if it stores
+            none, or without AP. Not limited: AP and scores are.
     """
 
     precision: str
@@ -68,6 +72,8 @@ class Parity:
     batch_px: float
     batch_score: float
     grey: int
+    f1_source: float | None = None
+    f1_file: float | None = None
 
     @property
     def faults(self) -> list[str]:
@@ -117,6 +123,9 @@ class Parity:
             f"| largest difference of a resized pixel from Pillow's | {self.grey} of 255 |",
             ap,
         ]
+        if self.f1_source is not None:
+            f1 = f"{self.f1_source:.2f} and {self.f1_file:.2f}"
+            rows.append(f"| F1 at the stored thresholds, source and file | {f1} |")
         return "\n".join([f"# {name} compared with its source", "", "| what | value |", "| --- | --- |", *rows, ""])
 
     def to_json(self) -> str:
@@ -152,11 +161,13 @@ def compare(
         _differences(source, exported, min_score, near) for source, exported in zip(sources, files, strict=True)
     ]
     batch_missing, batch_px, batch_score = _differences(files[0], in_a_batch[0], min_score, near)
+    in_file_pixels = [[*map(to_file_pixels, found, shapes, records)] for found in (sources, files)]
     ap_source, ap_file = (
-        None
-        if names is None
-        else average_precision(records, [*map(to_file_pixels, found, shapes, records)], names, detector)
-        for found in (sources, files)
+        None if names is None else average_precision(records, found, names, detector) for found in in_file_pixels
+    )
+    f1_source, f1_file = (
+        None if ap_source is None or names is None else f1_at_thresholds(records, found, names, detector)
+        for found in in_file_pixels
     )
     return Parity(
         precision=precision,
@@ -172,6 +183,8 @@ def compare(
         batch_px=batch_px,
         batch_score=batch_score,
         grey=grey,
+        f1_source=f1_source,
+        f1_file=f1_file,
     )
 
 
@@ -292,6 +305,20 @@ def average_precision(
     per_class = score(records, [renamed(each, names) for each in best], names).per_class
     shared = [row["ap"] for name, row in per_class.items() if name in detector.names and row["ap"] >= 0]
     return 100 * sum(shared) / len(shared) if shared else None
+
+
+def f1_at_thresholds(
+    records: Sequence[Record], found: Sequence[Detections], names: Sequence[str], detector: Detector
+) -> float | None:
+    """F1 in points of 100, each class at the score threshold that the detector stores; None if it stores none.
+
+    The arguments are those of `average_precision`.
+    """
+    thresholds = Thresholds.from_card(detector.card)
+    if not thresholds.chosen_on:
+        return None
+    report = score(records, [renamed(each, names) for each in found], names).thresholds
+    return 100 * report.overall(Choice(None, thresholds), each=True).in_use.f1
 
 
 def to_file_pixels(found: Detections, shape: tuple[int, ...], record: Record) -> Detections:

@@ -169,22 +169,19 @@ def _list(names: Sequence[str]) -> str:
 
 
 def _images(
-    parsed: ParsedDataset, root: Path, file: Path, content: dict[str, Any], positions: dict[Any, int]
+    parsed: ParsedDataset, index: ImageIndex, root: Path, file: Path, content: dict[str, Any], positions: dict[Any, int]
 ) -> list[ParsedImage]:
     rows = content["images"]
-    folder = _image_folder(root, file, [str(row["file_name"]) for row in rows])
+    folder = _image_folder(root, file, [row["file_name"] for row in rows])
     by_id: dict[Any, ParsedImage] = {}
     for row in rows:
-        name = str(row["file_name"]).replace("\\", "/")
-        id_ = row["id"]
+        name, id_ = row["file_name"], row["id"]
         if id_ in by_id:
             parsed.add_fault(
                 "duplicate-id", f"{file}, image {id_}", f"{by_id[id_].path.name} and {name} have the same id"
             )
             continue
-        path = folder / name
-        if not path.is_file():
-            parsed.add_fault("missing-image", f"{file}, image {id_}", f"{path} does not exist")
+        path = index.find(name, folder, f"{file}, image {id_}")
         number = id_ if isinstance(id_, int) else len(by_id) + 1
         size = _to_integer(row.get("width")), _to_integer(row.get("height"))
         by_id[id_] = ParsedImage(path, *size, number, f"{file}, image {id_} ({name})", ", annotation {}")

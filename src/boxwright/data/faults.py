@@ -22,6 +22,7 @@ FAULT_KINDS: dict[str, FaultKind] = {
     "broken-file": FaultKind("error", True, "write the file again with the tool that made it"),
     "broken-record": FaultKind("error", True, "complete the record or remove it"),
     "missing-image": FaultKind("error", True, "restore the image or remove its record"),
+    "ambiguous-image": FaultKind("error", True, "write the folder in front of the name, or rename one of the files"),
     "undecodable-image": FaultKind("error", True, "restore the image from its source or remove it and its record"),
     "missing-split": FaultKind("error", True, "correct the path or remove the split"),
     "unknown-class": FaultKind("error", True, "add the class to the class list or correct the object"),
@@ -55,6 +56,7 @@ FAULT_KINDS: dict[str, FaultKind] = {
     "missing-annotation": FaultKind("warning", False, "annotate the image; it counts as background"),
     # Nothing to fix.
     "background-image": FaultKind("note", False, "nothing to do: images without objects are used as background"),
+    "found-image": FaultKind("note", False, "nothing to do if these are the right files"),
     "unlisted-image": FaultKind("note", False, "nothing to do: images that no annotation mentions are not used"),
     "heading": FaultKind("note", False, "nothing to do: the category only names a group of others and is left out"),
 }

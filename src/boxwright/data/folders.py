@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
+
+from boxwright.config import UserError
 
 T = TypeVar("T")
 
@@ -58,3 +62,49 @@ def files_in(folder: Path, suffixes: Iterable[str]) -> list[Path]:
         return []
     wanted = frozenset(suffixes)
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in wanted and not p.name.startswith("."))
+
+
+def data_root(path: Path) -> Path:
+    """The folder to search for the images of a data set that a file or folder names."""
+    folder = path.parent if path.is_file() else path
+    holds_annotations = folder.name.lower() in ("annotations", "annotation", "labels")
+    return folder.parent if path.is_file() and holds_annotations else folder
+
+
+def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each folder from `folder` down with the names of its files, sorted; hidden ones left out.
+
+    Links to folders are followed after all others, each folder once, and never up to one that holds `folder`.
+
+    Raises:
+        UserError: a folder can't be read.
+    """
+    seen = {_identity(parent) for parent in folder.resolve().parents}
+    waiting, links = deque([str(folder)]), deque[str]()
+    while waiting or links:
+        here = waiting.popleft() if waiting else links.popleft()
+        if (identity := _identity(here)) in seen:
+            continue
+        seen.add(identity)
+        names = []
+        for entry in _entries(here):
+            if entry.is_dir():
+                (links if entry.is_symlink() else waiting).append(entry.path)
+            elif entry.is_file():
+                names.append(entry.name)
+        yield here, names
+
+
+def _identity(folder: Path | str) -> tuple[int, int]:
+    status = Path(folder).stat()
+    return status.st_dev, status.st_ino
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """What is in a folder, sorted; hidden files, and those of macOS' archives, left out."""
+    try:
+        with os.scandir(folder) as entries:
+            visible = [e for e in entries if not e.name.startswith(".") and e.name != "__MACOSX"]
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error.strerror}); allow it or move it away") from error
+    return sorted(visible, key=lambda entry: entry.name)

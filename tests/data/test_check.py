@@ -135,6 +135,7 @@ PLANTED = [
     ("missing-image", lambda r: remove(samples.coco(r), "images/002.jpg"), "image 2"),
     ("missing-image", lambda r: remove(samples.voc(r), "JPEGImages/b.jpg"), "b.xml"),
     ("missing-image", lambda r: text("l.txt", "\nno.jpg\n")(samples.yolo(r, "train: l.txt\nnames: [a]\n")), "l.txt:2"),
+    ("ambiguous-image", lambda r: _in_two_folders(samples.coco(r)), "image 2"),
     ("undecodable-image", cut_short, "002.jpg"),
     ("undecodable-image", lambda r: text("images/val/c.jpg", "words")(samples.yolo(r)), "c.jpg"),
     ("undecodable-image", lambda r: text("JPEGImages/c.jpg", "")(samples.voc(r)), "JPEGImages/c.jpg"),
@@ -181,6 +182,7 @@ PLANTED = [
     ("empty-split", lambda r: coco_splits(r, lambda c: [c[k].clear() for k in ("images", "annotations")]), "val.json"),
     ("missing-annotation", lambda r: remove(samples.voc(r), "Annotations/b.xml"), "b.xml"),
     ("background-image", lambda r: coco_with(r, lambda c: c["annotations"].pop(1)), ""),
+    ("found-image", lambda r: _capitals(samples.coco(r)), ""),
     ("unlisted-image", lambda r: samples.image(samples.coco(r) / "images" / "spare.png"), "images"),
     ("unlisted-image", lambda r: samples.image(samples.voc(r) / "JPEGImages" / "spare.png"), "JPEGImages"),
     ("heading", lambda r: coco_with(r, lambda c: _under(c, "animals")), "categories"),
@@ -203,6 +205,17 @@ def _under(content, group):
 def _strange(root):
     samples.xml(root / "Annotations" / "a.xml", samples.thing() + samples.thing("emu"))
     return root
+
+
+def _capitals(root):
+    (root / "images" / "002.jpg").rename(root / "images" / "002.JPG")
+    return root
+
+
+def _in_two_folders(root):
+    for folder in ("one", "two"):
+        samples.image(root / folder / "002.jpg")
+    return remove(root, "images/002.jpg")
 
 
 def _with_folder(root):

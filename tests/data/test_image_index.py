@@ -154,10 +154,10 @@ def test_clean_name(name, clean):
 
 
 def test_many_names_take_little_time(tmp_path, monkeypatch):
-    names = [f"{i:08}.jpg" for i in range(100_000)]
+    names = [f"{i:08}.jpg" for i in range(20_000)]
     monkeypatch.setattr("boxwright.data.image_index.walk", lambda root: iter([(str(root / "images"), names)]))
     index = ImageIndex(ParsedDataset(tmp_path, "coco"))
     start = time.process_time()
     for name in names:
         assert index.match("D:\\set\\" + name, tmp_path / "images")
-    assert time.process_time() - start < 10
+    assert time.process_time() - start < 2

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from boxwright.data.folders import bare_name, by_split, files_in, split_name, subfolders
+from boxwright.data.image_index import ImageIndex
 from boxwright.data.parsed import ParsedDataset, ParsedImage, check_names, fill_sizes, read_text
 from boxwright.data.records import Record
 from boxwright.images import IMAGE_SUFFIXES
@@ -53,12 +54,14 @@ def read(root: Path, files: dict[str, Path]) -> ParsedDataset:
     for split, content in contents.items():
         classes[split] = _classes(parsed, files[split], content, group_names)
     _agree_on_classes(parsed, {split: files[split] for split in contents}, classes)
+    index = ImageIndex(parsed)
     for split, content in contents.items():
         positions = {id_: parsed.names.index(name) for name, id_ in classes[split].items() if name in parsed.names}
-        if images := _images(parsed, root, files[split], content, positions):
+        if images := _images(parsed, index, files[split], content, positions):
             parsed.splits[split] = images
         else:
             parsed.add_fault("empty-split", files[split], "has no images")
+    index.finish()
     return parsed
 
 
@@ -169,13 +172,13 @@ def _list(names: Sequence[str]) -> str:
 
 
 def _images(
-    parsed: ParsedDataset, index: ImageIndex, root: Path, file: Path, content: dict[str, Any], positions: dict[Any, int]
+    parsed: ParsedDataset, index: ImageIndex, file: Path, content: dict[str, Any], positions: dict[Any, int]
 ) -> list[ParsedImage]:
     rows = content["images"]
-    folder = _image_folder(root, file, [row["file_name"] for row in rows])
+    folder = _image_folder(parsed.root, file, [str(row["file_name"]) for row in rows])
     by_id: dict[Any, ParsedImage] = {}
     for row in rows:
-        name, id_ = row["file_name"], row["id"]
+        name, id_ = str(row["file_name"]), row["id"]
         if id_ in by_id:
             parsed.add_fault(
                 "duplicate-id", f"{file}, image {id_}", f"{by_id[id_].path.name} and {name} have the same id"

@@ -12,7 +12,8 @@ A name is looked up in this order, and the first rule that fits counts:
 What was done is one note a data set; a name that fits several files is a fault that names them.
 """
 
-# ruff: noqa: PTH (a million names as `Path` would take a minute)
+# Names are text, and folders are listed once: as `Path`s, each with a call of `is_file`, a million would take minutes.
+# ruff: noqa: PTH118, PTH119, PTH120, PTH121, PTH122
 
 from __future__ import annotations
 
@@ -50,6 +51,7 @@ class ImageIndex:
         self.root = root or data_root(parsed.root)
         self._parsed = parsed
         self._files: _Files | None = None
+        self._listed: dict[str, frozenset[str]] = {}  # the files of the folders that names lead to
         self._found: defaultdict[Path, list[tuple[str, str, str]]] = defaultdict(list)  # rule, name, where
 
     def find(self, name: str, folder: Path, where: object) -> Path:
@@ -75,23 +77,23 @@ class ImageIndex:
 
     def match(self, name: str, folder: Path) -> tuple[str, Path] | list[Path]:
         """(rule, path) of an image, the rule empty if it is as written; else all files that fit equally, or none."""
-        path = _as_written(folder, name)
-        if path is not None:
-            return "", path
+        place = str(folder)
+        for text in (name, name.replace("\\", "/")) if "\\" in name else (name,):
+            if (path := self._existing(os.path.join(place, text))) is not None:
+                return "", path
         clean = clean_name(name)
-        path = _as_written(folder, clean)
-        if path is not None:
+        wanted = f"{place}/{clean}"
+        if clean != name and (path := self._existing(wanted)) is not None:
             return "name", path
         base = clean.rpartition("/")[2]
         has_ending = os.path.splitext(base)[1].lower() in IMAGE_SUFFIXES
-        files = self.files()
-        candidates = files.named(base) or ([] if has_ending else files.with_stem(base))
-        best = _best(candidates, str(folder / clean), clean)
+        candidates = self.files().named(base) or ([] if has_ending else self.files().with_stem(base))
+        best = _best(candidates, wanted, clean)
         if len(best) != 1:
             return [Path(path) for path in best]
         if not has_ending:
             return "stem", Path(best[0])
-        return "spelling" if fold(best[0]) == fold(str(folder / clean)) else "elsewhere", Path(best[0])
+        return "spelling" if fold(best[0]) == fold(wanted) else "elsewhere", Path(best[0])
 
     def files(self) -> _Files:
         """All image files of the data set, listed once."""
@@ -119,6 +121,16 @@ class ImageIndex:
         what = f"{len(uses):,} images are found otherwise than as written: {parts} ({name!r} is {self._short(path)})"
         self._parsed.add_fault("found-image", self._parsed.root, what)
         self._found.clear()
+
+    def _existing(self, path: str) -> Path | None:
+        """The file of this path, without ``..`` where that makes no difference; None if there is none."""
+        for text in (os.path.normpath(path), path) if "./" in path else (path,):
+            folder, base = os.path.split(text)
+            if folder not in self._listed:
+                self._listed[folder] = _file_names(folder or ".")
+            if base in self._listed[folder]:
+                return Path(text)
+        return None
 
     def _missing(self, name: str) -> str:
         there = len(self.files())
@@ -189,21 +201,21 @@ def clean_name(name: str) -> str:
     ('Users/me/a b.jpg', 'train/a.jpg')
     """
     text = name.strip().replace("\\", "/")
-    text = re.sub(r"^.*[?&]d=([^&]+).*$", r"\1", text)  # Label Studio's local files: /data/local-files/?d=a/b.jpg
-    if url := re.match(r"^[a-zA-Z][\w+.-]+://[^/]*", text):
+    if "?" in text:  # Label Studio's local files: /data/local-files/?d=a/b.jpg
+        text = re.sub(r"^.*[?&]d=([^&]+).*$", r"\1", text)
+    if url := re.match(r"[a-zA-Z][\w+.-]+://[^/]*", text):
         text = re.sub(r"[?#].*$", "", text[url.end() :])
-    text = re.sub(r"^/*[a-zA-Z]:", "", unquote(text))
-    return "/".join(part for part in text.replace("\\", "/").split("/") if part not in ("", ".", ".."))
+    text = re.sub(r"^/*[a-zA-Z]:", "", unquote(text)).replace("\\", "/")
+    return "/".join(part for part in text.split("/") if part not in ("", ".", ".."))
 
 
-def _as_written(folder: Path, name: str) -> Path | None:
-    """The file of this name below a folder, with separators of any system; None if there is none."""
-    for text in dict.fromkeys((name, name.replace("\\", "/"))):
-        path = os.path.join(folder, text)
-        if os.path.isfile(path):
-            plain = os.path.normpath(path)
-            return Path(plain if ".." in text and os.path.isfile(plain) else path)
-    return None
+def _file_names(folder: str) -> frozenset[str]:
+    """The names of all files in a folder; empty if it can't be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            return frozenset(entry.name for entry in entries if entry.is_file())
+    except (OSError, ValueError):  # ValueError: a name that no file can have
+        return frozenset()
 
 
 def _best(candidates: Sequence[str], wanted: str, clean: str) -> list[str]:

@@ -168,7 +168,7 @@ class Detector(nn.Module):
     card: dict[str, Any]
     square_canvas: ClassVar[bool] = True
     fp32_modules: ClassVar[tuple[str, ...]] = ()
-    explained_as: ClassVar[Literal["queries", "sequence"] | None] = None
+    explained_as: Literal["queries", "sequence"] | None = None
 
     def __init__(self) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ import torch
 
 from boxwright.explanation.copied_proposals import CELLS, proposal_maps
 from boxwright.explanation.generation_trace import read_again, trace_generation
+from boxwright.models.patchseq import PatchSeq
 from boxwright.models.pix2seq import Pix2Seq
 from boxwright.models.sequence.side_distributions import box_log_probs
 from boxwright.types import Batch
@@ -90,3 +91,32 @@ def test_attention_lies_where_the_proposal_is() -> None:
     assert divmod(int(one.argmax()), CELLS) in [(y, x) for y in (12, 13) for x in (6,)]
     assert divmod(int(other.argmax()), CELLS) == (CELLS - 1, CELLS - 1)
     torch.testing.assert_close(one.sum(), torch.tensor(1.0))
+
+
+def test_patches_are_those_of_generation_and_hold_the_corners(copying_patches: PatchSeq, batch: Batch) -> None:
+    """Corner by corner: the map adds up to one, and has what was generated where the box begins and ends."""
+    outputs = copying_patches(batch.images_BCHW, batch.sizes_B2)
+    generated = copying_patches.generate(outputs)
+    for row, trace in enumerate(trace_generation(copying_patches, batch)):
+        found = torch.from_numpy(trace.token_probabilities()).log().flatten()
+        torch.testing.assert_close(found, generated.log_probs_BL[row], rtol=1e-4, atol=1e-4)
+        assert trace.copied is not None
+        assert trace.patches is not None
+        maps_N2HW = trace.patches.maps_N2HW
+        rows, columns = copying_patches.vocabulary(outputs).grid
+        assert maps_N2HW.shape == (4, 2, rows, columns)
+        np.testing.assert_allclose(maps_N2HW.sum((-1, -2)), 1, atol=1e-5)
+        for n, corner in np.ndindex(4, 2):
+            y, x = trace.corners_N4[n, 2 * corner : 2 * corner + 2] * 96 / 16
+            name = trace.token_names[trace.tokens_N5[n, 2 * corner]]
+            assert name == f"{int(y) + 1},{int(x) + 1}"
+            assert maps_N2HW[n, corner, int(y), int(x)] == maps_N2HW[n, corner].max()  # nothing was drawn
+
+
+def test_a_second_patch_is_neither_above_nor_left_of_the_first(copying_patches: PatchSeq, batch: Batch) -> None:
+    for trace in trace_generation(copying_patches, batch):
+        assert trace.patches is not None
+        for n, map_HW in enumerate(trace.patches.maps_N2HW[:, 1]):
+            first = [int(part) - 1 for part in trace.token_names[trace.tokens_N5[n, 0]].split(",")]
+            assert map_HW[: first[0]].sum() == map_HW[:, : first[1]].sum() == 0
+            assert (map_HW[first[0] :, first[1] :] > 0).all()

@@ -18,7 +18,9 @@ from boxwright.explanation.sequence_page import write_page
 from boxwright.images import open_image
 from boxwright.inference.predictor import to_batch
 from boxwright.models import registry
+from boxwright.models.patchseq import PatchSeq, PatchSeqConfig
 from boxwright.models.pix2seq import Pix2Seq
+from boxwright.models.sequence.sequence_detector import SequenceDetector
 from boxwright.runtime.inputs import DecodedImage
 from helpers.query_detectors import small_query_detector
 
@@ -34,9 +36,9 @@ def image(paint: Callable[..., Path], tmp_path: Path) -> Path:
     return paint(tmp_path / "a <b>.png", (120, 80), (30, 20, 90, 60))
 
 
-def trace_of(pix2seq: Pix2Seq, image: Path) -> tuple[Image.Image, GenerationTrace]:
+def trace_of(detector: SequenceDetector, image: Path) -> tuple[Image.Image, GenerationTrace]:
     photo = open_image(image)
-    return photo, trace_generation(pix2seq, to_batch([DecodedImage(photo, photo.size)], pix2seq.image_size))[0]
+    return photo, trace_generation(detector, to_batch([DecodedImage(photo, photo.size)], detector.image_size))[0]
 
 
 def test_every_token_is_on_the_page(pix2seq: Pix2Seq, weights: Path, image: Path, tmp_path: Path) -> None:
@@ -68,6 +70,32 @@ def test_a_page_names_what_was_copied(copying: Pix2Seq, image: Path, tmp_path: P
         assert f"<b>{trace.copied.name(trace.copied.source(n))}</b>" in text
         assert f"{trace.copied.gates()[n]:.2f} given the box." in text
     assert text.count("data:image/jpeg;base64,") == 1 + 4 * (4 + 5 + 2 + 1)
+
+
+def test_a_page_of_patches_names_them_and_what_was_copied(
+    copying_patches: PatchSeq, image: Path, tmp_path: Path
+) -> None:
+    save_detector(tmp_path / "patches.safetensors", copying_patches, {})
+    text = explain(tmp_path / "patches.safetensors", image, tmp_path).read_text(encoding="utf-8")
+    _, trace = trace_of(copying_patches, image)
+    assert trace.copied is not None
+    tokens = re.findall(r'<span class="token" tabindex="0" style="--p:[\d.]+"><i>(.*?)</i>', text)
+    assert tokens == [escape(trace.token_names[token]) for token in trace.tokens_N5.flatten()]
+    for n in range(len(trace)):
+        assert f"<b>{trace.copied.name(trace.copied.source(n))}</b>" in text
+        x1, y1, x2, y2 = trace.found.boxes_N4[n].round().astype(int).tolist()
+        assert text.count(f" · {y1}, {x1} px") >= 2
+        assert text.count(f" · {y2}, {x2} px") >= 2
+    assert text.count("data:image/jpeg;base64,") == 1 + 4 * (5 + 2 + 1)
+    assert "by row and column" in text
+
+
+def test_a_published_patchseq_cannot_be_explained(image: Path, tmp_path: Path) -> None:
+    config = PatchSeqConfig("test_efficientnet", 96, encoder_layers=0, decoder_layers=1, dim=24, hidden=48, heads=3)
+    published = PatchSeq(config, ("cat",), pretrained=False)
+    save_detector(tmp_path / "patches.safetensors", published, {})
+    with pytest.raises(UserError, match="a patchseq as published can't be explained, one with proposals"):
+        explain(tmp_path / "patches.safetensors", image, tmp_path / "out")
 
 
 def test_an_empty_sequence_has_a_page(pix2seq: Pix2Seq, image: Path, tmp_path: Path) -> None:
@@ -172,7 +200,7 @@ def test_a_place_that_cannot_be_written_is_named_before_any_work(image: Path, tm
 def test_a_detector_that_cannot_be_explained_is_named(image: Path, tmp_path: Path) -> None:
     dense = registry.build("dense", "nano", ("cat",), backbone="test_efficientnet", pretrained=False)
     save_detector(tmp_path / "dense.safetensors", dense, {})
-    with pytest.raises(UserError, match="a dense can't be explained; a pix2seq, detr or deformable can"):
+    with pytest.raises(UserError, match="a dense can't be explained; a pix2seq, patchseq, detr or deformable can"):
         explain(tmp_path / "dense", image, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -56,10 +56,11 @@ def test_three_images_spread_over_the_split(
         assert picture.width > 2 * 640
 
 
+@pytest.mark.parametrize("kind", ["copying", "copying_patches"])
 def test_a_copied_sequence_is_explained_by_its_sources(
-    copying: Pix2Seq, images: tuple[cache.Cache, list[Record]], tmp_path: Path
+    kind: str, images: tuple[cache.Cache, list[Record]], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    write_validation_pictures(copying, *images, nothing_found(5), tmp_path)
+    write_validation_pictures(request.getfixturevalue(kind), *images, nothing_found(5), tmp_path)
     assert len(list((tmp_path / "explain").iterdir())) == 3
 
 

@@ -33,14 +33,14 @@ def explain(
     query: int | None = None,
     pixel: tuple[int, int] | None = None,
 ) -> Path:
-    """Show why a pix2seq, detr or deformable predicts what it predicts for an image.
+    """Show why a pix2seq, patchseq, detr or deformable predicts what it predicts for an image.
 
-    Writes one page, OUT/IMAGE.html, that needs no other file. For a pix2seq: every token of the sequence with its
-    probability and the most probable alternatives; for the best 8 objects the distribution of each coordinate over the
-    image, and the decoder's attention for each token; where objects are copied from proposals, the weight of each
-    proposal and of the decoder's own box. For a detr or deformable: the attention of the queries with the
-    highest scores, layer by layer and head by head, their prediction after each layer, and the encoder's attention at
-    the middle of their boxes.
+    Writes one page, OUT/IMAGE.html, that needs no other file. For a pix2seq, or a patchseq that copies objects from
+    proposals: every token of the sequence with its probability and the most probable alternatives; for the best 8
+    objects the distribution of each coordinate or corner over the image, and the decoder's attention for each token;
+    where objects are copied from proposals, the weight of each proposal and of the decoder's own box. For a detr or
+    deformable: the attention of the queries with the highest scores, layer by layer and head by head, their prediction
+    after each layer, and the encoder's attention at the middle of their boxes.
 
     Args:
         weights: a checkpoint or the folder of a training run.
@@ -85,8 +85,9 @@ def _require_explained(detector: Detector, query: int | None, pixel: tuple[int, 
     name, pages = name_of(detector), {model: network.explained_as for model, (network, _, _) in DETECTORS.items()}
     can = _listed([model for model, explained_as in pages.items() if explained_as])
     with_queries = _listed([model for model, explained_as in pages.items() if explained_as == "queries"])
-    problem = f"a {name} can't be explained; a {can} can, and `predict` draws what any of them finds."
-    require(detector.explained_as, problem)
+    which = "as published can't be explained, one with proposals (nano, small, medium) can"
+    which = which if pages[name] else f"can't be explained; a {can} can"
+    require(detector.explained_as, f"a {name} {which}, and `predict` draws what any of them finds.")
     asked = query is not None or pixel is not None
     problem = f"--query and --pixel are for a {with_queries}; this is a {name}."
     require(detector.explained_as == "queries" or not asked, problem)

@@ -11,8 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from boxwright.explanation import patch_corners
 from boxwright.explanation.copied_proposals import CopyTrace, proposal_maps, trace_copies
+from boxwright.explanation.patch_corners import PatchCorners
 from boxwright.models.sequence.decoder import SequenceDecoder
+from boxwright.models.sequence.patch_vocabulary import PatchVocabulary
 from boxwright.models.sequence.proposal_decoder import ProposalDecoder
 from boxwright.models.sequence.sequence_detector import SequenceDetector
 from boxwright.models.sequence.token_constraints import TokenConstraints
@@ -31,6 +34,7 @@ class GenerationTrace:
         probabilities_N5V: of every id at each position, given the tokens before it; sums to 1.
         allowed_N5V: whether the token constraints allow the id at this position, given the tokens before it.
         coordinates_N4R: the probability of every coordinate among the allowed ones, at y1, x1, y2 and x2; sums to 1.
+            R is 0 where tokens are patches.
         corners_N4: the generated y1, x1, y2, x2, in [0, 1] of the canvas.
         attention_N5HW: cross-attention to each cell of the canvas when the token was chosen, mean over layers and
             heads; sums to 1 (to less where a class token takes some). A decoder that copies takes one step for an
@@ -40,6 +44,7 @@ class GenerationTrace:
         found: the objects, in pixels of the original image, in the order of generation.
         token_names: how each id is shown.
         copied: the proposals that the objects were copied from; None for a decoder that does not copy.
+        patches: where the corners may lie, where tokens are patches; else None.
     """
 
     tokens_N5: np.ndarray
@@ -53,9 +58,15 @@ class GenerationTrace:
     found: Detections
     token_names: list[str]
     copied: CopyTrace | None = None
+    patches: PatchCorners | None = None
 
     def __len__(self) -> int:
         return len(self.tokens_N5)
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """What each token of an object is called."""
+        return SLOTS if self.patches is None else patch_corners.SLOTS
 
     def token_probabilities(self) -> np.ndarray:
         """The probability of each generated token, (N, 5)."""
@@ -86,15 +97,15 @@ def trace_generation(detector: SequenceDetector, batch: Batch, objects: int | No
     """Generate sequences with the detector's settings, then read each one again in a single pass that is recorded.
 
     Args:
-        detector: explained as a sequence, in evaluation mode, on the device of the batch. Its objects are `SLOTS` of
-            a `boxwright.models.sequence.vocabulary.Vocabulary`.
+        detector: explained as a sequence, in evaluation mode, on the device of the batch. Its objects are four tokens
+            for a box, then one for a class.
         batch: images; their boxes are not used.
         objects: the most to generate, by default all that a sequence holds.
     """
     outputs = detector(batch.images_BCHW, batch.sizes_B2)
     memory, decoder = detector.decoder_memory(outputs), detector.decoder
     generated = detector.generate(outputs, objects)
-    found = detector.to_predictions(generated).to_detections(batch, detector.names, threshold=-1)
+    found = detector.to_predictions(generated, outputs).to_detections(batch, detector.names, threshold=-1)
     again = read_again(decoder, F.pad(generated.tokens_BL[:, :-1], (1, 0), value=PROMPT), memory)
     copied: list[CopyTrace] | list[None] = [None] * len(batch)
     if isinstance(decoder, ProposalDecoder):
@@ -104,9 +115,9 @@ def trace_generation(detector: SequenceDetector, batch: Batch, objects: int | No
     else:
         attention_BN5HW = _cell_maps(again.attention_BLM)
     valid_B2 = batch.sizes_B2 / torch.tensor(batch.images_BCHW.shape[-2:], device=batch.sizes_B2.device)
-    names = token_names(detector)
+    names = token_names(detector, outputs)
     return [
-        _trace(detector, tokens_L, logits_LV, attention_N5HW, valid_2, objects_found, names, copies)
+        _trace(detector, outputs, tokens_L, logits_LV, attention_N5HW, valid_2, objects_found, names, copies)
         for tokens_L, logits_LV, attention_N5HW, valid_2, objects_found, copies in zip(
             generated.tokens_BL, again.logits_BLV, attention_BN5HW, valid_B2.tolist(), found, copied, strict=True
         )
@@ -121,6 +132,7 @@ def _cell_maps(attention_BLM: Tensor) -> Tensor:
 
 def _trace(
     detector: SequenceDetector,
+    outputs: Any,
     tokens_L: Tensor,
     logits_LV: Tensor,
     attention_N5HW: Tensor,
@@ -130,12 +142,14 @@ def _trace(
     copied: CopyTrace | None,
 ) -> GenerationTrace:
     """The trace of one image, up to the object in which the sequence ends."""
-    vocabulary = detector.vocabulary()
+    vocabulary = detector.vocabulary(outputs)
+    by_patch = isinstance(vocabulary, PatchVocabulary)
     tokens_N5, logits_N5V = tokens_L.unflatten(0, (-1, len(SLOTS))), logits_LV.unflatten(0, (-1, len(SLOTS)))
-    coordinates = slice(vocabulary.first_coordinate, vocabulary.first_coordinate + vocabulary.bins)
+    bins = 0 if by_patch else vocabulary.bins
+    coordinates = slice(vocabulary.first_coordinate, vocabulary.first_coordinate + bins)
     ends = (tokens_L == PAD).nonzero().flatten().tolist() if detector.config.sampling.may_end else []
     n = ends[0] // len(SLOTS) if ends else len(tokens_N5)
-    allowed_N5V = _allowed(detector.token_constraints(), tokens_N5[:n])
+    allowed_N5V = _allowed(detector.token_constraints(outputs), tokens_N5[:n])
     allowed_N4R = allowed_N5V[:, :4, coordinates]
     coordinates_N4R = logits_N5V[:n, :4, coordinates].masked_fill(~allowed_N4R, -torch.inf).softmax(-1)
     return GenerationTrace(
@@ -150,16 +164,16 @@ def _trace(
         found=Detections(found.boxes_N4[:n], found.scores_N[:n], found.labels_N[:n], found.names),
         token_names=names,
         copied=None if copied is None else copied.first(n),
+        patches=patch_corners.patch_corners(vocabulary, logits_N5V[:n], allowed_N5V) if by_patch else None,
     )
 
 
 def _allowed(constraints: TokenConstraints, tokens_N5: Tensor) -> Tensor:
     """The ids allowed at each position, (N, 5, V), the end excluded."""
-    ids_V = torch.arange(constraints.allowed_PV.shape[1], device=tokens_N5.device)
     allowed_N5V = constraints.allowed_PV.repeat(len(tokens_N5), 1, 1)
     for slot, low in enumerate(constraints.at_least):
         if low is not None:
-            allowed_N5V[:, slot] &= ids_V >= tokens_N5[:, low, None]
+            allowed_N5V[:, slot] &= ~constraints.below(tokens_N5[:, low, None])
     return allowed_N5V
 
 
@@ -196,13 +210,22 @@ def read_again(decoder: SequenceDecoder | ProposalDecoder, inputs_BL: Tensor, me
     return ReadAgain(logits_BLV, torch.stack(weights).mean(0), states[-1])
 
 
-def token_names(detector: SequenceDetector) -> list[str]:
-    """How each id of the vocabulary is shown: coordinates as numbers, classes by name."""
-    vocabulary = detector.vocabulary()
+def token_names(detector: SequenceDetector, outputs: Any = None) -> list[str]:
+    """How each id of the vocabulary is shown: coordinates as numbers, patches by row and column, classes by name.
+
+    Args:
+        detector: the detector.
+        outputs: of its `forward`, for the canvas of the vocabulary; by default its own.
+    """
+    vocabulary = detector.vocabulary(outputs)
     names = [f"#{token}" for token in range(vocabulary.size)]
     names[PAD], names[PROMPT], names[NOISE] = "end", ">", "noise"
-    for coordinate in range(vocabulary.bins):
-        names[vocabulary.first_coordinate + coordinate] = str(coordinate)
+    if isinstance(vocabulary, PatchVocabulary):
+        coordinates = patch_corners.coordinate_names(vocabulary)
+    else:
+        coordinates = {vocabulary.first_coordinate + n: str(n) for n in range(vocabulary.bins)}
+    for token, name in coordinates.items():
+        names[token] = name
     for label, name in enumerate(detector.names):
         names[int(vocabulary.class_tokens(torch.tensor(label)))] = name
     return names

@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from boxwright.explanation.copied_proposals import CopyTrace
-from boxwright.explanation.generation_trace import SLOTS, GenerationTrace
+from boxwright.explanation.generation_trace import GenerationTrace
 from boxwright.explanation.html_parts import LIKELY, Picture, overview, resized
+from boxwright.models.sequence.proposal_decoder import CLASS_SLOT
 from boxwright.visualization import heatmaps, html
 from boxwright.visualization.boxes import colour, draw_named
 
@@ -19,7 +20,7 @@ BEST = 8  # objects shown in detail
 ALTERNATIVES, FAINTEST = 5, 0.005  # tokens shown for each position, and the least probability of one not chosen
 SOURCES = 4  # proposals shown for each token, its own among them
 _SMALL, _LARGE = 440, 720  # long sides of the images, in pixels
-_CLASS = len(SLOTS) - 1
+_CLASS = CLASS_SLOT
 
 
 @dataclass(frozen=True)
@@ -106,10 +107,11 @@ def write_page(file: Path, title: str, photo: Image.Image, trace: GenerationTrac
         image=drawn,
         tiles=tiles,
         threshold=LIKELY,
-        slots=SLOTS,
+        slots=trace.slots,
         objects=[_line(photo, trace, n, n in best) for n in range(len(trace))],
         end=trace.end,
         copied=trace.copied is not None,
+        patches=trace.patches is not None,
         cards=[_card(photo, trace, n) for n in best],
     )
 
@@ -136,7 +138,7 @@ def _overview(
 
 def _line(photo: Image.Image, trace: GenerationTrace, n: int, detailed: bool) -> _Object:
     """An object in the list of all."""
-    tokens = [_token(photo, trace, n, slot, ALTERNATIVES) for slot in range(len(SLOTS))]
+    tokens = [_token(photo, trace, n, slot, ALTERNATIVES) for slot in range(len(trace.slots))]
     return _object(trace, n, tokens, detailed)
 
 
@@ -144,14 +146,14 @@ def _card(photo: Image.Image, trace: GenerationTrace, n: int) -> _Object:
     """An object in detail: coordinates and attention as heat maps, and both corners."""
     small, large = resized(photo, _SMALL), resized(photo, _LARGE)
     tokens = []
-    for slot, name in enumerate(SLOTS):
+    for slot, name in enumerate(trace.slots):
         pictures = {}
         if trace.copied is not None:
             pictures["weights"] = _picture(source_picture(small, trace, n, slot), f"object {n + 1}: sources of {name}")
         if trace.copied is None or slot == _CLASS:  # a decoder that copies has the same attention for all tokens
             attention = attention_picture(small, trace, n, slot)
             pictures["attention"] = _picture(attention, f"object {n + 1}: attention at {name}")
-        if slot != _CLASS:
+        if slot != _CLASS and trace.patches is None:
             coordinate = coordinate_picture(small, trace, n, slot)
             pictures["coordinate"] = _picture(coordinate, f"object {n + 1}: {name}")
         if slot in (1, 3):
@@ -188,11 +190,11 @@ def _sources(trace: GenerationTrace, n: int, slot: int) -> list[_Candidate]:
 
 def _token(photo: Image.Image, trace: GenerationTrace, n: int, slot: int, most: int, **pictures: Picture) -> _Token:
     """The token of a slot with up to `most` of the most probable ones."""
-    token = int(trace.tokens_N5[n, slot])
+    token, name = int(trace.tokens_N5[n, slot]), trace.slots[slot]
     probability = float(trace.probabilities_N5V[n, slot, token])
     pixels = _pixels(photo, trace, n, slot)
     candidates, sources = _candidates(trace, n, slot, most), _sources(trace, n, slot)
-    return _Token(SLOTS[slot], trace.token_names[token], pixels, probability, candidates, **pictures, sources=sources)
+    return _Token(name, trace.token_names[token], pixels, probability, candidates, **pictures, sources=sources)
 
 
 def _candidates(trace: GenerationTrace, n: int, slot: int, most: int) -> list[_Candidate]:
@@ -207,11 +209,17 @@ def _candidates(trace: GenerationTrace, n: int, slot: int, most: int) -> list[_C
 
 
 def _pixels(photo: Image.Image, trace: GenerationTrace, n: int, slot: int) -> str:
-    """A coordinate in pixels of the image; nothing for a class."""
-    if slot == _CLASS:
-        return ""
+    """A coordinate in pixels of the image, or y and x of a corner behind its offset; nothing for other tokens."""
+    if slot == _CLASS or trace.patches is not None:
+        corner = slot in (1, 3) and trace.patches is not None
+        return ", ".join(_side(photo, trace, n, side) for side in (slot - 1, slot)) + " px" if corner else ""
+    return f"{_side(photo, trace, n, slot)} px"
+
+
+def _side(photo: Image.Image, trace: GenerationTrace, n: int, slot: int) -> str:
+    """The y1, x1, y2 or x2 of an object, in pixels of the image."""
     axis = slot % 2
-    return f"{trace.corners_N4[n, slot] / trace.valid_2[axis] * photo.size[1 - axis]:.0f} px"
+    return f"{trace.corners_N4[n, slot] / trace.valid_2[axis] * photo.size[1 - axis]:.0f}"
 
 
 def _picture(drawn: Image.Image, caption: str, title: str = "") -> Picture:
@@ -225,10 +233,14 @@ def coordinate_picture(photo: Image.Image, trace: GenerationTrace, n: int, slot:
 
 
 def corner_picture(photo: Image.Image, trace: GenerationTrace, n: int, slot: int) -> Image.Image:
-    """The distribution of the corner whose x is in this slot; the lower right one is drawn with its box."""
-    y_R, x_R = trace.coordinates_N4R[n, slot - 1 : slot + 1]
+    """The distribution of the corner whose last token is in this slot; the lower right one is drawn with its box."""
     y, x = trace.corners_N4[n, slot - 1 : slot + 1].tolist()
-    return heatmaps.corner_heat(photo, y_R, x_R, trace.valid_2, (y, x), trace.box(n) if slot == 3 else None)
+    box, patches = trace.box(n) if slot == 3 else None, trace.patches
+    if patches is not None:
+        map_HW = patches.maps_N2HW[n, slot // 2]
+        return heatmaps.patch_heat(photo, map_HW, patches.canvas_2, trace.valid_2, (y, x), box)
+    y_R, x_R = trace.coordinates_N4R[n, slot - 1 : slot + 1]
+    return heatmaps.corner_heat(photo, y_R, x_R, trace.valid_2, (y, x), box)
 
 
 def attention_picture(photo: Image.Image, trace: GenerationTrace, n: int, slot: int) -> Image.Image:

@@ -144,6 +144,8 @@ class PatchSeq(CopyingDetector):
         pretrained: start the backbone from ImageNet weights.
     """
 
+    explained_as = "sequence"  # with proposals
+
     def __init__(self, config: PatchSeqConfig, names: tuple[str, ...], pretrained: bool = True):
         super().__init__()
         self.config, self.names, self.image_size = config, tuple(names), config.image_size
@@ -152,6 +154,7 @@ class PatchSeq(CopyingDetector):
             require(enough, "patchseq with proposals has offsets and noise: set fine > 0 and noise=True.")
             self.add_proposals(config.decoder_layers, config.dim, config.hidden, config.heads, pretrained)
             return
+        self.explained_as = None
         self.backbone = Backbone(config.backbone, [config.patch], pretrained)
         shape = Pix2SeqConfig(
             config.backbone, config.image_size, config.patch, encoder_layers=config.encoder_layers,

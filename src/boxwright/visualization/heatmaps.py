@@ -75,13 +75,42 @@ def corner_heat(
     """
     y_H, x_W = _smoothed(y_R, image.height, valid_2[0]), _smoothed(x_R, image.width, valid_2[1])
     drawn = heat(image, np.outer(y_H, x_W), 0.5)
+    _mark(drawn, valid_2, point, box)
+    return drawn
+
+
+def patch_heat(
+    image: Image.Image,
+    patches_HW: np.ndarray,
+    canvas_2: tuple[float, float],
+    valid_2: tuple[float, float],
+    point: tuple[float, float],
+    box: Box | None = None,
+) -> Image.Image:
+    """The distribution of a corner over the patches of the canvas, a ring around the chosen point (y, x), and the box.
+
+    Args:
+        image: the photograph, in the size of the result.
+        patches_HW: the probability of each patch.
+        canvas_2: height and width of the canvas, in (0, 1] of those of all patches.
+        valid_2: as in `coordinate_heat`.
+        point: y and x, in [0, 1] of the canvas.
+        box: to be drawn.
+    """
+    valid = (canvas_2[0] * valid_2[0], canvas_2[1] * valid_2[1])
+    drawn = attention_heat(image, np.sqrt(patches_HW), valid)
+    _mark(drawn, valid_2, point, box)
+    return drawn
+
+
+def _mark(drawn: Image.Image, valid_2: tuple[float, float], point: tuple[float, float], box: Box | None) -> None:
+    """Draw a ring around a corner, and the box."""
     if box is not None:
         draw_box(drawn, box)
-    at_y, at_x = point[0] / valid_2[0] * image.height, point[1] / valid_2[1] * image.width
-    radius, line = max(image.size) / 36, max(2, round(max(image.size) / 240))
+    at_y, at_x = point[0] / valid_2[0] * drawn.height, point[1] / valid_2[1] * drawn.width
+    radius, line = max(drawn.size) / 36, max(2, round(max(drawn.size) / 240))
     ring = (at_x - radius, at_y - radius, at_x + radius, at_y + radius)
     ImageDraw.Draw(drawn).ellipse(ring, outline=_LINE, width=line)
-    return drawn
 
 
 def attention_heat(

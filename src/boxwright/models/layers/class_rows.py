@@ -51,5 +51,6 @@ def choose_ids(names: Sequence[str], ids: Sequence[int], new_names: Sequence[str
     unused = [number for number in known if number not in id_of_class.values()]
     spare = iter([*unused, *(number for name, number in id_of_class.items() if name not in new_names)])
     fits = len(new_names) <= len(known)
-    require(fits, f"these weights have tokens for {len(known)} classes, not for {len(new_names)}.")
+    problem = f"these weights have tokens for {len(known)} classes, not for {len(new_names)}"
+    require(fits, f"{problem}; train on fewer classes, or without --weights.")
     return tuple(id_of_class[name] if name in id_of_class else next(spare) for name in new_names)

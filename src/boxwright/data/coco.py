@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from boxwright.data.folders import bare_name, by_split, files_in, split_name, subfolders
+from boxwright.data.formats.shapes import MalformedError, segmentation_box
 from boxwright.data.image_index import ImageIndex
 from boxwright.data.parsed import ParsedDataset, ParsedImage, check_names, fill_sizes, read_text
 from boxwright.data.records import Record
@@ -89,7 +90,7 @@ def _load(parsed: ParsedDataset, file: Path) -> dict[str, Any] | None:
 
 _NEEDED = {
     "images": ("id", "file_name"),
-    "annotations": ("image_id", "category_id", "bbox"),
+    "annotations": ("image_id", "category_id"),
     "categories": ("id", "name"),
 }
 
@@ -210,17 +211,18 @@ def _annotate(
     for i, row in enumerate(rows):
         mark = row["id"] if isinstance(row.get("id"), (int, str)) else f"number {i + 1}"
         marks[mark] += 1
-        box = _box(row["bbox"])
+        box = _box(row)
         problem = _problem(row, by_id, positions)
-        if box is None:
-            parsed.add_fault(
-                "broken-record", f"{file}, annotation {mark}", f"`bbox` is not four numbers: {row['bbox']!s:.60}"
-            )
+        if isinstance(box, str):
+            parsed.add_fault("broken-record", f"{file}, annotation {mark}", box)
         elif problem:
             parsed.add_fault(problem[0], f"{file}, annotation {mark}", problem[1])
         else:
             ignore = row.get("iscrowd") in (1, "1") or row.get("difficult") in (1, "1")
             by_id[row["image_id"]].add(box, positions[row["category_id"]], ignore, mark)
+    derived = sum(row.get("bbox") is None and row.get("segmentation") is not None for row in rows)
+    if derived:
+        parsed.add_fault("derived-box", file, f"{derived} annotations have a segmentation but no `bbox`")
     for mark, count in marks.items():
         if count > 1:
             parsed.add_fault(
@@ -237,11 +239,19 @@ def _problem(row: dict[str, Any], by_id: dict[Any, ParsedImage], positions: dict
     return None
 
 
-def _box(bbox: object) -> tuple[float, float, float, float] | None:
+def _box(row: dict[str, Any]) -> tuple[float, float, float, float] | str:
+    """The box of an annotation, or of its segmentation where it has no box; else what is wrong."""
+    bbox, segmentation = row.get("bbox"), row.get("segmentation")
     try:
+        if bbox is None and segmentation is not None:
+            return segmentation_box(segmentation)
         x, y, width, height = map(float, bbox)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return None
+    except MalformedError as error:
+        return str(error)
+    except (TypeError, ValueError, KeyError, OverflowError):
+        if bbox is None:
+            return "has no `bbox`" if segmentation is None else "`segmentation` is neither polygons nor a mask"
+        return f"`bbox` is not four numbers: {bbox!s:.60}"
     return x, y, x + width, y + height
 
 

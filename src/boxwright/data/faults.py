@@ -53,11 +53,15 @@ FAULT_KINDS: dict[str, FaultKind] = {
     "class-count": FaultKind("warning", False, "correct `nc` or `names`"),
     "unused-class": FaultKind("warning", False, "annotate some or remove the class"),
     "empty-split": FaultKind("warning", False, "add images or remove the split; it is left out"),
+    "unnamed-class": FaultKind("warning", False, "add a column of classes, or rename the class afterwards"),
     "missing-annotation": FaultKind("warning", False, "annotate the image; it counts as background"),
     # Nothing to fix.
     "background-image": FaultKind("note", False, "nothing to do: images without objects are used as background"),
     "found-image": FaultKind("note", False, "nothing to do if these are the right files"),
     "unlisted-image": FaultKind("note", False, "nothing to do: images that no annotation mentions are not used"),
+    "derived-box": FaultKind("note", False, "nothing to do: the box around the polygon or mask is used"),
+    "unused-object": FaultKind("note", False, "nothing to do: only boxes, and shapes with an area, are used"),
+    "unused-file": FaultKind("note", False, "nothing to do if these files are no annotations"),
     "heading": FaultKind("note", False, "nothing to do: the category only names a group of others and is left out"),
 }
 

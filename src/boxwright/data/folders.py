@@ -64,6 +64,26 @@ def files_in(folder: Path, suffixes: Iterable[str]) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in wanted and not p.name.startswith("."))
 
 
+def suffix_of(name: str) -> str:
+    """The ending of a file's name in lower case, as `Path.suffix` has it, without making a path.
+
+    >>> suffix_of("a.JPG"), suffix_of("README")
+    ('.jpg', '')
+    """
+    stem, dot, ending = name.rpartition(".")
+    return f".{ending}".lower() if stem and dot else ""
+
+
+def can_be_a_file(name: str) -> bool:
+    """Whether each part of a path is short enough for a file system, and can be encoded for it."""
+    try:
+        encoded = os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    parts = encoded.replace(b"\\", b"/").split(b"/")
+    return b"\0" not in encoded and len(encoded) < 2000 and all(len(part) < 250 for part in parts)
+
+
 def data_root(path: Path) -> Path:
     """The folder to search for the images of a data set that a file or folder names."""
     folder = path.parent if path.is_file() else path

@@ -75,8 +75,9 @@ class ParsedDataset:
     faults: list[Fault] = field(default_factory=list)
 
     def add_fault(self, kind: str, where: object, what: str) -> None:
-        """Record a fault."""
-        self.faults.append(Fault(kind, str(where), what))
+        """Record a fault; what can't be printed in its texts is escaped."""
+        texts = (text.encode("utf-8", "backslashreplace").decode() for text in (str(where), what))
+        self.faults.append(Fault(kind, *texts))
 
 
 def to_dataset(parsed: ParsedDataset, empty_boxes: bool = False) -> tuple[Dataset, int]:

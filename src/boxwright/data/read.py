@@ -14,13 +14,15 @@ from boxwright.config import UserError, nearest, require
 from boxwright.console import make_console
 from boxwright.data import coco, voc, yolo
 from boxwright.data.folders import subfolders
+from boxwright.data.formats import recognise, yolo_folders
 from boxwright.data.parsed import ParsedDataset, to_dataset
 from boxwright.data.records import Dataset, Record
 from boxwright.data.split import split
 
 _KNOWN = (
     "known are COCO (annotations.json with images/, or annotations/instances_*.json), "
-    "PASCAL VOC (Annotations/*.xml with JPEGImages/) and YOLO (data.yaml with images/ and labels/)"
+    "PASCAL VOC (Annotations/*.xml with JPEGImages/), YOLO (data.yaml with images/ and labels/), "
+    + ", ".join(dict.fromkeys(format_.title for format_ in recognise.FORMATS[:-1]))
 )
 
 
@@ -70,23 +72,31 @@ def parse(path: Path) -> ParsedDataset:
     if not path.exists():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"{path} does not exist{nearest(path.name, siblings)}; give a folder of annotated images")
-    parsed = _parse_file(path) if path.is_file() else (_parse_folder(path) or _parse_nested(path))
+    if path.is_file():
+        parsed = _parse_file(path)
+    else:
+        parsed = _parse_folder(path) or _parse_nested(path) or _parse_without_yaml(path) or recognise.read_folder(path)
     if parsed is None:
         raise UserError(_unknown(path))
     return parsed
 
 
 def _parse_file(path: Path) -> ParsedDataset | None:
-    if path.suffix.lower() == ".json":
-        return coco.read(path, {"all": path})
     if path.suffix.lower() in (".yaml", ".yml"):
         return yolo.read(path, path)
-    return None
+    if path.suffix.lower() == ".json" and recognise.format_of(path) in (None, recognise.COCO_PER_IMAGE):
+        return coco.read(path, {"all": path})
+    return recognise.read_file(path)
+
+
+def _parse_without_yaml(folder: Path) -> ParsedDataset | None:
+    class_list = yolo_folders.find(folder)
+    return None if class_list is None else yolo_folders.read(folder, class_list)
 
 
 def _parse_folder(folder: Path) -> ParsedDataset | None:
     """The data set directly inside a folder, or None."""
-    coco_files, voc_folders, yolo_file = coco.find(folder), voc.find(folder), yolo.find(folder)
+    coco_files, voc_folders, yolo_file = _coco_files(folder), voc.find(folder), yolo.find(folder)
     formats = [f"COCO ({', '.join(str(f.relative_to(folder)) for f in coco_files.values())})"] * bool(coco_files)
     formats += [f"PASCAL VOC ({next(iter(voc_folders.values())).annotations}/*.xml)"] if voc_folders else []
     formats += [f"YOLO ({yolo_file.name})"] if yolo_file else []
@@ -95,6 +105,8 @@ def _parse_folder(folder: Path) -> ParsedDataset | None:
             f"{folder} has {len(formats)} formats at once: {' and '.join(formats)}; "
             "give the one annotation file to use, or move the others away"
         )
+    if recognise.one_image_each(coco_files):
+        return recognise.read(folder, recognise.COCO_PER_IMAGE, list(coco_files.values()))
     if coco_files:
         return coco.read(folder, coco_files)
     if voc_folders:
@@ -102,9 +114,16 @@ def _parse_folder(folder: Path) -> ParsedDataset | None:
     return yolo.read(folder, yolo_file) if yolo_file else None
 
 
+def _coco_files(folder: Path) -> dict[str, Path]:
+    """The COCO files of a folder by split, without JSON that is called alike but is of another format."""
+    files = coco.find(folder)
+    known = (None, recognise.COCO_PER_IMAGE)
+    return {split: file for split, file in files.items() if recognise.format_of(file) in known}
+
+
 def _parse_nested(folder: Path) -> ParsedDataset | None:
     """The data set in a subfolder, as downloads often have it, or None."""
-    inside = [sub for sub in subfolders(folder) if coco.find(sub) or voc.find(sub) or yolo.find(sub)]
+    inside = [sub for sub in subfolders(folder) if _coco_files(sub) or voc.find(sub) or yolo.find(sub)]
     if len(inside) > 1:
         names = ", ".join(sub.name for sub in inside)
         raise UserError(f"{folder} holds {len(inside)} data sets ({names}); give one of these folders")
@@ -117,15 +136,17 @@ def _parse_nested(folder: Path) -> ParsedDataset | None:
 def _unknown(path: Path) -> str:
     """The error message where no format is recognised, with what is there."""
     if path.is_file():
-        return f"{path} is no annotation file (.json or .yaml); give the folder of the data set"
+        near = recognise.nearest_format(path)
+        return f"{path} is no annotation file{f' ({near})' if near else ''}; give the folder of the data set"
     entries = [p for p in path.iterdir() if not p.name.startswith(".")]
     if not entries:
         return f"{path} is empty; give a folder of annotated images"
     kinds = Counter(f"{p.name}/" if p.is_dir() else (p.suffix or p.name) for p in sorted(entries))
     seen = ", ".join(kind if kind.endswith("/") else f"{n} {kind}" for kind, n in list(kinds.items())[:8])
-    hint = (
-        "labels/ without data.yaml: write one with `names`, `train` and `val`; " if (path / "labels").is_dir() else ""
-    )
+    has_labels = (path / "labels").is_dir() or yolo_folders.has_labels(path)
+    near = "labels/ without data.yaml or classes.txt: write one with the class names" if has_labels else ""
+    near = near or recognise.nearest_format(path)
+    hint = f"{near}; " if near else ""
     return f"{path} has no format that boxwright knows (seen: {seen}); {hint}{_KNOWN}"
 
 

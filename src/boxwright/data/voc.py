@@ -68,7 +68,7 @@ def _xml_files(folder: Path) -> list[Path]:
 
 def _is_annotation(file: Path) -> bool:
     with file.open("rb") as stream:
-        return b"<annotation" in stream.read(2000)
+        return re.search(rb"<annotation[\s>]", stream.read(2000)) is not None  # not CVAT's <annotations>
 
 
 def _is_class_list(file: Path) -> bool:

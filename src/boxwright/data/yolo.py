@@ -46,10 +46,16 @@ def read(root: Path, file: Path) -> ParsedDataset:
     if settings is None:
         return parsed
     positions = _classes(parsed, file, settings)
-    keypoints = "kpt_shape" in settings
-    for split, images in in_order(_split_images(parsed, file, settings)).items():
-        parsed.splits[split] = _images(parsed, images, positions, keypoints)
+    read_splits(parsed, in_order(_split_images(parsed, file, settings)), positions, "kpt_shape" in settings)
     return parsed
+
+
+def read_splits(
+    parsed: ParsedDataset, splits: dict[str, list[Path]], positions: dict[int, int], keypoints: bool = False
+) -> None:
+    """Add the images of each split, with their labels; `positions` has the class of each index in label files."""
+    for split, images in splits.items():
+        parsed.splits[split] = _images(parsed, images, positions, keypoints)
 
 
 def _load(parsed: ParsedDataset, file: Path) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from boxwright.data.read import parse
 from helpers import datasets as samples
 
 FORMATS = ("coco", "yolo", "voc")
+FOREIGN = ("cvat", "label-studio", "huggingface")
 NAMES = st.lists(
     st.sampled_from(
         ["cat", "no", "null", "1", "1.0", "Ünïcode 猫", "a: b", "<&>'\"", "# hash", "two  spaces", "~", "Cat"]
@@ -103,6 +104,17 @@ def test_round_trip(first, second, files):
         assert_same(start, load(root / "second"), tolerance, ignore="yolo" not in (first, second))
 
 
+@pytest.mark.parametrize("to", FOREIGN)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(files=contents())
+def test_foreign_formats_round_trip(to, files):
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_files(root / "start", files)
+        convert(root / "start", root / "out", to)
+        assert_same(load(root / "start"), load(root / "out"), 1e-12, ignore=to != "label-studio")
+
+
 def test_voc_and_coco_keep_numbers_exactly(tmp_path):
     root = samples.voc(tmp_path / "start", {"train": ["a"], "val": ["b"]})
     samples.xml(
@@ -123,13 +135,13 @@ def test_coco_ids_survive(tmp_path):
     assert [r.image_id for r in load(out).splits["all"]] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", [*FORMATS, *FOREIGN])
 def test_result_has_no_fault(tmp_path, to):
     convert(samples.yolo(tmp_path / "start"), tmp_path / "out", to)
     assert check(tmp_path / "out").faults == []
 
 
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", [*FORMATS, *FOREIGN])
 def test_images_of_one_name_stay_apart(tmp_path, to):
     content = samples.coco_content(3)
     for row, name in zip(content["images"], ("a/1.png", "b/1.png", "b/1.jpg"), strict=True):

@@ -11,16 +11,21 @@ from typing import Literal
 from boxwright.config import UserError, require
 from boxwright.console import make_console
 from boxwright.data import coco, voc, yolo
+from boxwright.data.formats import cvat, huggingface, label_studio
 from boxwright.data.parsed import to_dataset
 from boxwright.data.read import parse, warn_user
 from boxwright.data.records import Dataset, Record
 
-Format = Literal["coco", "yolo", "voc"]
+Format = Literal["coco", "yolo", "voc", "cvat", "label-studio", "huggingface"]
 _FOLDERS: dict[str, Callable[[Path, str], Path]] = {
     "coco": coco.image_folder,
     "yolo": yolo.image_folder,
     "voc": voc.image_folder,
+    "cvat": cvat.image_folder,
+    "label-studio": label_studio.image_folder,
+    "huggingface": huggingface.image_folder,
 }
+_NO_IGNORE = {"yolo": "YOLO", "label-studio": "Label Studio"}
 
 
 def convert(data: Path | str, out: Path | str, to: Format = "coco") -> Path:
@@ -73,8 +78,9 @@ def _warn_of_losses(dataset: Dataset, to: Format, dropped: int) -> None:
             f"{dropped} objects have no finite box or no image and are left out (see `boxwright check {dataset.root}`)"
         )
     ignored = sum(int(record.ignore_N.sum()) for record in records)
-    if to == "yolo" and ignored:
-        warn_user(f"YOLO has no `difficult` or crowd flag: {ignored} such objects are written as ordinary ones")
+    if to in _NO_IGNORE and ignored:
+        title = _NO_IGNORE[to]
+        warn_user(f"{title} has no `difficult` or crowd flag: {ignored} such objects are written as ordinary ones")
     odd = [name for name in dataset.names if not name.isprintable()]
     require(not odd, f"the class names {odd} hold characters that cannot be written; rename them first")
 
@@ -99,6 +105,12 @@ def _write_annotations(
         coco.write(out, split, records, image_names, dataset.names, dataset.category_ids)
     elif to == "voc":
         voc.write(out, split, records, image_names, dataset.names)
+    elif to == "cvat":
+        cvat.write(out, split, records, image_names, dataset.names)
+    elif to == "label-studio":
+        label_studio.write(out, split, records, image_names, dataset.names)
+    elif to == "huggingface":
+        huggingface.write(out, split, records, image_names, dataset.names)
     else:
         yolo.write(out, split, records, image_names)
 

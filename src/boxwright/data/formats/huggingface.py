@@ -144,4 +144,4 @@ def _readme(names: Sequence[str]) -> str:
 
 def image_folder(out: Path, split: str) -> Path:
     """Where the images of a split belong."""
-    return out / ("train" if split == "all" else split)
+    return out if split == "all" else out / split

@@ -9,22 +9,26 @@ boxes.
 from __future__ import annotations
 
 import json
+import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
+from boxwright.data.folders import split_name
 from boxwright.data.formats.collection import AnnotatedImage, Collection, text_size
 from boxwright.data.formats.shapes import Box, MalformedError, ellipse_box, number, polygon_box, turned_box
 from boxwright.data.records import Record
 from boxwright.images import IMAGE_SUFFIXES
 
+CONFIG = "label_config.xml"
 _LABELS = ("rectanglelabels", "polygonlabels", "ellipselabels", "labels")
 _OTHER = ("brushlabels", "keypointlabels", "choices", "text", "rating", "taxonomy", "vectorlabels", "bitmasklabels")
 
 
 def read(collection: Collection, file: Path, split: str) -> None:
-    """Add the images of a file."""
+    """Add the images of a file; the labels of a `label_config.xml` beside it are the list of classes."""
+    collection.declare(_config_labels(file.parent / CONFIG))
     content = collection.load_json(file)
     tasks = [content] if isinstance(content, dict) else content
     if not isinstance(tasks, list):
@@ -37,8 +41,18 @@ def read(collection: Collection, file: Path, split: str) -> None:
         collection.attempt(f"{file}{record}", _read_task, collection, task, file, split, record)
 
 
+def _config_labels(file: Path) -> list[str]:
+    """The labels of a labelling page; [] if there is no such file."""
+    try:
+        return [label.get("value", "") for label in ET.parse(file).getroot().iter("Label")] if file.is_file() else []
+    except (ET.ParseError, OSError, LookupError, ValueError):
+        return []  # it is not needed
+
+
 def _read_task(collection: Collection, task: dict[str, Any], file: Path, split: str, record: str) -> None:
     data = task["data"] if isinstance(task.get("data"), dict) else task
+    word = data.get("split") or ""
+    split = split_name(word) or word if isinstance(word, str) and word else split
     image = collection.new_image(_image_name(data), file, split, record)
     image.fractions = True
     regions = _regions(collection, task, image.source)
@@ -117,16 +131,28 @@ def _box(value: dict[str, Any], width: int, height: int) -> Box:
 
 
 def write(out: Path, split: str, records: Sequence[Record], image_names: Sequence[str], names: Sequence[str]) -> None:
-    """Write the tasks of one split as ``annotations``; images are named as Label Studio's local files are."""
+    """Write the tasks of one split, and `label_config.xml`; images are named as Label Studio names local files."""
+    folder = image_folder(out, split).name
     tasks = [
-        _task(i, record, f"{image_folder(out, split).name}/{name}", names)
+        _task(i, record, {"image": f"/data/local-files/?d={quote(f'{folder}/{name}')}", "split": split}, names)
         for i, (record, name) in enumerate(zip(records, image_names, strict=True), 1)
     ]
+    ET.ElementTree(_config(names)).write(out / CONFIG, encoding="utf-8")
     file = out / ("tasks.json" if split == "all" else f"tasks_{split}.json")
     file.write_text(json.dumps(tasks, ensure_ascii=False, allow_nan=False), encoding="utf-8")
 
 
-def _task(number: int, record: Record, name: str, names: Sequence[str]) -> dict[str, Any]:
+def _config(names: Sequence[str]) -> ET.Element:
+    """The labelling page of a project that the tasks can be imported into."""
+    view = ET.Element("View")
+    ET.SubElement(view, "Image", {"name": "image", "value": "$image"})
+    labels = ET.SubElement(view, "RectangleLabels", {"name": "label", "toName": "image"})
+    for name in names:
+        ET.SubElement(labels, "Label", {"value": name})
+    return view
+
+
+def _task(number: int, record: Record, data: dict[str, str], names: Sequence[str]) -> dict[str, Any]:
     width, height = record.width, record.height
     result = []
     for i, ((x1, y1, x2, y2), label) in enumerate(zip(record.boxes_N4.tolist(), record.labels_N, strict=True), 1):
@@ -136,8 +162,7 @@ def _task(number: int, record: Record, name: str, names: Sequence[str]) -> dict[
             "id": f"{number}-{i}", "type": "rectanglelabels", "from_name": "label", "to_name": "image",
             "original_width": width, "original_height": height, "image_rotation": 0, "value": value,
         })  # fmt: skip
-    image = f"/data/local-files/?d={quote(name)}"
-    return {"id": number, "data": {"image": image}, "annotations": [{"id": number, "result": result}]}
+    return {"id": number, "data": data, "annotations": [{"id": number, "result": result}]}
 
 
 def image_folder(out: Path, split: str) -> Path:

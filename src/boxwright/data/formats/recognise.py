@@ -268,8 +268,11 @@ def _listing(root: Path) -> tuple[dict[Format, list[Path]], list[Path], set[str]
 def read(root: Path, format_: Format, files: Sequence[Path]) -> ParsedDataset:
     """The data set of these files."""
     collection = Collection(ParsedDataset(root, format_.name))
-    for file in files:
-        format_.read(collection, file, split_of(file, root, format_.per_image))
+    splits = [split_of(file, root, format_.per_image) for file in files]
+    for file, split in zip(files, splits, strict=True):
+        if split == "all" and set(splits) != {"all"} and not format_.per_image:  # a split of an unusual name
+            split = file.parent.name if file.parent != root else file.name.partition(".")[0]
+        format_.read(collection, file, split)
     return collection.finish()
 
 

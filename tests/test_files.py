@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from boxwright.config import UserError
-from boxwright.files import require_writable
+from boxwright.files import csv_text, require_writable
 
 
 def test_a_place_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
@@ -29,3 +29,10 @@ def test_the_reason_of_the_system_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     with pytest.raises(UserError, match=r"out: Read-only file system; give another --out\.$"):
         require_writable(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@x", "\t=1", "cat", "a=b"])
+def test_no_name_is_a_formula(name):
+    cell = csv_text(name)
+    assert cell.lstrip("'") == name
+    assert cell[0] not in "=+-@\t"

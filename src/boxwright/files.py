@@ -59,3 +59,19 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def default_folder() -> Path:
+    """Where caches are kept: `BOXWRIGHT_CACHE`, else `boxwright` in `XDG_CACHE_HOME`, else `~/.cache/boxwright`."""
+    if chosen := os.environ.get("BOXWRIGHT_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "boxwright"
+
+
+def csv_text(text: str) -> str:
+    """A text for a cell of a table, with an apostrophe in front if a spreadsheet would take it for a formula.
+
+    >>> csv_text("=1+1"), csv_text("cat")
+    ("'=1+1", 'cat')
+    """
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

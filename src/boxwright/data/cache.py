@@ -42,6 +42,7 @@ from boxwright.config import UserError, require
 from boxwright.console import make_console
 from boxwright.data.cache_build import cpu_count, make_targets, require_all, write_images
 from boxwright.data.records import Record
+from boxwright.files import default_folder
 from boxwright.types import Batch
 
 Mode = Literal["auto", "pixels", "jpeg"]
@@ -113,13 +114,6 @@ class Cache:
         image_CHW = decode_jpeg(self.images[first:last], ImageReadMode.RGB)
         assert isinstance(image_CHW, Tensor)  # a list only for a list
         out_HWC.zero_()[:height, :width] = image_CHW.permute(1, 2, 0)
-
-
-def default_folder() -> Path:
-    """`BOXWRIGHT_CACHE`, else `boxwright` in `XDG_CACHE_HOME`, else `~/.cache/boxwright`."""
-    if chosen := os.environ.get("BOXWRIGHT_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "boxwright"
 
 
 def build(

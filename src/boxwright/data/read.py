@@ -12,7 +12,7 @@ import numpy as np
 from boxwright.classes import enumerate_classes
 from boxwright.config import UserError, nearest, require
 from boxwright.console import make_console
-from boxwright.data import coco, voc, yolo
+from boxwright.data import archives, coco, voc, yolo
 from boxwright.data.folders import subfolders
 from boxwright.data.formats import recognise, yolo_folders
 from boxwright.data.parsed import ParsedDataset, to_dataset
@@ -72,6 +72,10 @@ def parse(path: Path) -> ParsedDataset:
     if not path.exists():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"{path} does not exist{nearest(path.name, siblings)}; give a folder of annotated images")
+    if path.is_file() and archives.is_archive(path):
+        parsed = parse(archives.unpack(path))
+        parsed.root = path
+        return parsed
     if path.is_file():
         parsed = _parse_file(path)
     else:

@@ -16,6 +16,7 @@ import numpy as np
 from boxwright.data.records import Record
 from boxwright.evaluation.coco import renamed
 from boxwright.evaluation.matches import overlaps
+from boxwright.files import csv_text
 from boxwright.types import Detections
 
 BACKGROUND = "background"
@@ -51,11 +52,11 @@ def confusion(
 
 
 def to_csv(matrix: np.ndarray, names: Sequence[str]) -> str:
-    """The matrix with its names; the first cell says how to read it."""
-    text = io.StringIO()
+    """The matrix with its names; the first cell says how to read it. No name is taken for a formula."""
+    text, cells = io.StringIO(), [csv_text(name) for name in (*names, BACKGROUND)]
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["true \\ predicted", *names, BACKGROUND])
-    writer.writerows([name, *row] for name, row in zip([*names, BACKGROUND], matrix.tolist(), strict=True))
+    writer.writerow(["true \\ predicted", *cells])
+    writer.writerows([name, *row] for name, row in zip(cells, matrix.tolist(), strict=True))
     return text.getvalue()
 
 

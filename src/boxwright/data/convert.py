@@ -34,7 +34,7 @@ def convert(data: Path | str, out: Path | str, to: Format = "coco") -> Path:
     Images are hard-linked where the file system allows it, and copied otherwise. A failure leaves no files behind.
 
     Args:
-        data: folder in COCO, PASCAL VOC or YOLO format, a COCO file or a YOLO data.yaml.
+        data: a folder, annotation file or archive of any format that boxwright reads (docs/data-formats.md).
         out: folder to write; it must not exist, or must be empty.
         to: the format to write.
 

@@ -33,7 +33,7 @@ def read(path: Path | str, val: float = 0.0, seed: int = 0) -> Dataset:
     stderr.
 
     Args:
-        path: a folder in COCO, PASCAL VOC or YOLO format, a COCO file or a YOLO ``data.yaml``.
+        path: a folder, annotation file or archive of any format in docs/data-formats.md.
         val: share of the training images to hold out as the split ``val`` where the data set has none, 0 to 1.
         seed: of that split.
 

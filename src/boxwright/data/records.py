@@ -38,7 +38,7 @@ class Dataset:
 
     Attributes:
         root: the folder or file the user named.
-        format: ``coco``, ``voc`` or ``yolo``.
+        format: ``coco``, ``voc``, ``yolo``, or the name of another format (`data/formats/recognise.py`).
         names: the classes; an id is a position in this tuple.
         splits: records by split name (``train``, ``val``, ``test`` or another name on disk); ``all`` is the only key
             of a data set without splits.

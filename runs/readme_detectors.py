@@ -4,7 +4,8 @@
 
 A COMPARISON is the folder of `boxwright compare`; several are the same comparison with other seeds, of which the table
 has the mean and the line below it the largest difference. The first three columns stay as they are; detectors that were
-not compared get a dash. `runs/compare_bccd.sh` calls this.
+not compared get a dash. Times are left out, as they depend on what else the machine did. `runs/compare_bccd.sh` calls
+this.
 """
 
 import argparse
@@ -16,31 +17,30 @@ from typing import Any
 
 README = Path(__file__).parents[1] / "README.md"
 WORDS = 3  # columns in front of the numbers
-HEAD = ("AP", "AP50", "ECE", "ms", "M param.", "minutes")
+HEAD = ("AP", "AP50", "ECE", "M param.")
 NUMBERS = "Numbers: "  # how the line below the table begins
 
 
 def numbers(row: dict[str, Any]) -> tuple[float, ...]:
     """What `HEAD` names, of one detector of a comparison."""
-    stats, cost = row["stats"], row["cost"]
-    minutes = row["curve"][-1][0] / 60
-    return stats["AP"], stats["AP50"], stats["ECE"], cost["latency_ms"], cost["parameters"] / 1e6, minutes
+    stats = row["stats"]
+    return stats["AP"], stats["AP50"], stats["ECE"], row["cost"]["parameters"] / 1e6
 
 
 def cells(rows: list[dict[str, Any]]) -> list[str]:
     """The mean over seeds as text; a dash for what is unknown."""
     means = [mean(each) for each in zip(*map(numbers, rows), strict=True)] if rows else [-1.0] * len(HEAD)
-    digits = (3, 3, 3, 1, 1, 1)
+    digits = (3, 3, 3, 1)
     return ["-" if value < 0 else f"{value:.{n}f}" for value, n in zip(means, digits, strict=True)]
 
 
 def line_below(comparisons: list[dict[str, Any]]) -> str:
-    """Data, settings, device and script of the numbers."""
+    """Data, settings and script of the numbers."""
     first = comparisons[0]
     terms, seeds = first["terms"], [str(c["terms"]["seed"]) for c in comparisons]
     budget = f"{terms['epochs']} epochs" if terms["epochs"] else f"{terms['minutes']:g} minutes"
     settings = f"{Path(terms['data']).name}, {terms['image_size']} px, size {terms['size']}, {budget} each"
-    measured = f"AP and ECE on {first['images']} images; ms per image in torch, {first['device']}"
+    measured = f"AP and ECE on {first['images']} images"
     repeated = f"seed {seeds[0]}"
     if len(seeds) > 1:
         repeated = f"mean of the seeds {', '.join(seeds)}, at most {largest_difference(comparisons):.3f} AP apart"

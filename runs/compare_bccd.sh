@@ -2,7 +2,6 @@
 # All detectors on BCCD's official split on a CPU, small: 192 px, 5 epochs each, and the numbers of the README's table of
 # detectors. Run again after a kill, it resumes: [SEEDS="0 1"] [EPOCHS=20] bash runs/compare_bccd.sh [OUT]
 # Open OUT/seed-0/index.html; `boxwright models` then shows the AP of each run of the first seed.
-# Not run for the record so far.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-compare-bccd}

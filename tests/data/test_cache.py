@@ -1,5 +1,6 @@
 """What comes out of a cache is what was on disk; whatever interrupts its making leaves nothing half-made."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensordict import TensorDict
 
 from boxwright.config import UserError
 from boxwright.data import cache as cache_module
@@ -235,11 +237,11 @@ from boxwright.data import cache_build
 from boxwright.data.cache import build
 folder, home, pause = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
 records = [samples.record(path, [[1, 1, 20, 20]]) for path in sorted(folder.glob("*.png"))]
-slowly = cache_build._fitted
+slowly = cache_build.fit_image
 def fitted(*args):
     time.sleep(pause)
     return slowly(*args)
-cache_build._fitted = fitted
+cache_build.fit_image = fitted
 print("ready", flush=True)
 cache = build(records, 48, mode="pixels", folder=home, quiet=True)
 print(int(cache.batch(range(len(cache))).images_BCHW.sum()))
@@ -310,3 +312,89 @@ def test_an_image_of_another_shape_than_annotated_names_both(tmp_path: Path, hom
     Image.new("RGB", (60, 40)).save(path)
     with pytest.raises(UserError, match=r"60 x 40, its annotation says 40 x 60"):
         made([replace(samples.record(path), width=40, height=60)], home)
+
+
+def flip(file: Path, bit: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(content)
+
+
+def bits(file: Path, count: int) -> list[int]:
+    return np.random.default_rng(0).integers(0, 8 * file.stat().st_size, count).tolist()
+
+
+@pytest.mark.parametrize("mode", ["pixels", "jpeg"])
+def test_a_flipped_bit_of_an_image_is_found_when_it_is_read_and_mended(
+    records: list[Record], home: Path, mode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = made(records, home, mode)
+    whole, file = cache.batch(range(10)).images_BCHW, cache.folder / "images.bin"
+    content = file.read_bytes()
+    for bit in bits(file, 20):
+        flip(file, bit)
+        assert torch.equal(made(records, home, mode).batch(range(10)).images_BCHW, whole)
+        assert "images.bin is damaged" in capsys.readouterr().err
+        assert file.read_bytes() == content
+
+
+def test_a_damaged_image_whose_file_has_changed_is_an_error(records: list[Record], home: Path) -> None:
+    cache = made(records, home)
+    flip(cache.folder / "images.bin", 8)
+    samples.noise(20, 20, seed=9).save(records[0].path)
+    with pytest.raises(UserError, match=r"images.bin is damaged: .* is not what it was; remove .* built again"):
+        replace(cache).batch([0])
+    assert (replace(cache).batch([1]).images_BCHW >= 0).all()
+
+
+def test_a_flipped_bit_elsewhere_makes_a_new_cache(
+    records: list[Record], home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = made(records, home)
+    whole = cache.batch(range(10))
+    for file in [cache.folder / "cache.json", *sorted((cache.folder / "targets").iterdir())]:
+        for bit in bits(file, 2):
+            flip(file, bit)
+            again = build(records, SIDE, mode="pixels", folder=home).batch(range(10))
+            assert all(torch.equal(getattr(again, field.name), getattr(whole, field.name)) for field in fields(Batch))
+            damaged = "is damaged, and is built again" in capsys.readouterr().out
+            assert damaged or file.name == "cache.json"  # where the name of a checksum may change
+            if not damaged:
+                flip(file, bit)
+
+
+@pytest.mark.parametrize(
+    "about",
+    ["[]", "null", "3", '"x"', "{", '{"side": null}', '{"side": [], "images": 1, "bytes": 1}',
+     '{"side": 1e400, "images": 10, "bytes": 9}', '{"side": -1, "images": -1, "bytes": -1, "mode": 3}', "[" * 9999],
+)  # fmt: skip
+def test_a_description_of_another_form_makes_a_new_cache(records: list[Record], home: Path, about: str) -> None:
+    cache = made(records, home)
+    (cache.folder / "cache.json").write_text(about)
+    assert torch.equal(made(records, home).batch([0]).images_BCHW, cache.batch([0]).images_BCHW)
+
+
+def test_a_cache_of_an_earlier_version_has_no_checksums(records: list[Record], home: Path) -> None:
+    cache = made(records, home)
+    whole = cache.batch([0]).images_BCHW
+    about = json.loads((cache.folder / "cache.json").read_text())
+    (cache.folder / "cache.json").write_text(
+        json.dumps({name: about[name] for name in ("version", "mode", "side", "images", "bytes")})
+    )
+    TensorDict({key: value for key, value in cache.targets.items() if key != "crc32c_B"}, []).memmap(
+        cache.folder / "targets"
+    )
+    flip(cache.folder / "images.bin", 0)
+    again = made(records, home)
+    assert again.folder == cache.folder
+    assert again.sources == ""
+    assert int((again.batch([0]).images_BCHW != whole).sum()) == 1
+
+
+def test_the_checksum_of_the_files_tells_other_pixels(records: list[Record], home: Path) -> None:
+    first = [made(records, home, mode).sources for mode in ("pixels", "jpeg")]
+    assert first[0] == first[1]
+    with Image.open(records[0].path) as image:
+        other = Image.eval(image.convert("RGB"), lambda value: value ^ 1)
+    other.save(records[0].path)
+    assert made(records, home).sources != first[0]

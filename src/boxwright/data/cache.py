@@ -2,15 +2,17 @@
 
 A cache is a folder named by its key. It never changes:
 
-    cache.json      version, mode, side, number of images, bytes
+    cache.json      version, mode, side, number of images, bytes, and checksums: of the image files, of all files of
+                    the targets, of cache.json itself
     images.bin      mode `pixels`: (n, S, S, 3) uint8; mode `jpeg`: the fitted images as JPEG files, one after another
     targets/        a TensorDict: sizes_B2, originals_B2; boxes and labels of all images one after another, and in
-                    `starts` the first row of each image: so one crowded image does not pad a million others
+                    `starts` the first row of each image: so one crowded image does not pad a million others;
+                    `crc32c_B`, the checksum of each image, with which it is compared when it is first read
 
 The key is a hash of all that decides the content: side, mode, version, and for each image its path, size in bytes, time
 of change and annotation. A cache is built in a temporary folder and then renamed, so it is always complete; of two
 processes that build it at the same time, the later one uses the cache of the earlier. Caches can be deleted while
-nothing runs: they are built again.
+nothing runs: they are built again. So are those that are damaged, and single images that are.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,7 +42,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from boxwright.config import UserError, require
 from boxwright.console import make_console
-from boxwright.data.cache_build import cpu_count, make_targets, require_all, write_images
+from boxwright.data.cache_build import CHECKSUMS, cpu_count, crc32c, fit_image, make_targets, require_all, write_images
 from boxwright.data.records import Record
 from boxwright.files import default_folder
 from boxwright.types import Batch
@@ -62,6 +64,8 @@ class Cache:
         mode: `pixels` or `jpeg`.
         images: uint8; (n, S, S, 3) pixels, or (bytes,) JPEG files.
         targets: sizes, boxes, labels; see the top of the file.
+        records: the images, from which damaged ones are made again.
+        sources: checksum of the image files; empty in a cache of an earlier version.
     """
 
     folder: Path
@@ -69,6 +73,8 @@ class Cache:
     mode: str
     images: Tensor
     targets: dict[str, Tensor]
+    records: Sequence[Record] = ()
+    sources: str = ""
 
     def __len__(self) -> int:
         return len(self.targets["sizes_B2"])
@@ -81,8 +87,12 @@ class Cache:
         Args:
             indices: at least one position, counted from 0.
             pin: put the images into page-locked memory, for asynchronous copies to a CUDA device.
+
+        Raises:
+            UserError: for a damaged image that can't be made again.
         """
         index_B = torch.as_tensor(indices, dtype=torch.int64)
+        self._verify(index_B.tolist())
         images_BHWC = torch.empty(len(index_B), self.side, self.side, 3, dtype=torch.uint8, pin_memory=pin)
         if self.mode == "pixels":
             torch.index_select(self.images, 0, index_B, out=images_BHWC)
@@ -103,6 +113,38 @@ class Cache:
             valid_BN=valid_BN,
             index_B=index_B,
         )
+
+    @cached_property
+    def _unread(self) -> np.ndarray:
+        """(n,) True for each image that was not compared with its checksum yet."""
+        return np.full(len(self), CHECKSUMS in self.targets)
+
+    def _verify(self, positions: Sequence[int]) -> None:
+        """Compare images with their checksums, each when it is first read; make damaged ones again."""
+        for position in positions:
+            if self._unread[position]:
+                if crc32c(self.images[self._part(position)].numpy()) != int(self.targets[CHECKSUMS][position]):
+                    self._repair(position)
+                self._unread[position] = False
+
+    def _part(self, position: int) -> slice:
+        """Where an image lies: rows of pixels, or bytes."""
+        if self.mode == "pixels":
+            return slice(position, position + 1)
+        return slice(*self.targets["offsets"][position : position + 2].tolist())
+
+    def _repair(self, position: int) -> None:
+        file, first = self.folder / "images.bin", int(self.targets["offsets"][position])
+        damaged = f"{file} is damaged: an image has another checksum than when it was written"
+        fix = f"remove {self.folder}; it is built again"
+        require(position < len(self.records), f"{damaged}; {fix}.")
+        fitted = fit_image(self.records[position], self.side, self.mode)
+        if isinstance(fitted, UserError) or crc32c(fitted.data) != int(self.targets[CHECKSUMS][position]):
+            raise UserError(f"{damaged}, and {self.records[position].path} is not what it was; {fix}.")
+        with _user_errors(self.folder), file.open("r+b") as stream:
+            stream.seek(first)
+            stream.write(fitted.data)
+        make_console(stderr=True).print(f"{damaged}; it is made again from {self.records[position].path}")
 
     @cached_property
     def _decoders(self) -> ThreadPoolExecutor:
@@ -140,7 +182,7 @@ def build(
     console = make_console(quiet=quiet)
     paths = {name: home / key for name, key in _keys(records, side).items() if mode in ("auto", name)}
     for path in paths.values():
-        if cache := _load(path):
+        if cache := _load(path, records, console):
             return cache
     with _user_errors(home):
         home.mkdir(parents=True, exist_ok=True)
@@ -239,18 +281,21 @@ def _build(records: Sequence[Record], side: int, mode: str, path: Path, console:
     work = path.parent / f".building-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     work.mkdir()
     try:
-        sizes, lengths = write_images(records, side, mode, work / "images.bin", console)
-        TensorDict(make_targets(records, sizes, lengths, side, console), batch_size=[]).memmap(work / "targets")
-        about = {"version": VERSION, "mode": mode, "side": side, "images": len(records), "bytes": sum(lengths)}
+        written = write_images(records, side, mode, work / "images.bin", console)
+        TensorDict(make_targets(records, written, side, console), batch_size=[]).memmap(work / "targets")
+        about = {"version": VERSION, "mode": mode, "side": side, "images": len(records), "bytes": sum(written.lengths)}
+        about["sources"] = f"{crc32c(np.array(written.sources, np.uint32)):08x}"
+        about["targets"] = _checksum_of_files(work / "targets")
+        about["checksum"] = _checksum(about)
         (work / "cache.json").write_text(json.dumps(about) + "\n")
         try:
             work.rename(path)
         except OSError:  # another process was faster, and its cache can be used; or something else is wrong
-            if not _load(path):
+            if not _load(path, records, console):
                 raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    cache = _load(path)
+    cache = _load(path, records, console)
     assert cache, f"{path} vanished as soon as it was built"
     return cache
 
@@ -258,22 +303,49 @@ def _build(records: Sequence[Record], side: int, mode: str, path: Path, console:
 # Loading and removing
 
 
-def _load(path: Path) -> Cache | None:
-    """The cache in this folder, or None; an incomplete one, as after a power cut, is removed."""
+def _load(path: Path, records: Sequence[Record], console: Console) -> Cache | None:
+    """The cache of these images in this folder, or None; one that is damaged, or cut short, is removed."""
     if not (path / "cache.json").exists():
         return None
     try:
-        about = json.loads((path / "cache.json").read_text())
-        side, count, length = about["side"], about["images"], about["bytes"]
-        require((path / "images.bin").stat().st_size == length, "images.bin is cut short")
-        shape = torch.Size([count, side, side, 3] if about["mode"] == "pixels" else [length])
-        images = MemoryMappedTensor.from_filename(path / "images.bin", torch.uint8, shape).as_subclass(Tensor)
-        targets = TensorDict.load_memmap(path / "targets").to_dict()
-        targets = {key: value.as_subclass(Tensor) for key, value in targets.items()}
-    except (FileNotFoundError, ValueError, KeyError, RuntimeError):
+        return _open(path, records)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+        reason = str(error) if isinstance(error, UserError) else "a part of it is missing, or of another form"
+        console.print(f"the cache {path} is damaged, and is built again: {reason}")
         shutil.rmtree(path, ignore_errors=True)
         return None
-    return Cache(path, side, about["mode"], images, targets)
+
+
+def _open(path: Path, records: Sequence[Record]) -> Cache:
+    """The cache in this folder.
+
+    Raises:
+        UserError: if it is damaged; and other errors that damage leads to.
+    """
+    about = json.loads((path / "cache.json").read_text())
+    side, count, length = (int(about[name]) for name in ("side", "images", "bytes"))
+    if "checksum" in about:  # not in those of an earlier version
+        require(about["checksum"] == _checksum(about), "cache.json has another checksum")
+        require(about["targets"] == _checksum_of_files(path / "targets"), "its targets have another checksum")
+    require((path / "images.bin").stat().st_size == length, "images.bin is cut short")
+    require(count == len(records), "it holds other images")
+    shape = torch.Size([count, side, side, 3] if about["mode"] == "pixels" else [length])
+    images = MemoryMappedTensor.from_filename(path / "images.bin", torch.uint8, shape).as_subclass(Tensor)
+    targets = TensorDict.load_memmap(path / "targets").to_dict()
+    targets = {key: value.as_subclass(Tensor) for key, value in targets.items()}
+    return Cache(path, side, about["mode"], images, targets, records, about.get("sources", ""))
+
+
+def _checksum(about: dict[str, Any]) -> str:
+    """CRC-32C of cache.json, in which it is stored."""
+    rest = {name: value for name, value in about.items() if name != "checksum"}
+    return f"{crc32c(json.dumps(rest, sort_keys=True).encode()):08x}"
+
+
+def _checksum_of_files(folder: Path) -> str:
+    """CRC-32C of the names and the content of all files in a folder."""
+    content = [part for file in sorted(folder.iterdir()) for part in (file.name.encode(), file.read_bytes())]
+    return f"{crc32c(b''.join(content)):08x}"
 
 
 def _remove_abandoned(home: Path) -> None:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import google_crc32c
 import numpy as np
 import torch
 from PIL import Image
@@ -22,6 +23,12 @@ from boxwright.images import fit, in_turn, open_image, same_shape
 from boxwright.threads import map_ahead
 
 JPEG_QUALITY = 95
+CHECKSUMS = "crc32c_B"  # target: of the bytes of each image; caches of an earlier version have none
+
+
+def crc32c(data: bytes | np.ndarray) -> int:
+    """CRC-32C of bytes that lie one after another."""
+    return google_crc32c.value(data)  # type: ignore[arg-type] - takes any buffer
 
 
 def cpu_count() -> int:
@@ -39,30 +46,46 @@ def require_all(faults: Sequence[str], total: int) -> None:
         )
 
 
-class _Fitted(NamedTuple):
-    """Bytes to write, and (height, width) on the canvas."""
+class FittedImage(NamedTuple):
+    """One image of a cache.
+
+    Attributes:
+        data: the bytes to write.
+        size: (height, width) on the canvas.
+        source: CRC-32C of the image file.
+    """
 
     data: bytes
     size: tuple[int, int]
+    source: int
 
 
-def write_images(
-    records: Sequence[Record], side: int, mode: str, path: Path, console: Console
-) -> tuple[list[tuple[int, int]], list[int]]:
-    """Decode in parallel, write in order; return each image's (height, width) on the canvas and its length in bytes."""
-    sizes, lengths, faults = [], [], []
+class WrittenImages(NamedTuple):
+    """What was written of each image: (height, width) on the canvas, bytes and their CRC-32C, and that of the file."""
+
+    sizes: list[tuple[int, int]]
+    lengths: list[int]
+    checksums: list[int]
+    sources: list[int]
+
+
+def write_images(records: Sequence[Record], side: int, mode: str, path: Path, console: Console) -> WrittenImages:
+    """Decode in parallel, write in order."""
+    written, faults = WrittenImages([], [], [], []), []
     with path.open("wb") as file, _progress(console) as bar:
         pool = ThreadPoolExecutor(cpu_count())  # Pillow decodes without the interpreter's lock
-        done = map_ahead(pool, lambda record: _fitted(record, side, mode), records, 8 * cpu_count())
+        done = map_ahead(pool, lambda record: fit_image(record, side, mode), records, 8 * cpu_count())
         for fitted in bar.track(done, total=len(records)):
             if isinstance(fitted, UserError):
                 faults.append(str(fitted))
             elif not faults:
                 file.write(fitted.data)
-                sizes.append(fitted.size)
-                lengths.append(len(fitted.data))
+                written.sizes.append(fitted.size)
+                written.lengths.append(len(fitted.data))
+                written.checksums.append(crc32c(fitted.data))
+                written.sources.append(fitted.source)
     require_all(faults, len(records))
-    return sizes, lengths
+    return written
 
 
 def _progress(console: Console) -> Progress:
@@ -70,8 +93,10 @@ def _progress(console: Console) -> Progress:
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
-def _fitted(record: Record, side: int, mode: str) -> _Fitted | UserError:
+def fit_image(record: Record, side: int, mode: str) -> FittedImage | UserError:
+    """An image as it lies in a cache, or why it can't be used."""
     try:
+        source = _crc32c_of_file(record.path)
         with in_turn(record.width, record.height):
             image = open_image(record.path, side)
         _check_shape(record, image)
@@ -79,10 +104,21 @@ def _fitted(record: Record, side: int, mode: str) -> _Fitted | UserError:
         return error
     canvas_SS3, (height, width) = fit(image, side)
     if mode == "pixels":
-        return _Fitted(canvas_SS3.tobytes(), (height, width))
+        return FittedImage(canvas_SS3.tobytes(), (height, width), source)
     file = io.BytesIO()
     Image.fromarray(canvas_SS3[:height, :width]).save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    return _Fitted(file.getvalue(), (height, width))
+    return FittedImage(file.getvalue(), (height, width), source)
+
+
+def _crc32c_of_file(path: Path) -> int:
+    checksum = 0
+    try:
+        with path.open("rb") as stream:
+            while block := stream.read(2**20):
+                checksum = google_crc32c.extend(checksum, block)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
+    return checksum
 
 
 def _check_shape(record: Record, image: Image.Image) -> None:
@@ -94,12 +130,10 @@ def _check_shape(record: Record, image: Image.Image) -> None:
         )
 
 
-def make_targets(
-    records: Sequence[Record], sizes: list[tuple[int, int]], lengths: list[int], side: int, console: Console
-) -> dict[str, Tensor]:
+def make_targets(records: Sequence[Record], written: WrittenImages, side: int, console: Console) -> dict[str, Tensor]:
     """The targets of a cache; boxes are xyxy in [0, 1] of the canvas, and the last row is zero, for padding."""
     boxes, labels, n_empty = [], [], 0
-    for record, (height, width) in zip(records, sizes, strict=True):
+    for record, (height, width) in zip(records, written.sizes, strict=True):
         limit_4 = np.array([record.width, record.height] * 2, np.float64)
         kept_N4 = np.asarray(record.boxes_N4, np.float64).reshape(-1, 4)[~record.ignore_N].clip(0, limit_4)
         has_area_N = (kept_N4[:, 2:] > kept_N4[:, :2]).all(1)  # False on NaN, too
@@ -110,11 +144,12 @@ def make_targets(
         console.print(f"{n_empty} boxes without area in their image are left out; `boxwright check DATA` names them.")
     counts = [len(each) for each in labels]
     targets = {
-        "sizes_B2": np.array(sizes, np.int64),
+        "sizes_B2": np.array(written.sizes, np.int64),
         "originals_B2": np.array([(record.height, record.width) for record in records], np.int64),
         "boxes": np.concatenate([*boxes, np.zeros((1, 4))]).astype(np.float32),
         "labels": np.concatenate([*labels, np.zeros(1, np.int64)]).astype(np.int64),
         "starts": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        "offsets": np.concatenate([[0], np.cumsum(written.lengths)]).astype(np.int64),
+        CHECKSUMS: np.array(written.checksums, np.int64),
     }
     return {key: torch.from_numpy(value) for key, value in targets.items()}

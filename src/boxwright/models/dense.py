@@ -16,6 +16,7 @@ each other, with the overlap and order of their boxes as a bias ("Relation netwo
 they choose the candidates for `one`, and give features and boxes more to learn from than one cell per object could.
 """
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -140,6 +141,7 @@ class Dense(Detector):
     def loss(self, outputs: DenseOutputs, batch: Batch) -> dict[str, Tensor]:
         """`one` and `many`: quality focal losses of the two scores; `l1` and `giou`: box losses of both assignments."""
         true_BN4, labels_BN = batch.boxes_BN4, batch.labels_BN
+        warn_of_many(batch.valid_BN, outputs.cells_BR.shape[1])
         pairs_BNQ = candidates(outputs.centres_Q2, outputs.reach_Q2, true_BN4, batch.valid_BN)
         boxes_BR4 = gather_rows(outputs.boxes_BQ4, outputs.cells_BR)
         one = assigned_losses(outputs.one_BRK, boxes_BR4, true_BN4, labels_BN, one_to_one(outputs, batch, pairs_BNQ))
@@ -218,6 +220,14 @@ def peaks_first(many_BQK: Tensor, maps: list[Tensor]) -> Tensor:
     grids = (level.unflatten(1, (1, *x.shape[-2:])) for level, x in zip(levels, maps, strict=True))
     highest_BQ = torch.cat([F.max_pool2d(grid, 3, stride=1, padding=1).flatten(1) for grid in grids], 1)
     return best_BQ - PEAK * (best_BQ < highest_BQ)
+
+
+def warn_of_many(valid_BN: Tensor, candidates: int) -> None:
+    """Say once that an image has more objects than can be learned, or found."""
+    for most, what in ((candidates, "candidates of a dense: only as many as fit are learned"),
+                       (DETECTIONS, "that a dense finds in one: it misses the others")):  # fmt: skip
+        if valid_BN.shape[1] > most and bool((valid_BN.sum(1) > most).any()):
+            warnings.warn(f"an image has more objects than the {most} {what}; cut images into tiles.", stacklevel=3)
 
 
 @torch.no_grad()

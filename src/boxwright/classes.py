@@ -1,11 +1,15 @@
 """Classes that a user selects, by name or by position."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from numbers import Integral
 from typing import Any, TypeAlias
+from unicodedata import category
 
 from boxwright.config import UserError, nearest, require
 
+_CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: control, half of a pair, separators of lines, paragraphs
+_TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # change the direction of what follows
 Class: TypeAlias = str | int  # its name, or its position among the names
 
 
@@ -27,9 +31,19 @@ def class_positions(classes: Class | Sequence[Class] | None, names: Sequence[str
 
 
 def split_classes(classes: str | Sequence[str] | None, names: Sequence[str]) -> str | Sequence[str] | None:
-    """Classes of a command line: a text with commas is split into names, unless a class has just that name."""
+    """Classes of a command line, unless a class has just that name: ``[a, b]`` or ``a,b`` are names, ``null`` is all.
+
+    Names stay as they are given, although YAML has other meanings for ``no`` and ``on``.
+    """
     if not isinstance(classes, str) or classes in names:
         return classes
+    if classes.startswith("["):
+        import yaml  # which the runtime can do without
+
+        with suppress(yaml.YAMLError):
+            listed = yaml.load(classes, Loader=yaml.BaseLoader)
+            if isinstance(listed, list) and all(isinstance(name, str) for name in listed):
+                return None if listed == ["null"] and "null" not in names else listed
     return [name.strip() for name in classes.split(",") if name.strip()]
 
 
@@ -44,6 +58,19 @@ def position(name: Any, names: Sequence[str]) -> int:
     known = f"it knows {enumerate_classes(names)}"
     require(name in names, f"the detector doesn't know the class {name!r}{nearest(name, names)}; {known}.")
     return list(names).index(name)
+
+
+def is_printable(name: str) -> bool:
+    """Whether a name has no characters that control a terminal, break lines or turn text around."""
+    return not any(category(character) in _CONTROLS or character in _TURNS for character in name)
+
+
+def check_names(names: Any, where: str = "") -> None:
+    """Raise `UserError`, which begins with `where`, unless these are the names of classes."""
+    named = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    require(named, f"{where}the classes are a list of names, not {str(names)[:60]!r}.")
+    bad = next((name for name in names if not is_printable(name)), None)
+    require(bad is None, f"{where}the class {bad!r} has a control character; give it another name.")
 
 
 def enumerate_classes(names: Sequence[str]) -> str:

@@ -13,7 +13,8 @@ Legend of shape suffixes, used in every name that holds a tensor; other letters 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -274,3 +275,16 @@ def image_mask(images_BCHW: Tensor, sizes_B2: Tensor) -> Tensor:
     rows_B1 = torch.arange(height, device=sizes_B2.device) < sizes_B2[:, :1]
     columns_B1 = torch.arange(width, device=sizes_B2.device) < sizes_B2[:, 1:]
     return rows_B1[:, :, None] & columns_B1[:, None, :]
+
+
+@contextmanager
+def evaluating(detector: Detector) -> Iterator[None]:
+    """Put the detector into evaluation mode, and afterwards back into the mode it was in."""
+    was_training = detector.training
+    if was_training:
+        detector.eval()
+    try:
+        yield
+    finally:
+        if was_training:
+            detector.train()

@@ -1,5 +1,6 @@
 import errno
 import pickle
+import re
 
 import pytest
 import torch
@@ -57,9 +58,10 @@ def test_a_checkpoint_cut_short_is_refused(detector, tmp_path):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_nan_and_infinity_are_named(detector, tmp_path, value):
-    detector.state_dict()["pyramid.smooth.0.weight"].view(-1)[7] = value
+    key = next(key for key in detector.state_dict() if key.startswith("pyramid.") and key.endswith("weight"))
+    detector.state_dict()[key].view(-1)[7] = value
     save_detector(tmp_path / "best.safetensors", detector, {})
-    with pytest.raises(UserError, match=r"numbers that are none .*, first in pyramid\.smooth\.0\.weight"):
+    with pytest.raises(UserError, match=f"numbers that are none .*, first in {re.escape(key)}"):
         load_detector(tmp_path)
 
 
@@ -85,7 +87,8 @@ def test_a_damaged_header_is_one_clear_error(detector, tmp_path, header):
     file = tmp_path / "best.safetensors"
     save_detector(file, detector, {})
     with safe_open(file, framework="pt") as stored:
-        facts = {key: value for key, value in (stored.metadata() | header).items() if value is not None}
+        stored_header = {key: value for key, value in stored.metadata().items() if key != "header_crc32"}
+    facts = {key: value for key, value in (stored_header | header).items() if value is not None}
     save_file(detector.state_dict(), file, metadata=facts)
     with pytest.raises(UserError, match=r"^.*best.safetensors does not fit .*damaged .*$"):
         load_detector(file)

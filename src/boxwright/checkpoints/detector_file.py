@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boxwright.checkpoints.locate import ADAPTER, BASE_FILE, CHECKPOINT, FORMAT, find_weights, how_to_import
+from boxwright.checkpoints.locate import ADAPTER, BASE_FILE, CHECKPOINT, FORMAT, as_path, find_weights, how_to_import
 from boxwright.checkpoints.lora import (
     Base,
     backbone_state,
@@ -24,11 +24,17 @@ from boxwright.checkpoints.lora import (
     merge_adapter,
     own_state,
 )
-from boxwright.checkpoints.tensors import read_tensors, save_tensors
+from boxwright.checkpoints.size_limit import parameter_limit
+from boxwright.checkpoints.tensors import CHECKSUM, read_tensors, save_tensors
+from boxwright.classes import check_names
 from boxwright.config import UserError, require
+from boxwright.device import one_thread_after_fork, usual_torch
 from boxwright.files import write_whole
 from boxwright.models import registry
 from boxwright.types import Detector
+
+BUILT, ADAPTED = 10, 10_000  # how many times the numbers of a file its network may have while it is built
+SPARE = 50_000_000  # and how many more: heads that timm makes and drops
 
 
 def save_detector(
@@ -43,8 +49,10 @@ def save_detector(
         check: called with the temporary file that was written; if it raises, there will be no file at `path`.
 
     Raises:
-        UserError: if the file can't be written; one that was there before stays.
+        UserError: if the file can't be written, when one that was there before stays; or for names of classes with
+            control characters.
     """
+    check_names(detector.names)
     base: Base | None = vars(detector).get("adapted_from")
     header = {
         "format": FORMAT if base is None else ADAPTER,
@@ -79,7 +87,7 @@ def load_detector(path: Path | str, device: torch.device | str = "cpu", base: Pa
         UserError: if there is no such file, or it is not boxwright's, damaged, or a pickle; or the base of an adapter
             is missing.
     """
-    return merge_adapter(_open(Path(path), torch.device("cpu"), {}, base)).to(device).eval()
+    return merge_adapter(_open(as_path(path), torch.device("cpu"), {}, base)).to(device).eval()
 
 
 def load_together(paths: Mapping[str, Path | str], device: torch.device | str = "cpu") -> dict[str, Detector]:
@@ -92,7 +100,7 @@ def load_together(paths: Mapping[str, Path | str], device: torch.device | str = 
     bases: dict[str, dict[str, Tensor]] = {}
     opened: dict[str, Detector] = {}
     for name in sorted(paths, key=lambda name: is_adapter(paths[name])):
-        opened[name] = _open(Path(paths[name]), torch.device(device), bases).eval()
+        opened[name] = _open(as_path(paths[name]), torch.device(device), bases).eval()
         if not is_adapted(opened[name]):
             tensors = opened[name].state_dict()
             bases[checksum(tensors)] = tensors
@@ -101,7 +109,7 @@ def load_together(paths: Mapping[str, Path | str], device: torch.device | str = 
 
 def is_adapter(path: Path | str) -> bool:
     """Whether the file that `path` means is an adapter."""
-    return read_tensors(find_weights(Path(path)), CHECKPOINT, header_only=True)[0].get("format") == ADAPTER
+    return read_tensors(find_weights(as_path(path)), CHECKPOINT, header_only=True)[0].get("format") == ADAPTER
 
 
 def read_config(path: Path | str) -> tuple[str, Any]:
@@ -110,12 +118,13 @@ def read_config(path: Path | str) -> tuple[str, Any]:
     Raises:
         UserError: see `load_detector`; the tensors are not checked.
     """
-    file = find_weights(Path(path))
+    file = find_weights(as_path(path))
     header, _ = _read(file, header_only=True)
     with _header_errors(file):
         return header["model"], registry.configure(header["model"], json.loads(header["config"]))
 
 
+@usual_torch()
 def _open(
     path: Path, device: torch.device, bases: dict[str, dict[str, Tensor]], base: Path | str | None = None
 ) -> Detector:
@@ -127,11 +136,15 @@ def _open(
         bases: tensors of the bases read so far, by checksum; the one that an adapter needs is added.
         base: see `load_detector`.
     """
+    one_thread_after_fork()
     file = find_weights(path)
     header, state = _read(file)
     with _header_errors(file):
         names, config, card = (json.loads(header[key]) for key in ("names", "config", "card"))
-        detector = registry.rebuild(header["model"], config, tuple(names))
+        check_names(tuple(names), f"{file}: ")
+        size = sum(value.numel() for value in state.values())
+        with parameter_limit(SPARE + (ADAPTED if header["format"] == ADAPTER else BUILT) * size):
+            detector = registry.rebuild(header["model"], config, tuple(names))
         if header["format"] == ADAPTER:
             wanted = Base(**json.loads(header["base"]))
             if wanted.checksum not in bases:
@@ -153,7 +166,7 @@ def _header_errors(file: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError, AssertionError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(f"{file} does not fit the detector it names, or is damaged ({reason}).") from error
 
@@ -166,8 +179,8 @@ def _read(file: Path, header_only: bool = False) -> tuple[dict[str, str], dict[s
         raise UserError(f"{file} is a safetensors file, but not a boxwright checkpoint; {fix}")
     if header_only:
         return header, state
-    stored = header.get("checksum", "")
-    require(stored in ("", checksum(state)), f"{file} is damaged: its tensors have another checksum than its header.")
+    known = CHECKSUM in header or header.get("checksum", "") in ("", checksum(state))  # the first is checked already
+    require(known, f"{file} is damaged: its tensors have another checksum than its header.")
     bad = next((key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()), None)
     fix = "fetch it again, or if its training diverged, train with a lower --optim.lr"
     require(bad is None, f"{file} holds numbers that are none (NaN, or infinite), first in {bad}; {fix}.")

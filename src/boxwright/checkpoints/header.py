@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from boxwright.config import UserError
 from boxwright.files import write_whole
 
 LARGEST = 100_000_000  # bytes of a header, as safetensors limits it
+SEAL = "header_crc32"  # metadata: CRC-32 of all other metadata
 
 
 def read_header(file: Path) -> dict[str, str]:
@@ -30,7 +32,33 @@ def read_header(file: Path) -> dict[str, str]:
         raise UserError(f"{file} is no safetensors file, or one that is damaged.") from error
     if file.stat().st_size != end:
         raise UserError(f"{file} is cut short, or longer than its header says.")
+    check_seal(file, metadata)
     return metadata
+
+
+def sealed(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The metadata, sorted, with a checksum of all of it."""
+    rest = {name: metadata[name] for name in sorted(metadata) if name != SEAL}
+    return rest | {SEAL: f"{zlib.crc32(json.dumps(rest).encode()):08x}"}
+
+
+def check_seal(file: Path, metadata: Mapping[str, str]) -> None:
+    """Raise `UserError` where metadata is not what was sealed; a file of an earlier version has no seal."""
+    if SEAL in metadata and dict(metadata) != sealed(metadata):
+        raise UserError(f"{file} is damaged: its header has another checksum than when it was written.")
+
+
+def sort_header(file: Path) -> None:
+    """Put the metadata of a safetensors file, which comes in any order, into one order."""
+    with file.open("r+b") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        entries = json.loads(stream.read(length))
+        metadata = entries.get("__metadata__", {})
+        entries["__metadata__"] = {name: metadata[name] for name in sorted(metadata)}
+        text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(text) <= length, "the same entries take as many bytes"
+        stream.seek(8)
+        stream.write(text.ljust(length))
 
 
 def store_in_card(file: Path, facts: Mapping[str, Any]) -> None:
@@ -43,6 +71,7 @@ def store_in_card(file: Path, facts: Mapping[str, Any]) -> None:
     """
     metadata = read_header(file)
     metadata["card"] = json.dumps(json.loads(metadata["card"]) | dict(facts))
+    metadata = sealed(metadata) if SEAL in metadata else metadata
 
     def write(temporary: Path) -> None:
         with file.open("rb") as stream, temporary.open("wb") as target:

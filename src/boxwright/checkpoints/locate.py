@@ -1,8 +1,10 @@
 """Which weights file a path means. Nothing here needs torch."""
 
+import os
 from contextlib import suppress
 from glob import escape
 from pathlib import Path
+from typing import Any
 
 from boxwright.checkpoints import hub
 from boxwright.checkpoints.header import read_header
@@ -13,6 +15,14 @@ ADAPTER = "boxwright-adapter-1"
 CHECKPOINT = "a boxwright checkpoint"
 BASE_FILE = "base.safetensors"  # the name under which a base is looked for in the folder of its adapter
 OTHER_PROJECTS = ("*.index", "*.data-*-of-*", "model.safetensors", "pytorch_model.bin", "*.pth", "*.pt", "*.bin")
+
+
+def as_path(weights: Any) -> Path:
+    """The path of a checkpoint; `UserError` for anything else, as a predictor that was loaded."""
+    is_path = isinstance(weights, str | os.PathLike)
+    fix = "give the file, or the folder of the run, that it was loaded from"
+    require(is_path, f"weights are a path, not a {type(weights).__name__}; {fix}.")
+    return Path(weights)
 
 
 def find_weights(path: Path) -> Path:
@@ -37,7 +47,7 @@ def find_weights(path: Path) -> Path:
 
 def results_folder(weights: Path | str) -> Path:
     """Where results about a checkpoint go by default: its folder, or the current one if it comes from the hub."""
-    return find_weights(Path(weights)).parent if hub.repository(weights) is None else Path()
+    return find_weights(as_path(weights)).parent if hub.repository(as_path(weights)) is None else Path()
 
 
 def _weights_at(path: Path) -> Path | None:

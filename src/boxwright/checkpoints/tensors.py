@@ -1,22 +1,32 @@
-"""Tensors as a safetensors file."""
+"""Tensors as a safetensors file, with checksums of header and tensors; files without them are read, too."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
+import google_crc32c
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from boxwright.checkpoints.header import check_seal, sealed, sort_header
 from boxwright.checkpoints.locate import CHECKPOINT, OTHER_PROJECTS, how_to_import
-from boxwright.config import UserError
+from boxwright.config import UserError, require
+
+CHECKSUM = "tensors_crc32c"  # metadata: CRC-32C of names, dtypes, shapes and values
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write the file; errors of the file system are raised as `OSError`, as by other functions."""
+    """Write the file, equal tensors and metadata as equal bytes.
+
+    Raises:
+        OSError: for errors of the file system, as other functions do.
+    """
     try:
-        save_file(dict(tensors), path, metadata=None if metadata is None else dict(metadata))
+        save_file(dict(tensors), path, metadata=sealed({**(metadata or {}), CHECKSUM: _crc32c(tensors)}))
     except SafetensorError as error:
         raise OSError(str(error)) from error
+    sort_header(path)
 
 
 def read_tensors(file: Path, what: str, header_only: bool = False) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -32,8 +42,9 @@ def read_tensors(file: Path, what: str, header_only: bool = False) -> tuple[dict
     """
     try:
         with safe_open(file, framework="pt") as stored:
-            keys = [] if header_only else stored.keys()
-            return stored.metadata() or {}, {key: stored.get_tensor(key) for key in keys}
+            header = stored.metadata() or {}
+            check_seal(file, header)
+            tensors = {key: stored.get_tensor(key) for key in ([] if header_only else stored.keys())}
     except SafetensorError as error:
         with file.open("rb") as stream:
             start = stream.read(2)
@@ -45,3 +56,16 @@ def read_tensors(file: Path, what: str, header_only: bool = False) -> tuple[dict
         raise UserError(f"{file} is not {what}: it is {reason}.{fix}") from error
     except OSError as error:
         raise UserError(f"{file} can't be read: {error.strerror or error}.") from error
+    if not header_only and CHECKSUM in header:
+        whole = header[CHECKSUM] == _crc32c(tensors)
+        require(whole, f"{file} is damaged: its tensors have another checksum than its header.")
+    return header, tensors
+
+
+def _crc32c(tensors: Mapping[str, Tensor]) -> str:
+    checksum = 0
+    for key, value in sorted(tensors.items()):
+        checksum = google_crc32c.extend(checksum, f"{key} {value.dtype} {tuple(value.shape)} ".encode())
+        content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        checksum = google_crc32c.extend(checksum, content)  # type: ignore[arg-type] - takes any buffer
+    return f"{checksum:08x}"

@@ -27,6 +27,7 @@ FAULT_KINDS: dict[str, FaultKind] = {
     "missing-split": FaultKind("error", True, "correct the path or remove the split"),
     "unknown-class": FaultKind("error", True, "add the class to the class list or correct the object"),
     "duplicate-class": FaultKind("error", True, "give every class a name of its own"),
+    "control-character": FaultKind("error", True, "give the class a name of letters, signs and spaces"),
     "class-lists-differ": FaultKind("error", True, "give every split the same classes"),
     "duplicate-id": FaultKind("error", True, "give every image an id of its own"),
     "wrong-shape": FaultKind(

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from boxwright.classes import is_printable
 from boxwright.config import UserError
 from boxwright.data.faults import Fault
 from boxwright.data.records import Dataset, Record
@@ -180,8 +181,11 @@ def reason(error: UserError, path: Path) -> str:
 
 
 def check_names(parsed: ParsedDataset, where: object, names: Sequence[str]) -> None:
-    """Record names that are empty or occur twice in a class list."""
+    """Record names that are empty, have control characters or occur twice in a class list."""
     for name in sorted({name for name in names if names.count(name) > 1}):
         parsed.add_fault("duplicate-class", where, f"the class {name!r} is listed {names.count(name)} times")
+    for name in dict.fromkeys(names):
+        if not is_printable(name):
+            parsed.add_fault("control-character", where, f"the class {name!r} has a control character")
     if "" in names:
         parsed.add_fault("broken-record", where, "a class has an empty name")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -40,6 +41,7 @@ def read(path: Path | str, val: float = 0.0, seed: int = 0) -> Dataset:
     Raises:
         UserError: there is no such folder, its format is unknown or it has two, or the data has fatal faults.
     """
+    require(isinstance(path, str | os.PathLike), f"data are a path, not {type(path).__name__}; give a folder or file.")
     dataset, dropped = to_dataset(parse(Path(path)))
     if dropped:
         warn_user(

@@ -185,6 +185,7 @@ def _class_names(parsed: ParsedDataset, folder: Folder, entries_by_split: dict[s
         return tuple(names)
     roots = [entry.root for entries in entries_by_split.values() for entry in entries if entry.root is not None]
     found = {_text(item, "name") for root in roots for item in root.iterfind("object")}
+    check_names(parsed, folder.annotations, sorted(found - {""}))
     return tuple(sorted(found - {""}))
 
 

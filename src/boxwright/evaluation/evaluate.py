@@ -18,7 +18,7 @@ from boxwright.console import make_console
 from boxwright.data.cache import build
 from boxwright.data.read import read
 from boxwright.data.records import Dataset, Record
-from boxwright.device import choose_device
+from boxwright.device import choose_device, usual_torch
 from boxwright.evaluation.coco import RECALLS_R, Report, renamed, score
 from boxwright.evaluation.confusion import confusion, to_csv
 from boxwright.evaluation.report import write_page
@@ -26,6 +26,7 @@ from boxwright.evaluation.run import detect_batches
 from boxwright.evaluation.store import require_own_file, store_thresholds
 from boxwright.evaluation.thresholds import Choice, ThresholdReport, too_few
 from boxwright.files import require_writable, write_whole
+from boxwright.runtime.predictor_base import check_batch_size
 from boxwright.thresholds import Thresholds
 from boxwright.types import Detections
 from boxwright.visualization import charts, images
@@ -35,6 +36,7 @@ SCORES = 1000  # at which F1 is drawn
 PICTURES = 8  # images drawn, spread over the split
 
 
+@usual_torch()
 def evaluate(
     weights: Path | str,
     data: Path | str,
@@ -68,7 +70,7 @@ def evaluate(
         The report: stats, per_class, calibration, thresholds, summary(), table().
     """
     console = make_console()
-    require(batch_size >= 1, f"--batch_size must be at least 1, not {batch_size}.")
+    check_batch_size(batch_size)
     require_writable(Path(out or results_folder(weights)))
     require_own_file(weights, store)
     device, why = choose_device(device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ import torch
 
 from boxwright.data.loader import eval_batches
 from boxwright.models.losses.focal import without_synchronisation
-from boxwright.types import Batch, Detections, Detector, Predictions
+from boxwright.types import Batch, Detections, Detector, Predictions, evaluating
 
 if TYPE_CHECKING:
     from boxwright.data.cache import Cache
@@ -79,17 +78,6 @@ def validate(
                 total.likelihood += float(log_likelihoods_B.double().sum())
                 total.tokens += float(tokens_B.sum())
     return total
-
-
-@contextmanager
-def evaluating(detector: Detector) -> Iterator[None]:
-    """Put the detector into evaluation mode, and afterwards back into the mode it was in."""
-    was_training = detector.training
-    detector.eval()
-    try:
-        yield
-    finally:
-        detector.train(was_training)
 
 
 def detect_batches(

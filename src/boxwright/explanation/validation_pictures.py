@@ -11,7 +11,6 @@ from PIL import Image
 
 from boxwright.data.cache import Cache
 from boxwright.data.records import Record
-from boxwright.evaluation.run import evaluating
 from boxwright.explanation.attention_maps import RecordedPass, record_pass
 from boxwright.explanation.generation_trace import GenerationTrace, trace_generation
 from boxwright.explanation.html_parts import resized
@@ -20,7 +19,7 @@ from boxwright.explanation.sequence_page import corner_picture, source_picture
 from boxwright.files import write_whole
 from boxwright.models.sequence.proposal_decoder import CLASS_SLOT
 from boxwright.models.sequence.sequence_detector import SequenceDetector
-from boxwright.types import Batch, Detections, Detector
+from boxwright.types import Batch, Detections, Detector, evaluating
 from boxwright.visualization import heatmaps, images
 
 IMAGES, OBJECTS = 3, 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from boxwright.boxes import to_canvas
 from boxwright.checkpoints.detector_file import load_detector, load_together
 from boxwright.config import require
 from boxwright.detections import Detections
-from boxwright.device import choose_device
+from boxwright.device import choose_device, one_thread_after_fork, usual_torch
 from boxwright.images import fit
 from boxwright.inference.sequence_stream import generate_objects, token_format
 from boxwright.models.sequence.sequence_detector import SequenceDetector
@@ -23,15 +24,15 @@ from boxwright.runtime.inputs import DecodedImage
 from boxwright.runtime.predictor_base import BasePredictor
 from boxwright.runtime.sequence_reader import read_tokens
 from boxwright.runtime.sequence_types import CheckedObjects, StreamObject, StreamToken
-from boxwright.types import Batch, Detector
+from boxwright.types import Batch, Detector, evaluating
 
 
 @overload
-def load(path: Path | str, device: str = "auto", base: Path | str | None = None) -> Predictor: ...
+def load(path: Path | str, device: str | torch.device = "auto", base: Path | str | None = None) -> Predictor: ...
 @overload
-def load(path: Mapping[str, Path | str], device: str = "auto") -> dict[str, Predictor]: ...
+def load(path: Mapping[str, Path | str], device: str | torch.device = "auto") -> dict[str, Predictor]: ...
 def load(
-    path: Path | str | Mapping[str, Path | str], device: str = "auto", base: Path | str | None = None
+    path: Path | str | Mapping[str, Path | str], device: str | torch.device = "auto", base: Path | str | None = None
 ) -> Predictor | dict[str, Predictor]:
     """The predictor of the detector stored at `path`; or several predictors, whose adapters share their base.
 
@@ -63,7 +64,8 @@ class Predictor(BasePredictor):
     takes = "a path, PIL image, array or tensor"
 
     def __init__(self, detector: Detector, device: torch.device | str = "cpu"):
-        self.detector, self.device = detector.eval(), torch.device(device)
+        self.detector, self.device, self._process = detector.eval(), torch.device(device), os.getpid()
+        one_thread_after_fork()
         self.kind = f"a {type(detector).__name__.lower()}"
 
     @property
@@ -90,6 +92,7 @@ class Predictor(BasePredictor):
         """An image in any of the forms that `predict` takes, decoded."""
         return super().decode(_to_array(image) if isinstance(image, Tensor) else image)
 
+    @usual_torch()
     @torch.inference_mode()
     def detect(
         self,
@@ -100,12 +103,16 @@ class Predictor(BasePredictor):
         objects: int | None = None,
     ) -> list[Detections]:
         """See `BasePredictor`."""
+        forked = self.device.type == "cuda" and os.getpid() != self._process
+        require(not forked, "a GPU can't be used in a forked process; start it with multiprocessing's `spawn`.")
         batch = to_batch(images, self.image_size)
         batch = (batch if given is None else with_given(batch, given)).to(self.device)
-        outputs = self.detector(batch.images_BCHW, batch.sizes_B2)
-        predictions = self.detector.complete(outputs, batch, classes, objects)
+        with evaluating(self.detector):
+            outputs = self.detector(batch.images_BCHW, batch.sizes_B2)
+            predictions = self.detector.complete(outputs, batch, classes, objects)
         return predictions.to_detections(batch, self.names, threshold)
 
+    @usual_torch()
     def _stream_tokens(
         self, image: DecodedImage, given: CheckedObjects, classes: Sequence[int] | None
     ) -> Iterator[StreamToken | StreamObject]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
+from boxwright.classes import check_names
 from boxwright.config import UserError, require
 
 ENDINGS = (".txt", ".json")
@@ -50,6 +51,7 @@ def parse_classes(text: str, ids: range) -> Classes:
     else:
         classes = _count([name.strip() for name in text.split(",")], ids)
     require(classes.names and all(classes.names), f"--classes {text}: there must be names, and none may be empty.")
+    check_names(classes.names, "--classes: ")
     twice = sorted({name for name in classes.names if classes.names.count(name) > 1})
     require(not twice, f"--classes {text} names more than one class {', '.join(twice)}.")
     again = sorted({id_ for id_ in classes.ids if classes.ids.count(id_) > 1})

@@ -18,6 +18,8 @@ from boxwright.models.pix2seq import Pix2Seq, Pix2SeqConfig
 from boxwright.models.replication import Replication, ReplicationConfig
 from boxwright.types import Detector
 
+LARGEST_SIDE, LARGEST_NUMBER = 2**14, 2**20  # in stored configurations: of a canvas, in pixels, and of anything else
+
 
 class Entry(NamedTuple):
     """A detector of the library.
@@ -85,8 +87,18 @@ def configure(model: str, stored: dict[str, Any]) -> Any:
     """The configuration of a detector, from its name and the fields that a checkpoint stores."""
     if model not in DETECTORS:
         raise UserError(f"this version knows the detectors {', '.join(DETECTORS)}, not {model!r}; update boxwright.")
+    _check_numbers(stored)
     fields_of = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
     return DETECTORS[model].config(**fields_of)
+
+
+def _check_numbers(stored: dict[str, Any]) -> None:
+    """Raise `UserError` for numbers that no detector has."""
+    for key, value in stored.items():
+        for number in value if isinstance(value, list) else [value]:
+            most = LARGEST_SIDE if key == "image_size" else LARGEST_NUMBER
+            absurd = isinstance(number, int | float) and key != "seed" and not -most <= number <= most
+            require(not absurd, f"no detector has the {key} that a header asks for: {str(number)[:60]}.")
 
 
 def rebuild(model: str, stored: dict[str, Any], names: tuple[str, ...], pretrained: bool = False) -> Detector:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from boxwright.classes import check_names
 from boxwright.config import UserError, require
 from boxwright.detections import Detections
 from boxwright.extras import how_to_install
 from boxwright.runtime.inputs import DecodedImage
+from boxwright.runtime.onnx_checksum import is_whole
 from boxwright.runtime.predictor_base import BasePredictor
 from boxwright.runtime.sequence_reader import ObjectTokens, TokenFormat, read_tokens
 from boxwright.runtime.sequence_types import CheckedObjects, StreamObject, StreamToken
@@ -61,12 +65,19 @@ class Detector(BasePredictor):
     """
 
     def __init__(self, path: Path | str, device: str = "auto", seed: int = 0, threads: int = 0):
-        self.path, self.seed = Path(path).expanduser(), seed
+        self.path, self.seed = Path(path).expanduser().absolute(), seed
         require(isinstance(threads, int) and threads >= 0, f"threads is a whole number, 0 or more, not {threads!r}.")
-        self._session = _open(self.path, device, threads)
+        self._device, self._threads, self._process = str(device), threads, os.getpid()
+        self._session = _open(self.path, self._device, threads)
         self.facts = _facts(self._session, self.path)
         self._samples = any(entry.name == "seed" for entry in self._session.get_inputs())
         self.kind = f"a {self.facts.model}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "device": self._device, "seed": self.seed, "threads": self._threads}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # the file is opened again  # type: ignore[misc]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -163,6 +174,12 @@ class Detector(BasePredictor):
         boxes_BD4, scores_BD, labels_BD = self._run(images_BHW3, _OUTPUTS)
         return boxes_BD4, scores_BD, labels_BD
 
+    def _open_after_fork(self) -> None:
+        on_gpu = self._session.get_providers()[0] != _PROVIDERS["cpu"]
+        require(not on_gpu, "a GPU can't be used in a forked process; start it with multiprocessing's `spawn`.")
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))  # its end would wait for threads that are not here
+        self._session, self._process = _open(self.path, "cpu", threads=1), os.getpid()
+
     def _check_labels(self, labels: np.ndarray) -> None:
         if labels.size and not 0 <= labels.min() <= labels.max() < len(self.names):
             raise _changed(self.path, f"it has {len(self.names)} names, and finds class {labels.max()}, counted from 0")
@@ -173,6 +190,8 @@ class Detector(BasePredictor):
         inputs = {"images": images_BHW3, **(more or {})}
         if self._samples:
             inputs["seed"] = np.full(len(images_BHW3), self.seed, np.int64)
+        if os.getpid() != self._process:  # forked, without the threads of the session
+            self._open_after_fork()
         try:
             return self._session.run(outputs, inputs)
         except Exception as error:  # onnxruntime's errors have no common class but this one
@@ -227,6 +246,10 @@ def _open(path: Path, device: str, threads: int) -> Any:
         import onnxruntime
     except ModuleNotFoundError as error:
         raise UserError(how_to_install(f"{path}", error.name)) from None
+    try:
+        require(is_whole(path.read_bytes()), f"{path} is damaged: it has another checksum than when it was written.")
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}.") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # errors are raised, and need not be logged as well
@@ -252,7 +275,10 @@ def _providers(device: str) -> list[str]:
 
 def _facts(session: Any, path: Path) -> Facts:
     """Read what the exporter wrote into the file."""
-    stored = session.get_modelmeta().custom_metadata_map
+    try:
+        stored = session.get_modelmeta().custom_metadata_map
+    except UnicodeDecodeError as error:
+        raise _changed(path, "what it says of itself is no text in UTF-8") from error
     require("boxwright" in stored, f"{path} is an ONNX file, but none that `boxwright export` wrote.")
     version = stored["boxwright"]
     newer = version.isdecimal() and int(version) > FORMAT
@@ -267,6 +293,7 @@ def _facts(session: Any, path: Path) -> Facts:
     named = isinstance(names, list) and all(isinstance(name, str) for name in names)
     if not (named and version == str(FORMAT) and facts.image_size > 0):
         raise wrong
+    check_names(names, f"{path}: ")
     if len(set(names)) < len(names):
         raise _changed(path, "two of its classes have the same name")
     if not _fits(session, form):

@@ -14,6 +14,7 @@ from boxwright.deployment.onnx.to_onnx import CANVAS, OPSET, OUTPUTS, Core, canv
 from boxwright.inference.sequence_stream import token_format
 from boxwright.models import registry
 from boxwright.models.sequence.sequence_detector import SequenceDetector
+from boxwright.runtime.onnx_checksum import with_checksum
 from boxwright.runtime.onnx_detector import FORMAT
 from boxwright.types import Detector
 
@@ -61,8 +62,8 @@ def describe(model: onnx.ModelProto, detector: Detector, precision: str) -> None
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write the file, its weights inside."""
-    onnx.save_model(model, path)
+    """Write the file, its weights inside, with a checksum at its end."""
+    path.write_bytes(with_checksum(model.SerializeToString(deterministic=True)))
 
 
 def _name_axes(model: onnx.ModelProto) -> None:

@@ -17,6 +17,7 @@ from jsonargparse import ArgumentParser, Namespace, auto_cli
 
 from boxwright.config import UserError, nearest
 
+_NAMES = "list[str] | str | None"  # the type of an option that takes names; `split_classes` reads them
 _NUMBERS = {int: "a whole number", float: "a number"}
 
 
@@ -145,17 +146,24 @@ def _type_name(hint: Any) -> str:
 
 
 def _normalise(arguments: list[str], function: Callable[..., Any]) -> list[str]:
-    """The arguments as the parser wants them: underscores in names, and `=true` after a bare switch."""
+    """The arguments as the parser wants them: underscores in names, `=true` after a bare switch, and
+    a list of names where there is one, which may be called null."""
     parameters = inspect.signature(function).parameters.values()
     switches = {f"--{parameter.name}" for parameter in parameters if parameter.annotation in (bool, "bool")}
-    normalised = []
+    texts = {f"--{parameter.name}" for parameter in parameters if parameter.annotation == _NAMES}
+    normalised, previous = [], ""
     for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
         name, equals, value = argument.partition("=")
         if name.startswith("--"):
             name = "--" + name[2:].replace("-", "_")
             if name in switches and not equals and following not in ("true", "false"):
                 equals, value = "=", "true"
+        if argument == "null" and previous in texts:
+            name = "[null]"
+        elif value == "null" and name in texts:
+            value = "[null]"
         normalised.append(name + equals + value)
+        previous = name
     return normalised
 
 

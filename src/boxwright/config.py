@@ -6,10 +6,13 @@ of the optimizer is a field of `Optim`, with its range in `boxwright.training.op
 other settings of a run are in `boxwright.training.config`.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
-from typing import Any, Literal, TypeVar
+from os import PathLike
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Adapt = Literal["full", "head", "lora"]
 Rule = Literal["torch", "keras", "keras-kernels"]
@@ -109,6 +112,53 @@ def fill_in(given: T, default: T) -> T:
     """The dataclass `default` with the fields of `given` that are not None."""
     changes = {f.name: getattr(given, f.name) for f in fields(given)}  # type: ignore[arg-type]
     return replace(default, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[type-var]
+
+
+def from_mapping(name: str, given: Any, kind: type[T]) -> T:
+    """The dataclass of a group of settings, from one of it or from a mapping of its fields.
+
+    Raises:
+        UserError: for anything else, or a field that it does not have.
+    """
+    if isinstance(given, kind):
+        return given
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    if not isinstance(given, Mapping):
+        raise UserError(f"{name} is {kind.__name__}(...) or a dictionary, not {given!r}.")
+    for key in given:
+        require(key in known, f"{name} has no {key!r}{nearest(str(key), known)}; it has {', '.join(known)}.")
+    return kind(**given)
+
+
+def check_types(settings: Any, prefix: str = "") -> None:
+    """Raise `UserError` for a field of a dataclass whose value has another type than it says.
+
+    Args:
+        settings: the dataclass; of fields that are dataclasses, their fields are checked.
+        prefix: goes before the name of a field, as in ``optim.``.
+    """
+    for name, hint in get_type_hints(type(settings)).items():
+        value = getattr(settings, name)
+        if is_dataclass(value):
+            check_types(value, f"{name}.")
+            continue
+        parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        kinds = [kind for kind in parts if kind in _KINDS]
+        other = len(kinds) < len(parts)  # a choice, or several values, which are checked elsewhere
+        fits = any(_has_type(value, kind) for kind in kinds) or (other and isinstance(value, str | tuple | list))
+        words = " or ".join(_KINDS[kind] for kind in kinds) or "a text"
+        require(fits, f"--{prefix}{name} must be {words}, not {value!r}.")
+
+
+_KINDS: dict[Any, str] = {
+    int: "a whole number", float: "a number", bool: "True or False", str: "a text", Path: "a path", NoneType: "None",
+}  # fmt: skip
+
+
+def _has_type(value: Any, kind: Any) -> bool:
+    if kind in (int, float, bool):  # exactly, as settings are stored as text
+        return type(value) in ((int, float) if kind is float else (kind,))
+    return isinstance(value, PathLike if kind is Path else kind)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -1,13 +1,16 @@
-"""Write a file whole or not at all; a `UserError` says why where it can't be written."""
+"""Write a file whole or not at all; a `UserError` says why where it can't be written. Lock a folder."""
 
+import fcntl
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from boxwright.config import UserError, require
+
+_RANDOM = 8  # characters that `tempfile` ends a name with
 
 
 @contextmanager
@@ -75,3 +78,41 @@ def csv_text(text: str) -> str:
     ("'=1+1", 'cat')
     """
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder, which is made if need be, against other processes, until the block or the process ends.
+
+    Where the file system has no locks, nothing is held.
+
+    Raises:
+        UserError: if another process, or another part of this one, holds it.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # of a file system without locks
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                busy = f"another process writes in {folder} at this moment"
+                raise UserError(f"{busy}; wait for its end, or give another --out.") from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def remove_temporary(folder: Path, patterns: Iterable[str]) -> None:
+    """Remove what `write_whole` left behind in a process that was killed; nobody else may write these files now.
+
+    Args:
+        folder: where they lie.
+        patterns: of the files that were to be written, as ``last.safetensors`` or ``pictures/*.jpg``.
+    """
+    for pattern in patterns:
+        place, _, name = pattern.rpartition("/")
+        for file in (folder / place).glob(f".{name}.{'?' * _RANDOM}"):
+            with suppress(OSError):
+                file.unlink()

@@ -73,7 +73,7 @@ class RunConfig:
 
 def epochs_of_run(folder: Path) -> int | None:
     """The epochs of the run in a folder, or None if its config.yaml does not say."""
-    epochs = _stored(folder / FILE).get("epochs")
+    epochs = stored_settings(folder).get("epochs")
     return epochs if isinstance(epochs, int) and epochs >= 1 else None
 
 
@@ -83,7 +83,7 @@ def as_begun(config: RunConfig) -> RunConfig:
     Args:
         config: as given. config.yaml in its folder has the settings with which the run was begun.
     """
-    augment = _stored(config.out / FILE).get("augment")
+    augment = stored_settings(config.out).get("augment")
     before = isinstance(augment, dict) and "mosaic" not in augment
     return replace(config, augment=fill_in(config.augment, UNMIXED)) if before else config
 
@@ -96,7 +96,7 @@ def resume_error(config: RunConfig, adapted: bool) -> str:
         adapted: whether it trains adapters.
     """
     file = config.out / FILE
-    stored = _stored(file)
+    stored = stored_settings(config.out)
     if not stored:
         return f"{config.out} was begun with other settings or data; resume with those of its config.yaml."
     before = _flat(_comparable({name: stored.get(name) for name in config.fixed()}))
@@ -108,16 +108,17 @@ def resume_error(config: RunConfig, adapted: bool) -> str:
     ]
     if changed:
         settings = f"{config.out} was begun with other settings, {', '.join(changed)}"
-        return f"{settings}; resume with --config {file}, or give another --out."
+        fix = f"resume with --config {file}, or give another --out; there, --weights {config.out / 'last'} begins with"
+        return f"{settings}; {fix} what was learned."
     base = ", or the base that its adapters were trained on is another" if adapted else ""
     data = f"{config.out} was begun with other data: images, boxes or classes have changed since{base}"
     return f"{data}; put back what it was begun with, or give another --out."
 
 
-def _stored(file: Path) -> dict[str, Any]:
-    """The settings in a config.yaml; none if it is missing or damaged."""
+def stored_settings(folder: Path) -> dict[str, Any]:
+    """The settings in the config.yaml of a run; none if it is missing or damaged."""
     try:
-        settings = yaml.safe_load(file.read_text())
+        settings = yaml.safe_load((folder / FILE).read_text())
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return settings if isinstance(settings, dict) else {}

@@ -15,6 +15,7 @@ class Interrupt:
     """
 
     requested = False
+    number: int = signal.SIGINT
 
     def __enter__(self) -> "Interrupt":
         signals = (signal.SIGINT, signal.SIGTERM) if current_thread() is main_thread() else ()
@@ -22,8 +23,12 @@ class Interrupt:
         return self
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        self.requested, self.number = True, number
         self.__exit__()
+
+    def error(self) -> KeyboardInterrupt:
+        """What ends the run; of SIGTERM with an argument, from which the command line makes its exit code."""
+        return KeyboardInterrupt("SIGTERM") if self.number == signal.SIGTERM else KeyboardInterrupt()
 
     def __exit__(self, *ignored: object) -> None:
         for number, handler in self.before.items():

@@ -4,8 +4,10 @@ Every random draw is a function of (seed, step, rank). A run that is killed and 
 uninterrupted one exactly, and its saved state holds no random state.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from boxwright.checkpoints.detector_file import save_detector
+from boxwright.checkpoints.header import read_header
 from boxwright.checkpoints.lora import is_adapted
 from boxwright.checkpoints.tensors import save_tensors
 from boxwright.config import UserError, require
@@ -22,9 +25,10 @@ from boxwright.data.records import Record
 from boxwright.device import device_name
 from boxwright.explanation.validation_pictures import write_validation_pictures
 from boxwright.files import write_whole
-from boxwright.training.config import RunConfig, resume_error
+from boxwright.training.config import RunConfig
 from boxwright.training.duration import StepTimer, announce, estimate_validation
 from boxwright.training.fabric import Fabric
+from boxwright.training.identity import RunIdentity
 from boxwright.training.interrupt import Interrupt
 from boxwright.training.optim import make_optimizer, moving_average, rate_factor, set_rate
 from boxwright.training.run_logger import RunLogger
@@ -33,6 +37,7 @@ from boxwright.training.teacher import Teacher
 from boxwright.training.validation import validate_on_all_devices
 from boxwright.types import Batch, Detector
 
+BEST, LAST = "best.safetensors", "last.safetensors"
 SAVE_SECONDS = 600  # a state is written at least this often, besides each epoch's end
 
 
@@ -64,9 +69,12 @@ class Loop:
         train: cached training images.
         val: cached validation images and their records.
         card: facts to store with the weights.
-        digest: checksum of the settings and data that must be the same when the run is resumed.
+        identity: settings and data, which must be the same when the run is resumed; None for a run that never is.
         teacher: adds its losses to those of the annotated objects.
         resume: continue from the state in the run's folder.
+
+    Attributes:
+        adjusted: the settings with which it goes on instead of those that it was begun with, as options.
 
     Raises:
         UserError: if there is no state to resume from, or it is that of another run.
@@ -80,7 +88,7 @@ class Loop:
         train: Cache,
         val: tuple[Cache, Sequence[Record]],
         card: dict[str, Any] | None = None,
-        digest: str = "",
+        identity: RunIdentity | None = None,
         teacher: Teacher | None = None,
         resume: bool = False,
     ):
@@ -99,17 +107,21 @@ class Loop:
         alone = fabric.world_size == 1 or not config.optim.frozen
         require(alone, "--optim.frozen works on one device; leave it at 0 on several.")  # DDP wants all gradients
         self.average = moving_average(self.detector, config.optim.ema) if config.optim.ema else None
-        self.progress = Progress(recipe=digest, teacher=teacher.checksum if teacher else "")
+        self.progress = Progress(teacher=teacher.checksum if teacher else "")
+        self.adjusted: list[str] = []
         if resume:
-            self._resume(optimizer)
+            assert identity is not None
+            self._resume(optimizer, identity)
+        if identity is not None:
+            recipe, adjustable, data = identity.recipe, identity.adjustable, identity.data
+            self.progress = replace(self.progress, recipe=recipe, adjustable=adjustable, data=data)
         self.model, self.optimizer = fabric.setup(TrainStep(self.detector, teacher), optimizer)
         self.saved_at = time.monotonic()
         self.timer: StepTimer | None = StepTimer()  # until it is printed how long the run will take
 
-    def _resume(self, optimizer: torch.optim.Optimizer) -> None:
+    def _resume(self, optimizer: torch.optim.Optimizer, identity: RunIdentity) -> None:
         progress, tensors = read_state(self.config.out, self.progress.teacher or "")
-        if progress.recipe != self.progress.recipe:
-            raise UserError(resume_error(self.config, is_adapted(self.detector)))
+        self.adjusted = identity.adjust(progress, self.config, self.epoch_steps, is_adapted(self.detector))
         restore(self.config.out, tensors, self.detector, self.average, optimizer)
         self.progress = progress
 
@@ -122,6 +134,8 @@ class Loop:
         """
         logger = RunLogger(self.config.out, self.total, self.progress.step, self.fabric.is_global_zero)
         with logger, Interrupt() as interrupt:
+            if self._lacks_validation():
+                self._finish_epoch(self.progress.step // self.epoch_steps, logger)
             while self.progress.step < self.total and not self._out_of_patience():
                 self._epoch(logger, interrupt)
         return self.progress
@@ -167,7 +181,7 @@ class Loop:
             if interrupt.requested or time.monotonic() - self.saved_at > SAVE_SECONDS:
                 self._save_state()
             if interrupt.requested:
-                raise KeyboardInterrupt
+                raise interrupt.error()
             self._predict_duration(logger, seconds)
         self._finish_epoch(epoch + 1, logger)
 
@@ -237,17 +251,27 @@ class Loop:
     def _require_finite(self, losses: dict[str, float], batch: Batch) -> None:
         wrong = {name: value for name, value in losses.items() if value - value != 0}
         if wrong:
+            assert self.config.optim.lr is not None
             step = self.progress.step + 1
             file = self.config.out / f"not-finite-step-{step}.safetensors"
             tensors = {name: value.contiguous() for name, value in vars(batch).items()}
             write_whole(file, lambda temporary: save_tensors(tensors, temporary))
             raise UserError(
                 f"the loss is not finite at step {step} ({wrong}); the batch is in {file}. "
-                "Try a lower --optim.lr, --optim.clip 1 or --precision 32-true; --resume goes on from the last state."
+                f"Give the same command with --resume and --optim.lr {self.config.optim.lr / 3:.2g}, or with --resume "
+                "and --optim.clip 1 or --precision 32-true: it goes on from the last state."
             )
 
+    def _lacks_validation(self) -> bool:
+        """Whether a run is resumed where an epoch ended, but not all that follows was written: last comes last."""
+        epoch, steps = divmod(self.progress.step, self.epoch_steps)
+        return epoch > 0 and steps == 0 and _epoch_of(self.config.out / LAST) != epoch
+
     def _finish_epoch(self, epoch: int, logger: RunLogger) -> None:
-        """Validate the weights that will be used; save last, best and the state."""
+        """Validate the weights that will be used; save the state, then best and last.
+
+        Where the process is killed in between, the resumed one does it again, with the same result.
+        """
         detector = self._averaged
         self.model.eval()
         card = self.card | {"epoch": epoch}
@@ -257,17 +281,17 @@ class Loop:
         ap = numbers["val_ap"]
         card |= {name: round(numbers[name], 4) for name in ("val_ap", "val_ap50")}
         logger.validation(self.progress.step, epoch, numbers, time.perf_counter() - started)
-        better = not self.progress.best_epoch or ap > self.progress.best_ap
+        better = self.progress.best_epoch in (0, epoch) or ap > self.progress.best_ap
         if better:
             self.progress.best_ap, self.progress.best_epoch = ap, epoch
+        self._save_state()
         if self.fabric.is_global_zero:
             if (thresholds := report.thresholds.choose(_validated_on(self.config, len(self.val[1])))) is not None:
                 card |= thresholds.to_card()
-            save_detector(self.config.out / "last.safetensors", detector, card)
             if better:
-                save_detector(self.config.out / "best.safetensors", detector, card)
+                save_detector(self.config.out / BEST, detector, card)
                 write_validation_pictures(detector, *self.val, found, self.config.out)
-        self._save_state()
+            save_detector(self.config.out / LAST, detector, card)
 
     def _out_of_patience(self) -> bool:
         """Whether `patience` epochs have passed without a better AP."""
@@ -279,6 +303,14 @@ class Loop:
             save_state(self.config.out, self.progress, self.detector, self.average, self.optimizer)
         self.saved_at = time.monotonic()
         self.fabric.barrier()
+
+
+def _epoch_of(weights: Path) -> int | None:
+    """The epoch after which a checkpoint was written; None if there is none that can be read."""
+    try:
+        return json.loads(read_header(weights)["card"])["epoch"]
+    except (UserError, ValueError, TypeError, KeyError):
+        return None
 
 
 def _validated_on(config: RunConfig, images: int) -> str:

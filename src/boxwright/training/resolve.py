@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from boxwright.checkpoints.detector_file import read_config
-from boxwright.config import fill_in, require
+from boxwright.config import check_types, fill_in, require
 from boxwright.data.loader import check as check_augment
 from boxwright.data.mixing import is_mixing
 from boxwright.models import registry
@@ -26,6 +26,7 @@ def resolve(config: RunConfig) -> RunConfig:
     Raises:
         UserError: for settings outside their range, or that differ from those of the weights.
     """
+    check_types(config)
     _check_numbers(config)
     if config.weights is None:
         config = replace(config, model=config.model or _default_model(config), size=config.size or "nano")

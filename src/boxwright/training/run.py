@@ -1,9 +1,8 @@
 """The command `train`: decide the settings, make the detector, run the loop."""
 
-import hashlib
 import json
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,28 +14,36 @@ from boxwright.checkpoints.detector_file import load_detector
 from boxwright.checkpoints.header import read_header
 from boxwright.checkpoints.lora import is_adapted
 from boxwright.classes import enumerate_classes
-from boxwright.config import Adapt, Augment, Optim, UserError, require
+from boxwright.config import Adapt, Augment, Optim, UserError, from_mapping, require
 from boxwright.console import make_console
 from boxwright.data.cache import Cache
 from boxwright.data.cache import build as build_cache
 from boxwright.data.loader import train_batches
 from boxwright.data.records import Record
+from boxwright.device import choose_device, usual_torch
 from boxwright.evaluation.thresholds import too_few
-from boxwright.files import require_writable, write_whole
+from boxwright.files import locked, remove_temporary, require_writable, write_whole
 from boxwright.models import registry
 from boxwright.models.registry import DetectorName, Size
 from boxwright.thresholds import Thresholds
 from boxwright.training.begin import make_detector, read_data
+from boxwright.training.config import FILE as CONFIG
 from boxwright.training.config import RunConfig, as_begun
 from boxwright.training.diagnosis import NOTHING, diagnose, report
-from boxwright.training.fabric import Precision, make_fabric
-from boxwright.training.loop import Loop
+from boxwright.training.fabric import Fabric, Precision, make_fabric
+from boxwright.training.identity import RunIdentity, checksums_of_data
+from boxwright.training.loop import BEST, LAST, Loop
 from boxwright.training.resolve import decide_epochs, resolve
 from boxwright.training.state import FILE as STATE
 from boxwright.training.teacher import Teacher
 from boxwright.types import Detector
 from boxwright.visualization import charts
 from boxwright.visualization.images import show_batch
+
+WRITTEN = (
+    STATE, BEST, LAST, CONFIG, "metrics.csv", "curves.png", "batches.png", "not-finite-step-*.safetensors",
+    "validation/*.jpg", "explain/*.jpg",
+)  # fmt: skip
 
 
 def train(
@@ -108,6 +115,8 @@ def train(
         The run's folder: best.safetensors, last.safetensors, state.safetensors, metrics.csv, curves.png,
         config.yaml, tensorboard/, validation/ and, of detectors that can be explained, explain/.
     """
+    augment, optim = from_mapping("augment", augment, Augment), from_mapping("optim", optim, Optim)
+    device = device if isinstance(device, str) else choose_device(device)[0]
     config = RunConfig(
         data=Path(data), model=model, size=size, out=Path(out), val_data=val_data, val=val, train_split=train_split,
         val_split=val_split, epochs=epochs, batch_size=batch_size, image_size=image_size, backbone=backbone,
@@ -117,6 +126,7 @@ def train(
     return run(resolve(as_begun(config) if resume else config), resume, show_batches)
 
 
+@usual_torch()
 def run(config: RunConfig, resume: bool = False, show_batches: bool = False) -> Path:
     """Train, and report on the console.
 
@@ -128,12 +138,41 @@ def run(config: RunConfig, resume: bool = False, show_batches: bool = False) -> 
         The run's folder, see `train`.
     """
     require_writable(config.out)
+    if resume and not (config.out / STATE).is_file() and _is_begun(config.out):
+        make_console().print(f"{config.out} has no state yet: the run begins anew")
+        resume = False
     source, taught_by = (None if file is None else load_detector(file) for file in (config.weights, config.teacher))
     names, records, val_records = read_data(config)
     config = decide_epochs(config, len(records), resume)
     if not (resume or show_batches):
         _require_unused(config.out)
     fabric, machine = make_fabric(config.device, config.precision, config.devices, config.nodes)
+    with locked(config.out) if fabric.is_global_zero else nullcontext():
+        if not (resume or show_batches):
+            _require_unused(config.out)  # once more: another process may have been faster
+        if fabric.is_global_zero:
+            remove_temporary(config.out, WRITTEN)
+        return _run(config, (names, records, val_records), (source, taught_by), (fabric, machine), resume, show_batches)
+
+
+def _run(
+    config: RunConfig,
+    data: tuple[tuple[str, ...], list[Record], list[Record]],
+    detectors: tuple[Detector | None, Detector | None],
+    computer: tuple[Fabric, str],
+    resume: bool,
+    show_batches: bool,
+) -> Path:
+    """`run` in a folder that no other process writes.
+
+    Args:
+        config: the settings, all decided.
+        data: classes, training images, validation images.
+        detectors: that of `config.weights`, and that of `config.teacher`.
+        computer: what computes, and a text that says why.
+        resume, show_batches: see `train`.
+    """
+    (names, records, val_records), (source, taught_by), (fabric, machine) = data, detectors, computer
     console = make_console(quiet=not fabric.is_global_zero)
     torch.manual_seed(config.seed)
     detector, origin = make_detector(config, source, names)
@@ -147,8 +186,12 @@ def run(config: RunConfig, resume: bool = False, show_batches: bool = False) -> 
     if show_batches:
         return _show_batches(config, train_cache, names)
     card = _card(config, detector, teacher, len(records))
-    digest = _digest(card["settings"], names, records)
-    loop = Loop(fabric, detector, config, train_cache, (val_cache, val_records), card, digest, teacher, resume)
+    checksums = checksums_of_data((train_cache, records), (val_cache, val_records), names)
+    identity = RunIdentity(card["settings"], names, records, checksums)
+    loop = Loop(fabric, detector, config, train_cache, (val_cache, val_records), card, identity, teacher, resume)
+    if loop.adjusted:
+        anew = "the schedule of learning rates is laid anew"
+        console.print(f"the run goes on after step {loop.progress.step} with {', '.join(loop.adjusted)}; {anew}")
     if fabric.is_global_zero:
         config.write()
     if teacher is not None:
@@ -173,9 +216,14 @@ def _cannot_mix(config: RunConfig, images: int) -> str:
     return f"{what}, and there is only one to train on; it is mixed with itself." if images == 1 else ""
 
 
+def _is_begun(out: Path) -> bool:
+    """Whether a run was begun in a folder, and ended before anything of it was saved."""
+    return (out / CONFIG).is_file() and not any((out / name).exists() for name in (STATE, BEST, LAST))
+
+
 def _require_unused(out: Path) -> None:
     """Never overwrite the weights of another run, even if its state was deleted."""
-    there = [name for name in (STATE, "best.safetensors", "last.safetensors") if (out / name).exists()]
+    there = [name for name in (STATE, BEST, LAST) if (out / name).exists()]
     taken = f"{out} holds a run already ({', '.join(there)})"
     require(not there, f"{taken}; add --resume to go on with it, or give another --out.")
 
@@ -192,12 +240,6 @@ def _card(config: RunConfig, detector: Detector, teacher: Teacher | None, images
     if origin := detector.backbone.origin:
         card["began from"] = origin
     return card
-
-
-def _digest(settings: dict[str, Any], names: Sequence[str], records: Sequence[Record]) -> str:
-    """A checksum of the settings and data that change what a step computes."""
-    images = [(record.path.name, record.boxes_N4.tolist()) for record in records]
-    return hashlib.sha256(json.dumps([settings, list(names), images], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _train_to_end(loop: Loop, console: Console) -> None:

@@ -1,6 +1,7 @@
 """What a run shows and records: a progress bar, metrics.csv, TensorBoard events."""
 
 import csv
+import itertools
 import resource
 import sys
 import threading
@@ -101,7 +102,7 @@ class RunLogger:
 
     def validation(self, step: int, epoch: int, numbers: dict[str, float], seconds: float) -> None:
         """Record the validation at the end of an epoch: the columns that begin with ``val_``."""
-        if not self.active:
+        if not self.active or not self.rows:  # none where metrics.csv of a resumed run is lost
             return
         self.rows[-1] |= {name: repr(value) for name, value in numbers.items()}
         for name, value in numbers.items():
@@ -166,7 +167,9 @@ def _rows_until(file: Path, step: int) -> list[dict[str, str]]:
     if not file.is_file() or step == 0:
         return []
     with file.open(newline="", errors="replace") as stream:  # of a damaged file, the rows that can be read
-        return [row for row in csv.DictReader(stream) if (row.get("step") or "").isdigit() and int(row["step"]) <= step]
+        rows = [row for row in csv.DictReader(stream) if None not in row.values() and row["step"].isdigit()]
+    ends = [0, *itertools.accumulate((int(row["step"]) for row in rows), max)]
+    return [row for row, end in zip(rows, ends, strict=False) if end < int(row["step"]) <= step]
 
 
 def _memory() -> str:

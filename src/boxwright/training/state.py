@@ -15,7 +15,8 @@ from boxwright.checkpoints.tensors import read_tensors, save_tensors
 from boxwright.config import UserError
 from boxwright.files import write_whole
 
-FORMAT = "boxwright-state-1"
+FORMAT = "boxwright-state-2"
+READABLE = ("boxwright-state-1", FORMAT)  # the first has neither checksums nor the last two fields of `Progress`
 FILE = "state.safetensors"
 
 
@@ -29,6 +30,8 @@ class Progress:
         best_epoch: epochs done when it was reached.
         recipe: checksum of the settings and data that may not change when the run is resumed.
         teacher: checksum of the teacher; empty without one, None in states of an earlier version.
+        adjustable: the settings that may change when the run is resumed; None in states of an earlier version.
+        data: checksums of images and annotations that `recipe` leaves out; None in states of an earlier version.
     """
 
     step: int = 0
@@ -36,6 +39,8 @@ class Progress:
     best_epoch: int = 0
     recipe: str = ""
     teacher: str | None = None
+    adjustable: dict[str, Any] | None = None
+    data: dict[str, str] | None = None
 
 
 def save_state(folder: Path, progress: Progress, model: nn.Module, average: nn.Module | None, optimizer: Any) -> None:
@@ -44,7 +49,7 @@ def save_state(folder: Path, progress: Progress, model: nn.Module, average: nn.M
     if average is not None:
         tensors |= {f"average.{key}": value for key, value in average.state_dict().items()}
     tensors |= _flatten(optimizer.state_dict()["state"])
-    tensors = {key: value.detach().clone().contiguous() for key, value in tensors.items()}
+    tensors = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
     header = {"format": FORMAT, "progress": json.dumps(asdict(progress))}
     write_whole(folder / FILE, lambda temporary: save_tensors(tensors, temporary, metadata=header))
 
@@ -63,9 +68,12 @@ def read_state(folder: Path, teacher: str = "") -> tuple[Progress, dict[str, Ten
     if not file.is_file():
         raise UserError(f"nothing to resume: {file} does not exist; train without --resume first.")
     header, tensors = read_tensors(file, "the state of a boxwright run")
-    if header.get("format") != FORMAT:
-        raise UserError(f"{file} is not the state of a boxwright run.")
-    progress = Progress(**json.loads(header["progress"]))
+    if header.get("format") not in READABLE:
+        raise UserError(f"{file} is not the state of a boxwright run, or of a newer version.")
+    try:
+        progress = Progress(**json.loads(header["progress"]))
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{file} is damaged: it does not say how far the run had come.") from error
     if progress.teacher not in (None, teacher):
         begun = "another teacher" if progress.teacher and teacher else "a teacher" if progress.teacher else "no teacher"
         raise UserError(f"{folder} was begun with {begun}; resume as its config.yaml says.")

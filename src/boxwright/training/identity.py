@@ -1,0 +1,110 @@
+"""What makes a resumed run the same run: its settings and its data, as checksums that its state holds."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from boxwright.config import UserError, require
+from boxwright.data.cache import Cache
+from boxwright.data.records import Record
+from boxwright.training.config import RunConfig, resume_error, stored_settings
+from boxwright.training.state import Progress
+
+ADJUSTABLE = ("epochs", "optim.lr", "optim.clip")  # what a resumed run may change: it goes on with them
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """Settings and data of a run.
+
+    Attributes:
+        settings: all that change what a step computes, as the model card holds them.
+        names: the classes.
+        records: the training images.
+        data: checksums of images and annotations, see `checksums_of_data`.
+    """
+
+    settings: dict[str, Any]
+    names: Sequence[str]
+    records: Sequence[Record]
+    data: dict[str, str]
+
+    @property
+    def recipe(self) -> str:
+        """Checksum of the settings, the classes and the boxes of the training images."""
+        return self._recipe_with({})
+
+    @property
+    def adjustable(self) -> dict[str, Any]:
+        """The settings that a resumed run may change."""
+        return {name: _get(self.settings, name) for name in ADJUSTABLE}
+
+    def _recipe_with(self, changes: dict[str, Any]) -> str:
+        settings = self.settings | {"optim": {**self.settings["optim"]}}
+        for name, value in changes.items():
+            group, _, key = name.rpartition(".")
+            (settings[group] if group else settings)[key] = value
+        images = [(record.path.name, record.boxes_N4.tolist()) for record in self.records]
+        text = json.dumps([settings, list(self.names), images], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def adjust(self, begun: Progress, config: RunConfig, epoch_steps: int, adapted: bool) -> list[str]:
+        """The settings with which a run goes on instead of those that it was begun with, as options.
+
+        Args:
+            begun: from its state.
+            config: the settings to go on with; config.yaml in its folder has those that it was begun with.
+            epoch_steps: optimizer steps of an epoch.
+            adapted: whether it trains adapters.
+
+        Raises:
+            UserError: for other settings, or other data, than a run can go on with.
+        """
+        changed = [] if begun.recipe == self.recipe else self._adjusted(begun, config, epoch_steps, adapted)
+        known = begun.data or {}
+        other = [what for what, checksum in self.data.items() if known.get(what, checksum) != checksum]
+        data = f"{config.out} was begun with other data: the {' and the '.join(other)} have changed since"
+        require(not other, f"{data}; put back what it was begun with, or give another --out.")
+        return changed
+
+    def _adjusted(self, begun: Progress, config: RunConfig, epoch_steps: int, adapted: bool) -> list[str]:
+        stored = stored_settings(config.out)
+        before = begun.adjustable or {name: _get(stored, name) for name in ADJUSTABLE}
+        if self._recipe_with(before) != begun.recipe:
+            raise UserError(resume_error(config, adapted))
+        done = -(-begun.step // epoch_steps)
+        too_few = f"{config.out} has come to epoch {done}: resume with at least --epochs {done}"
+        require(self.settings["epochs"] >= done, f"{too_few}, not {self.settings['epochs']}.")
+        now = self.adjustable
+        return [f"--{name} {now[name]} and not {before[name]}" for name in ADJUSTABLE if now[name] != before[name]]
+
+
+def checksums_of_data(
+    train: tuple[Cache, Sequence[Record]], val: tuple[Cache, Sequence[Record]], names: Sequence[str]
+) -> dict[str, str]:
+    """Checksums of images and of annotations, by what they are of; images in a cache of an earlier version have none.
+
+    Args:
+        train, val: the images, cached, and their annotations.
+        names: the classes.
+    """
+    found = {}
+    for part, (cache, records) in {"training": train, "validation": val}.items():
+        if cache.sources:
+            found[f"{part} images"] = cache.sources
+        objects = [
+            (record.path.name, record.boxes_N4.tolist(), record.labels_N.tolist(), record.ignore_N.tolist())
+            for record in records
+        ]
+        digest = hashlib.sha256(json.dumps([list(names), objects]).encode())
+        found[f"{part} annotations"] = digest.hexdigest()[:16]
+    return found
+
+
+def _get(settings: dict[str, Any], name: str) -> Any:
+    """A setting by the name of its option; None where there is none."""
+    group, _, key = name.rpartition(".")
+    place = settings.get(group) if group else settings
+    return place.get(key) if isinstance(place, dict) else None

@@ -149,6 +149,8 @@ PLANTED = [
     ("duplicate-class", lambda r: coco_with(r, add("categories", id=9, name="cat")), "categories"),
     ("duplicate-class", lambda r: coco_with(r, add("categories", id=3, name="emu")), "categories"),
     ("duplicate-class", yolo_yaml("train: images/train\nnames: [cat, dog, cat]\n"), "data.yaml"),
+    ("control-character", lambda r: coco_with(r, add("categories", id=9, name="e\x1b[2Jmu")), "categories"),
+    ("control-character", yolo_yaml("train: images/train\nnames: [cat, \"d\\tog\"]\n"), "data.yaml"),
     ("class-lists-differ", lambda r: coco_splits(r, add("categories", id=9, name="emu")), "instances_val.json"),
     ("duplicate-id", lambda r: coco_with(r, add("images", id=2, file_name="again.jpg")), "image 2"),
     ("orphan-annotation", lambda r: coco_with(r, lambda c: c["annotations"][2].update(image_id=9)), "annotation 102"),

@@ -202,6 +202,6 @@ def test_images_are_copied_where_links_fail(tmp_path, monkeypatch):
 def test_faulty_data_is_refused(tmp_path):
     root = samples.coco(tmp_path / "start")
     (root / "images" / "001.jpg").unlink()
-    with pytest.raises(UserError, match=r"001\.jpg does not exist"):
+    with pytest.raises(UserError, match=r"'001\.jpg' is not among the 2 images"):
         convert(root, tmp_path / "out", "voc")
     assert not (tmp_path / "out").exists()

@@ -108,6 +108,7 @@ def turned(root):
     return coco_with(root, lambda c: c["images"][1].update(width=30, height=40))
 
 
+OUTLINED = {"id": 5, "image_id": 1, "category_id": 3, "segmentation": [[1, 1, 9, 1, 9, 9]]}
 PLANTED = [
     ("broken-file", broken("annotations.json", '{"images": [\n1,\n}'), "annotations.json:3"),
     ("broken-file", broken("annotations.json", "[]"), "annotations.json"),
@@ -122,6 +123,7 @@ PLANTED = [
     ("broken-record", lambda r: coco_with(r, box([1, 2, 3])), "annotation 100"),
     ("broken-record", lambda r: coco_with(r, box("wide")), "annotation 100"),
     ("broken-record", lambda r: coco_with(r, add("annotations", id=5, image_id=1, category_id=3)), "annotation 5"),
+    ("derived-box", lambda r: coco_with(r, add("annotations", **OUTLINED)), "annotations.json"),
     ("broken-record", lambda r: coco_with(r, add("annotations", image_id=[], category_id=3, bbox=[])), "record 5"),
     ("broken-record", lambda r: coco_with(r, add("categories", id="x", name="emu")), "categories"),
     ("broken-record", lambda r: coco_with(r, add("categories", id=9, name=" ")), "categories"),
@@ -226,7 +228,7 @@ def _with_folder(root):
 
 
 def test_every_kind_is_planted():
-    of_formats = {"derived-box", "unnamed-class", "unused-object", "unused-file"}  # planted in tests/data/formats
+    of_formats = {"unnamed-class", "unused-object", "unused-file"}  # planted in tests/data/formats
     assert {kind for kind, _, _ in PLANTED} | of_formats == set(FAULT_KINDS)
 
 

@@ -84,11 +84,12 @@ def csv_text(text: str) -> str:
 def locked(folder: Path) -> Iterator[None]:
     """Hold a folder, which is made if need be, against other processes, until the block or the process ends.
 
-    Where the file system has no locks, nothing is held.
+    Where the file system has no locks, nothing is held. A folder that was made here and stays empty is removed.
 
     Raises:
         UserError: if another process, or another part of this one, holds it.
     """
+    made = not folder.exists()
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)
@@ -101,6 +102,9 @@ def locked(folder: Path) -> Iterator[None]:
                 raise UserError(f"{busy}; wait for its end, or give another --out.") from None
         yield
     finally:
+        if made:
+            with suppress(OSError):  # where it is not empty
+                folder.rmdir()
         os.close(handle)
 
 

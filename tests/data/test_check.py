@@ -122,7 +122,7 @@ PLANTED = [
     ("broken-file", broken("data.yaml", "names: {a: b}\ntrain: images/train\n"), "data.yaml"),
     ("broken-record", lambda r: coco_with(r, box([1, 2, 3])), "annotation 100"),
     ("broken-record", lambda r: coco_with(r, box("wide")), "annotation 100"),
-    ("broken-record", lambda r: coco_with(r, add("annotations", id=5, image_id=1, category_id=3)), "annotation 5"),
+    ("broken-record", lambda r: coco_with(r, add("annotations", id=5, image_id=1, category_id=3)), "record 5 (id 5)"),
     ("derived-box", lambda r: coco_with(r, add("annotations", **OUTLINED)), "annotations.json"),
     ("broken-record", lambda r: coco_with(r, add("annotations", image_id=[], category_id=3, bbox=[])), "record 5"),
     ("broken-record", lambda r: coco_with(r, add("categories", id="x", name="emu")), "categories"),

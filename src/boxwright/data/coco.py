@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from boxwright.data.folders import bare_name, by_split, files_in, split_name, subfolders
+from boxwright.data.folders import bare_name, by_split, can_be_a_file, files_in, split_name, subfolders
 from boxwright.data.formats.shapes import MalformedError, segmentation_box
 from boxwright.data.image_index import ImageIndex
 from boxwright.data.parsed import ParsedDataset, ParsedImage, check_names, fill_sizes, read_text
@@ -81,6 +81,9 @@ def _load(parsed: ParsedDataset, file: Path) -> dict[str, Any] | None:
     except RecursionError:
         parsed.add_fault("broken-file", file, "is nested too deeply to be COCO JSON")
         return None
+    except ValueError:
+        parsed.add_fault("broken-file", file, "holds a number of thousands of digits")
+        return None
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             parsed.add_fault("broken-file", file, f"has no list `{key}`, which COCO JSON needs")
@@ -101,12 +104,17 @@ def _rows(parsed: ParsedDataset, file: Path, key: str, rows: list[Any]) -> list[
     good = []
     for i, row in enumerate(rows):
         missing = [k for k in needed if not isinstance(row, dict) or row.get(k) is None]
+        if key == "annotations" and isinstance(row, dict) and row.get("bbox") is row.get("segmentation") is None:
+            missing.append("bbox")
         if missing:
             name = row["id"] if isinstance(row, dict) and "id" in row else None
             which = f"`{key}` record {i + 1}" + ("" if name is None else f" (id {name})")
             parsed.add_fault("broken-record", f"{file}, {which}", f"has no `{'`, `'.join(missing)}`")
         elif isinstance(row[needed[0]], (list, dict)):
             parsed.add_fault("broken-record", f"{file}, `{key}` record {i + 1}", f"`{needed[0]}` is not a number")
+        elif key == "images" and not can_be_a_file(str(row["file_name"])):
+            what = f"no file can have the name {row['file_name']!r:.60}"
+            parsed.add_fault("broken-record", f"{file}, `images` record {i + 1}", what)
         else:
             good.append(row)
     return good
@@ -250,7 +258,7 @@ def _box(row: dict[str, Any]) -> tuple[float, float, float, float] | str:
         return str(error)
     except (TypeError, ValueError, KeyError, OverflowError):
         if bbox is None:
-            return "has no `bbox`" if segmentation is None else "`segmentation` is neither polygons nor a mask"
+            return "`segmentation` is neither polygons nor a mask"
         return f"`bbox` is not four numbers: {bbox!s:.60}"
     return x, y, x + width, y + height
 

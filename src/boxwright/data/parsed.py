@@ -6,6 +6,7 @@ A reader records each fault and goes on, so that `boxwright check` reports all a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -77,8 +78,13 @@ class ParsedDataset:
 
     def add_fault(self, kind: str, where: object, what: str) -> None:
         """Record a fault; what can't be printed in its texts is escaped."""
-        texts = (text.encode("utf-8", "backslashreplace").decode() for text in (str(where), what))
-        self.faults.append(Fault(kind, *texts))
+        self.faults.append(Fault(kind, _printable(str(where)), _printable(what)))
+
+
+def _printable(text: str) -> str:
+    """A text with lone surrogates and control characters, line ends among them, as escapes."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return re.sub(r"[\x00-\x1f\x7f]", lambda match: repr(match[0])[1:-1], text)
 
 
 def to_dataset(parsed: ParsedDataset, empty_boxes: bool = False) -> tuple[Dataset, int]:

@@ -138,8 +138,8 @@ def mutate(content: bytes, draw: random.Random) -> bytes:
 def test_mutated_files_give_a_clean_report_or_one_error(tmp_path, make, capsys):
     make(tmp_path)
     files = [f for f in sorted(tmp_path.rglob("*")) if f.is_file() and f.suffix.lower() not in (".jpg", ".png")]
-    draw = random.Random(make.__name__)
-    for _ in range(15):
+    draw = random.Random(f"{make.__name__}8")
+    for _ in range(20):
         file = draw.choice(files)
         before = file.read_bytes()
         file.write_bytes(mutate(before, draw))

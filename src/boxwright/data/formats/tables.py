@@ -170,7 +170,7 @@ def _class_names(collection: Collection, file: Path) -> dict[str, str]:
                     row for row in csv.reader(io.StringIO(read_text(listed, collection.parsed) or "")) if len(row) == 2
                 ]
                 if rows and all(row[1].strip().isdecimal() for row in rows):
-                    collection.declare(name for _, name in sorted((int(number(id_)), name) for name, id_ in rows))
+                    collection.declare(name for _, name in sorted((number(id_), name) for name, id_ in rows))
                     return {}
                 return {id_.strip(): name.strip() for id_, name in rows}
     return {}

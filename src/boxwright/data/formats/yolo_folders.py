@@ -70,6 +70,9 @@ def read(root: Path, class_list: Path) -> ParsedDataset:
     parsed.names = tuple(names)
     check_names(parsed, class_list, names)
     splits = _listed_splits(parsed, root) or _folder_splits(root)
+    for split in [split for split, images in splits.items() if not images]:
+        parsed.add_fault("empty-split", root, f"the list of the split {split!r} has no images")
+        del splits[split]
     yolo.read_splits(parsed, in_order(splits), {i: i for i in range(len(names))})
     return parsed
 

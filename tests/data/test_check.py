@@ -148,13 +148,15 @@ PLANTED = [
     ("unknown-class", lambda r: coco_with(r, lambda c: c["annotations"][2].update(category_id=8)), "annotation 102"),
     ("unknown-class", lambda r: text("classes.txt", "cat\ndog\n")(_strange(samples.voc(r))), "a.xml, object 2"),
     ("unknown-class", label("2 .5 .5 .1 .1\n"), "c.txt:1"),
-    ("duplicate-class", lambda r: coco_with(r, add("categories", id=9, name="cat")), "categories"),
+    ("duplicate-class", lambda r: coco_with(r, _second_cat), "categories"),
+    ("unused-duplicate", lambda r: coco_with(r, add("categories", id=9, name="cat")), "categories"),
     ("duplicate-class", lambda r: coco_with(r, add("categories", id=3, name="emu")), "categories"),
     ("duplicate-class", yolo_yaml("train: images/train\nnames: [cat, dog, cat]\n"), "data.yaml"),
     ("control-character", lambda r: coco_with(r, add("categories", id=9, name="e\x1b[2Jmu")), "categories"),
     ("control-character", yolo_yaml("train: images/train\nnames: [cat, \"d\\tog\"]\n"), "data.yaml"),
     ("class-lists-differ", lambda r: coco_splits(r, add("categories", id=9, name="emu")), "instances_val.json"),
     ("duplicate-id", lambda r: coco_with(r, add("images", id=2, file_name="again.jpg")), "image 2"),
+    ("broken-file", lambda r: coco_with(r, lambda c: [row.update(image_id="x") for row in c["annotations"]]), ".json"),
     ("orphan-annotation", lambda r: coco_with(r, lambda c: c["annotations"][2].update(image_id=9)), "annotation 102"),
     ("orphan-annotation", lambda r: text("labels/val/d.txt", "0 .5 .5 .1 .1\n")(samples.yolo(r)), "d.txt"),
     ("not-a-number", lambda r: coco_with(r, box([1, NAN, 2, 3])), "annotation 100"),
@@ -166,7 +168,7 @@ PLANTED = [
     ("empty-box", label("0 .5 .5 0 0\n"), "c.txt:1"),
     ("box-outside", lambda r: coco_with(r, box([30, 9, 12, 5])), "annotation 100"),
     ("box-outside", lambda r: coco_with(r, box([40.5, 9, 0.5, 5])), "annotation 100"),
-    ("box-outside", label("0 20 15 4 4\n"), "c.txt:1"),
+    ("box-outside", label("0 .9 .5 .4 .4\n0 20 15 4 4\n"), "c.txt:1"),
     ("wrong-size", lambda r: coco_with(r, lambda c: c["images"][1].update(width=80, height=60)), "image 2"),
     ("wrong-shape", turned, "image 2"),
     ("wrong-size", voc_with(samples.thing(), width="wide"), "a.xml"),
@@ -180,17 +182,27 @@ PLANTED = [
     ("similar-classes", lambda r: coco_with(r, add("categories", id=9, name="Cat ")), ""),
     ("class-ids-differ", lambda r: coco_splits(r, lambda c: _renumber(c, 7, 8)), "instances_val.json"),
     ("class-count", yolo_yaml("train: images/train\nnc: 3\nnames: [cat, dog]\n"), "data.yaml"),
+    ("ignored-object", lambda r: coco_with(r, lambda c: c["annotations"][0].update(iscrowd=1)), ""),
+    ("ignored-object", lambda r: samples.xml(samples.voc(r) / "Annotations" / "a.xml", samples.thing("emu", difficult=1)), ""),
+    ("not-fractions", label("0 20 15 4 4\n1 3 4 5 6"), "labels/val"),
+    ("unmatched-label", lambda r: _renamed(samples.yolo(r), "labels/train/a.txt", "labels/train/z.txt"), "z.txt"),
+    ("nothing-to-learn", lambda r: coco_with(r, lambda c: [row.update(difficult=1) for row in c["annotations"]]), ""),
     ("unused-class", lambda r: coco_with(r, add("categories", id=9, name="emu")), ""),
     ("empty-split", lambda r: text("ImageSets/Main/test.txt", "\n")(samples.voc(r)), "test.txt"),
     ("empty-split", lambda r: _with_folder(yolo_yaml("train: images/train\ntest: new\nnames: [a, b]\n")(r)), "yaml"),
     ("empty-split", lambda r: coco_splits(r, lambda c: [c[k].clear() for k in ("images", "annotations")]), "val.json"),
     ("missing-annotation", lambda r: remove(samples.voc(r), "Annotations/b.xml"), "b.xml"),
     ("background-image", lambda r: coco_with(r, lambda c: c["annotations"].pop(1)), ""),
-    ("found-image", lambda r: _capitals(samples.coco(r)), ""),
+    ("found-image", lambda r: _renamed(samples.coco(r), "images/002.jpg", "images/002.JPG"), ""),
     ("unlisted-image", lambda r: samples.image(samples.coco(r) / "images" / "spare.png"), "images"),
     ("unlisted-image", lambda r: samples.image(samples.voc(r) / "JPEGImages" / "spare.png"), "JPEGImages"),
     ("heading", lambda r: coco_with(r, lambda c: _under(c, "animals")), "categories"),
 ]  # fmt: skip
+
+
+def _second_cat(content):
+    content["categories"].append({"id": 9, "name": "cat"})
+    content["annotations"][2].update(category_id=9)
 
 
 def _renumber(content, old, new):
@@ -211,8 +223,8 @@ def _strange(root):
     return root
 
 
-def _capitals(root):
-    (root / "images" / "002.jpg").rename(root / "images" / "002.JPG")
+def _renamed(root, file, name):
+    (root / file).rename(root / name)
     return root
 
 
@@ -281,7 +293,7 @@ def test_counts(tmp_path):
     cat = {"images": 2, "boxes": 2, "ignored": 1, "small": 1, "medium": 0, "large": 1, "in": {"all": 2}}
     dog = {"images": 1, "boxes": 1, "ignored": 0, "small": 0, "medium": 1, "large": 0, "in": {"all": 1}}
     assert report.classes == {"cat": cat, "dog": dog}
-    assert [fault.kind for fault in report.faults] == ["background-image"]
+    assert [fault.kind for fault in report.faults] == ["ignored-object", "background-image"]
 
 
 def test_json_is_one_object_and_nothing_else(tmp_path, capsys):

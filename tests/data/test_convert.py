@@ -199,6 +199,18 @@ def test_images_are_copied_where_links_fail(tmp_path, monkeypatch):
     assert_same(load(tmp_path / "start"), load(tmp_path / "out"), 0)
 
 
+def test_what_only_decoding_shows_is_refused(tmp_path):
+    """A photo that EXIF turns, whose record has the size as stored."""
+    samples.coco(tmp_path / "start")
+    file = tmp_path / "start" / "images" / "001.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(file).save(file, exif=exif)
+    with pytest.raises(UserError, match=r"says 40 x 30 pixels, 001\.jpg has 30 x 40"):
+        convert(tmp_path / "start", tmp_path / "end", to="yolo")
+    assert not (tmp_path / "end").exists()
+
+
 def test_faulty_data_is_refused(tmp_path):
     root = samples.coco(tmp_path / "start")
     (root / "images" / "001.jpg").unlink()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from boxwright.data.read import read
+from boxwright.data.read import parse, read
 from helpers import datasets as samples
 
 BOXES_CAT = [[4, 5, 14.5, 17]]
@@ -92,6 +92,44 @@ def test_coco_file_names_with_folders_and_backslashes(tmp_path):
     for name in "ab":
         samples.image(tmp_path / "images" / name / "001.jpg")
     assert len({r.path for r in read(tmp_path).splits["all"]}) == 2
+
+
+def test_coco_ids_of_another_type_are_the_same_ids(tmp_path):
+    content = samples.coco_content()
+    content["images"][0]["id"], content["images"][1]["id"], content["images"][2]["id"] = "1", "x", 3.0
+    content["annotations"][1]["image_id"], content["annotations"][2]["image_id"] = "x", "3"
+    content["annotations"][0]["category_id"], content["categories"][0]["id"] = "3", "7"
+    dataset = read(samples.coco(tmp_path, content))
+    assert summary(dataset) == {"all": (3, 4)}
+    assert [record.image_id for record in dataset.splits["all"]] == ["1", "x", 3]
+    assert dataset.category_ids == (3, 7)
+
+
+def test_coco_ids_that_differ_as_text_stay_apart(tmp_path):
+    content = samples.coco_content()
+    for row, id_ in zip(content["images"], ["7", "07", "007"], strict=True):
+        row["id"] = id_
+    for row, id_ in zip(content["annotations"], ["7", "07", "007", "7"], strict=True):
+        row["image_id"] = id_
+    assert [len(record.boxes_N4) for record in read(samples.coco(tmp_path, content)).splits["all"]] == [2, 1, 1]
+
+
+def test_coco_image_named_only_by_its_address(tmp_path):
+    content = samples.coco_content()
+    samples.coco(tmp_path, content)
+    for row in content["images"]:
+        row["coco_url"] = "http://host/images/" + row.pop("file_name")
+    samples.write_json(tmp_path / "annotations.json", content)
+    assert summary(read(tmp_path)) == {"all": (3, 4)}
+
+
+def test_coco_splits_in_one_folder_leave_no_image_unlisted(tmp_path):
+    for k, split in enumerate(("train", "val")):
+        content = samples.coco_content(2, first=10 * k + 1)
+        samples.write_json(tmp_path / "annotations" / f"{split}.json", content)
+        for row in content["images"]:
+            samples.image(tmp_path / "images" / row["file_name"])
+    assert parse(tmp_path).faults == []
 
 
 def test_coco_category_that_is_only_a_heading_is_no_class(tmp_path):

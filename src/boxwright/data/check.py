@@ -20,7 +20,7 @@ from rich.text import Text
 from boxwright.config import UserError
 from boxwright.console import make_console
 from boxwright.data.faults import FAULT_KINDS, Fault
-from boxwright.data.parsed import ParsedDataset, ParsedImage, reason
+from boxwright.data.parsed import ParsedDataset, ParsedImage, is_usable, reason
 from boxwright.data.read import parse
 from boxwright.images import open_image, same_shape
 
@@ -87,7 +87,13 @@ def check(data: Path | str, json: bool = False) -> CheckReport:
         json: print one JSON object instead of tables.
     """
     parsed = parse(Path(data))
-    faults = [*parsed.faults, *_image_faults(parsed), *_box_faults(parsed), *_class_faults(parsed)]
+    faults = [
+        *parsed.faults,
+        *image_faults(parsed),
+        *_box_faults(parsed),
+        *_class_faults(parsed),
+        *_learning_faults(parsed),
+    ]
     faults = sorted(dict.fromkeys(faults), key=lambda fault: list(FAULT_KINDS).index(fault.kind))
     report = CheckReport(Path(data), parsed.format, faults, _split_counts(parsed), _class_counts(parsed))
     if json:
@@ -100,7 +106,7 @@ def check(data: Path | str, json: bool = False) -> CheckReport:
 # Images.
 
 
-def _image_faults(parsed: ParsedDataset) -> Iterator[Fault]:
+def image_faults(parsed: ParsedDataset) -> Iterator[Fault]:
     """Decode every image; compare sizes with the annotations; find images that occur twice."""
     everywhere = [(split, image) for split, images in parsed.splits.items() for image in images]
     paths = list({image.path: None for _, image in everywhere if image.path.is_file()})
@@ -262,6 +268,31 @@ def _class_faults(parsed: ParsedDataset) -> Iterator[Fault]:
         yield Fault("unused-class", str(parsed.root), f"no object has the class {listed}")
 
 
+def _learning_faults(parsed: ParsedDataset) -> Iterator[Fault]:
+    """Classes with objects that are ignored, and splits for training and validation without an object that counts."""
+    objects, ignored = Counter[int](), Counter[int]()
+    for image in (image for images in parsed.splits.values() for image in images):
+        objects.update(image.labels)
+        ignored.update(label for label, ignore in zip(image.labels, image.ignore, strict=True) if ignore)
+    counts = [f"{ignored[i]:,} of {n:,} {parsed.names[i]!r}" for i, n in sorted(objects.items()) if ignored[i] == n]
+    if parsed.format == "coco":  # in VOC, difficult objects beside others are usual
+        counts = [f"{n:,} of {objects[i]:,} {parsed.names[i]!r}" for i, n in sorted(ignored.items())]
+    if counts:
+        flag = "`iscrowd` or `difficult`" if parsed.format == "coco" else "`difficult`"
+        more = f" and more, of {len(counts)} classes" if len(counts) > 8 else ""
+        yield Fault("ignored-object", str(parsed.root), f"{flag} is set on {', '.join(counts[:8])}{more}")
+    for split in [next((s for s in ("train", "trainval", "all") if s in parsed.splits), ""), "val"]:
+        images = parsed.splits.get(split, [])
+        if images and not any(map(_has_object, images)):
+            what = f"none of the {len(images):,} images of split {split!r} has an object that counts"
+            yield Fault("nothing-to-learn", str(parsed.root), what)
+
+
+def _has_object(image: ParsedImage) -> bool:
+    boxes = zip(image.boxes, image.ignore, strict=True)
+    return any(not ignore and is_usable(box, image.width, image.height) for box, ignore in boxes)
+
+
 def _split_counts(parsed: ParsedDataset) -> dict[str, dict[str, int]]:
     return {
         split: {
@@ -324,6 +355,8 @@ def _verdict(report: CheckReport) -> Text:
     counted = ", ".join(f"{n} {level}{'s' * (n != 1)}" for level in _STYLES for n in [report.count(level)])
     if any(fault.fatal for fault in report.faults):
         return Text(f"{counted}. Training will refuse this data set until the errors are fixed.", style="bold red")
+    if any(fault.kind == "nothing-to-learn" for fault in report.faults):
+        return Text(f"{counted}. Training will refuse this data set until some objects count.", style="bold red")
     if report.count("error"):
         return Text(
             f"{counted}. Training leaves out boxes without area and cuts the others to the image.", style="yellow"

@@ -1,13 +1,15 @@
 """COCO JSON: `annotations/instances_train.json` beside `train/`, one `annotations.json`, Roboflow exports, a bare file.
 
 Boxes are ``[x, y, width, height]`` in pixels. Category ids may have gaps; classes are ordered by id, and
-`Dataset.category_ids` keeps the ids. `iscrowd` and `difficult` (1) become ignore.
+`Dataset.category_ids` keeps the ids. An id may be a number in one place and the same number as text or float in
+another. `iscrowd` and `difficult` (1) become ignore.
 """
 
 from __future__ import annotations
 
 import json
 import mmap
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 
 from boxwright.data.folders import bare_name, by_split, can_be_a_file, files_in, split_name, subfolders
 from boxwright.data.formats.shapes import MalformedError, segmentation_box
-from boxwright.data.image_index import ImageIndex
+from boxwright.data.image_index import ImageIndex, clean_name
 from boxwright.data.parsed import ParsedDataset, ParsedImage, check_names, fill_sizes, read_text
 from boxwright.data.records import Record
 from boxwright.images import IMAGE_SUFFIXES
@@ -55,14 +57,16 @@ def read(root: Path, files: dict[str, Path]) -> ParsedDataset:
     for split, content in contents.items():
         classes[split] = _classes(parsed, files[split], content, group_names)
     _agree_on_classes(parsed, {split: files[split] for split in contents}, classes)
-    index = ImageIndex(parsed)
+    index, folders = ImageIndex(parsed), {}
     for split, content in contents.items():
         positions = {id_: parsed.names.index(name) for name, id_ in classes[split].items() if name in parsed.names}
-        if images := _images(parsed, index, files[split], content, positions):
+        folders[split] = _image_folder(parsed.root, files[split], [_file_name(row) for row in content["images"]])
+        if images := _images(parsed, index, files[split], folders[split], content, positions):
             parsed.splits[split] = images
         else:
             parsed.add_fault("empty-split", files[split], "has no images")
     index.finish()
+    _check_unlisted(parsed, list(dict.fromkeys(folders.values())))
     return parsed
 
 
@@ -88,11 +92,13 @@ def _load(parsed: ParsedDataset, file: Path) -> dict[str, Any] | None:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             parsed.add_fault("broken-file", file, f"has no list `{key}`, which COCO JSON needs")
             return None
-    return {key: _rows(parsed, file, key, content[key]) for key in ("images", "annotations", "categories")}
+    rows = {key: _rows(parsed, file, key, content[key]) for key in ("images", "annotations", "categories")}
+    _match_ids(rows)
+    return rows
 
 
 _NEEDED = {
-    "images": ("id", "file_name"),
+    "images": ("id",),
     "annotations": ("image_id", "category_id"),
     "categories": ("id", "name"),
 }
@@ -106,6 +112,8 @@ def _rows(parsed: ParsedDataset, file: Path, key: str, rows: list[Any]) -> list[
         missing = [k for k in needed if not isinstance(row, dict) or row.get(k) is None]
         if key == "annotations" and isinstance(row, dict) and row.get("bbox") is row.get("segmentation") is None:
             missing.append("bbox")
+        if key == "images" and not missing and not _file_name(row):
+            missing = ["file_name"]
         if missing:
             name = row["id"] if isinstance(row, dict) and "id" in row else None
             which = f"`{key}` record {i + 1}" + ("" if name is None else f" (id {name})")
@@ -118,6 +126,31 @@ def _rows(parsed: ParsedDataset, file: Path, key: str, rows: list[Any]) -> list[
         else:
             good.append(row)
     return good
+
+
+def _file_name(row: dict[str, Any]) -> str:
+    """The file name of an image; LVIS gives only its address, `coco_url`."""
+    return str(row.get("file_name") or clean_name(str(row.get("coco_url") or "")))
+
+
+def _match_ids(content: dict[str, Any]) -> None:
+    """Make integral category ids integers, and write the ids in annotations as images and categories have them."""
+    for row in content["categories"]:
+        row["id"] = _number(row["id"])
+    for key, rows in (("image_id", content["images"]), ("category_id", content["categories"])):
+        ids = {row["id"] for row in rows}
+        numbers = Counter(map(_number, ids))
+        own = {_number(id_): id_ for id_ in ids if numbers[_number(id_)] == 1}
+        for row in content["annotations"]:
+            if _hashable(row[key]) and row[key] not in ids:
+                row[key] = own.get(_number(row[key]), row[key])
+
+
+def _number(id_: Any) -> Any:
+    """An id as an integer if it is an integral number or the text of one; otherwise as it is."""
+    if isinstance(id_, str):
+        return int(id_) if re.fullmatch(r"\s*-?[0-9]{1,18}\s*", id_) else id_
+    return int(id_) if isinstance(id_, float) and id_.is_integer() else id_
 
 
 def _group_names(contents: Sequence[dict[str, Any]]) -> set[str]:
@@ -141,7 +174,7 @@ def _hashable(value: object) -> bool:
 
 def _classes(parsed: ParsedDataset, file: Path, content: dict[str, Any], group_names: set[str]) -> dict[str, int]:
     """Category id of each class by name, in the order of the ids."""
-    rows = [(row["id"], str(row["name"]).strip()) for row in content["categories"]]
+    rows = _without_duplicates(parsed, file, content)
     for id_, count in Counter(id_ for id_, _ in rows).items():
         if count > 1:
             parsed.add_fault("duplicate-class", f"{file}, `categories`", f"the id {id_} is given to {count} classes")
@@ -151,6 +184,20 @@ def _classes(parsed: ParsedDataset, file: Path, content: dict[str, Any], group_n
         if name in group_names:
             parsed.add_fault("heading", f"{file}, `categories`", f"{name!r} is the supercategory of other classes")
     return {name: id_ for id_, name in sorted(rows) if name not in group_names}
+
+
+def _without_duplicates(parsed: ParsedDataset, file: Path, content: dict[str, Any]) -> list[tuple[Any, str]]:
+    """(id, name) of the categories, without those that have no object and the name of another one."""
+    rows = [(row["id"], str(row["name"]).strip()) for row in content["categories"]]
+    used = {row["category_id"] for row in content["annotations"] if _hashable(row["category_id"])}
+    kept: dict[str, Any] = {}
+    for id_, name in rows:
+        kept[name] = id_ if name not in kept or (id_ in used and kept[name] not in used) else kept[name]
+    spare = [(id_, name) for id_, name in rows if id_ != kept[name] and id_ not in used]
+    for id_, name in spare:
+        what = f"{name!r} has the ids {kept[name]} and {id_}, and no object has {id_}"
+        parsed.add_fault("unused-duplicate", f"{file}, `categories`", what)
+    return [row for row in rows if row not in spare]
 
 
 def _check_integer(parsed: ParsedDataset, file: Path, id_: object) -> bool:
@@ -181,26 +228,28 @@ def _list(names: Sequence[str]) -> str:
 
 
 def _images(
-    parsed: ParsedDataset, index: ImageIndex, file: Path, content: dict[str, Any], positions: dict[Any, int]
+    parsed: ParsedDataset,
+    index: ImageIndex,
+    file: Path,
+    folder: Path,
+    content: dict[str, Any],
+    positions: dict[Any, int],
 ) -> list[ParsedImage]:
-    rows = content["images"]
-    folder = _image_folder(parsed.root, file, [str(row["file_name"]) for row in rows])
     by_id: dict[Any, ParsedImage] = {}
-    for row in rows:
-        name, id_ = str(row["file_name"]), row["id"]
+    for row in content["images"]:
+        name, id_ = _file_name(row), row["id"]
         if id_ in by_id:
             parsed.add_fault(
                 "duplicate-id", f"{file}, image {id_}", f"{by_id[id_].path.name} and {name} have the same id"
             )
             continue
         path = index.find(name, folder, f"{file}, image {id_}")
-        number = id_ if isinstance(id_, int) else len(by_id) + 1
+        own_id = _number(id_) if isinstance(id_, float) else id_
         size = _to_integer(row.get("width")), _to_integer(row.get("height"))
-        by_id[id_] = ParsedImage(path, *size, number, f"{file}, image {id_} ({name})", ", annotation {}")
+        by_id[id_] = ParsedImage(path, *size, own_id, f"{file}, image {id_} ({name})", ", annotation {}")
     images = list(by_id.values())
     _annotate(parsed, file, content["annotations"], by_id, positions)
     fill_sizes(parsed, images)
-    _check_unlisted(parsed, folder, images)
     return images
 
 
@@ -226,11 +275,14 @@ def _annotate(
         elif problem:
             parsed.add_fault(problem[0], f"{file}, annotation {mark}", problem[1])
         else:
-            ignore = row.get("iscrowd") in (1, "1") or row.get("difficult") in (1, "1")
+            ignore = _flag(row.get("iscrowd")) or _flag(row.get("difficult"))
             by_id[row["image_id"]].add(box, positions[row["category_id"]], ignore, mark)
     derived = sum(row.get("bbox") is None and row.get("segmentation") is not None for row in rows)
     if derived:
         parsed.add_fault("derived-box", file, f"{derived} annotations have a segmentation but no `bbox`")
+    if rows and all(row["image_id"] not in by_id for row in rows):
+        what = f"none of its {len(rows)} annotations belongs to one of its images: `image_id` is never an image's `id`"
+        parsed.add_fault("broken-file", file, what)
     for mark, count in marks.items():
         if count > 1:
             parsed.add_fault(
@@ -245,6 +297,10 @@ def _problem(row: dict[str, Any], by_id: dict[Any, ParsedImage], positions: dict
     if not _hashable(row["category_id"]) or row["category_id"] not in positions:
         return "unknown-class", f"there is no category with the id {row['category_id']}"
     return None
+
+
+def _flag(value: object) -> bool:
+    return str(value).strip().lower() in ("1", "1.0", "true")
 
 
 def _box(row: dict[str, Any]) -> tuple[float, float, float, float] | str:
@@ -267,19 +323,20 @@ def _image_folder(root: Path, file: Path, names: Sequence[str]) -> Path:
     """The folder with most of the images, out of all folders where data sets have them."""
     here = file.parent
     names_of_split = [bare_name(file.stem), split_name(file.stem) or "", split_name(here.name) or ""]
-    bases = [here, here / "images", here.parent, here.parent / "images", root, root / "images"]
+    bases = [here, here / "images", here / "data", here.parent, here.parent / "images", root, root / "images"]
     split_folders = [base / name for name in names_of_split if name for base in bases]
     sample = [name.replace("\\", "/") for name in names[:: max(1, len(names) // 50)]]
     return max([*split_folders, *bases], key=lambda folder: sum((folder / name).is_file() for name in sample))
 
 
-def _check_unlisted(parsed: ParsedDataset, folder: Path, images: Sequence[ParsedImage]) -> None:
-    listed = {image.path for image in images}
-    unlisted = [f for f in files_in(folder, IMAGE_SUFFIXES) if f not in listed]
-    if unlisted:
-        parsed.add_fault(
-            "unlisted-image", folder, f"{len(unlisted)} images are not in the annotations ({unlisted[0].name}, ...)"
-        )
+def _check_unlisted(parsed: ParsedDataset, folders: Sequence[Path]) -> None:
+    listed = {image.path for images in parsed.splits.values() for image in images}
+    for folder in folders:
+        unlisted = [f for f in files_in(folder, IMAGE_SUFFIXES) if f not in listed]
+        if unlisted:
+            parsed.add_fault(
+                "unlisted-image", folder, f"{len(unlisted)} images are not in the annotations ({unlisted[0].name}, ...)"
+            )
 
 
 def write(
@@ -309,7 +366,7 @@ def write(
     file.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False), encoding="utf-8")
 
 
-def _annotation(id_: int, image_id: int, box: Sequence[float], category: int, ignore: bool) -> dict[str, Any]:
+def _annotation(id_: int, image_id: int | str, box: Sequence[float], category: int, ignore: bool) -> dict[str, Any]:
     x1, y1, x2, y2 = box
     bbox = [x1, y1, x2 - x1, y2 - y1]
     area = max(0.0, bbox[2]) * max(0.0, bbox[3])

@@ -11,6 +11,7 @@ from typing import Literal
 from boxwright.config import UserError, require
 from boxwright.console import make_console
 from boxwright.data import coco, voc, yolo
+from boxwright.data.check import image_faults
 from boxwright.data.formats import cvat, huggingface, label_studio
 from boxwright.data.parsed import to_dataset
 from boxwright.data.read import parse, warn_user
@@ -47,7 +48,9 @@ def convert(data: Path | str, out: Path | str, to: Format = "coco") -> Path:
     data, out = Path(data), Path(out)
     taken = out.is_file() or (out.is_dir() and any(out.iterdir()))
     require(not taken, f"{out} exists and is not empty; give the name of a new folder")
-    dataset, dropped = to_dataset(parse(data), empty_boxes=True)
+    parsed = parse(data)
+    parsed.faults += [fault for fault in image_faults(parsed) if fault.fatal]
+    dataset, dropped = to_dataset(parsed, empty_boxes=True)
     _warn_of_losses(dataset, to, dropped)
     temporary = out.absolute().parent / f".{out.absolute().name}.{os.getpid()}.tmp"
     try:

@@ -33,6 +33,9 @@ FAULT_KINDS: dict[str, FaultKind] = {
     "wrong-shape": FaultKind(
         "error", True, "correct width, height and boxes; an image that EXIF turns counts as turned"
     ),
+    "not-fractions": FaultKind("error", True, "divide x and width by the image's width, y and height by its height"),
+    "unmatched-label": FaultKind("error", True, "give the label file the name of its image, or remove it"),
+    "nothing-to-learn": FaultKind("error", False, "annotate some objects that are not marked to be ignored"),
     # Training leaves these out, or cuts boxes to the image.
     "orphan-annotation": FaultKind("error", False, "restore the image or remove the annotation"),
     "not-a-number": FaultKind("error", False, "draw the box again or remove it"),
@@ -52,6 +55,7 @@ FAULT_KINDS: dict[str, FaultKind] = {
     "similar-classes": FaultKind("warning", False, "make them one class if they mean the same"),
     "class-ids-differ": FaultKind("warning", False, "number the categories alike in every file"),
     "class-count": FaultKind("warning", False, "correct `nc` or `names`"),
+    "ignored-object": FaultKind("warning", False, "look at the objects: ignored ones are not learned and not scored"),
     "unused-class": FaultKind("warning", False, "annotate some or remove the class"),
     "empty-split": FaultKind("warning", False, "add images or remove the split; it is left out"),
     "unnamed-class": FaultKind("warning", False, "add a column of classes, or rename the class afterwards"),
@@ -63,6 +67,7 @@ FAULT_KINDS: dict[str, FaultKind] = {
     "derived-box": FaultKind("note", False, "nothing to do: the box around the polygon or mask is used"),
     "unused-object": FaultKind("note", False, "nothing to do: only boxes, and shapes with an area, are used"),
     "unused-file": FaultKind("note", False, "nothing to do if these files are no annotations"),
+    "unused-duplicate": FaultKind("note", False, "nothing to do: a category without objects is left out for the other"),
     "heading": FaultKind("note", False, "nothing to do: the category only names a group of others and is left out"),
 }
 

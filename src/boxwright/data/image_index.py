@@ -133,12 +133,7 @@ class ImageIndex:
         return None
 
     def _missing(self, name: str) -> str:
-        there = len(self.files())
-        return (
-            f"{name!r} is not among the {there:,} images below {self.root}"
-            if there
-            else (f"{name!r} is not there, and {self.root} holds no images at all")
-        )
+        return f"{name} does not exist: it is not among the {len(self.files()):,} images below {self.root}"
 
     def _short(self, path: Path) -> str:
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)

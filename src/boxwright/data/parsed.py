@@ -45,7 +45,7 @@ class ParsedImage:
     path: Path
     width: int
     height: int
-    image_id: int
+    image_id: int | str
     source: str
     mark: str = ", object {}"
     boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
@@ -105,7 +105,7 @@ def to_dataset(parsed: ParsedDataset, empty_boxes: bool = False) -> tuple[Datase
     return Dataset(parsed.root, parsed.format, parsed.names, splits, parsed.category_ids), found - kept + orphans
 
 
-def _is_usable(box: tuple[float, float, float, float], width: int, height: int, empty: bool) -> bool:
+def is_usable(box: tuple[float, float, float, float], width: int, height: int, empty: bool = False) -> bool:
     """Whether a box is finite and, unless it may be `empty`, has area inside the image."""
     x1, y1, x2, y2 = box
     return all(map(isfinite, box)) and (empty or (min(x2, width) > max(x1, 0) and min(y2, height) > max(y1, 0)))
@@ -130,7 +130,7 @@ def _refuse_fatal(parsed: ParsedDataset) -> None:
 
 def _record(image: ParsedImage, empty_boxes: bool) -> Record:
     boxes_N4 = np.array(image.boxes, dtype=np.float64).reshape(-1, 4)
-    kept = np.array([_is_usable(box, image.width, image.height, empty_boxes) for box in image.boxes], dtype=bool)
+    kept = np.array([is_usable(box, image.width, image.height, empty_boxes) for box in image.boxes], dtype=bool)
     return Record(
         path=image.path,
         width=image.width,

@@ -18,7 +18,7 @@ class Record:
         boxes_N4: xyxy in pixels, float64, as annotated (not clipped).
         labels_N: position of each object's class in `Dataset.names`, int64.
         ignore_N: True on `difficult` and `iscrowd` objects: not trained on, and not counted in evaluation.
-        image_id: the id of the image in a COCO file; elsewhere its position, counted from 1.
+        image_id: the id of the image in a COCO file, text if it is text there; elsewhere its position, counted from 1.
         source: the annotation file and, for COCO, the record, for error messages.
     """
 
@@ -28,7 +28,7 @@ class Record:
     boxes_N4: np.ndarray
     labels_N: np.ndarray
     ignore_N: np.ndarray
-    image_id: int
+    image_id: int | str
     source: str
 
 

@@ -30,13 +30,17 @@ def split(records: Sequence[Record], fraction: float, seed: int = 0) -> tuple[li
     """
     require(0 < fraction < 1, f"a validation share of {fraction} is not between 0 and 1; give 0.2 for a fifth")
     require(len(records) >= 2, "one image cannot be split into training and validation; add images")
-    by_name = sorted(range(len(records)), key=lambda i: (str(records[i].path), records[i].image_id))
+    by_name = sorted(range(len(records)), key=lambda i: _order(records[i]))
     order = np.array(by_name)[np.random.default_rng(seed).permutation(len(records))]
     n_val = min(max(round(fraction * len(records)), 1), len(records) - 1)
     in_val = np.zeros(len(records), dtype=bool)
     in_val[order] = _assign(_class_counts([records[i] for i in order]), n_val)
     rest = [record for record, val in zip(records, in_val, strict=True) if not val]
     return rest, [record for record, val in zip(records, in_val, strict=True) if val]
+
+
+def _order(record: Record) -> tuple[str, bool, int | str]:
+    return str(record.path), isinstance(record.image_id, str), record.image_id
 
 
 def _class_counts(records: Sequence[Record]) -> np.ndarray:

@@ -183,7 +183,7 @@ PLANTED = [
     ("class-ids-differ", lambda r: coco_splits(r, lambda c: _renumber(c, 7, 8)), "instances_val.json"),
     ("class-count", yolo_yaml("train: images/train\nnc: 3\nnames: [cat, dog]\n"), "data.yaml"),
     ("ignored-object", lambda r: coco_with(r, lambda c: c["annotations"][0].update(iscrowd=1)), ""),
-    ("ignored-object", lambda r: samples.xml(samples.voc(r) / "Annotations" / "a.xml", samples.thing("emu", difficult=1)), ""),
+    ("ignored-object", voc_with(samples.thing() + samples.thing("emu", difficult=1)), ""),
     ("not-fractions", label("0 20 15 4 4\n1 3 4 5 6"), "labels/val"),
     ("unmatched-label", lambda r: _renamed(samples.yolo(r), "labels/train/a.txt", "labels/train/z.txt"), "z.txt"),
     ("nothing-to-learn", lambda r: coco_with(r, lambda c: [row.update(difficult=1) for row in c["annotations"]]), ""),

@@ -59,6 +59,7 @@ FAULT_KINDS: dict[str, FaultKind] = {
     "unused-class": FaultKind("warning", False, "annotate some or remove the class"),
     "empty-split": FaultKind("warning", False, "add images or remove the split; it is left out"),
     "unnamed-class": FaultKind("warning", False, "add a column of classes, or rename the class afterwards"),
+    "shared-label": FaultKind("warning", False, "give every image a label file of its own; now each has all boxes"),
     "missing-annotation": FaultKind("warning", False, "annotate the image; it counts as background"),
     # Nothing to fix.
     "background-image": FaultKind("note", False, "nothing to do: images without objects are used as background"),

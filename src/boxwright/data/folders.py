@@ -64,6 +64,18 @@ def files_in(folder: Path, suffixes: Iterable[str]) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in wanted and not p.name.startswith("."))
 
 
+def any_case(folder: Path, path: Path) -> Path | None:
+    """A path below a folder, in other capitals where that is unique; None if there is no such file or folder."""
+    for part in path.parts:
+        if not (folder / part).exists() and part != "..":
+            alike = [p.name for p in folder.iterdir() if p.name.lower() == part.lower()] if folder.is_dir() else []
+            if len(alike) != 1:
+                return None
+            part = alike[0]
+        folder = folder / part
+    return folder
+
+
 def suffix_of(name: str) -> str:
     """The ending of a file's name in lower case, as `Path.suffix` has it, without making a path.
 

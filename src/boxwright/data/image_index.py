@@ -79,11 +79,11 @@ class ImageIndex:
         """(rule, path) of an image, the rule empty if it is as written; else all files that fit equally, or none."""
         place = str(folder)
         for text in (name, name.replace("\\", "/")) if "\\" in name else (name,):
-            if (path := self._existing(os.path.join(place, text))) is not None:
+            if (path := self.existing(os.path.join(place, text))) is not None:
                 return "", path
         clean = clean_name(name)
         wanted = f"{place}/{clean}"
-        if clean != name and (path := self._existing(wanted)) is not None:
+        if clean != name and (path := self.existing(wanted)) is not None:
             return "name", path
         base = clean.rpartition("/")[2]
         has_ending = os.path.splitext(base)[1].lower() in IMAGE_SUFFIXES
@@ -122,7 +122,7 @@ class ImageIndex:
         self._parsed.add_fault("found-image", self._parsed.root, what)
         self._found.clear()
 
-    def _existing(self, path: str) -> Path | None:
+    def existing(self, path: str) -> Path | None:
         """The file of this path, without ``..`` where that makes no difference; None if there is none."""
         for text in (os.path.normpath(path), path) if "./" in path else (path,):
             folder, base = os.path.split(text)

@@ -14,7 +14,9 @@ from typing import Any
 import yaml
 
 from boxwright.config import UserError
-from boxwright.data.folders import files_in, in_order, split_name
+from boxwright.data.folders import any_case, files_in, in_order, split_name, suffix_of, walk
+from boxwright.data.image_index import ImageIndex, clean_name
+from boxwright.data.label_files import LabelFiles
 from boxwright.data.parsed import ParsedDataset, ParsedImage, check_names, fill_sizes, in_threads, read_text
 from boxwright.data.records import Record
 from boxwright.images import IMAGE_SUFFIXES
@@ -46,16 +48,31 @@ def read(root: Path, file: Path) -> ParsedDataset:
     if settings is None:
         return parsed
     positions = _classes(parsed, file, settings)
-    read_splits(parsed, in_order(_split_images(parsed, file, settings)), positions, "kpt_shape" in settings)
+    index = ImageIndex(parsed, _root(file, settings))
+    splits = in_order(_split_images(parsed, index, file, settings))
+    read_splits(parsed, splits, positions, "kpt_shape" in settings)
+    index.finish()
     return parsed
+
+
+def _root(file: Path, settings: dict[str, Any]) -> Path:
+    root = file.parent / str(settings.get("path") or ".")
+    return root if root.is_dir() else file.parent
 
 
 def read_splits(
     parsed: ParsedDataset, splits: dict[str, list[Path]], positions: dict[int, int], keypoints: bool = False
 ) -> None:
     """Add the images of each split, with their labels; `positions` has the class of each index in label files."""
+    labels = LabelFiles(parsed, [image for images in splits.values() for image in images])
+    in_pixels: list[str] = []
     for split, images in splits.items():
-        parsed.splits[split] = _images(parsed, images, positions, keypoints)
+        parsed.splits[split] = _images(parsed, labels, images, positions, keypoints, in_pixels)
+    if in_pixels:
+        what = (
+            f"{len(in_pixels):,} label files have pixels, not fractions of the image (first {Path(in_pixels[0]).name})"
+        )
+        parsed.add_fault("not-fractions", Path(in_pixels[0]).parent, what)
 
 
 def _load(parsed: ParsedDataset, file: Path) -> dict[str, Any] | None:
@@ -72,10 +89,22 @@ def _load(parsed: ParsedDataset, file: Path) -> dict[str, Any] | None:
     except yaml.YAMLError as error:
         parsed.add_fault("broken-file", file, f"is not valid YAML ({' '.join(str(error).split())})")
         return None
+    if isinstance(settings, dict) and isinstance(settings.get("names"), str):
+        settings["names"] = _listed_names(parsed, file, settings)
     if not isinstance(settings, dict) or not isinstance(settings.get("names"), (list, dict)):
         parsed.add_fault("broken-file", file, "has no `names`, the list of classes")
         return None
     return settings
+
+
+def _listed_names(parsed: ParsedDataset, file: Path, settings: dict[str, Any]) -> list[str] | None:
+    """The classes in a file of one name a line, such as darknet's `obj.names`; None if there is no such file."""
+    path = Path(settings["names"].replace("\\", "/"))
+    found = [
+        f for root in (_root(file, settings), file.parent) if (f := any_case(root, path)) is not None and f.is_file()
+    ]
+    text = read_text(found[0], parsed) if found else None
+    return None if text is None else [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def _classes(parsed: ParsedDataset, file: Path, settings: dict[str, Any]) -> dict[int, int]:
@@ -95,7 +124,9 @@ def _classes(parsed: ParsedDataset, file: Path, settings: dict[str, Any]) -> dic
     return {index: position for position, (index, _) in enumerate(rows)}
 
 
-def _split_images(parsed: ParsedDataset, file: Path, settings: dict[str, Any]) -> dict[str, list[Path]]:
+def _split_images(
+    parsed: ParsedDataset, index: ImageIndex, file: Path, settings: dict[str, Any]
+) -> dict[str, list[Path]]:
     """The image files of each split."""
     splits: dict[str, list[Path]] = {}
     for key, value in settings.items():
@@ -103,9 +134,8 @@ def _split_images(parsed: ParsedDataset, file: Path, settings: dict[str, Any]) -
         if split is None or not value:
             continue
         entries = value if isinstance(value, list) else [value]
-        found = [
-            images for entry in entries if (images := _entry_images(parsed, file, settings, key, entry)) is not None
-        ]
+        parts = [_entry_images(parsed, index, file, settings, key, entry) for entry in entries]
+        found = [images for images in parts if images is not None]
         images = list(dict.fromkeys(image for part in found for image in part))
         if images:
             splits[split] = splits.get(split, []) + images
@@ -118,95 +148,85 @@ def _split_images(parsed: ParsedDataset, file: Path, settings: dict[str, Any]) -
 
 def _is_own_split(file: Path, settings: dict[str, Any], key: str) -> bool:
     """Whether a key of an unusual name is a split: its folder has the same name."""
-    value, root = settings[key], file.parent / str(settings.get("path") or ".")
+    value, root = settings[key], _root(file, settings)
     return isinstance(value, str) and Path(value).name == key and (root / value).is_dir()
 
 
 def _entry_images(
-    parsed: ParsedDataset, file: Path, settings: dict[str, Any], key: str, entry: object
+    parsed: ParsedDataset, index: ImageIndex, file: Path, settings: dict[str, Any], key: str, entry: object
 ) -> list[Path] | None:
     """The images of one folder or list of paths; None, and a fault recorded, if it does not exist."""
-    root = file.parent / str(settings.get("path") or ".")
     text = str(entry).replace("\\", "/")
-    source = _first_existing([root / text, file.parent / text, file.parent / re.sub(r"^(\.\./)+", "", text)])
+    shorter = re.sub(r"^(\.\./)+", "", text)
+    places = [(index.root, text), (file.parent, text), (file.parent, shorter), (index.root, clean_name(text))]
+    source = next((path for root, name in places if (path := any_case(root, Path(name))) is not None), None)
     if source is None:
-        parsed.add_fault("missing-split", file, f"`{key}: {entry}` does not exist ({root / text})")
+        parsed.add_fault("missing-split", file, f"`{key}: {entry}` does not exist below {index.root}")
         return None
     if source.is_file():
-        return _listed(parsed, source, root)
-    return sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        return _listed(parsed, index, source)
+    return sorted(Path(folder, n) for folder, names in walk(source) for n in names if suffix_of(n) in IMAGE_SUFFIXES)
 
 
-def _listed(parsed: ParsedDataset, file: Path, root: Path) -> list[Path]:
+def _listed(parsed: ParsedDataset, index: ImageIndex, file: Path) -> list[Path]:
     """The images in a text file of paths, relative to the file or to the data set."""
     images = []
     for number, line in enumerate((read_text(file, parsed) or "").split("\n"), 1):
-        if text := line.strip().replace("\\", "/"):
-            image = _first_existing([file.parent / text, root / text])
-            if image is None:
-                parsed.add_fault("missing-image", f"{file}:{number}", f"{file.parent / text} does not exist")
-            images.append(image or file.parent / text)
+        if text := line.strip():
+            beside = index.existing(str(file.parent / text.replace("\\", "/")))
+            images.append(beside or index.find(text, index.root, f"{file}:{number}"))
     return images
-
-
-def _first_existing(paths: Sequence[Path]) -> Path | None:
-    return next((path for path in paths if path.exists()), None)
-
-
-def label_path(image: Path) -> Path:
-    """The label file of an image: with the last folder `images` replaced by `labels`, or beside the image."""
-    parts = list(image.parent.parts)
-    for i in reversed(range(len(parts))):
-        if parts[i] == "images":
-            parts[i] = "labels"
-            labels = Path(*parts)
-            return labels / f"{image.stem}.txt"
-    return image.with_suffix(".txt")
 
 
 def _images(
-    parsed: ParsedDataset, paths: Sequence[Path], positions: dict[int, int], keypoints: bool
+    parsed: ParsedDataset,
+    labels: LabelFiles,
+    paths: Sequence[Path],
+    positions: dict[int, int],
+    keypoints: bool,
+    in_pixels: list[str],
 ) -> list[ParsedImage]:
-    files = [label_path(path) for path in paths]
-    images = [ParsedImage(p, 0, 0, i, str(f), ":{}") for i, (p, f) in enumerate(zip(paths, files, strict=True), 1)]
+    """The images of a split; label files of pixels are added to `in_pixels`."""
+    files = [labels.of(path) for path in paths]
+    sources = [file or labels.folder(path) / f"{path.stem}.txt" for file, path in zip(files, paths, strict=True)]
+    images = [ParsedImage(p, 0, 0, i, str(f), ":{}") for i, (p, f) in enumerate(zip(paths, sources, strict=True), 1)]
     fill_sizes(parsed, images)
-    texts = in_threads(lambda file: file.read_bytes() if file.is_file() else None, files)
+    texts = in_threads(lambda file: file.read_bytes() if file is not None else None, files)
     for image, text in zip(images, texts, strict=True):
-        if text is not None:
-            _annotate(parsed, image, text, positions, keypoints)
-    _check_label_files(parsed, images, texts)
-    return images
-
-
-def _check_label_files(parsed: ParsedDataset, images: Sequence[ParsedImage], texts: Sequence[bytes | None]) -> None:
-    """Record label files without an image, and a split without any label file."""
+        if text is not None and _annotate(parsed, image, text, positions, keypoints):
+            in_pixels.append(image.source)
     if all(text is None for text in texts):
         parsed.add_fault("missing-split", Path(images[0].source).parent, "holds no label file for any image of a split")
-    known = {image.source for image in images}
-    for folder in sorted({Path(image.source).parent for image in images}):
-        if folder.name == "labels" or folder.parent.name == "labels":
-            orphans = [f for f in files_in(folder, [".txt"]) if str(f) not in known and f.stem != "classes"]
-            for file in orphans:
-                parsed.add_fault("orphan-annotation", file, "there is no image of this name")
+    return images
 
 
 def _annotate(
     parsed: ParsedDataset, image: ParsedImage, text: bytes, positions: dict[int, int], keypoints: bool
-) -> None:
+) -> bool:
+    """Add the objects of a label file, unless it has pixels in every row: then return True."""
+    rows: list[tuple[int, int, tuple[float, float, float, float]]] = []
     for number, line in enumerate(text.decode("utf-8-sig", errors="replace").split("\n"), 1):
         columns = line.split()
         if not columns:
             continue
-        where = f"{image.source}:{number}"
         row = _parse_row(columns, keypoints)
         if isinstance(row, str):
-            parsed.add_fault("broken-record", where, row)
+            parsed.add_fault("broken-record", f"{image.source}:{number}", row)
         elif row[0] not in positions:
-            parsed.add_fault("unknown-class", where, f"there is no class {row[0]} in `names`")
+            parsed.add_fault("unknown-class", f"{image.source}:{number}", f"there is no class {row[0]} in `names`")
         else:
-            x1, y1, x2, y2 = row[1]
-            w, h = image.width, image.height
-            image.add((x1 * w, y1 * h, x2 * w, y2 * h), positions[row[0]], False, number)
+            rows.append((number, *row))
+    w, h = image.width, image.height
+    if rows and all(_is_in_pixels(box, w, h) for _, _, box in rows):
+        return True
+    for number, label, (x1, y1, x2, y2) in rows:
+        image.add((x1 * w, y1 * h, x2 * w, y2 * h), positions[label], False, number)
+    return False
+
+
+def _is_in_pixels(box: tuple[float, float, float, float], width: int, height: int) -> bool:
+    """Whether numbers that should be fractions lie inside the image as pixels, and far outside as fractions."""
+    return max(box) > 8 and box[2] <= width + 2 and box[3] <= height + 2
 
 
 def _parse_row(columns: Sequence[str], keypoints: bool) -> tuple[int, tuple[float, float, float, float]] | str:

@@ -215,6 +215,6 @@ def test_what_only_decoding_shows_is_refused(tmp_path):
 def test_faulty_data_is_refused(tmp_path):
     root = samples.coco(tmp_path / "start")
     (root / "images" / "001.jpg").unlink()
-    with pytest.raises(UserError, match=r"'001\.jpg' is not among the 2 images"):
+    with pytest.raises(UserError, match=r"001\.jpg does not exist"):
         convert(root, tmp_path / "out", "voc")
     assert not (tmp_path / "out").exists()

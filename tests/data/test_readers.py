@@ -199,6 +199,70 @@ def test_voc_image_without_xml_is_background(tmp_path):
     assert summary(read(tmp_path)) == {"train": (2, 2)}
 
 
+@pytest.mark.parametrize(
+    ("xml", "images"),
+    [("labels", "images"), ("annotations/xmls", "images"), ("Annotations", "Images"), ("ANNOTATIONS", "jpegimages")],
+)
+def test_voc_folders_of_other_names(tmp_path, xml, images):
+    samples.image(tmp_path / images / "a.jpg")
+    samples.xml(tmp_path / xml / "a.xml", samples.thing())
+    assert summary(read(tmp_path)) == {"all": (1, 1)}
+
+
+@pytest.mark.parametrize("place", ["ImageSets", "imagesets/main", "splits", "Annotations", "."])
+@pytest.mark.parametrize("line", ["{}", "{}.jpg", "JPEGImages/{}.jpg", "{} 1 1 1", "./Annotations/{}.xml"])
+def test_voc_split_lists_in_unusual_places(tmp_path, place, line):
+    shutil.rmtree(samples.voc(tmp_path) / "ImageSets")
+    for split, stems in {"train": ["a", "b"], "val": ["c"]}.items():
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        (tmp_path / place / f"{split}.txt").write_text("".join(f"{line.format(stem)}\n" for stem in stems))
+    assert summary(read(tmp_path)) == {"train": (2, 4), "val": (1, 2)}
+
+
+def test_voc_several_boxes_in_one_object(tmp_path):
+    samples.voc(tmp_path)
+    second = "<bndbox><xmin>20</xmin><ymin>3</ymin><xmax>30</xmax><ymax>9</ymax></bndbox></object>"
+    samples.xml(tmp_path / "Annotations" / "a.xml", samples.thing("dog").replace("</object>", second))
+    record = read(tmp_path).splits["train"][0]
+    assert record.boxes_N4.tolist() == [[4, 5, 14, 17], [20, 3, 30, 9]]
+    assert record.labels_N.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("encoding", ["gb2312", "gbk", "shift_jis", "utf-16", "iso-8859-1", "utf-8"])
+def test_voc_encodings(tmp_path, encoding):
+    samples.voc(tmp_path)
+    name = "chèvre" if encoding.startswith("iso") else "猫"
+    file = samples.xml(tmp_path / "Annotations" / "a.xml", samples.thing("NAME"))
+    text = f'<?xml version="1.0" encoding="{encoding}"?>\n' + file.read_text().replace("NAME", name)
+    file.write_bytes(text.encode(encoding))
+    assert name in read(tmp_path).names
+
+
+def test_voc_encoding_that_does_not_exist_is_a_fault(tmp_path):
+    samples.voc(tmp_path)
+    (tmp_path / "Annotations" / "a.xml").write_text('<?xml version="1.0" encoding="klingon"?><annotation/>')
+    assert "broken-file" in [fault.kind for fault in parse(tmp_path).faults]
+
+
+def test_voc_filename_decides_between_images_of_one_stem(tmp_path):
+    samples.voc(tmp_path, {"train": ["a"]})
+    shutil.rmtree(tmp_path / "ImageSets")
+    samples.image(tmp_path / "JPEGImages" / "a.png")
+    records = read(tmp_path).splits["all"]
+    assert {record.path.name: len(record.boxes_N4) for record in records} == {"a.jpg": 2, "a.png": 0}
+    samples.xml(tmp_path / "Annotations" / "a.xml", samples.thing(), name="b.jpg")
+    assert "ambiguous-image" in [fault.kind for fault in parse(tmp_path).faults]
+
+
+@pytest.mark.parametrize("name", ["photo", "D:\\x\\PHOTO.JPG", "x/photo.jpg", "ph%6Fto.jpg"])
+def test_voc_filename_written_elsewhere(tmp_path, name):
+    samples.image(tmp_path / "images" / "photo.jpg")
+    samples.xml(tmp_path / "annotations" / "1.xml", samples.thing(), name=name)
+    parsed = parse(tmp_path)
+    assert [(image.path.name, len(image.boxes)) for image in parsed.splits["all"]] == [("photo.jpg", 1)]
+    assert [fault.kind for fault in parsed.faults] == ["found-image"]
+
+
 def test_voc_class_list_keeps_order_and_unused_classes(tmp_path):
     (samples.voc(tmp_path) / "classes.txt").write_text("dog\nzebra\ncat\n")
     dataset = read(tmp_path)

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from boxwright.data.faults import Fault
-from boxwright.data.folders import by_split, files_in, in_order, split_name, subfolders
+from boxwright.data.folders import any_case, by_split, files_in, in_order, split_name, subfolders, suffix_of
+from boxwright.data.image_index import ImageIndex, clean_name, fold
 from boxwright.data.parsed import ParsedDataset, ParsedImage, check_names, fill_sizes, in_threads, read_text
 from boxwright.data.records import Record
 from boxwright.images import IMAGE_SUFFIXES
@@ -43,7 +44,7 @@ def find(root: Path) -> dict[str, Folder]:
     if folder is None:
         inside = {sub.name: f for sub in subfolders(root) if split_name(sub.name) and (f := _folder_at(sub))}
         return by_split(list(inside), list(inside.values()))
-    lists = {file.stem: file for file in files_in(root / "ImageSets" / "Main", [".txt"]) if not _is_class_list(file)}
+    lists = _split_lists(root, folder)
     if {"train", "val"} <= set(lists):
         lists.pop("trainval", None)
     splits = {split: Folder(folder.annotations, folder.images, file) for split, file in lists.items()}
@@ -51,13 +52,41 @@ def find(root: Path) -> dict[str, Folder]:
 
 
 def _folder_at(root: Path) -> Folder | None:
-    """Annotations and images directly below `root`."""
-    for name in ("Annotations", "annotations", "."):
-        annotations = root / name
-        if _xml_files(annotations):
-            images = [root / folder for folder in ("JPEGImages", "images", "Images")] + [annotations, root]
-            return Folder(annotations, next((f for f in images if files_in(f, IMAGE_SUFFIXES)), root / "JPEGImages"))
+    """Annotations and images below `root`; capitals do not matter."""
+    for name in ("Annotations", "Annotations/xmls", "xmls", "labels", "."):
+        annotations = any_case(root, Path(name))
+        if annotations is not None and _xml_files(annotations):
+            paths = [any_case(root, Path(folder)) for folder in ("JPEGImages", "images")]
+            images = [path for path in paths if path is not None] + [annotations, root]
+            return Folder(annotations, next((f for f in images if files_in(f, IMAGE_SUFFIXES)), images[0]))
     return None
+
+
+def _split_lists(root: Path, folder: Folder) -> dict[str, Path]:
+    """The lists of ids by split: in `ImageSets/Main`, or in another of the usual places if they name XML files."""
+    main = any_case(root, Path("ImageSets/Main"))
+    lists = files_in(main, [".txt"]) if main is not None else []
+    if lists:
+        return {file.stem: file for file in lists if not _is_class_list(file)}
+    stems = {fold(file.stem) for file in files_in(folder.annotations, [".xml"])}
+    for place in ("ImageSets", "splits", "ImageSets/Layout", "Annotations", "."):
+        path = any_case(root, Path(place))
+        lists = files_in(path, [".txt"]) if path is not None else []
+        named = {split_name(file.stem): file for file in lists if split_name(file.stem) and _lists_any(file, stems)}
+        if named:
+            return {split: file for split, file in named.items() if split is not None}
+    return {}
+
+
+def _lists_any(file: Path, stems: set[str]) -> bool:
+    lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    return any(fold(_listed_stem(line)) in stems for line in lines if line.strip())
+
+
+def _listed_stem(line: str) -> str:
+    """The id in a line: its first word where other columns are numbers, without folders and the ending of a file."""
+    text = re.sub(r"(\s+-?\d+)+\s*$", "", line.strip()).replace("\\", "/").rpartition("/")[2]
+    return text.rpartition(".")[0] if suffix_of(text) in {*IMAGE_SUFFIXES, ".xml"} else text
 
 
 def _xml_files(folder: Path) -> list[Path]:
@@ -83,7 +112,8 @@ def _is_class_list(file: Path) -> bool:
 def read(root: Path, folders: dict[str, Folder]) -> ParsedDataset:
     """Parse the folders of a data set, given by split."""
     parsed = ParsedDataset(root, "voc")
-    entries_by_split = {split: _parse_folder(parsed, folder) for split, folder in folders.items()}
+    index = ImageIndex(parsed)
+    entries_by_split = {split: _parse_folder(parsed, index, folder) for split, folder in folders.items()}
     parsed.names = _class_names(parsed, next(iter(folders.values())), entries_by_split)
     positions = {name: i for i, name in enumerate(parsed.names)}
     for split, folder in folders.items():
@@ -93,6 +123,7 @@ def read(root: Path, folders: dict[str, Folder]) -> ParsedDataset:
         if not images:
             parsed.add_fault("empty-split", folder.ids or folder.images, f"the split {split!r} has no images")
     parsed.splits = {split: images for split, images in parsed.splits.items() if images}
+    index.finish()
     _check_unlisted(parsed, folders)
     return parsed
 
@@ -106,46 +137,71 @@ class _Entry:
     root: ET.Element | None
 
 
-def _parse_folder(parsed: ParsedDataset, folder: Folder) -> list[_Entry]:
+def _parse_folder(parsed: ParsedDataset, index: ImageIndex, folder: Folder) -> list[_Entry]:
     """The images of a split with their XML; broken files are left out, and faults recorded."""
-    images = {file.stem: file for file in files_in(folder.images, IMAGE_SUFFIXES)}
     files = {file.stem: file for file in files_in(folder.annotations, [".xml"])}
-    stems = _listed(parsed, folder.ids) if folder.ids else sorted(files)
+    stems = _listed(parsed, folder.ids, files) if folder.ids else sorted(files)
     if stems and not any(stem in files for stem in stems):
         parsed.add_fault("missing-split", folder.ids or folder.images, "none of its images has an XML file")
         return []
-    entries = []
+    images = files_in(folder.images, IMAGE_SUFFIXES)
+    by_stem: dict[str, list[Path]] = defaultdict(list)
+    for image in images:
+        by_stem[image.stem].append(image)
+    entries, broken = [], set()
     for stem, root in zip(stems, in_threads(_parse, [files.get(stem) for stem in stems]), strict=True):
         file = files.get(stem, folder.annotations / f"{stem}.xml")
         if isinstance(root, Fault):
             parsed.faults.append(root)
-            images.pop(stem, None)
-            continue
-        image = images.get(stem) or _named_image(folder, root) or folder.images / f"{stem}.jpg"
-        entries.append(_Entry(image, file, root))
-    if folder.ids is None:
-        taken = {entry.image for entry in entries}
-        spare = [image for image in images.values() if image not in taken]
-        entries += [_Entry(image, folder.annotations / f"{image.stem}.xml", None) for image in spare]
-    _check_missing(parsed, entries)
+            broken |= set(by_stem[stem])
+        else:
+            entries.append(_Entry(_image_of(parsed, index, folder, by_stem.get(stem, []), file, root), file, root))
+    taken = {entry.image for entry in entries} | broken
+    spare = [image for image in images if image not in taken] if folder.ids is None else []
+    entries += [_Entry(image, folder.annotations / f"{image.stem}.xml", None) for image in spare]
+    _check_entries(parsed, entries)
     return sorted(entries, key=lambda entry: entry.image) if folder.ids is None else entries
 
 
-def _check_missing(parsed: ParsedDataset, entries: Sequence[_Entry]) -> None:
+def _image_of(
+    parsed: ParsedDataset, index: ImageIndex, folder: Folder, same: Sequence[Path], file: Path, root: ET.Element | None
+) -> Path:
+    """The image of an XML file: of those with its stem (`same`) the one that <filename> names, else any it names."""
+    name = _text(root, "filename") if root is not None else ""
+    base = fold(clean_name(name).rpartition("/")[2])
+    named = [image for image in same if fold(image.name) == base]
+    if named or len(same) == 1:
+        return (named or same)[0]
+    if same:
+        listed = " and ".join(image.name for image in same)
+        parsed.add_fault("ambiguous-image", file, f"may belong to {listed}; its <filename> is {name!r}")
+        return same[0]
+    known = name and index.match(name, folder.images)
+    return index.find(name if known else file.stem, folder.images, file)
+
+
+def _check_entries(parsed: ParsedDataset, entries: Sequence[_Entry]) -> None:
+    """Record images without an XML file, and images to which several files belong."""
+    users: dict[Path, list[str]] = defaultdict(list)
     for entry in entries:
-        if not entry.image.is_file():
-            parsed.add_fault("missing-image", entry.file, f"{entry.image} does not exist")
-        elif entry.root is None:
+        if entry.root is not None:
+            users[entry.image].append(entry.file.name)
+        elif entry.image.is_file():
             parsed.add_fault("missing-annotation", entry.file, f"does not exist, though {entry.image} does")
+    for image, files in users.items():
+        if len(files) > 1 and image.is_file():
+            parsed.add_fault("duplicate-image", image, f"is the image of {' and '.join(files[:4])}")
 
 
-def _listed(parsed: ParsedDataset, ids: Path) -> list[str]:
-    """The ids in a list file; a fault is recorded for one that occurs twice."""
+def _listed(parsed: ParsedDataset, ids: Path, files: dict[str, Path]) -> list[str]:
+    """The ids in a list file, as XML files have them; a fault is recorded for one that occurs twice."""
     lines = [line.strip() for line in (read_text(ids, parsed) or "").splitlines() if line.strip()]
-    for stem, count in Counter(lines).items():
+    own = {fold(stem): stem for stem in files}
+    stems = [line if line in files else own.get(fold(_listed_stem(line)), _listed_stem(line)) for line in lines]
+    for stem, count in Counter(stems).items():
         if count > 1:
             parsed.add_fault("duplicate-image", ids, f"{stem} is listed {count} times")
-    return list(dict.fromkeys(lines))
+    return list(dict.fromkeys(stems))
 
 
 def _parse(file: Path | None) -> ET.Element | Fault | None:
@@ -153,7 +209,7 @@ def _parse(file: Path | None) -> ET.Element | Fault | None:
     if file is None:
         return None
     try:
-        root = ET.parse(file).getroot()
+        root = _root_element(file.read_bytes())
     except ET.ParseError as error:
         reason = str(error).partition(":")[0]
         return Fault("broken-file", f"{file}:{error.position[0]}", f"is not valid XML ({reason})")
@@ -164,11 +220,20 @@ def _parse(file: Path | None) -> ET.Element | Fault | None:
     return root
 
 
-def _named_image(folder: Folder, root: ET.Element | None) -> Path | None:
-    """The image that <filename> names, for an XML file of another name, or None."""
-    name = _text(root, "filename") if root is not None else ""
-    path = folder.images / Path(name.replace("\\", "/")).name
-    return path if name and path.is_file() else None
+def _root_element(content: bytes) -> ET.Element:
+    """The root of an XML file; encodings that the parser lacks, such as GB2312, are decoded by Python.
+
+    Raises:
+        ET.ParseError: it is not valid XML.
+        ValueError, LookupError: it is not text in the encoding that it declares, or there is no such encoding.
+    """
+    plain = content.removeprefix(b"\xef\xbb\xbf")
+    declared = re.match(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([\w.:-]+)["']""", plain)
+    name = declared[1].decode("ascii", "replace") if declared else "utf-8"
+    if name.lower().startswith(("utf", "us-ascii", "iso-8859")):
+        return ET.fromstring(content)
+    encoding = "gb18030" if name.lower() in ("gb2312", "gbk") else name  # which holds both, as files often need
+    return ET.fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", plain.decode(encoding)))
 
 
 def _text(element: ET.Element, tag: str) -> str:
@@ -196,17 +261,18 @@ def _image(parsed: ParsedDataset, entry: _Entry, number: int, positions: dict[st
     image.width, image.height = (_side_length(parsed, entry, tag) for tag in ("width", "height"))
     for i, item in enumerate(entry.root.iterfind("object"), 1):
         where, name = f"{entry.file}, object {i}", _text(item, "name")
-        box = _box(item.find("bndbox"))
-        if box is None:
-            parsed.add_fault(
-                "broken-record", where, "<bndbox> lacks one of xmin, ymin, xmax, ymax, or it is not a number"
-            )
-        elif not name:
-            parsed.add_fault("broken-record", where, "has no <name>")
-        elif name not in positions:
-            parsed.add_fault("unknown-class", where, f"{name!r} is not in {CLASS_LIST}")
-        else:
-            image.add(box, positions[name], _text(item, "difficult").lower() in ("1", "true"), i)
+        ignore = _text(item, "difficult").lower() in ("1", "true")
+        for box in map(_box, item.findall("bndbox") or [None]):  # some tools write one object a class, with all boxes
+            if box is None:
+                parsed.add_fault(
+                    "broken-record", where, "<bndbox> lacks one of xmin, ymin, xmax, ymax, or it is not a number"
+                )
+            elif not name:
+                parsed.add_fault("broken-record", where, "has no <name>")
+            elif name not in positions:
+                parsed.add_fault("unknown-class", where, f"{name!r} is not in {CLASS_LIST}")
+            else:
+                image.add(box, positions[name], ignore, i)
     return image
 
 

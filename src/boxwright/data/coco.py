@@ -120,8 +120,8 @@ def _rows(parsed: ParsedDataset, file: Path, key: str, rows: list[Any]) -> list[
             parsed.add_fault("broken-record", f"{file}, {which}", f"has no `{'`, `'.join(missing)}`")
         elif isinstance(row[needed[0]], (list, dict)):
             parsed.add_fault("broken-record", f"{file}, `{key}` record {i + 1}", f"`{needed[0]}` is not a number")
-        elif key == "images" and not can_be_a_file(str(row["file_name"])):
-            what = f"no file can have the name {row['file_name']!r:.60}"
+        elif key == "images" and not can_be_a_file(_file_name(row)):
+            what = f"no file can have the name {_file_name(row)!r:.60}"
             parsed.add_fault("broken-record", f"{file}, `images` record {i + 1}", what)
         else:
             good.append(row)

@@ -1,6 +1,5 @@
-"""Write a file whole or not at all; a `UserError` says why where it can't be written. Lock a folder."""
+"""Write a file whole or not at all; a `UserError` says why where it can't be written."""
 
-import fcntl
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -78,34 +77,6 @@ def csv_text(text: str) -> str:
     ("'=1+1", 'cat')
     """
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder, which is made if need be, against other processes, until the block or the process ends.
-
-    Where the file system has no locks, nothing is held. A folder that was made here and stays empty is removed.
-
-    Raises:
-        UserError: if another process, or another part of this one, holds it.
-    """
-    made = not folder.exists()
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # of a file system without locks
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                busy = f"another process writes in {folder} at this moment"
-                raise UserError(f"{busy}; wait for its end, or give another --out.") from None
-        yield
-    finally:
-        if made:
-            with suppress(OSError):  # where it is not empty
-                folder.rmdir()
-        os.close(handle)
 
 
 def remove_temporary(folder: Path, patterns: Iterable[str]) -> None:

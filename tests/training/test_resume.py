@@ -15,8 +15,8 @@ from PIL import Image
 import boxwright
 from boxwright.__main__ import main
 from boxwright.config import Optim, UserError
-from boxwright.files import locked
 from boxwright.training import loop
+from boxwright.training.folder_lock import locked
 from boxwright.training.run_logger import RunLogger
 from helpers.training_runs import COMMON, rows, train
 

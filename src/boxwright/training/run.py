@@ -22,7 +22,7 @@ from boxwright.data.loader import train_batches
 from boxwright.data.records import Record
 from boxwright.device import choose_device, usual_torch
 from boxwright.evaluation.thresholds import too_few
-from boxwright.files import locked, remove_temporary, require_writable, write_whole
+from boxwright.files import remove_temporary, require_writable, write_whole
 from boxwright.models import registry
 from boxwright.models.registry import DetectorName, Size
 from boxwright.thresholds import Thresholds
@@ -31,6 +31,7 @@ from boxwright.training.config import FILE as CONFIG
 from boxwright.training.config import RunConfig, as_begun
 from boxwright.training.diagnosis import NOTHING, diagnose, report
 from boxwright.training.fabric import Fabric, Precision, make_fabric
+from boxwright.training.folder_lock import locked
 from boxwright.training.identity import RunIdentity, checksums_of_data
 from boxwright.training.loop import BEST, LAST, Loop
 from boxwright.training.resolve import decide_epochs, resolve

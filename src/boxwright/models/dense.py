@@ -132,8 +132,7 @@ class Dense(Detector):
     def _predict(self, maps: list[Tensor], size: torch.Size) -> DenseOutputs:
         """Predictions of the cells of all levels, in canvas coordinates."""
         cells = predict_cells(self.head, maps, self.config.strides, size)
-        ranking_BQ = peaks_first(cells.many_BQK, maps) if self.config.lean else cells.many_BQK.amax(-1)
-        cells_BR = ranking_BQ.topk(min(self.config.rivals, ranking_BQ.shape[1])).indices
+        cells_BR = cells.best(self.config.rivals, peaks_first(cells.many_BQK, maps) if self.config.lean else None)
         chosen = (gather_rows(x, cells_BR) for x in (cells.features_BQC, cells.many_BQK, cells.boxes_BQ4))
         one_BRK = self.rivals(*chosen).float()
         return DenseOutputs(cells.many_BQK, cells.boxes_BQ4, cells.centres_Q2, cells.reach_Q2, one_BRK, cells_BR)

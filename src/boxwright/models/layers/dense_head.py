@@ -28,9 +28,10 @@ class Cells(NamedTuple):
     centres_Q2: Tensor
     reach_Q2: Tensor
 
-    def best(self, most: int) -> Tensor:
-        """The cells of highest score, (B, R): as many as asked for, or all."""
-        return self.many_BQK.amax(-1).topk(min(most, len(self.centres_Q2))).indices
+    def best(self, most: int, ranking_BQ: Tensor | None = None) -> Tensor:
+        """The cells of highest score, or rank where one is given, (B, R): as many as asked for, or all."""
+        ranking_BQ = self.many_BQK.amax(-1) if ranking_BQ is None else ranking_BQ
+        return ranking_BQ.topk(min(most, len(self.centres_Q2))).indices
 
 
 class FeaturePyramid(nn.Module):

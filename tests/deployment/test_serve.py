@@ -20,7 +20,7 @@ from helpers.uploads import picture
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["no.onnx"], "there is no file no.onnx"),
+        (["no.onnx"], "/no.onnx."),
         (["empty.onnx"], "empty.onnx"),
         (["cut.onnx"], "is cut short"),
         (["newer.onnx"], "is of format 2"),

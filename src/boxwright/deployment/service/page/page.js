@@ -79,7 +79,7 @@ async function detect(chosen, of = 1) {
 
 function takeThresholds({ names, threshold, thresholds }) {
   stored = { overall: threshold, classes: thresholds };
-  const shown = names.slice(0, 12).map((name, place) => `${name} ${thresholds[place].toFixed(2)}`);
+  const shown = names.slice(0, 12).map((name, place) => `${name} ${digits(thresholds[place])}`);
   byId("by-class").textContent = shown.join(", ") + (names.length > 12 ? " ..." : "");
   if (!chosen) useStored();
 }
@@ -90,13 +90,14 @@ function useStored() {
   show();
 }
 
+const digits = (score) => score.toFixed(score && score < 0.1 ? 3 : 2);
 const differ = () => new Set(stored.classes).size > 1;
 const threshold = (category) => (chosen ? Number(byId("threshold").value) : (stored.classes[category - 1] ?? stored.overall));
 const likely = () => (found ? found.annotations.filter((one) => one.score > threshold(one.category_id)) : []);
 const visible = () => likely().filter((one) => !hidden.has(one.category_id));
 
 function show() {
-  byId("shown-threshold").textContent = differ() && !chosen ? "by class" : threshold(1).toFixed(2);
+  byId("shown-threshold").textContent = differ() && !chosen ? "by class" : digits(threshold(1));
   byId("by-class").hidden = chosen || !differ();
   byId("stored").hidden = !chosen || !differ();
   byId("count").textContent = visible().length;

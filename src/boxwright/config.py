@@ -161,8 +161,13 @@ def _has_type(value: Any, kind: Any) -> bool:
     return isinstance(value, PathLike if kind is Path else kind)
 
 
+_LONGEST = 200  # characters of a name that may be misspelt
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint for a misspelt name, as ``" (did you mean 'epochs'?)"``, or an empty string."""
+    if len(word) > _LONGEST:  # comparing takes time
+        return ""
     match = get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" (did you mean {match[0]!r}?)" if match else ""
 

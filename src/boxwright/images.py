@@ -20,6 +20,7 @@ from boxwright.config import UserError
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 MAX_PIXELS = 2**28  # 1 GB once decoded, 16,000 pixels square; larger JPEGs are allowed where they are decoded reduced
 HUGE = 2**25  # pixels; images over it are decoded one at a time, since each may take gigabytes
+_BAND = 2**20  # pixels; larger images are converted and averaged down in bands of this size, to take little memory
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -30,7 +31,9 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_limit_lock, _one_at_a_time = threading.Lock(), threading.Lock()
+_SIDEWAYS = frozenset(_TURNS[value] for value in (5, 6, 7, 8))  # these exchange width and height
+_FROM_THE_END = frozenset(_TURNS[value] for value in (3, 4, 7, 8))  # the last row or column is displayed at the top
+_one_at_a_time = threading.Lock()
 
 
 def open_image(path: Path, side: int | None = None) -> Image.Image:
@@ -70,8 +73,13 @@ def image_size(path: Path) -> tuple[int, int]:
         raise _unreadable(path, error) from error
 
 
-def upright(image: Image.Image, side: int | None = None) -> Image.Image:
+def upright(image: Image.Image, side: int | None = None, gap: int | None = None) -> Image.Image:
     """Decode a lazily opened image as displayed, in mode RGB; `open_image` does it with clear errors.
+
+    Args:
+        image: as `open_lazily` gives it.
+        side: as in `open_image`.
+        gap: a larger image is averaged down, to no less than this many times `side`; None leaves it whole.
 
     Raises:
         UserError: larger than `MAX_PIXELS`.
@@ -83,14 +91,17 @@ def upright(image: Image.Image, side: int | None = None) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise UserError(f"it has {image.width} x {image.height} pixels, and {MAX_PIXELS:,} are the limit")
     image.load()
-    rgb = to_rgb(image)
-    return rgb.transpose(turn) if turn is not None else rgb
+    return _converted(image, turn, reduction(image.size, gap * side) if side and gap else 1)
+
+
+def reduction(size: tuple[int, int], least: int) -> int:
+    """By which whole number an image of this size can be divided so that its longer side keeps `least` pixels."""
+    return max(1, max(size) // least)
 
 
 def displayed_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of a lazily opened image as displayed."""
-    turned = _turn(image) in (_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8])
-    return image.size[::-1] if turned else image.size
+    return image.size[::-1] if _turn(image) in _SIDEWAYS else image.size
 
 
 def same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
@@ -131,12 +142,30 @@ def open_lazily(source: Path | BinaryIO, formats: tuple[str, ...] | None = None)
         source: a path, or the bytes of a file.
         formats: as Pillow names them; by default all that it reads.
     """
-    with _limit_lock:
-        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            return Image.open(source, formats=formats)
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
+    with _without_limit:
+        return Image.open(source, formats=formats)
+
+
+class _WithoutLimit:
+    """A context without Pillow's limit of pixels. Many threads may be in it at once, and none waits for another."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = threading.Lock(), 0, Image.MAX_IMAGE_PIXELS
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                Image.MAX_IMAGE_PIXELS = self._before
+
+
+_without_limit = _WithoutLimit()
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
@@ -157,27 +186,72 @@ def _decode_reduced(image: Image.Image, side: int) -> None:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to RGB; see the top of this file for transparency and 16-bit grey."""
+    return _converted(image, None, 1)
+
+
+def _converted(image: Image.Image, turn: Image.Transpose | None, factor: int) -> Image.Image:
+    """An image in RGB, turned upright, averaged over squares of `factor` pixels."""
+    grey = _grey_range(image) if image.mode in ("I", "F") else (0.0, 0.0)
+    width, height = image.size[::-1] if turn in _SIDEWAYS else image.size
+    if width * height <= _BAND or (factor == 1 and turn is None and image.mode == "RGB"):
+        return _convert_band(image, grey, turn, factor)
+    rgb = Image.new("RGB", (math.ceil(width / factor), math.ceil(height / factor)))
+    rows = max(1, _BAND // (width * factor)) * factor
+    for top in range(0, height, rows):
+        band = image.crop(_stored_rows(image, turn, top, min(top + rows, height)))
+        rgb.paste(_convert_band(band, grey, turn, factor), (0, top // factor))
+    return rgb
+
+
+def _stored_rows(image: Image.Image, turn: Image.Transpose | None, top: int, bottom: int) -> tuple[int, int, int, int]:
+    """The part of a stored image that is displayed in these rows, once it is turned."""
+    if turn in _FROM_THE_END:
+        length = image.width if turn in _SIDEWAYS else image.height
+        top, bottom = length - bottom, length - top
+    return (top, 0, bottom, image.height) if turn in _SIDEWAYS else (0, top, image.width, bottom)
+
+
+def _convert_band(
+    image: Image.Image, grey: tuple[float, float], turn: Image.Transpose | None, factor: int
+) -> Image.Image:
+    rgb = _convert(image, grey)
+    rgb = rgb.transpose(turn) if turn is not None else rgb
+    return rgb.reduce(factor) if factor > 1 else rgb
+
+
+def _convert(image: Image.Image, grey: tuple[float, float]) -> Image.Image:
+    """An image in RGB; `grey` as in `_grey_range`."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image).astype(np.uint16) / 257).round().astype(np.uint8))
     elif image.mode in ("I", "F"):
-        image = Image.fromarray(_to_8_bit(np.asarray(image)))
+        low, span = grey
+        image = Image.fromarray(((_finite(image) - low) * (255 / span)).round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
 
 
-def _to_8_bit(values_HW: np.ndarray) -> np.ndarray:
-    """32-bit grey levels as uint8. The range is the first of 0 to 1 (for floats), 0 to 255 and 0 to 65535 that holds
-    all values, else that from the least to the greatest value. NaN and infinity become 0.
+def _grey_range(image: Image.Image) -> tuple[float, float]:
+    """The value that is black in an image of 32-bit grey levels, and how much more is white.
+
+    The range is the first of 0 to 1 (for floats), 0 to 255 and 0 to 65535 that holds all values, else that from the
+    least to the greatest value.
     """
-    values_HW = np.nan_to_num(values_HW.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = values_HW.min(), values_HW.max()
-    ranges = (255, 65535) if np.all(values_HW == values_HW.round()) and high > 1 else (1, 255, 65535)
+    low, high, whole = math.inf, -math.inf, True
+    rows = max(1, _BAND // max(1, image.width))
+    for top in range(0, image.height, rows):
+        values_HW = _finite(image.crop((0, top, image.width, min(top + rows, image.height))))
+        low, high = min(low, float(values_HW.min())), max(high, float(values_HW.max()))
+        whole = whole and bool(np.all(values_HW == values_HW.round()))
+    ranges = (255, 65535) if whole and high > 1 else (1, 255, 65535)
     full = next((full for full in ranges if low >= 0 and high <= full), None)
-    if full is None:
-        values_HW, full = values_HW - low, (high - low) or 1
-    return (values_HW * (255 / full)).round().astype(np.uint8)
+    return (low, (high - low) or 1.0) if full is None else (0.0, float(full))
+
+
+def _finite(image: Image.Image) -> np.ndarray:
+    """32-bit grey levels (H, W) as float64; NaN and infinity become 0."""
+    return np.nan_to_num(np.asarray(image).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 from PIL import Image
 
-from boxwright.deployment.service.errors import RequestError
+from boxwright.deployment.service.limits import RequestError
 from boxwright.deployment.service.uploads import FORMATS, decode
 
 LIMIT = 10**6  # pixels

@@ -7,8 +7,9 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from PIL import Image
 
@@ -29,6 +30,7 @@ def serve(
     port: int = 8000,
     device: str = "auto",
     limits: Limits = Limits(),  # noqa: B008
+    cors: str | None = None,
 ) -> None:
     """Serve a detector over HTTP, with a page to try it in the browser.
 
@@ -42,24 +44,31 @@ def serve(
         port: the port; 0 takes any free one.
         device: auto, cpu, cuda, or for a checkpoint mps.
         limits: limits on requests.
+        cors: the origin of web pages that may use the service besides its own, as https://example.org; several with
+            commas between; * is any.
     """
     require(0 <= port < 2**16, f"--port is 0 to 65535, not {port}.")
     limits.check()
-    key = _key()
+    key, origins = _key(), _origins(cors)
+    hosts = _LOCAL if host in _LOCAL else None
     try:
         import uvicorn
 
         from boxwright.deployment.service.app import make_app
+        from boxwright.deployment.service.decoders import Decoders
+        from boxwright.deployment.service.protocol import Protocol
     except ModuleNotFoundError as error:
         raise UserError(how_to_install("serving", error.name)) from None
-    with _upload_errors_unlogged(), _listening(host, port) as listener:
+    with _upload_errors_unlogged(), _listening(host, port) as listener, closing(Decoders(limits)) as decoders:
+        decoders.start()  # meanwhile the model is opened
         detector = open_detector(model, device)
         blank = Image.new("RGB", (detector.image_size,) * 2)
         # The first batch takes longer, and shows whether the model can be computed at all.
         detector.detect([detector.decode(blank)], 0.5, None)
         config = uvicorn.Config(
-            make_app(detector, limits, key), log_level="warning", access_log=False, backlog=_BACKLOG, ws="none",
-            timeout_graceful_shutdown=int(limits.seconds) + 1, server_header=False,
+            make_app(detector, limits, key, hosts, origins, decoders), log_level="warning", access_log=False,
+            backlog=_BACKLOG, http=Protocol, ws="none", timeout_graceful_shutdown=int(limits.seconds) + 1,
+            server_header=False,
         )  # fmt: skip
         with _listen_errors(host, port):  # two may have bound the address at once; only one can listen
             listener.listen(_BACKLOG)  # before the address is printed: requests may follow at once
@@ -83,6 +92,16 @@ def _key() -> str | None:
     require(key, f"{KEY} is set, but empty; give it a key, or unset it to let anybody ask.")
     require(key.isascii(), f"{KEY} must be of ASCII characters, as they go into a header.")
     return key
+
+
+def _origins(cors: str | None) -> list[str]:
+    """The origins in a text with commas."""
+    origins = [origin.strip().rstrip("/").lower() for origin in (cors or "").split(",") if origin.strip()]
+    for origin in origins:
+        parts = urlsplit(origin)
+        fits = origin == "*" or (parts.scheme in ("http", "https") and origin == f"{parts.scheme}://{parts.netloc}")
+        require(fits, f"--cors is an origin such as https://example.org, or *, not {origin!r}.")
+    return origins
 
 
 @contextmanager

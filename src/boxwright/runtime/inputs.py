@@ -10,14 +10,14 @@ import numpy as np
 from PIL import Image
 
 from boxwright.config import require
-from boxwright.images import image_size, in_turn, open_image, to_rgb
+from boxwright.images import image_size, in_turn, open_image, reduction, to_rgb
 
 if TYPE_CHECKING:
     from torch import Tensor  # taken only by the predictor of a checkpoint
 
 ImageInput: TypeAlias = "str | Path | Image.Image | np.ndarray | Tensor"
 TAKES = "a path, PIL image or array"
-_GAP = 3  # as in `boxwright.images.fit`: averaging down to this many times the canvas changes nothing one could see
+GAP = 3  # as in `boxwright.images.fit`: averaging down to this many times the canvas changes nothing one could see
 
 
 @dataclass
@@ -52,7 +52,7 @@ def decode(image: Any, side: int, takes: str = TAKES) -> DecodedImage:
 
 def reduced(image: Image.Image, side: int) -> Image.Image:
     """The image, averaged down where it is far larger than the canvas, so that waiting images take little memory."""
-    factor = max(image.size) // (_GAP * side)
+    factor = reduction(image.size, GAP * side)
     return image.reduce(factor) if factor > 1 else image
 
 

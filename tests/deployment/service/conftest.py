@@ -8,6 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from boxwright.deployment.service.app import make_app
+from boxwright.deployment.service.decoders import Decoders
 from boxwright.deployment.service.limits import Limits
 from boxwright.runtime import Detector
 from helpers.onnx_files import white_boxes
@@ -18,6 +19,11 @@ LIMITS = Limits(bytes=100_000, pixels=400_000, images=3, seconds=5, queue=8)
 @pytest.fixture(scope="session")
 def predictor(tmp_path_factory: pytest.TempPathFactory) -> Detector:
     return Detector(white_boxes(tmp_path_factory.mktemp("serve") / "model.onnx"), "cpu")
+
+
+@pytest.fixture(autouse=True)
+def one_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Decoders, "count", 1)
 
 
 @pytest.fixture

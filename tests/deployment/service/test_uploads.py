@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from boxwright.deployment.service.errors import RequestError
+from boxwright.deployment.service.limits import RequestError
 from boxwright.deployment.service.uploads import FORMATS, decode, from_base64
 from helpers.uploads import LIMIT, check_decoded, damaged, picture
 

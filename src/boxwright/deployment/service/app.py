@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, FastAPI, File, Form, HTTPException, Request, Response, Security, UploadFile
 from fastapi.exceptions import RequestValidationError
@@ -17,26 +16,37 @@ from fastapi.security import HTTPBearer
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.formparsers import MultiPartParser
+from starlette.middleware.cors import CORSMiddleware
 
 from boxwright import __version__
 from boxwright.classes import class_positions
 from boxwright.config import UserError, nearest
 from boxwright.deployment.service.batching import Batcher
-from boxwright.deployment.service.errors import RequestError, described, error_response, in_words
-from boxwright.deployment.service.limits import Limits
+from boxwright.deployment.service.decoders import HELD_PIXELS, Decoders
+from boxwright.deployment.service.errors import described, error_response, in_words, refusal
+from boxwright.deployment.service.json_body import BoundedRoute
+from boxwright.deployment.service.limits import Limits, RequestError
 from boxwright.deployment.service.metrics import Metrics
-from boxwright.deployment.service.middleware import Capacity, OverCapacityError, ServiceMiddleware, over_capacity
-from boxwright.deployment.service.schemas import CLASSES, Answer, Asked, Model, Threshold
+from boxwright.deployment.service.middleware import (
+    BrowserMiddleware,
+    Capacity,
+    OverCapacityError,
+    ServiceMiddleware,
+    over_capacity,
+)
+from boxwright.deployment.service.schemas import CLASSES, Answer, Asked, Health, Model, Threshold
 from boxwright.deployment.service.sequence_stream import DESCRIPTION, ObjectStream, ObjectStreamResponse, read_given
-from boxwright.deployment.service.uploads import decode, from_base64
+from boxwright.deployment.service.uploads import from_base64
+from boxwright.detections import Detections
 from boxwright.runtime.coco import coco_data_set
 from boxwright.runtime.predictor_base import BasePredictor
+
+T = TypeVar("T")
 
 PAGE = Path(__file__).parent / "page"
 _PAGE_FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js", "/write.js": "write.js"}
 _OPEN = frozenset([*_PAGE_FILES, "/healthz"])  # these need no key: they hold no data of the user
 _POLICY = "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; base-uri 'none'"
-_DECODERS = 2  # threads; each may hold a decoded image of the largest size
 _ERRORS = described(400, 401, 408, 413, 422, 500, 503)
 
 _GIVEN = (
@@ -53,20 +63,29 @@ class Service:
     Args:
         detector: predicts.
         limits: of requests.
+        decoders: of uploads; closed with the service.
     """
 
-    def __init__(self, detector: BasePredictor, limits: Limits):
+    def __init__(self, detector: BasePredictor, limits: Limits, decoders: Decoders):
         limits.check()
         self.detector, self.limits, self.metrics = detector, limits, Metrics()
         self.thresholds = detector.thresholds.of(detector.names)
         self.capacity = Capacity(limits.queue, self.metrics)
         self.batcher = Batcher(detector, on_computed=self.metrics.count_batch)
-        self.decoders = ThreadPoolExecutor(_DECODERS, "decoder")
+        self.decoders = decoders
+        self.metrics.decoders_busy.set_function(lambda: self.decoders.busy)
+        self.metrics.decoders_killed.set_function(lambda: self.decoders.killed)
+        self._sequence_decoding = asyncio.Lock()
 
     def close(self) -> None:
-        """Finish what was accepted, then stop."""
-        self.decoders.shutdown()
+        """Stop, without waiting for long."""
+        self.decoders.close()
         self.batcher.close()
+
+    def health(self) -> Health:
+        """What it is doing."""
+        decoders = self.decoders
+        return Health(status="ok", images=self.capacity.used, decoders=decoders.count, decoders_busy=decoders.busy)
 
     def retry_after(self) -> int:
         """Expected seconds until everything that is waiting has been computed."""
@@ -78,31 +97,37 @@ class Service:
         """The objects in images (name and file) as a COCO data set; without a threshold, each class has its own."""
         self.check_count(len(images))
         try:
-            wanted = class_positions(list(classes) or None, self.detector.names)
+            wanted = class_positions(list(dict.fromkeys(classes)) or None, self.detector.names)
         except UserError as error:
             raise RequestError(422, f"classes: {error}") from None
         with self.capacity.reserve(len(images)):
             async with asyncio.timeout(self.limits.seconds):
-                loop, limit = asyncio.get_running_loop(), self.limits.pixels
-                decoded = await _all(
-                    loop.run_in_executor(self.decoders, decode, data, name, self.detector.image_size, limit)
-                    for name, data in images
-                )
-                found = await _all(asyncio.wrap_future(self.batcher.submit(one, wanted)) for one in decoded)
-        above = [detections.above(self.thresholds if threshold is None else threshold) for detections in found]
-        predicted = zip([name for name, _ in images], [one.size for one in decoded], above, strict=True)
+                found = await _all(self._detect(name, data, wanted) for name, data in images)
+        least = self.thresholds if threshold is None else threshold
+        predicted = [
+            (name, size, detections.above(least))
+            for (name, _), (size, detections) in zip(images, found, strict=True)
+        ]
         answer = coco_data_set(predicted, self.detector.names)
         return Response(json.dumps(answer), media_type="application/json")
+
+    async def _detect(self, name: str, data: bytes, wanted: Sequence[int] | None) -> tuple[tuple[int, int], Detections]:
+        """Size and objects of an image."""
+        image = await self.decoders.decode(data, name, self.detector.image_size)
+        with self.decoders.hold(image):
+            return image.size, await asyncio.wrap_future(self.batcher.submit(image, wanted))
 
     async def stream_objects(self, data: bytes, name: str, given: str) -> Response:
         """The objects of an image while they are generated; nothing is sent before the first one is complete."""
         if not self.detector.generates_tokens:
             raise RequestError(422, "this detector does not write; only pix2seq and patchseq can be watched.")
-        loop, limits, side = asyncio.get_running_loop(), self.limits, self.detector.image_size
+        limits = self.limits
         with ExitStack() as held:
             held.enter_context(self.capacity.reserve(1))
             async with asyncio.timeout(limits.seconds):
-                image = await loop.run_in_executor(self.decoders, decode, data, name, side, limits.pixels)
+                async with self._sequence_decoding:  # sequences may wait long, and leave room for other images
+                    image = await self.decoders.decode(data, name, self.detector.image_size, HELD_PIXELS // 2)
+                    held.enter_context(self.decoders.hold(image))
                 given_objects = read_given(given, image.size, self.detector)
                 objects = ObjectStream(lambda: self.detector.stream_tokens(image, given_objects))
                 held.callback(objects.stop)
@@ -119,27 +144,52 @@ class Service:
             raise RequestError(413, f"{images} images are over the limit of {self.limits.images} a request.")
 
 
-async def _all(coming: Any) -> list[Any]:
-    """All results; if some fail, the first error, when all are finished."""
-    results = await asyncio.gather(*coming, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return results
+def _decoded_texts(texts: list[str]) -> list[tuple[str, bytes]]:
+    """Name and file of each image; its text is removed."""
+    names = [f"image {i}" for i in range(1, len(texts) + 1)]
+    return [(name, from_base64(texts.pop(0), name)) for name in names]
 
 
-def make_app(detector: BasePredictor, limits: Limits = Limits(), key: str | None = None) -> FastAPI:  # noqa: B008
+async def _contents(file: UploadFile) -> bytes:
+    """The bytes of an upload, which keeps none of them."""
+    contents = await file.read()
+    await file.close()
+    return contents
+
+
+async def _all(coming: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """All results; if one fails, its error, and the others are given up."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one) for one in coming]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+def make_app(
+    detector: BasePredictor,
+    limits: Limits = Limits(),  # noqa: B008
+    key: str | None = None,
+    hosts: Sequence[str] | None = None,
+    cors: Sequence[str] = (),
+    decoders: Decoders | None = None,
+) -> FastAPI:
     """The service as an ASGI application.
 
     Args:
         detector: predicts; called by one thread, with batches.
         limits: of requests.
         key: what callers must send as ``Authorization: Bearer``; None needs none.
+        hosts: without a key, the names by which the service may be addressed, without ports; None is any.
+        cors: the origins of web pages that may use the service, as ``https://example.org``; "*" is any. Without a key,
+            requests of other pages than its own are refused.
+        decoders: of uploads, if they are started already.
 
     Raises:
         UserError: for limits that let nothing through.
     """
-    service = Service(detector, limits)
+    service = Service(detector, limits, decoders or Decoders(limits))
     # Larger uploads would be written to a file; `ServiceMiddleware` lets none of them pass.
     MultiPartParser.spool_max_size = max(MultiPartParser.spool_max_size, limits.bytes)
 
@@ -148,14 +198,14 @@ def make_app(detector: BasePredictor, limits: Limits = Limits(), key: str | None
         yield
         await asyncio.to_thread(service.close)
 
-    security = (
-        [] if key is None else [Security(HTTPBearer(auto_error=False))]
-    )  # `ServiceMiddleware` checks it; this describes it
+    # `ServiceMiddleware` checks the key; this describes it.
+    security = [] if key is None else [Security(HTTPBearer(auto_error=False))]
     app = FastAPI(
         title="boxwright", version=__version__, summary="Finds objects in images.", lifespan=lifespan,
         docs_url=None, redoc_url=None, dependencies=security,  # FastAPI's pages would fetch scripts from elsewhere
         redirect_slashes=False,
     )  # fmt: skip
+    app.router.route_class = BoundedRoute
     _add_routes(app, service)
     _add_page(app)
     _add_error_handlers(app, service)
@@ -164,6 +214,13 @@ def make_app(detector: BasePredictor, limits: Limits = Limits(), key: str | None
         ServiceMiddleware, limits=limits, capacity=service.capacity, metrics=service.metrics, key=key, known=known,
         open_paths=_OPEN, retry_after=service.retry_after,
     )  # fmt: skip
+    if key is None:
+        app.add_middleware(BrowserMiddleware, hosts=hosts, origins=cors)
+    if cors:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=cors, allow_methods=["GET", "POST"], allow_headers=["Authorization"],
+            expose_headers=["Retry-After"], allow_private_network=True,
+        )  # fmt: skip
     return app
 
 
@@ -196,7 +253,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         classes: Annotated[list[str], Form(description=CLASSES)] = [],  # noqa: B006
     ) -> Response:
         service.check_count(len(images))
-        named = [(file.filename or f"image {i}", await file.read()) for i, file in enumerate(images, 1)]
+        named = [(file.filename or f"image {i}", await _contents(file)) for i, file in enumerate(images, 1)]
         return await service.detect(named, threshold, classes)
 
     @app.post(
@@ -205,8 +262,8 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     )  # fmt: skip
     async def detect_base64(request: Asked) -> Response:
         service.check_count(len(request.images))
-        names = [f"image {i}" for i in range(1, len(request.images) + 1)]
-        named = [(name, from_base64(text, name)) for name, text in zip(names, request.images, strict=True)]
+        texts, request.images = request.images, []
+        named = await asyncio.to_thread(_decoded_texts, texts)
         return await service.detect(named, request.threshold, request.classes)
 
     @app.post(
@@ -217,7 +274,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         image: Annotated[UploadFile, File(description="An image file.")],
         given: Annotated[str, Form(description=_GIVEN)] = "[]",
     ) -> Response:
-        return await service.stream_objects(await image.read(), image.filename or "image", given)
+        return await service.stream_objects(await _contents(image), image.filename or "image", given)
 
     @app.get("/model", response_model=Model, responses=described(401, 500), summary="What the detector knows")
     async def model() -> Model:
@@ -228,10 +285,10 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         )  # fmt: skip
 
     @app.get("/healthz", responses=described(500, 503), summary="Whether the service is well")
-    async def healthz() -> dict[str, str]:
+    async def healthz() -> Health:
         if not service.batcher.alive:
             raise HTTPException(503, "the detector has stopped.", {"Retry-After": "10"})
-        return {"status": "ok"}
+        return service.health()
 
     @app.get("/metrics", responses=described(401, 500), summary="Counters for Prometheus", response_class=Response)
     async def metrics() -> Response:
@@ -258,7 +315,7 @@ def _add_error_handlers(app: FastAPI, service: Service) -> None:
 
     async def refused(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestError)
-        return error_response(error.status, str(error))
+        return refusal(error)
 
     async def invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)

@@ -21,6 +21,7 @@ from boxwright.runtime.predictor_base import BasePredictor
 from boxwright.runtime.sequence_types import StreamObject, StreamToken
 
 BATCH_SIZE = 8
+BATCH_PIXELS = 2**22  # of a batch of large images, for which an exported file allocates some 30 bytes a pixel
 PATIENCE = 0.003  # seconds that the first image of a batch waits for others
 
 ObjectParts: TypeAlias = list[StreamToken | StreamObject]  # the tokens of an object, and the object
@@ -31,9 +32,15 @@ StreamItem: TypeAlias = ObjectParts | Exception | None  # the next object; an er
 class ImageJob:
     """One image to compute; `result` is set when it is done."""
 
-    image: DecodedImage
+    image: DecodedImage | None  # None once there is a result
     classes: tuple[int, ...] | None
     result: Future[Detections] = field(default_factory=Future)
+
+    def __post_init__(self) -> None:
+        self.result.add_done_callback(self._forget)
+
+    def _forget(self, _: Future[Detections]) -> None:
+        self.image = None
 
 
 @dataclass
@@ -122,10 +129,10 @@ class Batcher:
         """Expected seconds to compute this many images, at least 1."""
         return max(1, math.ceil(images * self.seconds_each))
 
-    def close(self) -> None:
-        """Compute what is waiting, then stop."""
+    def close(self, seconds: float = 10.0) -> None:
+        """Compute what is waiting, then stop; wait for it no longer than this."""
         self._waiting.put(None)
-        self._thread.join()
+        self._thread.join(seconds)
 
     def _work(self) -> None:
         while self._open or self._sequences:
@@ -136,7 +143,7 @@ class Batcher:
 
     def _compute(self, jobs: list[ImageJob]) -> None:
         started = time.perf_counter()
-        for group in _by_classes(jobs):
+        for group in _computed_together(jobs):
             self._detect(group)
         seconds = time.perf_counter() - started
         self.seconds_each += 0.2 * (seconds / len(jobs) - self.seconds_each)
@@ -172,7 +179,8 @@ class Batcher:
         if not jobs:
             return
         try:
-            found = self.detector.detect([job.image for job in jobs], 0.0, jobs[0].classes)
+            images = [job.image for job in jobs if job.image is not None]
+            found = self.detector.detect(images, 0.0, jobs[0].classes)
         except Exception as error:
             if len(jobs) == 1:
                 jobs[0].result.set_exception(error)
@@ -184,9 +192,15 @@ class Batcher:
             job.result.set_result(detections)
 
 
-def _by_classes(jobs: list[ImageJob]) -> list[list[ImageJob]]:
-    """Jobs of the same classes together, as a sequence detector generates only the classes of its batch."""
-    groups: dict[tuple[int, ...] | None, list[ImageJob]] = {}
+def _computed_together(jobs: list[ImageJob]) -> list[list[ImageJob]]:
+    """Jobs of the same classes together, as a sequence detector generates only the classes of its batch; of large
+    images only so many as have `BATCH_PIXELS`, or one.
+    """
+    groups: dict[tuple[tuple[int, ...] | None, int], list[ImageJob]] = {}
+    pixels: dict[tuple[int, ...] | None, int] = {}
     for job in jobs:
-        groups.setdefault(job.classes, []).append(job)
+        if job.image is not None:
+            size = job.image.image.size
+            pixels[job.classes] = pixels.get(job.classes, 0) + size[0] * size[1]
+            groups.setdefault((job.classes, pixels[job.classes] // BATCH_PIXELS), []).append(job)
     return list(groups.values())

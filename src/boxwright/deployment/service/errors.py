@@ -5,18 +5,10 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
-from boxwright.config import UserError
+from boxwright.deployment.service.limits import RequestError
 from boxwright.deployment.service.schemas import Fault
 
-
-class RequestError(UserError):
-    """A request that is refused, with its status."""
-
-    def __init__(self, status: int, detail: str):
-        super().__init__(detail)
-        self.status = status
-
-
+_MOST = 1000  # characters of a reason, which may quote the request
 REASONS = {
     400: "The body, or an image in it, cannot be read.",
     401: "The API key is missing or wrong.",
@@ -41,9 +33,15 @@ def described(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def error_response(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """The response to a refused request; characters that UTF-8 can't encode, as a lone surrogate, are replaced."""
-    text = detail.encode("utf-8", "replace").decode()
+    """The response to a refused request; characters that UTF-8 can't encode, as a lone
+    surrogate, are replaced."""
+    text = detail[:_MOST].encode("utf-8", "replace").decode()
     return JSONResponse({"detail": text}, status, dict(headers or {}))
+
+
+def refusal(error: RequestError) -> JSONResponse:
+    """The response to a request that a route refuses."""
+    return error_response(error.status, str(error))
 
 
 def in_words(errors: Sequence[Mapping[str, Any]]) -> str:

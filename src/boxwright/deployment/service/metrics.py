@@ -25,6 +25,12 @@ class Metrics:
         self._computing = Counter(
             "boxwright_compute_seconds", "Seconds that the detector computed.", registry=self.registry
         )
+        self.decoders_busy = Gauge(
+            "boxwright_decoders_busy", "Processes that are decoding an image.", registry=self.registry
+        )
+        self.decoders_killed = Gauge(
+            "boxwright_decoders_killed", "How often decoding took too much time.", registry=self.registry
+        )
         self.waiting = Gauge("boxwright_images_waiting", "Images waiting or in work.", registry=self.registry)
 
     def count_request(self, path: str, status: int, seconds: float) -> None:

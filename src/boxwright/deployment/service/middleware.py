@@ -1,10 +1,13 @@
 """Checks before every route: the API key and the limits. A request is refused before its body is read."""
 
+from __future__ import annotations
+
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from urllib.parse import urlsplit
 
 from fastapi import HTTPException
 from python_multipart.multipart import parse_options_header
@@ -15,6 +18,8 @@ from boxwright.deployment.service.errors import error_response
 from boxwright.deployment.service.limits import Limits
 from boxwright.deployment.service.metrics import Metrics
 
+_CLIENT_LEFT = 499  # a status of nginx, for counters
+_DRAINED = 8  # times the largest request: bytes of a refused one that are received, so that its client sees why
 _TAIL = 1024  # bytes at the end of a form that must hold its closing boundary; a few bytes may follow it
 OVER_CAPACITY = "too many images are waiting; come back later, as Retry-After says."
 
@@ -47,6 +52,163 @@ class Capacity:
             self.used -= images
 
 
+class Upload:
+    """A request that is arriving, or has arrived.
+
+    Args:
+        seconds: for it to arrive.
+
+    Attributes:
+        size: bytes that are there.
+        timer: ends the wait for more; None while none is awaited.
+        dropped: it has to make room for others.
+    """
+
+    def __init__(self, seconds: float):
+        self.begun = asyncio.get_running_loop().time()
+        self.end, self.size, self.dropped = self.begun + seconds, 0, False
+        self.timer: asyncio.Timeout | None = None
+
+
+class Uploads:
+    """All requests that are arriving or waiting, whose bytes are bounded.
+
+    Args:
+        most: bytes; while there are more, no more are received.
+        patience: seconds after which one that is still arriving is dropped.
+    """
+
+    def __init__(self, most: int, patience: float = 2.0):
+        self.most, self.patience, self.size = most, patience, 0
+        self._all: set[Upload] = set()
+        self._released = asyncio.Event()
+
+    @contextmanager
+    def counted(self, upload: Upload) -> Iterator[None]:
+        """Count the bytes of an upload."""
+        self._all.add(upload)
+        try:
+            yield
+        finally:
+            self._all.discard(upload)
+            self._forget(upload)
+
+    @contextmanager
+    def forgotten_if_refused(self, upload: Upload) -> Iterator[None]:
+        """Count no bytes of an upload any more if there is an error, as they are not kept."""
+        try:
+            yield
+        except HTTPException:
+            self._forget(upload)
+            raise
+
+    def add(self, upload: Upload, size: int) -> None:
+        """More bytes are there."""
+        upload.size += size
+        self.size += size
+
+    async def room(self) -> None:
+        """Wait until more bytes may come."""
+        while self.size >= self.most:
+            self._released.clear()
+            try:
+                async with asyncio.timeout(self.patience / 2):
+                    await self._released.wait()
+            except TimeoutError:
+                self._drop_one()
+
+    def _forget(self, upload: Upload) -> None:
+        self.size -= upload.size
+        upload.size = 0
+        self._released.set()
+
+    def _drop_one(self) -> None:
+        """Give up the upload that has held most bytes for longest, unless none has been arriving for long."""
+        now = asyncio.get_running_loop().time()
+        late = [one for one in self._all if one.timer and not one.dropped and now - one.begun > self.patience]
+        if late:
+            worst = max(late, key=lambda one: one.size * (now - one.begun))
+            worst.dropped = True
+            assert worst.timer is not None
+            worst.timer.reschedule(now)
+
+
+class _Body:
+    """The body of a request.
+
+    Args:
+        receive: gives it.
+        scope: of the request.
+        limits: of requests.
+
+    Attributes:
+        more: whether more of it may come.
+    """
+
+    def __init__(self, receive: Receive, scope: Scope, limits: Limits):
+        headers = dict(scope["headers"])
+        self._receive, self._limits = receive, limits
+        self.more = scope["method"] == "POST" or b"content-length" in headers or b"transfer-encoding" in headers
+        self._is_sent = b"expect" not in headers  # else the client waits to be asked for it
+        self.ended = asyncio.Event()  # nothing more will come
+        self.answered = False
+
+    async def receive(self) -> Message:
+        """The next part."""
+        message = await self._receive()
+        self._is_sent = True
+        self.more = self.more and message.get("more_body", False)
+        if not self.more:
+            self.ended.set()
+        return message
+
+    def before_the_end_of(self, send: Send) -> Send:
+        """`send`, which takes what is left of the body before an answer ends, as clients read only then."""
+
+        async def drained(message: Message) -> None:
+            if message["type"] == "http.response.start" and self.more:
+                message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+            elif self.more and not message.get("more_body", False):
+                await send({**message, "more_body": True})
+                await self._drain()
+                message = {"type": "http.response.body"}
+            self.answered = message["type"] == "http.response.body" and not message.get("more_body", False)
+            await send(message)
+
+        return drained
+
+    async def _drain(self) -> None:
+        left = _DRAINED * self._limits.bytes
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.seconds):
+                while self.more and self._is_sent and left > 0:
+                    left -= len((await self.receive()).get("body", b""))
+
+
+class ClientLeftError(Exception):
+    """Nobody waits for an answer."""
+
+
+async def _while_client_waits(app: Awaitable[None], body: _Body) -> None:
+    """Answer a request, until its client closes the connection."""
+
+    async def left() -> None:
+        await body.ended.wait()
+        while (await body.receive())["type"] != "http.disconnect":
+            pass
+
+    answer, leaving = asyncio.ensure_future(app), asyncio.ensure_future(left())
+    try:
+        await asyncio.wait((answer, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done() and not body.answered:
+            raise ClientLeftError
+        await answer
+    finally:
+        leaving.cancel()
+        answer.cancel()
+        await asyncio.wait((answer, leaving))
+
+
 class ServiceMiddleware:
     """An ASGI layer around the routes.
 
@@ -72,7 +234,7 @@ class ServiceMiddleware:
     ):
         self.app, self.limits, self.capacity, self.metrics = app, limits, capacity, metrics
         self.key, self.known, self.open_paths, self.retry_after = key, known, open_paths, retry_after
-        self.held_bytes = 0  # of the bodies of requests that are not answered yet
+        self.uploads = Uploads(limits.held_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -89,27 +251,30 @@ class ServiceMiddleware:
             status = message.get("status", status)
             await send({**message, "body": b""} if bodiless and "body" in message else message)
 
+        body = _Body(receive, scope, self.limits)
         try:
-            await self._checked(scope, receive, counted)
+            await self._checked(scope, body, body.before_the_end_of(counted))
+        except ClientLeftError:
+            status = _CLIENT_LEFT
         finally:
             path = scope["path"] if scope["path"] in self.known else "other"
             self.metrics.count_request(path, status, time.perf_counter() - started)
 
-    async def _checked(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _checked(self, scope: Scope, body: _Body, send: Send) -> None:
         headers = dict(scope["headers"])
         if self.key is not None and scope["path"] not in self.open_paths and not self._has_key(headers):
             refused = error_response(401, "the API key is missing or wrong.", {"WWW-Authenticate": "Bearer"})
-            await refused(scope, receive, send)
+            await refused(scope, body.receive, send)
         elif scope["method"] != "POST":
-            await self.app(scope, receive, send)
+            await self.app(scope, body.receive, send)
         elif _length(headers) > self.limits.bytes:
-            await error_response(413, self._too_long())(scope, receive, send)
+            await error_response(413, self._too_long())(scope, body.receive, send)
         elif self.capacity.used >= self.capacity.size:
-            await over_capacity(self.retry_after())(scope, receive, send)
+            await over_capacity(self.retry_after())(scope, body.receive, send)
         else:
-            with self._limited(receive, _ending(headers)) as limited:
+            with self._limited(body, _ending(headers)) as limited:
                 # The routes reserve the places when the images have arrived.
-                await self.app(scope, limited, send)
+                await _while_client_waits(self.app(scope, limited, send), body)
 
     def _has_key(self, headers: dict[bytes, bytes]) -> bool:
         kind, _, given = headers.get(b"authorization", b"").partition(b" ")
@@ -117,38 +282,44 @@ class ServiceMiddleware:
         return kind.lower() == b"bearer" and secrets.compare_digest(given.strip(), self.key.encode())
 
     @contextmanager
-    def _limited(self, receive: Receive, ending: bytes) -> Iterator[Receive]:
+    def _limited(self, body: _Body, ending: bytes) -> Iterator[Receive]:
         """The body, unless it or all bodies together are too long, or it is late or cut short.
 
         Args:
-            receive: gives the body.
+            body: as it comes.
             ending: must occur near its end.
         """
-        end, size, more, tail = time.monotonic() + self.limits.seconds, 0, True, b"\r\n"
+        upload, tail = Upload(self.limits.seconds), b"\r\n"
 
         async def limited() -> Message:
-            nonlocal size, more, tail
-            if not more:
-                return await receive()
-            try:
-                message = await asyncio.wait_for(receive(), max(0.0, end - time.monotonic()))
-            except TimeoutError:
-                raise HTTPException(408, f"the request took over {self.limits.seconds:g} s to arrive.") from None
-            body, more = message.get("body", b""), message.get("more_body", False)
-            size, self.held_bytes = size + len(body), self.held_bytes + len(body)
-            tail = (tail + body[-_TAIL:])[-_TAIL:]
-            if size > self.limits.bytes:
-                raise HTTPException(413, self._too_long())
-            if self.held_bytes > self.limits.queue * self.limits.bytes:
-                raise HTTPException(503, OVER_CAPACITY, {"Retry-After": str(self.retry_after())})
-            if message["type"] == "http.request" and not more and ending not in tail:
-                raise HTTPException(400, "the form is cut short: its closing boundary is missing.")
-            return message
+            nonlocal tail
+            if not body.more:
+                return await body.receive()
+            with self.uploads.forgotten_if_refused(upload):
+                message = await self._next_part(upload, body)
+                tail = (tail + message.get("body", b"")[-_TAIL:])[-_TAIL:]
+                if message["type"] == "http.request" and not body.more and ending not in tail:
+                    raise HTTPException(400, "the form is cut short: its closing boundary is missing.")
+                return message
 
-        try:
+        with self.uploads.counted(upload):
             yield limited
+
+    async def _next_part(self, upload: Upload, body: _Body) -> Message:
+        try:
+            async with asyncio.timeout_at(upload.end) as upload.timer:
+                await self.uploads.room()
+                message = await body.receive()
+        except TimeoutError:
+            if upload.dropped:
+                raise HTTPException(503, OVER_CAPACITY, {"Retry-After": str(self.retry_after())}) from None
+            raise HTTPException(408, f"the request took over {self.limits.seconds:g} s to arrive.") from None
         finally:
-            self.held_bytes -= size
+            upload.timer = None
+        self.uploads.add(upload, len(message.get("body", b"")))
+        if upload.size > self.limits.bytes:
+            raise HTTPException(413, self._too_long())
+        return message
 
     def _too_long(self) -> str:
         return f"the request is over {self.limits.bytes:,} bytes, which is the limit."
@@ -169,3 +340,43 @@ def _ending(headers: dict[bytes, bytes]) -> bytes:
 def _length(headers: dict[bytes, bytes]) -> int:
     declared = headers.get(b"content-length", b"0")
     return int(declared) if declared.isdigit() else 0
+
+
+class BrowserMiddleware:
+    """An ASGI layer that keeps web pages of others from a service that asks for no key.
+
+    Any page may send forms to any address, this machine's included, and one whose name comes to mean this machine (DNS
+    rebinding) may read the answers.
+
+    Args:
+        app: what it protects.
+        hosts: names by which the service may be addressed, without ports; None is any.
+        origins: of the pages that may use it besides its own, as ``https://example.org``; "*" is any.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str] | None, origins: Collection[str]):
+        self.app, self.hosts, self.origins = app, hosts, origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        reason = self._reason(dict(scope["headers"])) if scope["type"] == "http" else None
+        app = self.app if reason is None else error_response(403, reason)
+        await app(scope, receive, send)
+
+    def _reason(self, headers: dict[bytes, bytes]) -> str | None:
+        """Why a request is refused."""
+        host = headers.get(b"host", b"").decode("latin-1").lower()
+        if self.hosts is not None and _host_name(host) not in self.hosts:
+            return f"this service is not {host[:100]!r}: address it as {', '.join(self.hosts)}, or set a key."
+        origin = headers.get(b"origin", b"").decode("latin-1").lower()
+        if origin and not {"*", origin} & set(self.origins) and origin.partition("://")[2] != host:
+            return f"pages of {origin[:100]} may not use this service; --cors {origin[:100]} lets them."
+        return None
+
+
+def _host_name(host: str) -> str | None:
+    """The name in a header Host, without port and brackets."""
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None

@@ -5,7 +5,7 @@ What is found is answered as a COCO data set whose annotations have scores, as `
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 _OVER = "Objects with a score over this; by default over that of their class, which `/model` names."
 Threshold = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, description=_OVER)]
@@ -17,9 +17,9 @@ class Asked(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    images: Annotated[list[str], Field(min_length=1, description="Each an image file in base64.")]
+    images: Annotated[list[str], FailFast(), Field(min_length=1, description="Each an image file in base64.")]
     threshold: Threshold | None = None
-    classes: Annotated[list[str], Field(description=CLASSES)] = []
+    classes: Annotated[list[str], FailFast(), Field(description=CLASSES)] = []
 
 
 class Image(BaseModel):
@@ -69,6 +69,15 @@ class Model(BaseModel):
     writes: bool
     threshold: float
     thresholds: list[float]
+
+
+class Health(BaseModel):
+    """How the service is: images waiting or in work, processes that decode, and how many of them are busy."""
+
+    status: str
+    images: int
+    decoders: int
+    decoders_busy: int
 
 
 class Fault(BaseModel):

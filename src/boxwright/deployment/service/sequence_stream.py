@@ -6,22 +6,24 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi.responses import StreamingResponse
-from pydantic import TypeAdapter, ValidationError
+from pydantic import FailFast, TypeAdapter, ValidationError
 from starlette.types import Receive, Scope, Send
 
 from boxwright.classes import position
 from boxwright.config import UserError, require
 from boxwright.deployment.service.batching import ObjectParts, SequenceJob, StreamItem
-from boxwright.deployment.service.errors import RequestError, in_words
+from boxwright.deployment.service.errors import in_words
+from boxwright.deployment.service.json_body import check_values
+from boxwright.deployment.service.limits import RequestError
 from boxwright.deployment.service.schemas import Given, LastLine, ObjectLine, WordLine
 from boxwright.runtime.predictor_base import BasePredictor
 from boxwright.runtime.sequence_types import Box, GivenObjects, StreamObject, StreamToken, is_inside
 
 _ROUNDED = 0.01  # pixels by which a box may reach out of the image, as numbers in COCO files are rounded
-_LISTS = TypeAdapter(list[Given])
+_LISTS = TypeAdapter(Annotated[list[Given], FailFast()])
 _SCHEMA = {"oneOf": [kind.model_json_schema() for kind in (WordLine, ObjectLine, LastLine)]}
 DESCRIPTION = {200: {"description": "JSON, line by line.", "content": {"application/x-ndjson": {"schema": _SCHEMA}}}}
 
@@ -37,6 +39,7 @@ def read_given(text: str, size: tuple[int, int], detector: BasePredictor) -> Giv
     Raises:
         RequestError: for what is no such list, an unknown class, or a box outside the image.
     """
+    check_values(text.encode("utf-8", "replace"))
     try:
         objects = _LISTS.validate_json(text)
     except ValidationError as error:

@@ -1,19 +1,22 @@
-"""Decode uploaded images, which may be anything."""
+"""Decode uploaded images, which may be anything. The process that decodes imports this, so it imports little."""
 
 from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Callable
 
-from boxwright.deployment.service.errors import RequestError
+from boxwright.deployment.service.limits import RequestError
 from boxwright.images import displayed_size, open_lazily, reason, upright
-from boxwright.runtime.inputs import DecodedImage, reduced
+from boxwright.runtime.inputs import GAP, DecodedImage
 
 # The formats that Pillow reads without starting programs or opening other files.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 
 
-def decode(data: bytes, name: str, side: int, most_pixels: int) -> DecodedImage:
+def decode(
+    data: bytes, name: str, side: int, most_pixels: int, opened: Callable[[int], None] = lambda pixels: None
+) -> DecodedImage:
     """An uploaded image in mode RGB, upright; a large one reduced, to no less than three times the canvas.
 
     Args:
@@ -21,18 +24,21 @@ def decode(data: bytes, name: str, side: int, most_pixels: int) -> DecodedImage:
         name: the caller's name for it, for errors.
         side: of the canvas that it will be fitted into, in pixels.
         most_pixels: the largest image, by its header; nothing of a larger one is decoded.
+        opened: called with the number of pixels, when the header is read.
 
     Raises:
         RequestError: if it is larger, is no such file, cut short or damaged.
+        MemoryError: if there is not enough memory.
     """
     try:
         with open_lazily(io.BytesIO(data), FORMATS) as image:
             if image.width * image.height > most_pixels:
                 pixels = f"{image.width} x {image.height} pixels, and {most_pixels:,} are the limit"
                 raise RequestError(413, f"{name} has {pixels}; send a smaller one.")
+            opened(image.width * image.height)
             size = displayed_size(image)
-            return DecodedImage(reduced(upright(image, side), side), size)
-    except RequestError:
+            return DecodedImage(upright(image, side, GAP), size)
+    except (RequestError, MemoryError):
         raise
     except Exception as error:  # see `boxwright.images.open_image`
         why = reason(error) if data else "it is empty"

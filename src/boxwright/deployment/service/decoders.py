@@ -1,0 +1,210 @@
+"""Decode uploads in processes that can be ended, within limits of CPU time and memory.
+
+Nearly all images are decoded at the first attempt, with little time and memory. What needs more gets more, one image at
+a time, so that a difficult file delays no easy one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from queue import LifoQueue
+from typing import Any
+
+from PIL import Image
+
+from boxwright.deployment.service import decoding_process
+from boxwright.deployment.service.limits import Limits, RequestError
+from boxwright.runtime.inputs import DecodedImage
+
+_PROCESSES = 2
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What an attempt to decode an image may take.
+
+    Attributes:
+        seconds: of CPU time.
+        pixel_seconds: more of it, for each pixel of the image.
+        bytes: of memory.
+    """
+
+    seconds: float
+    pixel_seconds: float
+    bytes: int
+
+
+_FIRST = Attempt(0.25, 0, 96 * 2**20)
+HELD_PIXELS = 2**24  # of decoded images that wait to be computed, 64 MB; while there are more, nothing is decoded
+
+
+class Decoders:
+    """Processes that decode; each is started when it is needed first, or by `start`.
+
+    Args:
+        limits: of requests.
+
+    Attributes:
+        count: how many processes there are.
+        killed: how often an attempt took too much time.
+    """
+
+    count = 2
+
+    def __init__(self, limits: Limits):
+        self.limits, self.killed = limits, 0
+        self.last = Attempt(0.5, 1.25e-7, max(_FIRST.bytes, limits.decoding_bytes))
+        self._held_pixels, self._released = 0, asyncio.Event()
+        self._one_at_a_time = asyncio.Lock()
+        self._slots = asyncio.Semaphore(self.count)
+        self._threads = ThreadPoolExecutor(self.count, "decoder")  # each waits for a process
+        self._processes = [_Process() for _ in range(self.count)]
+        self._free: LifoQueue[_Process] = LifoQueue()
+        for process in reversed(self._processes):
+            self._free.put(process)
+
+    @property
+    def busy(self) -> int:
+        """How many processes are decoding."""
+        return self.count - self._free.qsize()
+
+    def start(self) -> None:
+        """Start the processes now."""
+        for process in self._processes:
+            process.start()
+
+    async def decode(self, data: bytes, name: str, side: int, held_pixels: int = HELD_PIXELS) -> DecodedImage:
+        """An uploaded image in mode RGB; see `boxwright.deployment.service.uploads.decode`.
+
+        Args:
+            data: the file.
+            name: the caller's name for it, for errors.
+            side: of the canvas that it will be fitted into, in pixels.
+            held_pixels: it waits while the decoded images that are held have as many pixels.
+
+        Raises:
+            RequestError: if it cannot be decoded, or not within the limits.
+            TimeoutError: if the machine is too busy.
+        """
+        await self._room(held_pixels)
+        answer = await self._attempt(data, name, side, _FIRST)
+        if isinstance(answer, str):
+            async with self._one_at_a_time:
+                answer = await self._attempt(data, name, side, self.last)
+        if isinstance(answer, str):
+            raise RequestError(413, f"{name} takes too much {answer} to decode; send it as an ordinary JPEG or PNG.")
+        return answer
+
+    @contextmanager
+    def hold(self, image: DecodedImage) -> Iterator[None]:
+        """Count the pixels of a decoded image as held."""
+        pixels = image.image.width * image.image.height
+        self._held_pixels += pixels
+        try:
+            yield
+        finally:
+            self._held_pixels -= pixels
+            self._released.set()
+
+    def close(self) -> None:
+        """End the processes, whatever they do."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for process in self._processes:
+            process.end()
+
+    async def _room(self, held_pixels: int) -> None:
+        """Wait until fewer pixels are held."""
+        while self._held_pixels >= held_pixels:
+            self._released.clear()
+            await self._released.wait()
+
+    async def _attempt(self, data: bytes, name: str, side: int, attempt: Attempt) -> DecodedImage | str:
+        """The image, or what there was not enough of: time or memory."""
+        async with self._slots:
+            await self._room(HELD_PIXELS)
+            answer = await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._ask, data, name, side, attempt
+            )
+        self.killed += answer == decoding_process.TIME
+        return answer
+
+    def _ask(self, data: bytes, name: str, side: int, attempt: Attempt) -> DecodedImage | str:
+        """`_attempt`, in a thread."""
+        request = {"name": name, "side": side, "pixels": self.limits.pixels, **vars(attempt)}
+        process = self._free.get()
+        try:
+            answer, pixels = process.ask(request, data, self.limits.seconds)
+        finally:
+            self._free.put(process)
+        if "failed" in answer:
+            return answer["failed"]
+        if "status" in answer:
+            raise RequestError(answer["status"], answer["detail"])
+        return DecodedImage(Image.frombytes("RGB", answer["decoded"], pixels), tuple(answer["size"]))
+
+
+class _Process:
+    """A process that decodes one image at a time."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._ended = False
+
+    def start(self) -> None:
+        """Start it, unless it runs; nothing is awaited."""
+        if self._process is not None:
+            return
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = [sys.executable, "-P", "-m", decoding_process.__name__, str(theirs.fileno())]
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+                env=_environment(),
+            )
+        self._connection = Connection(ours.detach())
+
+    def ask(self, request: dict[str, Any], data: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
+        """Header and pixels of the answer; `TimeoutError` if there is none after so many seconds."""
+        self.start()
+        assert self._connection is not None
+        try:
+            self._connection.send_bytes(json.dumps(request).encode())
+            self._connection.send_bytes(data)
+            if not self._connection.poll(seconds):
+                self.end()
+                raise TimeoutError
+            return json.loads(self._connection.recv_bytes()), self._connection.recv_bytes()
+        except (EOFError, OSError) as error:
+            self.end()
+            if isinstance(error, TimeoutError):
+                raise
+            raise RequestError(400, f"{request['name']} cannot be read as an image: it crashes the decoder.") from error
+
+    def end(self) -> None:
+        """End it at once; the next request starts another."""
+        process, self._process = self._process, None
+        if process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # its fork, too
+            process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """That of this process, without the key; the same modules are found, and no library needs threads there."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("BOXWRIGHT_")}
+    return kept | {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

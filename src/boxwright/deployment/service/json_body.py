@@ -1,0 +1,40 @@
+"""JSON of callers, read in bounded time and memory: a few megabytes of it can make millions of objects."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import HTTPException, Request, Response
+from fastapi.routing import APIRoute
+
+MOST_VALUES = 10_000  # images and classes are few, and base64 has no commas
+
+
+def check_values(text: bytes) -> None:
+    """Refuse JSON that may have very many values, before it is parsed."""
+    if text.count(b",") >= MOST_VALUES:  # there are no more values than commas, but for nested ones, which are few
+        raise HTTPException(413, f"the JSON has over {MOST_VALUES:,} values, which is the limit.")
+
+
+class _BoundedRequest(Request):
+    async def json(self) -> Any:
+        """The parsed body; the body itself is forgotten."""
+        body, self._body = await self.body(), b""
+        check_values(body)
+        return await asyncio.to_thread(json.loads, body)
+
+
+class BoundedRoute(APIRoute):
+    """A route whose JSON body is bounded, and parsed in a thread."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """As FastAPI asks for it."""
+        handle = super().get_route_handler()
+
+        async def bounded(request: Request) -> Response:
+            return await handle(_BoundedRequest(request.scope, request.receive))
+
+        return bounded

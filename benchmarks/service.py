@@ -211,11 +211,18 @@ def gauge(port: int, name: str) -> float:
 @contextmanager
 def served(model: Path) -> Iterator[int]:
     """The port of a service in a process of its own."""
+    with served_process(model) as (_, port):
+        yield port
+
+
+@contextmanager
+def served_process(model: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A service in a process of its own, and its port."""
     command = [sys.executable, "-u", "-m", "boxwright", "serve", str(model), "--port", "0", "--device", "cpu"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            yield int(re.findall(r"127\.0\.0\.1:(\d+)", process.stdout.readline())[0])
+            yield process, int(re.findall(r"127\.0\.0\.1:(\d+)", process.stdout.readline())[0])
         finally:
             process.terminate()
 

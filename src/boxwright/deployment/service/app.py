@@ -195,6 +195,7 @@ def make_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await service.decoders.ready()
         yield
         await asyncio.to_thread(service.close)
 

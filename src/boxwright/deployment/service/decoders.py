@@ -46,11 +46,12 @@ class Attempt:
 
 
 _FIRST = Attempt(0.25, 0, 96 * 2**20)
+_MORE_SECONDS = 10  # than a request may take; a process that has not answered then is ended
 HELD_PIXELS = 2**24  # of decoded images that wait to be computed, 64 MB; while there are more, nothing is decoded
 
 
 class Decoders:
-    """Processes that decode; each is started when it is needed first, or by `start`.
+    """Processes that decode.
 
     Args:
         limits: of requests.
@@ -80,9 +81,14 @@ class Decoders:
         return self.count - self._free.qsize()
 
     def start(self) -> None:
-        """Start the processes now."""
+        """Start the processes, and wait for none."""
         for process in self._processes:
             process.start()
+
+    async def ready(self) -> None:
+        """Wait until all processes are started."""
+        self.start()
+        await asyncio.gather(*(asyncio.to_thread(process.wait) for process in self._processes))
 
     async def decode(self, data: bytes, name: str, side: int, held_pixels: int = HELD_PIXELS) -> DecodedImage:
         """An uploaded image in mode RGB; see `boxwright.deployment.service.uploads.decode`.
@@ -142,9 +148,10 @@ class Decoders:
     def _ask(self, data: bytes, name: str, side: int, attempt: Attempt) -> DecodedImage | str:
         """`_attempt`, in a thread."""
         request = {"name": name, "side": side, "pixels": self.limits.pixels, **vars(attempt)}
+        request["last"] = attempt is self.last
         process = self._free.get()
         try:
-            answer, pixels = process.ask(request, data, self.limits.seconds)
+            answer, pixels = process.ask(request, data, self.limits.seconds + _MORE_SECONDS)
         finally:
             self._free.put(process)
         if "failed" in answer:
@@ -160,7 +167,7 @@ class _Process:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
-        self._ended = False
+        self._is_ready = False
 
     def start(self) -> None:
         """Start it, unless it runs; nothing is awaited."""
@@ -176,11 +183,20 @@ class _Process:
                 start_new_session=True,
                 env=_environment(),
             )
-        self._connection = Connection(ours.detach())
+        self._connection, self._is_ready = Connection(ours.detach()), False
+
+    def wait(self) -> None:
+        """Wait until it is ready."""
+        self.start()
+        assert self._connection is not None
+        if not self._is_ready:
+            with suppress(EOFError, OSError):  # the next request says so
+                self._connection.recv_bytes()
+            self._is_ready = True
 
     def ask(self, request: dict[str, Any], data: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
         """Header and pixels of the answer; `TimeoutError` if there is none after so many seconds."""
-        self.start()
+        self.wait()
         assert self._connection is not None
         try:
             self._connection.send_bytes(json.dumps(request).encode())

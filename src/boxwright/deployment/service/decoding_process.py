@@ -8,11 +8,13 @@ image takes more CPU time than it may, the system ends the fork, and the next on
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import signal
 import sys
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -20,6 +22,8 @@ from PIL import Image
 from boxwright.deployment.service.limits import RequestError
 from boxwright.deployment.service.uploads import decode
 
+_MOST_PIXEL_BYTES = 16  # that decoding takes, in a WebP
+READY = b"ready"
 TIME, MEMORY = "time", "memory"  # what an image may take too much of
 
 
@@ -27,6 +31,7 @@ def main() -> None:
     """Answer until the service closes the socket. Any end but that one and a lack of time ends this process, too."""
     connection = Connection(int(sys.argv[1]))
     Image.init()  # imports what reads the formats
+    connection.send_bytes(READY)
     while True:
         fork = os.fork()
         if not fork:
@@ -47,13 +52,18 @@ def _answer_requests(connection: Connection) -> None:
         except (EOFError, ConnectionError):
             return
         _limit_memory(allocated + request["bytes"])
-        _send(connection, *_answer(request, data))
+        answer = _answer(request, data)
+        _limit_memory(resource.getrlimit(resource.RLIMIT_DATA)[1])
+        _send(connection, *answer)
 
 
 def _answer(request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
     """The header and the pixels."""
+    needed: float = math.inf if data[8:12] == b"WEBP" else 0  # a WebP decoder allocates before anything is known
 
     def opened(pixels: int) -> None:
+        nonlocal needed
+        needed = pixels * _MOST_PIXEL_BYTES
         _limit_time(request["seconds"] + pixels * request["pixel_seconds"])
 
     _limit_time(request["seconds"])
@@ -64,7 +74,10 @@ def _answer(request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes
     except MemoryError:
         return {"failed": MEMORY}, b""
     except RequestError as error:
-        return {"status": error.status, "detail": str(error)}, b""
+        if needed > request["bytes"] and not request["last"]:  # libraries have many words for too little memory
+            return {"failed": MEMORY}, b""
+        doubt = f" It may need over {request['bytes']:,} bytes to be decoded." if needed > request["bytes"] else ""
+        return {"status": error.status, "detail": f"{error}{doubt}"}, b""
     finally:
         _limit_time(0)
 
@@ -76,14 +89,14 @@ def _limit_time(seconds: float) -> None:
 
 def _limit_memory(size: int) -> None:
     """Fail to allocate more than this many bytes; systems other than Linux may take no notice."""
-    resource.setrlimit(resource.RLIMIT_DATA, (size, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (size, hard))
 
 
 def _allocated() -> int:
     """Bytes that this process has allocated, as the limit counts them."""
     try:
-        with open("/proc/self/statm") as file:  # noqa: PTH123 (a file of the system)
-            return int(file.read().split()[5]) * resource.getpagesize()
+        return int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
     except FileNotFoundError:
         return 2**30
 

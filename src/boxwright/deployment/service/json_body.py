@@ -20,11 +20,14 @@ def check_values(text: bytes) -> None:
 
 
 class _BoundedRequest(Request):
+    parsing: asyncio.Lock
+
     async def json(self) -> Any:
         """The parsed body; the body itself is forgotten."""
         body, self._body = await self.body(), b""
         check_values(body)
-        return await asyncio.to_thread(json.loads, body)
+        async with self.parsing:  # while a text is parsed, Python does nothing else
+            return await asyncio.to_thread(json.loads, body)
 
 
 class BoundedRoute(APIRoute):
@@ -32,9 +35,11 @@ class BoundedRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """As FastAPI asks for it."""
-        handle = super().get_route_handler()
+        handle, parsing = super().get_route_handler(), asyncio.Lock()
 
         async def bounded(request: Request) -> Response:
-            return await handle(_BoundedRequest(request.scope, request.receive))
+            one = _BoundedRequest(request.scope, request.receive)
+            one.parsing = parsing
+            return await handle(one)
 
         return bounded

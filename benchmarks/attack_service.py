@@ -1,0 +1,247 @@
+"""Attacks on the service: each against a fresh server, while the rest of the world goes on using it.
+
+    python benchmarks/attack_service.py model.onnx
+
+During an attack, `/healthz` is asked again and again; right after it has begun, an honest request is sent. For each
+attack, the table has the statuses that it got, the longest time that `/healthz` took, the most memory of the server and
+its processes together (the sum of their resident sets), and the seconds until the honest request was answered. Bounds:
+1 s, 800 MB and 5 s; what breaks one is marked, and the exit status is 1. At the end, SIGTERM in the middle of an attack
+must end the server in time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image
+from service import multipart, request, served_process
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from helpers import bombs
+
+MOST_SECONDS, MOST_BYTES, MOST_WAIT = 1.0, 800e6, 5.0
+GRACE = 40  # seconds after SIGTERM: those of a request, and some
+JSON = {"content-type": "application/json"}
+LARGE = (5792, 5792)  # pixels: the largest by default
+
+Piece = bytes | float  # to send, or seconds to wait
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--only", default="", help="attacks whose names contain this")
+    options = parser.parse_args()
+    print("| attack | statuses | /healthz, longest | memory | honest request |\n| --- | --- | --- | --- | --- |")
+    right = True
+    for name, attack in ATTACKS.items():
+        if options.only in name:
+            right &= report(options.model, name, attack())
+    if options.only in "SIGTERM":
+        right &= ends_in_time(options.model)
+    sys.exit(not right)
+
+
+def report(model: Path, name: str, attackers: Sequence[Sequence[Piece]]) -> bool:
+    with served_process(model) as (process, port):
+        statuses, health, memory, honest = asyncio.run(Attack(process.pid, port).run(attackers))
+    checks = [(health, MOST_SECONDS, "s"), (memory / 1e6, MOST_BYTES / 1e6, "MB"), (honest, MOST_WAIT, "s")]
+    cells = [
+        f"{value:.{1 if unit == 's' else 0}f} {unit}{'' if value <= most else ' (!)'}" for value, most, unit in checks
+    ]
+    answers = ", ".join(f"{count} x {status}" for status, count in sorted(Counter(statuses).items()))
+    print(f"| {name} | {answers} | {' | '.join(cells)} |", flush=True)
+    return all(value <= most for value, most, _ in checks) and "5" not in {
+        status[0] for status in statuses if status != "503"
+    }
+
+
+class Attack:
+    """One attack on a server, and what it does to others."""
+
+    def __init__(self, pid: int, port: int):
+        self.pid, self.port, self.memory, self.health = pid, port, 0.0, 0.0
+
+    async def run(self, attackers: Sequence[Sequence[Piece]]) -> tuple[list[str], float, float, float]:
+        """Statuses, seconds of `/healthz`, bytes of memory, seconds of the honest request."""
+        await self.ask(honest_request())  # all is warm
+        watching = [asyncio.create_task(self.watch_memory()), asyncio.create_task(self.watch_health())]
+        attacking = [asyncio.create_task(attack(self.port, pieces)) for pieces in attackers]
+        await asyncio.sleep(0.5)
+        started = time.perf_counter()
+        while (status := await self.ask(honest_request())) != "200":
+            print(f"  (an honest request: {status})", file=sys.stderr)
+            await asyncio.sleep(0.2)
+        honest = time.perf_counter() - started
+        done, late = await asyncio.wait(attacking, timeout=60)
+        for task in [*watching, *late]:
+            task.cancel()
+        return [task.result() for task in done] + ["none"] * len(late), self.health, self.memory, honest
+
+    async def watch_memory(self) -> None:
+        while True:
+            self.memory = max(self.memory, tree_memory(self.pid))
+            await asyncio.sleep(0.05)
+
+    async def watch_health(self) -> None:
+        while True:
+            started = time.perf_counter()
+            assert await self.ask(request("GET", "/healthz", b"")) == "200"
+            self.health = max(self.health, time.perf_counter() - started)
+            await asyncio.sleep(0.1)
+
+    async def ask(self, message: bytes) -> str:
+        return await attack(self.port, [message])
+
+
+async def attack(port: int, pieces: Sequence[Piece]) -> str:
+    """Send pieces; the status that comes back, "cut" for a broken connection, "closed" for none."""
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for piece in pieces:
+            if isinstance(piece, bytes):
+                for start in range(0, len(piece), 2**18):
+                    writer.write(piece[start : start + 2**18])
+                    await writer.drain()
+            elif piece >= 0:
+                await asyncio.sleep(piece)
+            else:
+                writer.close()
+                return "left"
+        line = await reader.readline()
+        writer.close()
+        return line.split()[1].decode() if line else "closed"
+    except OSError:
+        return "cut"
+
+
+def tree_memory(pid: int) -> float:
+    """Resident bytes of a process and all that it started."""
+    pids, total = [pid], 0.0
+    while pids:
+        one = pids.pop()
+        try:
+            total += int(Path(f"/proc/{one}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            for children in Path(f"/proc/{one}/task").glob("*/children"):
+                pids += [int(child) for child in children.read_text().split()]
+        except OSError:  # it has ended
+            continue
+    return total
+
+
+def ends_in_time(model: Path) -> bool:
+    scans = multipart(bombs.repeated_scans(6000))
+    with served_process(model) as (process, port):
+
+        async def begin() -> None:
+            tasks = [asyncio.create_task(attack(port, [scans])) for _ in range(4)]
+            await asyncio.sleep(1)
+            process.send_signal(signal.SIGTERM)
+            await asyncio.wait(tasks)
+
+        started = time.perf_counter()
+        asyncio.run(begin())
+        try:
+            code = process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            code = None
+    print(f"\nSIGTERM while four files are decoded: exit status {code} after {time.perf_counter() - started:.1f} s")
+    return code == 0
+
+
+def honest_request() -> bytes:
+    return multipart(bombs.saved(Image.effect_noise((640, 480), 50).convert("RGB"), "jpeg"))
+
+
+def as_json(body: bytes) -> bytes:
+    return request("POST", "/detect/base64", body, JSON)
+
+
+def filled(start: bytes, item: bytes, end: bytes, size: int = 2**24 - 1000) -> bytes:
+    """JSON of this many bytes."""
+    return as_json(start + item * ((size - len(start) - len(end)) // len(item)) + end)
+
+
+def several(count: int, *pieces: Piece) -> list[Sequence[Piece]]:
+    return [pieces] * count
+
+
+def upload(file: bytes, count: int = 4) -> list[Sequence[Piece]]:
+    return several(count, multipart(file))
+
+
+def unfinished(count: int, size: int) -> list[Sequence[Piece]]:
+    """Requests that stay incomplete."""
+    whole = multipart(bytes(size))
+    return several(count, whole[:-100], 40.0)
+
+
+def form(part: bytes, size: int = 2**24 - 1000) -> bytes:
+    body = part * (size // len(part)) + b"--part--\r\n"
+    return request("POST", "/detect", body, {"content-type": "multipart/form-data; boundary=part"})
+
+
+def large_tiles() -> bytes:
+    """An image that is just too small to be averaged down, where the canvas has 640 pixels."""
+    return bombs.plain("RGB", (3830, 3830), "png", compress_level=1)
+
+
+FIELD = b'--part\r\nContent-Disposition: form-data; name="classes"\r\n\r\n\r\n'
+FILE = FIELD.replace(b'"classes"', b'"images"; filename="a"')
+ATTACKS: dict[str, Callable[[], Sequence[Sequence[Piece]]]] = {
+    "none": list,
+    "JSON of ones, 2 MB": lambda: several(4, filled(b'{"images":[1', b",1", b"]}", 2 * 10**6)),
+    "JSON of ones": lambda: several(4, filled(b'{"images":[1', b",1", b"]}")),
+    "JSON of empty lists": lambda: several(4, filled(b'{"images":[[]', b",[]", b"]}")),
+    "JSON of objects": lambda: several(4, filled(b'{"images":[{}', b',{"a":1}', b"]}")),
+    "JSON of escapes": lambda: several(4, filled(b'{"images":["', b"\\u0041", b'"]}')),
+    "JSON, one long class": lambda: several(4, filled(b'{"images":["AAAA"],"classes":["', b"b", b'"]}')),
+    "JSON, one long number": lambda: several(4, filled(b'{"images":["AAAA"],"threshold":0.', b"1", b"}")),
+    "form of fields": lambda: several(4, form(FIELD)),
+    "form of half boundaries": lambda: several(4, form(FIELD[:-2] + b"\r\n--par" * 100_000)),
+    "form of carriage returns": lambda: several(
+        4, form(FIELD.replace(b'"classes"', b'"images"; filename="a"') + b"\r" * 10**7)
+    ),
+    "JPEG of 6,000 scans": lambda: upload(bombs.repeated_scans(6000), 16),
+    "PNG of a million chunks": lambda: upload(bombs.png_chunks(10**6)),
+    "GIF of comments": lambda: upload(bombs.gif_comments(15 * 10**6)),
+    "PPM with a long comment": lambda: upload(bombs.ppm_comment(15 * 10**6)),
+    "PPM as text": lambda: upload(bombs.ppm_text(1500)),
+    "PPM of 16 bits": lambda: upload(bombs.ppm_deep(1600)),
+    "BMP of runs": lambda: upload(bombs.bmp_runs(2500)),
+    "PNG, 33 million grey pixels of 16 bits": lambda: upload(bombs.plain("I;16", LARGE, "png", compress_level=1), 8),
+    "PNG, 33 million transparent pixels": lambda: upload(bombs.plain("RGBA", LARGE, "png", compress_level=1), 8),
+    "WebP, 19 million pixels": lambda: upload(bombs.plain("RGB", (4400, 4400), "webp", quality=1, method=0), 8),
+    "WebP, 33 million pixels": lambda: upload(bombs.plain("RGB", LARGE, "webp", quality=1, method=0), 8),
+    "TIFF, 25 million floats": lambda: upload(bombs.plain("F", (5000, 5000), "tiff", compression="tiff_lzw"), 8),
+    "JPEG, progressive, 33 million pixels": lambda: upload(
+        bombs.plain("RGB", LARGE, "jpeg", progressive=True, subsampling=0), 8
+    ),
+    "64 images just under the size that is reduced": lambda: upload(large_tiles(), 64),
+    "a header of 139 MB": lambda: several(2, b"GET / HTTP/1.1\r\nhost: localhost\r\na: " + b"a" * 139_000_000),
+    "a header that never ends": lambda: several(50, b"GET / HTTP/1.1\r\nhost: localhost\r\na: ", 30.0),
+    "trailers of 100 MB": lambda: several(
+        2,
+        b"POST /detect HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n0\r\n",
+        b"a: " + b"a" * 100_000_000,
+    ),
+    "600 idle connections": lambda: several(600, 20.0),
+    "40 uploads of 16 MB that stop": lambda: unfinished(40, 2**24 - 1000),
+    "300 uploads of 1 MB that stop": lambda: unfinished(300, 2**20),
+    "bodies over the limit": lambda: several(24, multipart(bytes(2**24 + 10**6))),
+    "64 clients that leave": lambda: several(64, honest_request(), -1.0),
+    "pipelined requests": lambda: several(4, request("GET", "/openapi.json", b"") * 100_000),
+}
+
+
+if __name__ == "__main__":
+    main()

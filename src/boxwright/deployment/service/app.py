@@ -105,8 +105,7 @@ class Service:
                 found = await _all(self._detect(name, data, wanted) for name, data in images)
         least = self.thresholds if threshold is None else threshold
         predicted = [
-            (name, size, detections.above(least))
-            for (name, _), (size, detections) in zip(images, found, strict=True)
+            (name, size, detections.above(least)) for (name, _), (size, detections) in zip(images, found, strict=True)
         ]
         answer = coco_data_set(predicted, self.detector.names)
         return Response(json.dumps(answer), media_type="application/json")

@@ -27,8 +27,6 @@ from boxwright.deployment.service import decoding_process
 from boxwright.deployment.service.limits import Limits, RequestError
 from boxwright.runtime.inputs import DecodedImage
 
-_PROCESSES = 2
-
 
 @dataclass(frozen=True)
 class Attempt:
@@ -70,8 +68,8 @@ class Decoders:
         self._one_at_a_time = asyncio.Lock()
         self._slots = asyncio.Semaphore(self.count)
         self._threads = ThreadPoolExecutor(self.count, "decoder")  # each waits for a process
-        self._processes = [_Process() for _ in range(self.count)]
-        self._free: LifoQueue[_Process] = LifoQueue()
+        self._processes = [Process() for _ in range(self.count)]
+        self._free: LifoQueue[Process] = LifoQueue()
         for process in reversed(self._processes):
             self._free.put(process)
 
@@ -161,7 +159,7 @@ class Decoders:
         return DecodedImage(Image.frombytes("RGB", answer["decoded"], pixels), tuple(answer["size"]))
 
 
-class _Process:
+class Process:
     """A process that decodes one image at a time."""
 
     def __init__(self) -> None:

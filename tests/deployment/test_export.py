@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from boxwright.checkpoints.detector_file import save_detector
 from boxwright.config import UserError
@@ -14,6 +15,7 @@ from boxwright.detections import Detections
 from boxwright.inference.predictor import Predictor
 from boxwright.runtime import Detector
 from boxwright.thresholds import Thresholds
+from boxwright.types import Predictions
 from helpers.untrained import untrained
 
 
@@ -173,6 +175,52 @@ def test_what_fewer_bits_cost_at_the_stored_thresholds_is_reported(photos):
     assert "F1 at" not in Parity("int8", **zeros, **rest).to_markdown("x")
     row = "| F1 at the stored thresholds, source and file | 66.70 and 65.00 |"
     assert row in Parity("int8", **zeros, **rest, f1_source=66.7, f1_file=65.0).to_markdown("x")
+
+
+class TwoCells(nn.Module):
+    """Of two cells with nearly the same score, the better one keeps it, and the other one loses it."""
+
+    names, image_size, square_canvas = ("cat",), 64, False
+
+    def __init__(self, ahead: float):
+        super().__init__()
+        self.score = nn.Parameter(torch.tensor([0.7 + ahead, 0.7]))
+
+    def forward(self, images_BCHW, sizes_B2):
+        return images_BCHW
+
+    def decode(self, images_BCHW):
+        best = self.score.argmax()
+        scores = self.score.detach() - 0.5 * (torch.arange(2) != best)
+        boxes = torch.tensor([[0.1, 0.1, 0.5, 0.5], [0.1, 0.1, 0.6, 0.6]])
+        return Predictions(boxes[None], scores[None], torch.zeros(1, 2, dtype=torch.long))
+
+
+class TheOtherCell:
+    """A file in which the second cell is better."""
+
+    def run(self, images):
+        boxes = np.array([[[0.1, 0.1, 0.5, 0.5], [0.1, 0.1, 0.6, 0.6]]], np.float32) * 64
+        scores = np.array([[0.2, 0.7]], np.float32)
+        return tuple(np.repeat(x, len(images), 0) for x in (boxes, scores, np.zeros((1, 2), np.int64)))
+
+
+@pytest.mark.parametrize(("ahead", "tied"), [(0.0, 1), (1e-3, 0)])
+def test_what_rounding_alone_decides_is_left_out_and_counted(photos, ahead, tied):
+    detector = TwoCells(ahead)
+    before = detector.score.detach().clone()
+    parity = compare(TheOtherCell(), detector, "fp32", records(photos)[:1], None)
+    assert parity.tied == tied
+    assert bool(parity.faults) is not bool(tied)
+    assert torch.equal(detector.score, before)
+
+
+def test_many_images_that_rounding_decides_are_a_fault():
+    zeros = dict.fromkeys(("images", "spoken", "objects", "missing", "box_px", "score", "ap_source", "ap_file"), 0)
+    rest = {"batch_missing": 0, "batch_px": 0.0, "batch_score": 0.0, "grey": 0}
+    faults = [Parity("fp32", **(zeros | {"images": 40}), **rest, tied=tied).faults for tied in (2, 3)]
+    assert [len(each) for each in faults] == [0, 1]
+    assert "rounding alone decides what the source finds in 3 of 40 images" in faults[1][0]
 
 
 class OneObject:

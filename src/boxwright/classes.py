@@ -62,7 +62,10 @@ def position(name: Any, names: Sequence[str]) -> int:
 
 def is_printable(name: str) -> bool:
     """Whether a name has no characters that control a terminal, break lines or turn text around."""
-    return not any(category(character) in _CONTROLS or character in _TURNS for character in name)
+    return not any(
+        category(character) in _CONTROLS or character in _TURNS or ord(character) & 0xFFFE == 0xFFFE  # no characters
+        for character in name
+    )
 
 
 def check_names(names: Any, where: str = "") -> None:

@@ -187,6 +187,11 @@ PLANTED = [
     ("not-fractions", label("0 20 15 4 4\n1 10 4 5 6"), "labels/val"),
     ("unmatched-label", lambda r: _renamed(samples.yolo(r), "labels/train/a.txt", "labels/train/z.txt"), "z.txt"),
     ("nothing-to-learn", lambda r: coco_with(r, lambda c: [row.update(difficult=1) for row in c["annotations"]]), ""),
+    ("empty-data", lambda r: coco_with(r, lambda c: [c[k].clear() for k in ("images", "annotations")]), ""),
+    ("empty-data", broken("annotations.json", '{"images": [], "annotations": [], "categories": []}'), ""),
+    ("no-held-out", yolo_yaml("train: [images/train, images/val]\nval: images/val\nnames: [cat, dog]\n"), ""),
+    ("no-train-split", yolo_yaml("val: images/val\nnames: [cat, dog]\n"), ""),
+    ("untrained-class", lambda r: coco_splits(r, _only_cats), ""),
     ("unused-class", lambda r: coco_with(r, add("categories", id=9, name="emu")), ""),
     ("empty-split", lambda r: text("ImageSets/Main/test.txt", "\n")(samples.voc(r)), "test.txt"),
     ("empty-split", lambda r: _with_folder(yolo_yaml("train: images/train\ntest: new\nnames: [a, b]\n")(r)), "yaml"),
@@ -199,6 +204,11 @@ PLANTED = [
     ("unlisted-image", lambda r: samples.image(samples.voc(r) / "JPEGImages" / "spare.png"), "JPEGImages"),
     ("heading", lambda r: coco_with(r, lambda c: _under(c, "animals")), "categories"),
 ]  # fmt: skip
+
+
+def _only_cats(content):
+    content["categories"].append({"id": 9, "name": "emu"})
+    content["annotations"][0]["category_id"] = 9
 
 
 def _second_cat(content):

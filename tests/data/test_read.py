@@ -41,27 +41,56 @@ def test_what_cannot_be_read_gets_one_line(tmp_path, make, message):
     assert "\n" not in str(caught.value)
 
 
-def test_class_lists_that_differ_are_named(tmp_path):
+def two_coco_files(root, change):
+    """COCO files of train and val, the second changed."""
     for first, split in ((1, "train"), (11, "val")):
         content = samples.coco_content(2, first)
         if split == "val":
-            content["categories"][0]["name"] = "wolf"
-        samples.write_json(tmp_path / "annotations" / f"{split}.json", content)
+            change(content)
+        samples.write_json(root / "annotations" / f"{split}.json", content)
         for row in content["images"]:
-            samples.image(tmp_path / "images" / row["file_name"])
-    with pytest.raises(UserError, match=r"val\.json: lacks 'dog' and adds 'wolf', compared with .*train\.json"):
+            samples.image(root / "images" / row["file_name"])
+    return root
+
+
+def test_a_class_of_some_coco_files_is_one_of_the_data_set(tmp_path):
+    dataset = read(two_coco_files(tmp_path, lambda content: content["categories"][0].update(name="wolf")))
+    assert dataset.names == ("cat", "dog", "wolf")  # those of train first, each file's in the order of its ids
+    assert dataset.category_ids == (3, 7, 8)
+    assert dataset.ids_of("train") == (3, 7, 8)
+    assert dataset.ids_of("val") == (3, 9, 7)  # in results of val, 7 is the file's own id of wolf
+    assert dataset.splits["train"][0].labels_N.tolist() == [0, 1]
+    assert dataset.splits["val"][0].labels_N.tolist() == [0, 2]
+
+
+def test_a_class_of_some_voc_lists_is_one_of_the_data_set(tmp_path):
+    for split, label, names in (("valid", "emu", "cat\nemu\n"), ("train", "cat", "cat\ndog\n")):
+        samples.image(tmp_path / split / "images" / "a.jpg")
+        samples.xml(tmp_path / split / "Annotations" / "a.xml", samples.thing(label))
+        (tmp_path / split / "classes.txt").write_text(names)
+    dataset = read(tmp_path)
+    assert dataset.names == ("cat", "dog", "emu")
+    assert dataset.splits["val"][0].labels_N.tolist() == [2]
+
+
+def test_lists_of_yolo_classes_may_differ_from_folder_to_folder(tmp_path):
+    for split, names in (("train", "cat\ndog\n"), ("val", "emu\ncat\n")):
+        samples.image(tmp_path / split / "a.jpg")
+        (tmp_path / split / "classes.txt").write_text(names)
+        (tmp_path / split / "a.txt").write_text("0 .5 .5 .2 .2\n1 .3 .3 .2 .2\n")
+    dataset = read(tmp_path)
+    assert dataset.names == ("cat", "dog", "emu")
+    assert dataset.splits["train"][0].labels_N.tolist() == [0, 1]
+    assert dataset.splits["val"][0].labels_N.tolist() == [2, 0]
+    (tmp_path / "classes.txt").write_text("dog\n")
+    with pytest.raises(UserError, match="several lists of classes that differ"):
         read(tmp_path)
 
 
 def test_classes_in_another_order_are_matched_by_name(tmp_path):
-    for first, split in ((1, "train"), (11, "val")):
-        content = samples.coco_content(2, first)
-        if split == "val":
-            content["categories"] = [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}]
-        samples.write_json(tmp_path / "annotations" / f"{split}.json", content)
-        for row in content["images"]:
-            samples.image(tmp_path / "images" / row["file_name"])
-    dataset = read(tmp_path)
+    swapped = [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}]
+    dataset = read(two_coco_files(tmp_path, lambda content: content.update(categories=swapped)))
+    assert dataset.ids_of("val") == (7, 3)
     assert dataset.splits["train"][0].labels_N.tolist() == [0, 1]
     assert dataset.splits["val"][0].labels_N.tolist() == [1, 0]
 

@@ -20,8 +20,8 @@ from rich.text import Text
 from boxwright.config import UserError
 from boxwright.console import make_console
 from boxwright.data.faults import FAULT_KINDS, Fault
-from boxwright.data.parsed import ParsedDataset, ParsedImage, is_usable, reason
-from boxwright.data.read import parse
+from boxwright.data.parsed import ParsedDataset, ParsedImage, empty_faults, is_usable, reason
+from boxwright.data.read import TRAIN_SPLITS, parse
 from boxwright.images import open_image, same_shape
 
 SMALL, LARGE = 32**2, 96**2  # COCO's limits of area, in square pixels
@@ -30,6 +30,12 @@ DUPLICATE_IOU = 0.9
 ODD_DEVIATIONS = 6  # robust standard deviations of the log area from the median of the class ...
 ODD_RATIO = 8  # ... and so many times its area ...
 ODD_COUNT = 20  # ... in a class with at least so many objects
+_NOT_TRAINABLE = {
+    "nothing-to-learn": "some objects count",
+    "no-held-out": "the split `val` has images of its own",
+    "no-train-split": "one of its splits is called `train`",
+}
+_VALIDATE = "It has no split `val`: hold images out with `--val 0.2`, or give others with `--val-data`."
 _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 
 
@@ -92,7 +98,10 @@ def check(data: Path | str, json: bool = False) -> CheckReport:
         *image_faults(parsed),
         *_box_faults(parsed),
         *_class_faults(parsed),
+        *([] if any(fault.fatal for fault in parsed.faults) else empty_faults(parsed)),
         *_learning_faults(parsed),
+        *_ignored_objects(parsed),
+        *_untrained_classes(parsed),
     ]
     faults = sorted(dict.fromkeys(faults), key=lambda fault: list(FAULT_KINDS).index(fault.kind))
     report = CheckReport(Path(data), parsed.format, faults, _split_counts(parsed), _class_counts(parsed))
@@ -269,7 +278,23 @@ def _class_faults(parsed: ParsedDataset) -> Iterator[Fault]:
 
 
 def _learning_faults(parsed: ParsedDataset) -> Iterator[Fault]:
-    """Classes with objects that are ignored, and splits for training and validation without an object that counts."""
+    """What keeps training from beginning: no training split, splits without an object, the same images in both."""
+    train = next((split for split in TRAIN_SPLITS if split in parsed.splits), None)
+    if parsed.splits and train is None:
+        listed = ", ".join(parsed.splits)
+        yield Fault("no-train-split", str(parsed.root), f"has no split `train`, only {listed}")
+    for split in (train, "val"):
+        images = parsed.splits.get(split or "", [])
+        if images and not any(map(_has_object, images)):
+            what = f"none of the {len(images):,} images of split {split!r} has an object that counts"
+            yield Fault("nothing-to-learn", str(parsed.root), what)
+    held_out = {image.path.resolve() for image in parsed.splits.get("val", [])}
+    if train and held_out and held_out <= {image.path.resolve() for image in parsed.splits[train]}:
+        yield Fault("no-held-out", str(parsed.root), f"every image of split 'val' is one of split {train!r}, too")
+
+
+def _ignored_objects(parsed: ParsedDataset) -> Iterator[Fault]:
+    """Classes with objects that are ignored."""
     objects, ignored = Counter[int](), Counter[int]()
     for image in (image for images in parsed.splits.values() for image in images):
         objects.update(image.labels)
@@ -281,11 +306,18 @@ def _learning_faults(parsed: ParsedDataset) -> Iterator[Fault]:
         flag = "`iscrowd` or `difficult`" if parsed.format == "coco" else "`difficult`"
         more = f" and more, of {len(counts)} classes" if len(counts) > 8 else ""
         yield Fault("ignored-object", str(parsed.root), f"{flag} is set on {', '.join(counts[:8])}{more}")
-    for split in [next((s for s in ("train", "trainval", "all") if s in parsed.splits), ""), "val"]:
-        images = parsed.splits.get(split, [])
-        if images and not any(map(_has_object, images)):
-            what = f"none of the {len(images):,} images of split {split!r} has an object that counts"
-            yield Fault("nothing-to-learn", str(parsed.root), what)
+
+
+def _untrained_classes(parsed: ParsedDataset) -> Iterator[Fault]:
+    """Classes that have objects, but none in the images for training."""
+    train = next((split for split in TRAIN_SPLITS if split in parsed.splits), None)
+    counts = {split: Counter(label for i in images for label in i.labels) for split, images in parsed.splits.items()}
+    for label, name in enumerate(parsed.names):
+        others = {split: count[label] for split, count in counts.items() if split != train and count[label]}
+        if train is not None and others and not counts[train][label]:
+            listed = " and ".join(f"{count:,} in split {split!r}" for split, count in others.items())
+            what = f"no training image has an object of the class {name!r}; there are {listed}"
+            yield Fault("untrained-class", str(parsed.root), what)
 
 
 def _has_object(image: ParsedImage) -> bool:
@@ -353,15 +385,16 @@ def _print(report: CheckReport) -> None:
 
 def _verdict(report: CheckReport) -> Text:
     counted = ", ".join(f"{n} {level}{'s' * (n != 1)}" for level in _STYLES for n in [report.count(level)])
+    found = {fault.kind for fault in report.faults}
     if any(fault.fatal for fault in report.faults):
         return Text(f"{counted}. Training will refuse this data set until the errors are fixed.", style="bold red")
-    if any(fault.kind == "nothing-to-learn" for fault in report.faults):
-        return Text(f"{counted}. Training will refuse this data set until some objects count.", style="bold red")
+    if refused := [until for kind, until in _NOT_TRAINABLE.items() if kind in found]:
+        return Text(f"{counted}. Training will refuse this data set until {refused[0]}.", style="bold red")
+    hint = "" if "val" in report.splits else f" {_VALIDATE}"
     if report.count("error"):
-        return Text(
-            f"{counted}. Training leaves out boxes without area and cuts the others to the image.", style="yellow"
-        )
-    return Text(f"{counted}. Ready to train on.", style="green")
+        what = f"{counted}. Training leaves out boxes without area and cuts the others to the image.{hint}"
+        return Text(what, style="yellow")
+    return Text(f"{counted}. Ready to train on.{hint}", style="green")
 
 
 def _split_table(report: CheckReport) -> Table:

@@ -1,8 +1,9 @@
 """COCO JSON: `annotations/instances_train.json` beside `train/`, one `annotations.json`, Roboflow exports, a bare file.
 
 Boxes are ``[x, y, width, height]`` in pixels. Category ids may have gaps; classes are ordered by id, and
-`Dataset.category_ids` keeps the ids. An id may be a number in one place and the same number as text or float in
-another. `iscrowd` and `difficult` (1) become ignore.
+`Dataset.category_ids` keeps the ids. A data set has the classes of all its files, those of the first split first. An id
+may be a number in one place and the same number as text or float in another. `iscrowd` and `difficult` (1) become
+ignore.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 from boxwright.data.folders import bare_name, by_split, can_be_a_file, files_in, split_name, subfolders
 from boxwright.data.formats.shapes import MalformedError, segmentation_box
 from boxwright.data.image_index import ImageIndex, clean_name
-from boxwright.data.parsed import ParsedDataset, ParsedImage, check_names, fill_sizes, read_text
+from boxwright.data.parsed import ParsedDataset, ParsedImage, check_names, fill_sizes, merged_lists, read_text
 from boxwright.data.records import Record
 from boxwright.images import IMAGE_SUFFIXES
 
@@ -208,23 +209,32 @@ def _check_integer(parsed: ParsedDataset, file: Path, id_: object) -> bool:
 
 
 def _agree_on_classes(parsed: ParsedDataset, files: dict[str, Path], classes: dict[str, dict[str, int]]) -> None:
-    """Take the classes of the first split, and record a fault for each split that differs."""
+    """Take the classes of all splits, those of the first one first, and record a fault for each split that differs."""
+    merged: dict[str, int] = {}
+    for ids in classes.values():
+        merged = _with_ids(merged, ids)
+    parsed.names, parsed.category_ids = tuple(merged), tuple(merged.values())
     if not classes:
         return
+    merged_lists(parsed, {files[split]: list(ids) for split, ids in classes.items()})
     first = next(iter(classes))
-    parsed.names, parsed.category_ids = tuple(classes[first]), tuple(classes[first].values())
     for split, ids in list(classes.items())[1:]:
-        lacks, adds = [n for n in parsed.names if n not in ids], [n for n in ids if n not in parsed.names]
-        if lacks or adds:
-            parts = [f"lacks {_list(lacks)}"] * bool(lacks) + [f"adds {_list(adds)}"] * bool(adds)
-            parsed.add_fault("class-lists-differ", files[split], f"{' and '.join(parts)}, compared with {files[first]}")
-        elif ids != classes[first]:
+        if any(merged[name] != id_ for name, id_ in ids.items()):
             parsed.add_fault("class-ids-differ", files[split], f"numbers its classes otherwise than {files[first]}")
+            own = _with_ids(ids, merged)
+            parsed.split_ids[split] = tuple(own[name] for name in parsed.names)
 
 
-def _list(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return ", ".join(repr(name) for name in names[:8]) + more
+def _with_ids(ids: dict[str, int], others: dict[str, int]) -> dict[str, int]:
+    """Class ids, and those of other classes behind them; one that is taken already becomes the next free number."""
+    merged, taken = dict(ids), set(ids.values())
+    free = max([0, *taken, *others.values()]) + 1
+    for name, id_ in others.items():
+        if name not in merged:
+            merged[name] = free if id_ in taken else id_
+            free += id_ in taken
+            taken.add(merged[name])
+    return merged
 
 
 def _images(

@@ -84,8 +84,6 @@ def _warn_of_losses(dataset: Dataset, to: Format, dropped: int) -> None:
     if to in _NO_IGNORE and ignored:
         title = _NO_IGNORE[to]
         warn_user(f"{title} has no `difficult` or crowd flag: {ignored} such objects are written as ordinary ones")
-    odd = [name for name in dataset.names if not name.isprintable()]
-    require(not odd, f"the class names {odd} hold characters that cannot be written; rename them first")
 
 
 def _write(dataset: Dataset, out: Path, to: Format) -> None:

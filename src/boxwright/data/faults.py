@@ -28,14 +28,17 @@ FAULT_KINDS: dict[str, FaultKind] = {
     "unknown-class": FaultKind("error", True, "add the class to the class list or correct the object"),
     "duplicate-class": FaultKind("error", True, "give every class a name of its own"),
     "control-character": FaultKind("error", True, "give the class a name of letters, signs and spaces"),
-    "class-lists-differ": FaultKind("error", True, "give every split the same classes"),
     "duplicate-id": FaultKind("error", True, "give every image an id of its own"),
     "wrong-shape": FaultKind(
         "error", True, "correct width, height and boxes; an image that EXIF turns counts as turned"
     ),
     "not-fractions": FaultKind("error", True, "divide x and width by the image's width, y and height by its height"),
     "unmatched-label": FaultKind("error", True, "give the label file the name of its image, or remove it"),
+    "empty-data": FaultKind("error", True, "give a folder with at least one annotated image"),
+    # Training refuses these, but they can be converted and evaluated.
     "nothing-to-learn": FaultKind("error", False, "annotate some objects that are not marked to be ignored"),
+    "no-held-out": FaultKind("error", False, "give the split images of its own, or remove it and use `--val 0.2`"),
+    "no-train-split": FaultKind("warning", False, "call the split to train on `train`, or name it with --train-split"),
     # Training leaves these out, or cuts boxes to the image.
     "orphan-annotation": FaultKind("error", False, "restore the image or remove the annotation"),
     "not-a-number": FaultKind("error", False, "draw the box again or remove it"),
@@ -53,6 +56,8 @@ FAULT_KINDS: dict[str, FaultKind] = {
     "duplicate-image": FaultKind("warning", False, "keep the image once"),
     "duplicate-annotation-id": FaultKind("warning", False, "number the annotations again"),
     "similar-classes": FaultKind("warning", False, "make them one class if they mean the same"),
+    "class-lists-differ": FaultKind("warning", False, "correct a misspelt class; those of all lists are used"),
+    "untrained-class": FaultKind("warning", False, "annotate some in the training images, or remove the class"),
     "class-ids-differ": FaultKind("warning", False, "number the categories alike in every file"),
     "class-count": FaultKind("warning", False, "correct `nc` or `names`"),
     "ignored-object": FaultKind("warning", False, "look at the objects: ignored ones are not learned and not scored"),

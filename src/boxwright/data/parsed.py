@@ -7,7 +7,7 @@ A reader records each fault and goes on, so that `boxwright check` reports all a
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import isfinite
@@ -74,6 +74,7 @@ class ParsedDataset:
     names: tuple[str, ...] = ()
     splits: dict[str, list[ParsedImage]] = field(default_factory=dict)
     category_ids: tuple[int, ...] = ()
+    split_ids: dict[str, tuple[int, ...]] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
 
     def add_fault(self, kind: str, where: object, what: str) -> None:
@@ -102,7 +103,8 @@ def to_dataset(parsed: ParsedDataset, empty_boxes: bool = False) -> tuple[Datase
     found = sum(len(image.boxes) for images in parsed.splits.values() for image in images)
     kept = sum(len(record.boxes_N4) for records in splits.values() for record in records)
     orphans = sum(fault.kind == "orphan-annotation" for fault in parsed.faults)
-    return Dataset(parsed.root, parsed.format, parsed.names, splits, parsed.category_ids), found - kept + orphans
+    dataset = Dataset(parsed.root, parsed.format, parsed.names, splits, parsed.category_ids, parsed.split_ids)
+    return dataset, found - kept + orphans
 
 
 def is_usable(box: tuple[float, float, float, float], width: int, height: int, empty: bool = False) -> bool:
@@ -113,7 +115,7 @@ def is_usable(box: tuple[float, float, float, float], width: int, height: int, e
 
 def _refuse_fatal(parsed: ParsedDataset) -> None:
     """Raise `UserError` if the data has fatal faults, no images or no classes."""
-    fatal = [fault for fault in parsed.faults if fault.fatal]
+    fatal = [fault for fault in parsed.faults if fault.fatal] or empty_faults(parsed)
     if len(fatal) == 1:
         raise UserError(str(fatal[0]))
     if fatal:
@@ -122,10 +124,13 @@ def _refuse_fatal(parsed: ParsedDataset) -> None:
         raise UserError(
             f"{parsed.root} has {len(fatal)} faults (`boxwright check {parsed.root}` lists all): {shown}{rest}"
         )
+
+
+def empty_faults(parsed: ParsedDataset) -> list[Fault]:
+    """The fault of a data set without images, or without classes."""
     if not any(parsed.splits.values()):
-        raise UserError(f"{parsed.root} holds no images; give a folder with at least one annotated image")
-    if not parsed.names:
-        raise UserError(f"{parsed.root} names no classes: no object is annotated; annotate at least one")
+        return [Fault("empty-data", str(parsed.root), "holds no images")]
+    return [] if parsed.names else [Fault("empty-data", str(parsed.root), "names no classes: no object is annotated")]
 
 
 def _record(image: ParsedImage, empty_boxes: bool) -> Record:
@@ -195,3 +200,27 @@ def check_names(parsed: ParsedDataset, where: object, names: Sequence[str]) -> N
             parsed.add_fault("control-character", where, f"the class {name!r} has a control character")
     if "" in names:
         parsed.add_fault("broken-record", where, "a class has an empty name")
+
+
+def listed_names(parsed: ParsedDataset, file: Path) -> list[str]:
+    """The classes in a file of one name a line, checked."""
+    names = [line.strip() for line in (read_text(file, parsed) or "").split("\n") if line.strip()]
+    check_names(parsed, file, names)
+    return names
+
+
+def merged_lists(parsed: ParsedDataset, lists: Mapping[Path, Sequence[str]]) -> tuple[str, ...]:
+    """The classes of several lists, those of the first list first; a fault is recorded for each list that differs."""
+    first, names = next(iter(lists.items()))
+    for file, others in lists.items():
+        lacks, adds = [n for n in names if n not in others], [n for n in others if n not in names]
+        if lacks or adds:
+            parts = [f"lacks {quoted(lacks)}"] * bool(lacks) + [f"adds {quoted(adds)}"] * bool(adds)
+            parsed.add_fault("class-lists-differ", file, f"{' and '.join(parts)}, compared with {first}")
+    return tuple(dict.fromkeys(name for others in lists.values() for name in others))
+
+
+def quoted(names: Sequence[str]) -> str:
+    """The first names in quotation marks, with commas between, and how many more there are."""
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(repr(name) for name in names[:8]) + more

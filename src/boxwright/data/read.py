@@ -20,6 +20,7 @@ from boxwright.data.parsed import ParsedDataset, to_dataset
 from boxwright.data.records import Dataset, Record
 from boxwright.data.split import split
 
+TRAIN_SPLITS = ("train", "trainval", "all")  # the first of these that there is
 _KNOWN = (
     "known are COCO (annotations.json with images/, or annotations/instances_*.json), "
     "PASCAL VOC (Annotations/*.xml with JPEGImages/), YOLO (data.yaml with images/ and labels/), "
@@ -96,8 +97,8 @@ def _parse_file(path: Path) -> ParsedDataset | None:
 
 
 def _parse_without_yaml(folder: Path) -> ParsedDataset | None:
-    class_list = yolo_folders.find(folder)
-    return None if class_list is None else yolo_folders.read(folder, class_list)
+    class_lists = yolo_folders.find(folder)
+    return yolo_folders.read(folder, class_lists) if class_lists else None
 
 
 def _parse_folder(folder: Path) -> ParsedDataset | None:
@@ -158,7 +159,7 @@ def _unknown(path: Path) -> str:
 
 def _train_split(dataset: Dataset) -> str:
     """The name of the split to train on."""
-    for name in ("train", "trainval", "all"):
+    for name in TRAIN_SPLITS:
         if name in dataset.splits:
             return name
     raise UserError(f"{dataset.root} has no train split, only {', '.join(dataset.splits)}; name one `train`")

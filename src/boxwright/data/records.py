@@ -43,6 +43,7 @@ class Dataset:
         splits: records by split name (``train``, ``val``, ``test`` or another name on disk); ``all`` is the only key
             of a data set without splits.
         category_ids: the id of each class in COCO results; position + 1 outside COCO files.
+        split_ids: those of each split whose COCO file numbers the classes otherwise.
     """
 
     root: Path
@@ -50,7 +51,12 @@ class Dataset:
     names: tuple[str, ...]
     splits: dict[str, list[Record]]
     category_ids: tuple[int, ...] = field(default=())
+    split_ids: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.category_ids:
             object.__setattr__(self, "category_ids", tuple(range(1, len(self.names) + 1)))
+
+    def ids_of(self, split: str) -> tuple[int, ...]:
+        """The id of each class in COCO results of a split."""
+        return self.split_ids.get(split, self.category_ids)

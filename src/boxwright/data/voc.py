@@ -20,7 +20,16 @@ from pathlib import Path
 from boxwright.data.faults import Fault
 from boxwright.data.folders import any_case, by_split, files_in, in_order, split_name, subfolders, suffix_of
 from boxwright.data.image_index import ImageIndex, clean_name, fold
-from boxwright.data.parsed import ParsedDataset, ParsedImage, check_names, fill_sizes, in_threads, read_text
+from boxwright.data.parsed import (
+    ParsedDataset,
+    ParsedImage,
+    check_names,
+    fill_sizes,
+    in_threads,
+    listed_names,
+    merged_lists,
+    read_text,
+)
 from boxwright.data.records import Record
 from boxwright.images import IMAGE_SUFFIXES
 
@@ -114,7 +123,7 @@ def read(root: Path, folders: dict[str, Folder]) -> ParsedDataset:
     parsed = ParsedDataset(root, "voc")
     index = ImageIndex(parsed)
     entries_by_split = {split: _parse_folder(parsed, index, folder) for split, folder in folders.items()}
-    parsed.names = _class_names(parsed, next(iter(folders.values())), entries_by_split)
+    parsed.names = _class_names(parsed, list(folders.values()), entries_by_split)
     positions = {name: i for i, name in enumerate(parsed.names)}
     for split, folder in folders.items():
         images = [_image(parsed, entry, i + 1, positions) for i, entry in enumerate(entries_by_split[split])]
@@ -240,17 +249,16 @@ def _text(element: ET.Element, tag: str) -> str:
     return (element.findtext(tag) or "").strip()
 
 
-def _class_names(parsed: ParsedDataset, folder: Folder, entries_by_split: dict[str, list[_Entry]]) -> tuple[str, ...]:
-    class_list = next(
-        (f for f in (folder.annotations.parent / CLASS_LIST, parsed.root / CLASS_LIST) if f.is_file()), None
-    )
-    if class_list is not None:
-        names = [line.strip() for line in (read_text(class_list, parsed) or "").split("\n") if line.strip()]
-        check_names(parsed, class_list, names)
-        return tuple(names)
+def _class_names(
+    parsed: ParsedDataset, folders: Sequence[Folder], entries_by_split: dict[str, list[_Entry]]
+) -> tuple[str, ...]:
+    places = dict.fromkeys(folder.annotations.parent for folder in folders)
+    lists = [file for place in places if (file := place / CLASS_LIST).is_file()] or [parsed.root / CLASS_LIST]
+    if lists[0].is_file():
+        return merged_lists(parsed, {file: listed_names(parsed, file) for file in lists})
     roots = [entry.root for entries in entries_by_split.values() for entry in entries if entry.root is not None]
     found = {_text(item, "name") for root in roots for item in root.iterfind("object")}
-    check_names(parsed, folder.annotations, sorted(found - {""}))
+    check_names(parsed, folders[0].annotations, sorted(found - {""}))
     return tuple(sorted(found - {""}))
 
 

@@ -7,7 +7,7 @@ box around it. The format has neither `difficult` nor crowds.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def read(root: Path, file: Path) -> ParsedDataset:
     positions = _classes(parsed, file, settings)
     index = ImageIndex(parsed, _root(file, settings))
     splits = in_order(_split_images(parsed, index, file, settings))
-    read_splits(parsed, splits, positions, "kpt_shape" in settings)
+    read_splits(parsed, splits, lambda _: positions, "kpt_shape" in settings)
     index.finish()
     return parsed
 
@@ -61,13 +61,16 @@ def _root(file: Path, settings: dict[str, Any]) -> Path:
 
 
 def read_splits(
-    parsed: ParsedDataset, splits: dict[str, list[Path]], positions: dict[int, int], keypoints: bool = False
+    parsed: ParsedDataset,
+    splits: dict[str, list[Path]],
+    positions_in: Callable[[Path], dict[int, int]],
+    keypoints: bool = False,
 ) -> None:
-    """Add the images of each split, with their labels; `positions` has the class of each index in label files."""
+    """Add the images of each split, with their labels; `positions_in` gives the class of each index in a label file."""
     labels = LabelFiles(parsed, [image for images in splits.values() for image in images])
     in_pixels: list[str] = []
     for split, images in splits.items():
-        parsed.splits[split] = _images(parsed, labels, images, positions, keypoints, in_pixels)
+        parsed.splits[split] = _images(parsed, labels, images, positions_in, keypoints, in_pixels)
     if in_pixels:
         what = (
             f"{len(in_pixels):,} label files have pixels, not fractions of the image (first {Path(in_pixels[0]).name})"
@@ -182,7 +185,7 @@ def _images(
     parsed: ParsedDataset,
     labels: LabelFiles,
     paths: Sequence[Path],
-    positions: dict[int, int],
+    positions_in: Callable[[Path], dict[int, int]],
     keypoints: bool,
     in_pixels: list[str],
 ) -> list[ParsedImage]:
@@ -192,8 +195,8 @@ def _images(
     images = [ParsedImage(p, 0, 0, i, str(f), ":{}") for i, (p, f) in enumerate(zip(paths, sources, strict=True), 1)]
     fill_sizes(parsed, images)
     texts = in_threads(lambda file: file.read_bytes() if file is not None else None, files)
-    for image, text in zip(images, texts, strict=True):
-        if text is not None and _annotate(parsed, image, text, positions, keypoints):
+    for image, file, text in zip(images, files, texts, strict=True):
+        if text is not None and file is not None and _annotate(parsed, image, text, positions_in(file), keypoints):
             in_pixels.append(image.source)
     if all(text is None for text in texts):
         parsed.add_fault("missing-split", Path(images[0].source).parent, "holds no label file for any image of a split")

@@ -174,7 +174,7 @@ def write_results(
     results = [
         row
         for record, found in zip(records, detections, strict=True)
-        for row in found.to_coco(record.image_id, dataset.category_ids)
+        for row in found.to_coco(record.image_id, dataset.ids_of(facts["split"]))
     ]
     over = f"{limits_K[0]:.3g}" if len(set(limits_K)) == 1 else "the threshold in use of its class"
     note = f"score over {over}, IoU {IOU:.2f} or more"

@@ -1,8 +1,9 @@
 """YOLO without `data.yaml`: labels beside or parallel to the images, and a list of classes, one name a line.
 
 The list is `classes.txt` (Label Studio, labelImg), `obj.names` or another ``.names`` (darknet, CVAT's YOLO 1.1,
-FiftyOne's YOLOv4). Darknet's `obj.data` names the lists of images; elsewhere, folders named after splits are the
-splits.
+FiftyOne's YOLOv4). Where folders beside each other have lists that differ, as labelImg writes them, each is that of the
+labels in and below its folder, and classes are matched by name. Darknet's `obj.data` names the lists of images;
+elsewhere, folders named after splits are the splits.
 
 Sources: https://github.com/AlexeyAB/darknet#how-to-train-to-detect-your-custom-objects,
 https://docs.cvat.ai/docs/manual/advanced/formats/format-yolo/, https://labelstud.io/guide/export.
@@ -12,33 +13,37 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from boxwright.config import UserError
 from boxwright.data import yolo
 from boxwright.data.folders import can_be_a_file, files_in, in_order, split_name, suffix_of, walk
 from boxwright.data.image_index import ImageIndex
-from boxwright.data.parsed import ParsedDataset, check_names, read_text
+from boxwright.data.parsed import ParsedDataset, listed_names, merged_lists, read_text
 from boxwright.images import IMAGE_SUFFIXES
 
 _CLASS_LISTS = ("classes.txt", "predefined_classes.txt", "names.txt")
+_SPLIT_ORDER = {"train": 0, "trainval": 1, "val": 2, "test": 3}
 _ROW = re.compile(rb"\s*\d+([ \t]+-?[\d.]+([eE]-?\d+)?){4,}\s*(\n|\Z)")
 
 
-def find(root: Path) -> Path | None:
-    """The list of classes of a folder that holds YOLO labels; None if it does not, or has no list.
+def find(root: Path) -> list[Path]:
+    """The lists of classes of a folder that holds YOLO labels; several if they differ. [] if it does not, or has none.
 
     Raises:
-        UserError: there are several lists, and they differ.
+        UserError: lists that differ are not in folders beside each other.
     """
     lists = class_lists(root)
     if not lists or not has_labels(root):
-        return None
-    contents = {file.read_bytes().strip() for file in lists}
-    if len(contents) > 1:
+        return []
+    if len({file.read_bytes().strip() for file in lists}) == 1:
+        return lists[:1]
+    folders = [file.parent for file in lists]
+    if any(one is not other and one.is_relative_to(other) for one in folders for other in folders):
         listed = ", ".join(str(file.relative_to(root)) for file in lists)
         raise UserError(f"{root} has several lists of classes that differ ({listed}); keep one of them")
-    return lists[0]
+    return sorted(lists, key=lambda file: _SPLIT_ORDER.get(_split_of(root, file.parent), len(_SPLIT_ORDER)))
 
 
 def class_lists(root: Path) -> list[Path]:
@@ -63,18 +68,32 @@ def has_labels(root: Path) -> bool:
     return False
 
 
-def read(root: Path, class_list: Path) -> ParsedDataset:
-    """Parse the images of a folder, with the classes of a list."""
+def read(root: Path, lists: Sequence[Path]) -> ParsedDataset:
+    """Parse the images of a folder, with the classes of one list, or of one list for each folder of labels."""
     parsed = ParsedDataset(root, "yolo")
-    names = [line.strip() for line in (read_text(class_list, parsed) or "").split("\n") if line.strip()]
-    parsed.names = tuple(names)
-    check_names(parsed, class_list, names)
+    names = {file: listed_names(parsed, file) for file in lists}
+    parsed.names = merged_lists(parsed, names)
     splits = _listed_splits(parsed, root) or _folder_splits(root)
     for split in [split for split, images in splits.items() if not images]:
         parsed.add_fault("empty-split", root, f"the list of the split {split!r} has no images")
         del splits[split]
-    yolo.read_splits(parsed, in_order(splits), {i: i for i in range(len(names))})
+    by_folder = {file.parent: {i: parsed.names.index(n) for i, n in enumerate(own)} for file, own in names.items()}
+    yolo.read_splits(parsed, in_order(splits), _ClassIndices(by_folder, len(lists) == 1).of)
     return parsed
+
+
+@dataclass(frozen=True)
+class _ClassIndices:
+    """The class position of each index in the label files in and below each folder."""
+
+    by_folder: dict[Path, dict[int, int]]
+    everywhere: bool
+
+    def of(self, label_file: Path) -> dict[int, int]:
+        """The class positions for a label file; none if it lies outside all the folders."""
+        if self.everywhere:
+            return next(iter(self.by_folder.values()))
+        return next((found for folder in label_file.parents if (found := self.by_folder.get(folder))), {})
 
 
 def _listed_splits(parsed: ParsedDataset, root: Path) -> dict[str, list[Path]]:
@@ -128,7 +147,10 @@ def _folder_splits(root: Path) -> dict[str, list[Path]]:
     for folder, names in walk(root):
         images = [Path(folder, name) for name in names if suffix_of(name) in IMAGE_SUFFIXES]
         if images:
-            parts: Sequence[str] = Path(folder).relative_to(root).parts
-            split = next((split for part in reversed(parts) if (split := split_name(part))), "all")
-            splits.setdefault(split, []).extend(images)
+            splits.setdefault(_split_of(root, Path(folder)), []).extend(images)
     return splits
+
+
+def _split_of(root: Path, folder: Path) -> str:
+    """The split that the nearest folder of a path below `root` stands for."""
+    return next((split for part in reversed(folder.relative_to(root).parts) if (split := split_name(part))), "all")

@@ -1,6 +1,7 @@
 """Every odd file becomes an upright RGB image, or one clear line."""
 
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from boxwright.config import UserError
-from boxwright.images import fit, image_size, open_image
+from boxwright.images import IMAGE_SUFFIXES, displayed, fit, image_size, open_image
 from helpers.image_files import noise
 
 RED = (200, 30, 40)
@@ -68,20 +69,48 @@ def test_sixteen_bit_grey_spans_the_whole_range(tmp_path: Path) -> None:
     assert image[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
-def test_sixteen_bit_rgb_png(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.jp2"])
+def test_fewer_bits_in_sixteen_are_as_bright_as_in_eight(tmp_path: Path, bits: int, name: str) -> None:
+    levels_HW = np.linspace(0, 1, 48).reshape(6, 8)
+    values_HW = (levels_HW * (2**bits - 1)).round().astype(np.uint16)
+    image = np.asarray(open_image(saved(tmp_path, Image.fromarray(values_HW), name)))
+    np.testing.assert_allclose(image[..., 1], levels_HW * 255, atol=1)
+
+
+def test_a_dark_image_of_a_camera_keeps_its_range(tmp_path: Path) -> None:
+    values_HW = np.array([[0, 1200, 2047]], np.uint16)  # half of 12 bits
+    image = np.asarray(open_image(saved(tmp_path, Image.fromarray(values_HW), "a.png")))
+    assert image[0, :, 0].tolist() == [0, 75, 127]
+
+
+def deep_png(path: Path, pixels: list[tuple[int, ...]]) -> Path:
+    """One row of pixels of 3 or 4 channels, 16 bits each, which Pillow can't write."""
     import struct
     import zlib
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    row = b"\0" + struct.pack(">3H", 65535, 32896, 0)
-    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
-    path = tmp_path / "a.png"
+    row = b"\0" + b"".join(struct.pack(f">{len(pixel)}H", *pixel) for pixel in pixels)
+    header = struct.pack(">IIBBBBB", len(pixels), 1, 16, 2 if len(pixels[0]) == 3 else 6, 0, 0, 0)
     path.write_bytes(
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
     )
+    return path
+
+
+def test_sixteen_bit_rgb_png(tmp_path: Path) -> None:
+    path = deep_png(tmp_path / "a.png", [(65535, 32896, 0)])
     assert np.asarray(open_image(path))[0, 0].tolist() == [255, 128, 0]
+
+
+def test_twelve_bit_colour_in_sixteen_is_no_black_picture(tmp_path: Path) -> None:
+    path = deep_png(tmp_path / "a.png", [(4095, 2048, 0), (0, 0, 4095)])
+    for image in (open_image(path), displayed(Image.open(path))):
+        assert np.asarray(image)[0].tolist() == [[255, 136, 0], [0, 0, 255]]
+    clear = deep_png(tmp_path / "b.png", [(4095, 2048, 0, 65535), (4095, 0, 0, 0)])
+    assert np.asarray(open_image(clear))[0].tolist() == [[255, 136, 0], [255, 255, 255]]
 
 
 @pytest.mark.parametrize(
@@ -109,6 +138,41 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, name: str
         expected = ImageOps.exif_transpose(image).convert("RGB")
     assert open_image(path).size == expected.size == image_size(path)
     np.testing.assert_array_equal(np.asarray(open_image(path)), np.asarray(expected))
+
+
+HEIC = frozenset({".heic", ".heif", ".hif"})
+
+
+@pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES - HEIC))
+def test_every_ending_is_read(tmp_path: Path, suffix: str) -> None:
+    Image.init()
+    kind = Image.registered_extensions().get(suffix, "QOI" if suffix == ".qoi" else "JPEG")
+    if suffix in (".avif", ".avifs") and kind != "AVIF":
+        pytest.skip("this Pillow has no AVIF")
+    mode = {".pgm": "L", ".pbm": "1", ".pfm": "F"}.get(suffix, "RGB")
+    image = Image.new("RGB", (32, 24), RED).convert(mode)
+    path = tmp_path / f"a{suffix}"
+    image.save(path, format="PPM" if kind == "PPM" else kind)
+    read = open_image(path)
+    assert (read.mode, read.size, image_size(path)) == ("RGB", (32, 24), (32, 24))
+    if mode == "RGB":
+        np.testing.assert_allclose(np.asarray(read)[12, 16], RED, atol=8)
+
+
+def test_heic_without_its_plugin_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    path = tmp_path / "a.jpg"  # phones and chats rename them
+    path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
+    for read in (open_image, image_size):
+        with pytest.raises(UserError, match=r"HEIC needs pillow-heif, .* python -m pip install pillow-heif"):
+            read(path)
+
+
+def test_heic(tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    path = saved(tmp_path, Image.new("RGB", (64, 48), RED), "a.heic")
+    np.testing.assert_allclose(np.asarray(open_image(path))[20, 20], RED, atol=8)
 
 
 def test_image_size_decodes_nothing(tmp_path: Path) -> None:

@@ -23,13 +23,20 @@ class _Console(Console):
     def print(self, *objects: Any, style: Any = None, **options: Any) -> None:
         """Print, or log: what is for stderr, or in yellow, as a warning."""
         if not _is_configured():
-            super().print(*objects, style=style, **options)
+            super().print(*map(self._escaped, objects), style=style, **options)
         elif not self.quiet:
             text = io.StringIO()
             plain = Console(file=text, width=160, highlight=False, soft_wrap=True, markup=False, no_color=True)
             plain.print(*objects, **options)
             level = logging.WARNING if self.stderr or style == "yellow" else logging.INFO
             logging.getLogger(LOGGER).log(level, "%s", text.getvalue().rstrip("\n"))
+
+    def _escaped(self, thing: Any) -> Any:
+        """A text with escapes for what its file can't be written with, such as bytes of a name that are no UTF-8."""
+        if not isinstance(thing, str):
+            return thing
+        encoding = getattr(self.file, "encoding", None) or "utf-8"
+        return thing.encode(encoding, "backslashreplace").decode(encoding)
 
     @property
     def is_terminal(self) -> bool:

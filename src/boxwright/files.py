@@ -63,6 +63,19 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def name_on_disk(text: str) -> str:
+    """A file's name from a text in UTF-8 as Python spells it here; where the locale is C, that is another spelling."""
+    try:
+        return os.fsdecode(text.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:  # a surrogate that is no byte of a file's name: there is no such file
+        return text
+
+
+def name_as_text(name: str) -> str:
+    """The inverse of `name_on_disk`. What is no UTF-8 stays as lone surrogates, from which the name can be restored."""
+    return os.fsencode(name).decode("utf-8", "surrogateescape")
+
+
 def default_folder() -> Path:
     """Where caches are kept: `BOXWRIGHT_CACHE`, else `boxwright` in `XDG_CACHE_HOME`, else `~/.cache/boxwright`."""
     if chosen := os.environ.get("BOXWRIGHT_CACHE"):

@@ -1,7 +1,12 @@
 """Decode any image file as RGB, and resize an image to the square canvas.
 
-For the whole library: the EXIF orientation is applied; transparency is put on white, as viewers show it; 16-bit grey is
-divided by 257; an animation or multi-page file is its first frame.
+For the whole library: the EXIF orientation is applied; transparency is put on white, as viewers show it; an animation
+or multi-page file is its first frame.
+
+Pixels of over 8 bits are stretched from the range of 0 to the greatest number of 8, 10, 12, 14 or 16 bits, the least
+that holds all values of the image: cameras store 12 bits in 16, and a picture divided by 257 would be nearly black. So
+zero stays black, and images of one camera have one range unless they are under a quarter as bright as it. Stretching
+from the darkest to the brightest pixel would instead turn the noise of an empty image into contrast.
 """
 
 from __future__ import annotations
@@ -17,10 +22,16 @@ from PIL import Image
 
 from boxwright.config import UserError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+_ENDINGS = """
+jpg jpeg jpe jfif mpo png apng bmp dib webp tif tiff gif ppm pgm pbm pnm pfm jp2 j2k j2c jpc jpf jpx avif avifs heic
+heif hif tga pcx sgi qoi
+"""
+IMAGE_SUFFIXES = frozenset(f".{ending}" for ending in _ENDINGS.split())
 MAX_PIXELS = 2**28  # 1 GB once decoded, 16,000 pixels square; larger JPEGs are allowed where they are decoded reduced
 HUGE = 2**25  # pixels; images over it are decoded one at a time, since each may take gigabytes
 _BAND = 2**20  # pixels; larger images are converted and averaged down in bands of this size, to take little memory
+_DEPTHS = (255, 1023, 4095, 16383, 65535)  # the greatest numbers of 8, 10, 12, 14 and 16 bits
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -90,8 +101,13 @@ def upright(image: Image.Image, side: int | None = None, gap: int | None = None)
         _decode_reduced(image, side)
     if image.width * image.height > MAX_PIXELS:
         raise UserError(f"it has {image.width} x {image.height} pixels, and {MAX_PIXELS:,} are the limit")
-    image.load()
-    return _converted(image, turn, reduction(image.size, gap * side) if side and gap else 1)
+    return _converted(_loaded(image), turn, reduction(image.size, gap * side) if side and gap else 1)
+
+
+def displayed(image: Image.Image) -> Image.Image:
+    """An image of any mode in RGB, turned as its EXIF says, whether it is decoded yet or not."""
+    turn = _turn(image)
+    return _converted(_loaded(image), turn, 1)
 
 
 def reduction(size: tuple[int, int], least: int) -> int:
@@ -143,7 +159,7 @@ def open_lazily(source: Path | BinaryIO, formats: tuple[str, ...] | None = None)
         formats: as Pillow names them; by default all that it reads.
     """
     with _without_limit:
-        return Image.open(source, formats=formats)
+        return _open(source, formats)
 
 
 class _WithoutLimit:
@@ -168,6 +184,28 @@ class _WithoutLimit:
 _without_limit = _WithoutLimit()
 
 
+def _open(source: Path | BinaryIO, formats: tuple[str, ...] | None) -> Image.Image:
+    """Pillow's lazy image. The plugin for HEIC is imported when the first such file is met, whatever its ending."""
+    try:
+        return Image.open(source, formats=formats)
+    except Image.UnidentifiedImageError:
+        if formats is not None or not isinstance(source, Path) or not _is_heif(source):
+            raise
+    try:
+        import pillow_heif  # type: ignore[import-not-found] - optional
+    except ModuleNotFoundError:
+        how = "python -m pip install pillow-heif brings it"
+        raise UserError(f"HEIC needs pillow-heif, which is not installed: {how}") from None
+    pillow_heif.register_heif_opener()
+    return Image.open(source)
+
+
+def _is_heif(path: Path) -> bool:
+    with path.open("rb") as stream:
+        head = stream.read(12)
+    return head[4:8] == b"ftyp" and head[8:] in _HEIF_BRANDS
+
+
 def _turn(image: Image.Image) -> Image.Transpose | None:
     """How to turn the stored image upright, from the header only (`PngImageFile.getexif` would decode the image)."""
     if image.format == "TIFF":  # Pillow turns these itself
@@ -184,14 +222,9 @@ def _decode_reduced(image: Image.Image, side: int) -> None:
     image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB; see the top of this file for transparency and 16-bit grey."""
-    return _converted(image, None, 1)
-
-
 def _converted(image: Image.Image, turn: Image.Transpose | None, factor: int) -> Image.Image:
     """An image in RGB, turned upright, averaged over squares of `factor` pixels."""
-    grey = _grey_range(image) if image.mode in ("I", "F") else (0.0, 0.0)
+    grey = _grey_range(image) if _is_deep_grey(image) else (0.0, 0.0)
     width, height = image.size[::-1] if turn in _SIDEWAYS else image.size
     if width * height <= _BAND or (factor == 1 and turn is None and image.mode == "RGB"):
         return _convert_band(image, grey, turn, factor)
@@ -221,9 +254,7 @@ def _convert_band(
 
 def _convert(image: Image.Image, grey: tuple[float, float]) -> Image.Image:
     """An image in RGB; `grey` as in `_grey_range`."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).astype(np.uint16) / 257).round().astype(np.uint8))
-    elif image.mode in ("I", "F"):
+    if _is_deep_grey(image):
         low, span = grey
         image = Image.fromarray(((_finite(image) - low) * (255 / span)).round().astype(np.uint8))
     if image.has_transparency_data:
@@ -232,26 +263,54 @@ def _convert(image: Image.Image, grey: tuple[float, float]) -> Image.Image:
     return image.convert("RGB")
 
 
-def _grey_range(image: Image.Image) -> tuple[float, float]:
-    """The value that is black in an image of 32-bit grey levels, and how much more is white.
+def _is_deep_grey(image: Image.Image) -> bool:
+    return image.mode.startswith("I;16") or image.mode in ("I", "F")
 
-    The range is the first of 0 to 1 (for floats), 0 to 255 and 0 to 65535 that holds all values, else that from the
+
+def _grey_range(image: Image.Image) -> tuple[float, float]:
+    """The value that is black in an image of deep grey, and how much more is white.
+
+    The range is the first of 0 to 1 (of numbers of 32 bits) and of `_DEPTHS` that holds all values, else that from the
     least to the greatest value.
     """
-    low, high, whole = math.inf, -math.inf, True
+    low, high = math.inf, -math.inf
     rows = max(1, _BAND // max(1, image.width))
     for top in range(0, image.height, rows):
         values_HW = _finite(image.crop((0, top, image.width, min(top + rows, image.height))))
         low, high = min(low, float(values_HW.min())), max(high, float(values_HW.max()))
-        whole = whole and bool(np.all(values_HW == values_HW.round()))
-    ranges = (255, 65535) if whole and high > 1 else (1, 255, 65535)
-    full = next((full for full in ranges if low >= 0 and high <= full), None)
-    return (low, (high - low) or 1.0) if full is None else (0.0, float(full))
+    if low < 0 or high > _DEPTHS[-1]:
+        return low, (high - low) or 1.0
+    return 0.0, 1.0 if high <= 1 and image.mode in ("I", "F") else float(_range_of(high))
+
+
+def _range_of(high: float) -> int:
+    """The greatest number of the fewest bits that hold a number."""
+    return next(full for full in _DEPTHS if high <= full)
 
 
 def _finite(image: Image.Image) -> np.ndarray:
-    """32-bit grey levels (H, W) as float64; NaN and infinity become 0."""
+    """Levels of deep grey (H, W) as float64; NaN and infinity become 0."""
     return np.nan_to_num(np.asarray(image).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    """The image, decoded. Of colour with 16 bits a channel Pillow keeps the upper 8, which are stretched as grey is."""
+    tiles = getattr(image, "tile", None)
+    arguments = tiles[0][3] if tiles else ""
+    raw_mode = arguments if isinstance(arguments, str) else str(arguments[0]) if arguments else ""
+    image.load()
+    return _stretch_colour(image) if ";16" in raw_mode and not _is_deep_grey(image) else image
+
+
+def _stretch_colour(image: Image.Image) -> Image.Image:
+    """A decoded image of deep colour, its channels, but not its transparency, stretched as grey of 16 bits is."""
+    is_colour = [channel != "A" for channel in image.getbands()]
+    highest = int(np.asarray(image)[..., is_colour].max())
+    full = _range_of(257 * highest) // 256
+    if full == 255:
+        return image
+    table = [min(255, round(level * 255 / max(1, full))) for level in range(256)]
+    return image.point([value for colour in is_colour for value in (table if colour else range(256))])
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:

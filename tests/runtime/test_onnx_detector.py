@@ -58,7 +58,9 @@ def test_exif_is_applied(detector: Detector, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise by 90 degrees
     image.save(path := tmp_path / "turned.png", exif=exif)
-    np.testing.assert_array_equal(detector.predict(path).boxes_N4, [[16, 0, 20, 10]])
+    for form in (path, Image.open(path), Image.open(path).convert("RGB")):
+        np.testing.assert_array_equal(detector.predict(form).boxes_N4, [[16, 0, 20, 10]])
+    assert detector.decode(Image.open(path)).size == detector.decode(path).size == (20, 40)
 
 
 def test_threshold_and_classes(detector: Detector, paint: Callable[..., Path], tmp_path: Path) -> None:

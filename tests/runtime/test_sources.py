@@ -1,8 +1,10 @@
 """What a source names, and the errors where it names nothing."""
 
+import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from boxwright.config import UserError
 from boxwright.runtime.sources import collect, short_names
@@ -73,3 +75,16 @@ def test_nothing_found(folder: Path, monkeypatch: pytest.MonkeyPatch, source: st
 def test_short_names_differ_where_paths_do(tmp_path: Path) -> None:
     assert short_names([tmp_path / "a/x.jpg", tmp_path / "b/x.jpg"]) == ["a/x.jpg", "b/x.jpg"]
     assert short_names([tmp_path / "a/x.jpg"]) == ["x.jpg"]
+
+
+def test_a_named_file_of_another_ending_is_an_image_if_it_can_be_read(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 3)).save(tmp_path / "a.photo", format="PNG")
+    assert collect(tmp_path / "a.photo") == [tmp_path / "a.photo"]
+    (tmp_path / "b.photo").write_text("no")
+    with pytest.raises(UserError, match="is not an image"):
+        collect(tmp_path / "b.photo")
+
+
+def test_a_list_may_name_files_that_are_no_utf_8(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfcaf\xe9.jpg\n\xc3\xa9.jpg\n")
+    assert [os.fsencode(path.name) for path in collect(tmp_path / "list.txt")] == [b"caf\xe9.jpg", b"\xc3\xa9.jpg"]

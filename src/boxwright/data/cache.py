@@ -210,7 +210,8 @@ def _keys(records: Sequence[Record], side: int) -> dict[str, str]:
         except OSError as error:
             missing.append(f"{record.path}: {error.strerror}.")
             continue
-        digest.update(f"{os.path.abspath(record.path)}|{stat.st_size}|{stat.st_mtime_ns}|".encode())  # noqa: PTH100
+        digest.update(os.fsencode(os.path.abspath(record.path)))  # noqa: PTH100
+        digest.update(f"|{stat.st_size}|{stat.st_mtime_ns}|".encode())
         digest.update(f"{record.width}|{record.height}|{len(record.labels_N)}|".encode())
         for array, kind in ((record.boxes_N4, np.float64), (record.labels_N, np.int64), (record.ignore_N, np.bool_)):
             digest.update(np.ascontiguousarray(array, kind).tobytes())

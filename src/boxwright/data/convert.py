@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -119,17 +120,23 @@ def _write_annotations(
 def _unique_names(records: Sequence[Record], taken: set[str]) -> list[str]:
     """File names whose stems differ within a folder, since VOC and YOLO pair files by their stems.
 
-    An image whose stem is taken gets a number: ``a.jpg``, ``a_2.jpg``.
+    An image whose stem is taken gets a number: ``a.jpg``, ``a_2.jpg``. Bytes that are no text, which XML and JSON can't
+    hold, become ``%E9`` and the like.
     """
     names = []
     for record in records:
-        stem, number = record.path.stem, 1
+        stem, number = _as_ascii(record.path.stem), 1
         while stem.casefold() in taken:
             number += 1
-            stem = f"{record.path.stem}_{number}"
+            stem = f"{_as_ascii(record.path.stem)}_{number}"
         taken.add(stem.casefold())
-        names.append(stem + record.path.suffix)
+        names.append(stem + _as_ascii(record.path.suffix))
     return names
+
+
+def _as_ascii(name: str) -> str:
+    """A file's name with ``%XX`` for each byte that Python can't read as text."""
+    return re.sub(r"[\udc80-\udcff]", lambda match: f"%{ord(match[0]) - 0xDC00:02X}", name)
 
 
 def _link(source: Path, target: Path) -> None:

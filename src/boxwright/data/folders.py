@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from boxwright.config import UserError
+from boxwright.files import name_on_disk
 
 T = TypeVar("T")
 
@@ -89,7 +90,7 @@ def suffix_of(name: str) -> str:
 def can_be_a_file(name: str) -> bool:
     """Whether each part of a path is short enough for a file system, and can be encoded for it."""
     try:
-        encoded = os.fsencode(name)
+        encoded = os.fsencode(name_on_disk(name))
     except UnicodeEncodeError:
         return False
     parts = encoded.replace(b"\\", b"/").split(b"/")

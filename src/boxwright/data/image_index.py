@@ -29,6 +29,7 @@ from urllib.parse import unquote
 
 from boxwright.data.folders import data_root, walk
 from boxwright.data.parsed import ParsedDataset
+from boxwright.files import name_on_disk
 from boxwright.images import IMAGE_SUFFIXES
 
 _RULES = {
@@ -73,15 +74,15 @@ class ImageIndex:
             self._parsed.add_fault("ambiguous-image", where, f"{name!r} may be {listed}")
         else:
             self._parsed.add_fault("missing-image", where, self._missing(name))
-        return folder / name.replace("\\", "/").lstrip("/")
+        return folder / name_on_disk(name).replace("\\", "/").lstrip("/")
 
     def match(self, name: str, folder: Path) -> tuple[str, Path] | list[Path]:
         """(rule, path) of an image, the rule empty if it is as written; else all files that fit equally, or none."""
-        place = str(folder)
+        place, name = str(folder), name_on_disk(name)
         for text in (name, name.replace("\\", "/")) if "\\" in name else (name,):
             if (path := self.existing(os.path.join(place, text))) is not None:
                 return "", path
-        clean = clean_name(name)
+        clean = name_on_disk(clean_name(name))
         wanted = f"{place}/{clean}"
         if clean != name and (path := self.existing(wanted)) is not None:
             return "name", path

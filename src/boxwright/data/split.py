@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,8 +40,8 @@ def split(records: Sequence[Record], fraction: float, seed: int = 0) -> tuple[li
     return rest, [record for record, val in zip(records, in_val, strict=True) if val]
 
 
-def _order(record: Record) -> tuple[str, bool, int | str]:
-    return str(record.path), isinstance(record.image_id, str), record.image_id
+def _order(record: Record) -> tuple[bytes, bool, int | str]:
+    return os.fsencode(record.path), isinstance(record.image_id, str), record.image_id
 
 
 def _class_counts(records: Sequence[Record]) -> np.ndarray:

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from boxwright.classes import class_positions, split_classes
 from boxwright.config import UserError, require
 from boxwright.console import make_console
-from boxwright.files import write_whole
+from boxwright.files import csv_text, name_as_text, write_whole
 from boxwright.images import open_image
 from boxwright.inference.open_detector import open_detector
 from boxwright.runtime.coco import Records, coco_records, write_coco
@@ -168,12 +168,12 @@ def _counted(named: Iterable[tuple[str, ImageResult]], summary: Summary) -> Iter
 
 def _write(named: Iterable[tuple[str, ImageResult]], out: Path, names: tuple[str, ...]) -> None:
     """Write predictions.json and predictions.csv image by image; they get their names when everything is done."""
-    records = coco_records((name, result.size, result.detections) for name, result in named)
+    records = coco_records((name_as_text(name), result.size, result.detections) for name, result in named)
 
     def fill(json_path: Path, csv_path: Path) -> None:
         with (
             json_path.open("w", encoding="utf-8") as json_file,
-            csv_path.open("w", encoding="utf-8", newline="") as csv_file,
+            csv_path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as csv_file,
         ):
             write_coco(_tabulated(records, names, csv_file), names, json_file)
 
@@ -191,7 +191,7 @@ def _tabulated(records: Iterable[Records], names: tuple[str, ...], file: TextIO)
             x, y, width, height = row["bbox"]
             corners = (x, y, round(x + width, 3), round(y + height, 3))
             label = names[row["category_id"] - 1]
-            table.writerow([image["file_name"], label, row["score"], *corners])
+            table.writerow([csv_text(image["file_name"]), csv_text(label), row["score"], *corners])
         yield image, rows
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from boxwright.config import require
-from boxwright.images import image_size, in_turn, open_image, reduction, to_rgb
+from boxwright.images import displayed, image_size, in_turn, open_image, reduction
 
 if TYPE_CHECKING:
     from torch import Tensor  # taken only by the predictor of a checkpoint
@@ -32,7 +32,7 @@ def decode(image: Any, side: int, takes: str = TAKES) -> DecodedImage:
     """Any image in mode RGB; a large one reduced, to no less than three times the canvas (a JPEG to twice).
 
     Args:
-        image: a path, a PIL image, or an array (H, W, 3) uint8 in RGB order.
+        image: a path, a PIL image (turned as its EXIF says, as a path is), or an array (H, W, 3) uint8 in RGB order.
         side: of the canvas that it will be fitted into, in pixels.
         takes: what may be given, for errors.
 
@@ -45,7 +45,7 @@ def decode(image: Any, side: int, takes: str = TAKES) -> DecodedImage:
         size = image_size(path)
         with in_turn(*size):
             return DecodedImage(reduced(open_image(path, side), side), size)
-    rgb = to_rgb(image) if isinstance(image, Image.Image) else _from_array(image, takes)
+    rgb = displayed(image) if isinstance(image, Image.Image) else _from_array(image, takes)
     require(min(rgb.size), f"an image must have pixels, not {rgb.width} x {rgb.height}.")
     return DecodedImage(reduced(rgb, side), rgb.size)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from boxwright.config import UserError, require
-from boxwright.images import IMAGE_SUFFIXES
+from boxwright.files import name_on_disk
+from boxwright.images import IMAGE_SUFFIXES, image_size
 
 _ENDINGS = " ".join(sorted(IMAGE_SUFFIXES))
 
@@ -16,7 +18,7 @@ _ENDINGS = " ".join(sorted(IMAGE_SUFFIXES))
 def collect(source: str | Path) -> list[Path]:
     """The image files that `source` names, in sorted order (a text file's own order), each once.
 
-    - An image file is itself.
+    - An image file is itself, whatever its ending if it can be read.
     - A folder means all images in it and in its subfolders; other files and hidden ones are skipped.
     - A glob such as ``shots/*.jpg`` or ``shots/**/*.png`` (quoted, so that the shell leaves it alone) means the images
       among its matches.
@@ -32,7 +34,10 @@ def collect(source: str | Path) -> list[Path]:
     elif path.is_file() and path.suffix.lower() == ".txt":
         found, where = _listed(path), f"named in {path}"
     elif path.is_file():
-        require(_is_image(path), f"{path} is not an image: its ending must be one of {_ENDINGS}, or .txt.")
+        require(
+            _is_image(path) or _is_readable(path),
+            f"{path} is not an image: its ending must be one of {_ENDINGS}, or .txt.",
+        )
         return [path]
     else:
         require(glob.has_magic(str(source)), f"there is no file or folder {source}.")
@@ -53,6 +58,14 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 
+def _is_readable(path: Path) -> bool:
+    """Whether Pillow knows the format of a file."""
+    try:
+        return min(image_size(path)) > 0
+    except UserError:
+        return False
+
+
 def _images(paths: Iterable[Path]) -> Iterable[Path]:
     return (path for path in paths if _is_image(path) and path.is_file())
 
@@ -66,8 +79,9 @@ def _walk(folder: Path) -> Iterable[Path]:
 
 def _listed(file: Path) -> list[Path]:
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        text = file.read_bytes().removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
+    except OSError as error:
         raise UserError(f"{file} can't be read as a list of paths: {error}.") from error
-    named = (line.strip() for line in lines)
+    require("\0" not in text, f"{file} can't be read as a list of paths: it is no text.")
+    named = (name_on_disk(line.strip()) for line in text.splitlines())
     return [file.parent / Path(name).expanduser() for name in named if name and not name.startswith("#")]

@@ -9,6 +9,7 @@ from typing import Any
 from boxwright.config import UserError, require
 from boxwright.data.cache import Cache
 from boxwright.data.records import Record
+from boxwright.files import name_as_text
 from boxwright.training.config import RunConfig, resume_error, stored_settings
 from boxwright.training.state import Progress
 
@@ -46,7 +47,7 @@ class RunIdentity:
         for name, value in changes.items():
             group, _, key = name.rpartition(".")
             (settings[group] if group else settings)[key] = value
-        images = [(record.path.name, record.boxes_N4.tolist()) for record in self.records]
+        images = [(name_as_text(record.path.name), record.boxes_N4.tolist()) for record in self.records]
         text = json.dumps([settings, list(self.names), images], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -95,7 +96,12 @@ def checksums_of_data(
         if cache.sources:
             found[f"{part} images"] = cache.sources
         objects = [
-            (record.path.name, record.boxes_N4.tolist(), record.labels_N.tolist(), record.ignore_N.tolist())
+            (
+                name_as_text(record.path.name),
+                record.boxes_N4.tolist(),
+                record.labels_N.tolist(),
+                record.ignore_N.tolist(),
+            )
             for record in records
         ]
         digest = hashlib.sha256(json.dumps([list(names), objects]).encode())

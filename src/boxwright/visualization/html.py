@@ -26,7 +26,7 @@ def write_page(path: Path, template: str, **values: Any) -> None:
         UserError: if the page can't be written.
     """
     text = _templates().get_template(template).render(values)
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def image_address(image: Image.Image) -> str:

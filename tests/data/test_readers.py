@@ -294,6 +294,15 @@ def test_yolo_layouts(tmp_path, yaml):
     assert summary(read(tmp_path / "data.yaml")) == summary(dataset)
 
 
+@pytest.mark.parametrize("path", ["x" * 300, "a/" * 2000, "0:" + "[" * 3000])
+@pytest.mark.parametrize("key", ["train", "path", "own"])
+def test_yolo_paths_that_no_file_can_have(tmp_path, path, key):
+    settings = {"train": "images/train", "val": "images/val", "names": ["cat", "dog"]} | {key: path}
+    root = samples.yolo(tmp_path, json.dumps(settings))
+    kinds = [fault.kind for fault in parse(root).faults]
+    assert kinds == (["missing-split"] if key == "train" else [])
+
+
 def test_yolo_roboflow_layout(tmp_path):
     for split in ("train", "valid", "test"):
         samples.image(tmp_path / split / "images" / f"{split}.jpg")

@@ -18,10 +18,10 @@ COMMON = [f"--{name}={str(value).lower()}" for name, value in SETTINGS.items()]
 LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def squares_and_discs(root: Path) -> Path:
-    """24 images of white squares and yellow discs in COCO form, 16 to train on, 8 to validate on."""
+def squares_and_discs(root: Path, train: int = 16, val: int = 8) -> Path:
+    """Images of white squares and yellow discs in COCO form, so many to train on, and to validate on."""
     random = np.random.default_rng(0)
-    for split, count in (("train", 16), ("val", 8)):
+    for split, count in (("train", train), ("val", val)):
         images, annotations = [], []
         for number in range(1, count + 1):
             canvas = Image.new("RGB", (64, 48), (30, 60, 40))

@@ -64,8 +64,11 @@ def read_tensors(file: Path, what: str, header_only: bool = False) -> tuple[dict
 
 def _crc32c(tensors: Mapping[str, Tensor]) -> str:
     checksum = 0
-    for key, value in sorted(tensors.items()):
-        checksum = google_crc32c.extend(checksum, f"{key} {value.dtype} {tuple(value.shape)} ".encode())
-        content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        checksum = google_crc32c.extend(checksum, content)  # type: ignore[arg-type] - takes any buffer
+    for key in sorted(tensors):
+        value = tensors[key]
+        about = f"{key} {value.dtype} {tuple(value.shape)} ".encode()
+        if value.dtype is torch.bfloat16:  # which numpy lacks
+            value = value.view(torch.int16)
+        content = value.detach().cpu().contiguous().numpy()  # any buffer is taken, so that nothing is copied
+        checksum = google_crc32c.extend(google_crc32c.extend(checksum, about), content)  # type: ignore[arg-type]
     return f"{checksum:08x}"

@@ -67,6 +67,8 @@ def files_in(folder: Path, suffixes: Iterable[str]) -> list[Path]:
 
 def any_case(folder: Path, path: Path) -> Path | None:
     """A path below a folder, in other capitals where that is unique; None if there is no such file or folder."""
+    if not can_be_a_file(str(path)):
+        return None
     for part in path.parts:
         if not (folder / part).exists() and part != "..":
             alike = [p.name for p in folder.iterdir() if p.name.lower() == part.lower()] if folder.is_dir() else []

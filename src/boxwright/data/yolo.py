@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from boxwright.config import UserError
-from boxwright.data.folders import any_case, files_in, in_order, split_name, suffix_of, walk
+from boxwright.data.folders import any_case, can_be_a_file, files_in, in_order, split_name, suffix_of, walk
 from boxwright.data.image_index import ImageIndex, clean_name
 from boxwright.data.label_files import LabelFiles
 from boxwright.data.parsed import ParsedDataset, ParsedImage, check_names, fill_sizes, in_threads, read_text
@@ -56,8 +56,9 @@ def read(root: Path, file: Path) -> ParsedDataset:
 
 
 def _root(file: Path, settings: dict[str, Any]) -> Path:
-    root = file.parent / str(settings.get("path") or ".")
-    return root if root.is_dir() else file.parent
+    given = str(settings.get("path") or ".")
+    root = file.parent / given
+    return root if can_be_a_file(given) and root.is_dir() else file.parent
 
 
 def read_splits(
@@ -152,7 +153,8 @@ def _split_images(
 def _is_own_split(file: Path, settings: dict[str, Any], key: str) -> bool:
     """Whether a key of an unusual name is a split: its folder has the same name."""
     value, root = settings[key], _root(file, settings)
-    return isinstance(value, str) and Path(value).name == key and (root / value).is_dir()
+    named = isinstance(value, str) and Path(value).name == key and can_be_a_file(value)
+    return named and (root / value).is_dir()
 
 
 def _entry_images(

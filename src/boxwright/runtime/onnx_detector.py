@@ -247,14 +247,15 @@ def _open(path: Path, device: str, threads: int) -> Any:
     except ModuleNotFoundError as error:
         raise UserError(how_to_install(f"{path}", error.name)) from None
     try:
-        require(is_whole(path.read_bytes()), f"{path} is damaged: it has another checksum than when it was written.")
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}.") from error
+    require(is_whole(content), f"{path} is damaged: it has another checksum than when it was written.")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # errors are raised, and need not be logged as well
     try:
-        return onnxruntime.InferenceSession(path, options, providers=_providers(device))
+        return onnxruntime.InferenceSession(content, options, providers=_providers(device))
     except UserError:
         raise
     except Exception as error:  # see `Detector._run`

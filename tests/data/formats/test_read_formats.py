@@ -11,6 +11,7 @@ from boxwright.data.formats import recognise
 from boxwright.data.read import parse, read
 from helpers import foreign_datasets as foreign
 from helpers.datasets import image, write_json
+from helpers.mutations import mutate
 
 
 def boxes_by_stem(dataset, split):
@@ -116,22 +117,6 @@ def test_formats_have_names_and_no_mark_is_empty():
     for format_ in recognise.FORMATS:
         assert format_.marks
         assert not any(recognise._has("", mark) for _, mark in format_.marks)
-
-
-# Mutations.
-
-_WORDS = [
-    b"", b"0", b"-1", b"1e400", b"NaN", b"null", b"[", b"]", b"{}", b'"', b"\x00", b"\xff", b",", b"\n", b"9" * 5000,
-    b'"\\ud800"', b"\xed\xa0\x80", b"x" * 300, b"<", b"&a;", b"true", b"/dev/zero", b"../" * 40, b"[" * 3000,
-]  # fmt: skip
-
-
-def mutate(content: bytes, draw: random.Random) -> bytes:
-    for _ in range(draw.choice([1, 1, 2, 5])):
-        start = draw.randrange(len(content) + 1)
-        end = min(len(content), start + draw.choice([0, 1, 1, 3, 10, 100]))
-        content = content[:start] + draw.choice(_WORDS) + content[end:]
-    return content[: draw.randrange(len(content) + 1)] if draw.random() < 0.1 else content
 
 
 @pytest.mark.parametrize("make", [*foreign.TWO_CLASSES, *foreign.ONE_CLASS], ids=lambda make: make.__name__)

@@ -1,0 +1,114 @@
+"""How much longer files take to load for their checksums.
+
+    python benchmarks/load_time.py
+
+The files of a dense nano at 320 px, with checksums and as an earlier version wrote them, without: a checkpoint, a state
+(with building the network and restoring the optimizer, as `--resume` does), an exported file, and a cache (open it and
+augment each image once, as the first epoch does). CPU time of this process; both forms in turn; medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from fuzz_files import Files
+from safetensors.torch import load_file, save_file
+from tensordict import TensorDict
+
+import boxwright.runtime
+from boxwright.checkpoints.detector_file import load_detector
+from boxwright.checkpoints.header import read_header
+from boxwright.data.cache import _open as open_cache
+from boxwright.data.cache_build import CHECKSUMS
+from boxwright.data.loader import train_batches
+from boxwright.models import registry
+from boxwright.runtime.onnx_checksum import _BEGIN, DIGITS
+from boxwright.training.recipes import recipe
+from boxwright.training.state import read_state, restore
+
+OLD_ENTRIES = ("version", "mode", "side", "images", "bytes")  # of cache.json in the earlier version
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=31)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with TemporaryDirectory() as folder:
+        os.environ["BOXWRIGHT_CACHE"] = str(Path(folder) / "home")
+        files = Files(Path(folder), 320, None)
+        for kind, pair in loads(files, Path(folder) / "old").items():
+            new, old = interleaved(pair, options.repetitions)
+            print(f"{kind:11} {1000 * new:7.1f} ms with checksums, {1000 * old:7.1f} ms without: {new / old - 1:+.1%}")
+
+
+def interleaved(pair: tuple[Callable[[], Any], ...], repetitions: int) -> list[float]:
+    """Median CPU seconds of each function, called in turn; the first round is not counted."""
+    seconds = [[timed(load) for load in pair] for _ in range(repetitions + 1)][1:]
+    return [median(column) for column in zip(*seconds, strict=True)]
+
+
+def timed(load: Callable[[], Any]) -> float:
+    begun = time.process_time()
+    load()
+    return time.process_time() - begun
+
+
+def loads(files: Files, old: Path) -> dict[str, tuple[Callable[[], Any], ...]]:
+    """For each kind of file, functions that load it with checksums and without."""
+    old.mkdir()
+    for file in (files.checkpoint, files.state):
+        header = {key: value for key, value in read_header(file).items() if "crc32" not in key}
+        save_file(load_file(file), old / file.name, metadata=header)
+    content = files.exported.read_bytes()
+    (old / files.exported.name).write_bytes(content[: -len(_BEGIN) - DIGITS])
+    cache = files.open_cache().folder
+    cache_without_checksums(files, cache, old / "cache")
+    return {
+        "checkpoint": tuple(partial(load_detector, place / files.checkpoint.name) for place in (files.folder, old)),
+        "state": tuple(partial(resume, files, place) for place in (files.folder, old)),
+        "exported": tuple(partial(open_exported, place / files.exported.name) for place in (files.folder, old)),
+        "cache": (partial(first_epoch, files, cache), partial(first_epoch, files, old / "cache")),
+    }
+
+
+def cache_without_checksums(files: Files, cache: Path, to: Path) -> None:
+    shutil.copytree(cache, to)
+    shutil.rmtree(to / "targets")
+    kept = {key: value for key, value in files.open_cache().targets.items() if key != CHECKSUMS}
+    TensorDict(kept, []).memmap(to / "targets")  # type: ignore[arg-type]
+    about = json.loads((cache / "cache.json").read_text())
+    (to / "cache.json").write_text(json.dumps({key: about[key] for key in OLD_ENTRIES}))
+
+
+def resume(files: Files, folder: Path) -> None:
+    """What `--resume` does with a state: build the network, read, restore."""
+    detector = registry.build("dense", "nano", files.detector.names, pretrained=False)
+    optimizer = torch.optim.AdamW(detector.parameters())
+    restore(folder, read_state(folder)[1], detector, None, optimizer)
+
+
+def open_exported(file: Path) -> None:
+    boxwright.runtime.Detector(file, "cpu", threads=1)
+
+
+def first_epoch(files: Files, folder: Path) -> None:
+    """Open a cache and augment all of its images once."""
+    cache = open_cache(folder, files.records)
+    for _ in train_batches(cache, 8, recipe("dense").augment, seed=0, epoch=0):
+        pass
+
+
+if __name__ == "__main__":
+    main()

@@ -31,6 +31,8 @@ from helpers.uploads import picture
         (["model.onnx", "--limits.seconds", "nan"], "--limits.seconds can't be 'nan', it must be a number."),
         (["model.onnx", "--limits.queue", "3"], "--limits.queue must hold the 16 images"),
         (["model.onnx", "--limits.pixel", "3"], "did you mean"),
+        (["model.onnx", "--cors", "example.org"], "--cors is an origin such as https://example.org"),
+        (["model.onnx", "--cors", "*,http://a.example/path"], "not 'http://a.example/path'"),
     ],
 )
 def test_what_cannot_be_served_is_one_line(tmp_path, monkeypatch, capsys, arguments, message):

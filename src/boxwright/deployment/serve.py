@@ -21,7 +21,6 @@ from boxwright.inference.open_detector import open_detector
 
 KEY = "BOXWRIGHT_API_KEY"
 _LOCAL = ("127.0.0.1", "::1", "localhost")
-_BACKLOG = 2048
 
 
 def serve(
@@ -52,11 +51,9 @@ def serve(
     key, origins = _key(), _origins(cors)
     hosts = _LOCAL if host in _LOCAL else None
     try:
-        import uvicorn
-
         from boxwright.deployment.service.app import make_app
         from boxwright.deployment.service.decoders import Decoders
-        from boxwright.deployment.service.protocol import Protocol
+        from boxwright.deployment.service.protocol import BACKLOG, server
     except ModuleNotFoundError as error:
         raise UserError(how_to_install("serving", error.name)) from None
     with _upload_errors_unlogged(), _listening(host, port) as listener, closing(Decoders(limits)) as decoders:
@@ -65,20 +62,16 @@ def serve(
         blank = Image.new("RGB", (detector.image_size,) * 2)
         # The first batch takes longer, and shows whether the model can be computed at all.
         detector.detect([detector.decode(blank)], 0.5, None)
-        config = uvicorn.Config(
-            make_app(detector, limits, key, hosts, origins, decoders), log_level="warning", access_log=False,
-            backlog=_BACKLOG, http=Protocol, ws="none", timeout_graceful_shutdown=int(limits.seconds) + 1,
-            server_header=False,
-        )  # fmt: skip
+        app = make_app(detector, limits, key, hosts, origins, decoders)
         with _listen_errors(host, port):  # two may have bound the address at once; only one can listen
-            listener.listen(_BACKLOG)  # before the address is printed: requests may follow at once
+            listener.listen(BACKLOG)  # before the address is printed: requests may follow at once
         address = f"[{host}]" if ":" in host else host
         console = make_console()
         console.print(f"{model}: http://{address}:{listener.getsockname()[1]} (Ctrl-C ends it)")
         if host not in _LOCAL and key is None:
             console.print(f"anybody who reaches this machine may ask; set {KEY} to demand a key")
         try:
-            uvicorn.Server(config).run(sockets=[listener])
+            server(app, limits.seconds).run(sockets=[listener])
         except KeyboardInterrupt:  # raised again by uvicorn after a clean end
             console.print("ended")
 

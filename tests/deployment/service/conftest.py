@@ -1,16 +1,20 @@
 """A service in this process, over a detector that finds the white box."""
 
+import socket
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from boxwright.deployment.service import decoders
 from boxwright.deployment.service.app import make_app
 from boxwright.deployment.service.limits import Limits
+from boxwright.deployment.service.protocol import server
 from boxwright.runtime import Detector
 from helpers.onnx_files import white_boxes
 
@@ -41,17 +45,19 @@ class SharedProcess(decoders.Process):
         """Go on."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shared_process() -> Iterator[SharedProcess]:
     process = SharedProcess()
     yield process
     super(SharedProcess, process).end()
 
 
-@pytest.fixture(autouse=True)
-def one_decoder(monkeypatch: pytest.MonkeyPatch, shared_process: SharedProcess) -> None:
-    monkeypatch.setattr(decoders.Decoders, "count", 1)
-    monkeypatch.setattr(decoders, "Process", lambda: shared_process)
+@pytest.fixture(scope="package", autouse=True)
+def one_decoder(shared_process: SharedProcess) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoders.Decoders, "count", 1)
+        patch.setattr(decoders, "Process", lambda: shared_process)
+        yield
 
 
 @pytest.fixture
@@ -72,3 +78,27 @@ def served(predictor: Detector) -> Iterator[Callable[..., TestClient]]:
 @pytest.fixture
 def client(served: Callable[..., TestClient]) -> TestClient:
     return served()
+
+
+@pytest.fixture(scope="module")
+def live_servers(predictor: Detector) -> Iterator[Callable[..., int]]:
+    """A function that serves on a socket and returns the port; arguments as of `make_app`, or limits."""
+    with ExitStack() as stack:
+
+        def serve(detector: Any = predictor, key: Any = None, hosts: Any = None, cors: Any = (), **limits: Any) -> int:
+            app = make_app(detector, replace(LIMITS, **limits), key, hosts, cors)
+            return stack.enter_context(live(app))
+
+        yield serve
+
+
+@contextmanager
+def live(app: FastAPI) -> Iterator[int]:
+    """The port of an application that is served by a thread."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        running = server(app, LIMITS.seconds)
+        thread = Thread(target=running.run, kwargs={"sockets": [listener]})
+        thread.start()
+        yield listener.getsockname()[1]
+        running.should_exit = True
+        thread.join()

@@ -6,18 +6,16 @@ import json
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Event
 
 import numpy as np
 import pytest
 
 from boxwright.deployment.service.app import make_app
 from boxwright.deployment.service.limits import Limits
-from boxwright.detections import Detections
 from boxwright.runtime import Detector
-from boxwright.runtime.predictor_base import BasePredictor
 from boxwright.thresholds import Thresholds
 from helpers.onnx_files import facts, white_boxes
+from helpers.slow import Slow
 from helpers.uploads import picture
 
 
@@ -221,24 +219,6 @@ def test_openapi_is_what_callers_have_generated_clients_from(served):
     described = served(key="secret").get("/openapi.json", headers={"Authorization": "Bearer secret"}).json()
     del described["info"]["version"]
     assert described == json.loads(Path(__file__).with_name("openapi.json").read_text())
-
-
-class Slow(BasePredictor):
-    """Finds nothing, once it is let go; remembers its batches."""
-
-    names, image_size = ("box",), 64
-
-    def __init__(self):
-        self.go, self.begun, self.batches = Event(), Event(), []
-
-    def detect(self, images, threshold, classes):
-        self.begun.set()
-        assert self.go.wait(20)
-        self.batches.append(len(images))
-        if any(one.size == (13, 13) for one in images):
-            raise RuntimeError("cannot")
-        nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), self.names)
-        return [nothing] * len(images)
 
 
 def test_requests_are_computed_together_and_who_finds_no_room_is_told_when_to_come_back(served):

@@ -70,6 +70,7 @@ class Service:
         limits.check()
         self.detector, self.limits, self.metrics = detector, limits, Metrics()
         self.thresholds = detector.thresholds.of(detector.names)
+        self._longest_name = max(200, *map(len, detector.names))
         self.capacity = Capacity(limits.queue, self.metrics)
         self.batcher = Batcher(detector, on_computed=self.metrics.count_batch)
         self.decoders = decoders
@@ -96,10 +97,7 @@ class Service:
     ) -> Response:
         """The objects in images (name and file) as a COCO data set; without a threshold, each class has its own."""
         self.check_count(len(images))
-        try:
-            wanted = class_positions(list(dict.fromkeys(classes)) or None, self.detector.names)
-        except UserError as error:
-            raise RequestError(422, f"classes: {error}") from None
+        wanted = self._positions(classes)
         with self.capacity.reserve(len(images)):
             async with asyncio.timeout(self.limits.seconds):
                 found = await _all(self._detect(name, data, wanted) for name, data in images)
@@ -109,6 +107,16 @@ class Service:
         ]
         answer = coco_data_set(predicted, self.detector.names)
         return Response(json.dumps(answer), media_type="application/json")
+
+    def _positions(self, classes: Sequence[str]) -> list[int] | None:
+        """Positions of the named classes; without names None, which is all."""
+        long = next((name for name in classes if len(name) > self._longest_name), None)
+        if long is not None:  # an error would quote it
+            raise RequestError(422, f"classes: no class has a name of {len(long):,} characters.")
+        try:
+            return class_positions(list(dict.fromkeys(classes)) or None, self.detector.names)
+        except UserError as error:
+            raise RequestError(422, f"classes: {error}") from None
 
     async def _detect(self, name: str, data: bytes, wanted: Sequence[int] | None) -> tuple[tuple[int, int], Detections]:
         """Size and objects of an image."""

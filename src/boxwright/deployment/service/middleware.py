@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
@@ -148,7 +148,8 @@ class _Body:
     def __init__(self, receive: Receive, scope: Scope, limits: Limits):
         headers = dict(scope["headers"])
         self._receive, self._limits = receive, limits
-        self.more = scope["method"] == "POST" or b"content-length" in headers or b"transfer-encoding" in headers
+        self._declared = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
+        self.more = self._declared or scope["method"] == "POST"
         self._is_sent = b"expect" not in headers  # else the client waits to be asked for it
         self.ended = asyncio.Event()  # nothing more will come
         self.answered = False
@@ -166,9 +167,10 @@ class _Body:
         """`send`, which takes what is left of the body before an answer ends, as clients read only then."""
 
         async def drained(message: Message) -> None:
-            if message["type"] == "http.response.start" and self.more:
+            more = self.more and self._declared
+            if message["type"] == "http.response.start" and more:
                 message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
-            elif self.more and not message.get("more_body", False):
+            elif more and not message.get("more_body", False):
                 await send({**message, "more_body": True})
                 await self._drain()
                 message = {"type": "http.response.body"}
@@ -359,19 +361,23 @@ class BrowserMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
-        reason = self._reason(dict(scope["headers"])) if scope["type"] == "http" else None
+        reason = self._reason(scope["headers"]) if scope["type"] == "http" else None
         app = self.app if reason is None else error_response(403, reason)
         await app(scope, receive, send)
 
-    def _reason(self, headers: dict[bytes, bytes]) -> str | None:
+    def _reason(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
         """Why a request is refused."""
-        host = headers.get(b"host", b"").decode("latin-1").lower()
+        host, origin = (_value(headers, name) for name in (b"host", b"origin"))
         if self.hosts is not None and _host_name(host) not in self.hosts:
             return f"this service is not {host[:100]!r}: address it as {', '.join(self.hosts)}, or set a key."
-        origin = headers.get(b"origin", b"").decode("latin-1").lower()
         if origin and not {"*", origin} & set(self.origins) and origin.partition("://")[2] != host:
             return f"pages of {origin[:100]} may not use this service; --cors {origin[:100]} lets them."
         return None
+
+
+def _value(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str:
+    """The value of a header in lower case; several with commas between, which then is no valid one."""
+    return ",".join(value.decode("latin-1").lower() for key, value in headers if key == name)
 
 
 def _host_name(host: str) -> str | None:

@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import re
 import socket
 from asyncio import TimerHandle
 from typing import Any
 
+import uvicorn
+from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _CHUNKED = 9  # bytes that each byte of a body may take on its way, where it is sent in chunks of one byte
+_UPGRADE = re.compile(rb"\nupgrade(?=[ \t]*:)", re.IGNORECASE)
 _PIPELINE = 16  # requests of a connection that wait for the answer to an earlier one
+
+
+BACKLOG = 2048  # connections that the system accepts before the service does
+
+
+def server(app: FastAPI, seconds: float) -> uvicorn.Server:
+    """uvicorn with these limits.
+
+    Args:
+        app: the service.
+        seconds: that waiting requests have when the server is told to end.
+    """
+    config = uvicorn.Config(
+        app, log_level="error", access_log=False, backlog=BACKLOG, http=Protocol, ws="none", server_header=False,
+        timeout_graceful_shutdown=math.ceil(seconds),
+    )  # fmt: skip
+    return uvicorn.Server(config)
 
 
 class Protocol(HttpToolsProtocol):
@@ -33,6 +55,7 @@ class Protocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._head_bytes, self._in_head, self._waits_since = 0, True, self.loop.time()
+        self._head_begun = False
         self._head_timer: TimerHandle | None = None
         self._write_timer: TimerHandle | None = None
 
@@ -51,8 +74,8 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Read what came; refuse too large a head and too many requests at once."""
-        if self._in_head and self._head_timer is None:
-            self._head_timer = self.loop.call_later(self.head_seconds, self._head_is_late)
+        if self._in_head:
+            data = _without_upgrade(data)
         self._head_bytes += len(data)
         super().data_received(data)
         if self._head_bytes > self.most_head_bytes:
@@ -60,9 +83,16 @@ class Protocol(HttpToolsProtocol):
         elif len(self.pipeline) > _PIPELINE:
             self.transport.abort()
 
+    def on_message_begin(self) -> None:
+        """Begin to wait for the rest of the headers."""
+        super().on_message_begin()
+        self._head_begun = True
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(self.head_seconds, self._head_is_late)
+
     def on_headers_complete(self) -> None:
         """Pass the request on."""
-        self._in_head = False
+        self._in_head = self._head_begun = False
         self._end_timers()
         super().on_headers_complete()
 
@@ -75,6 +105,10 @@ class Protocol(HttpToolsProtocol):
         """Be ready for another request."""
         self._in_head, self._head_bytes, self._waits_since = True, 0, self.loop.time()
         super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP; uvicorn would mix its answer with that to an earlier request."""
+        self._refuse(b"400 Bad Request", b"this is no valid HTTP request.")
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Answer a complete request whose client sends nothing more: it may still read."""
@@ -101,7 +135,7 @@ class Protocol(HttpToolsProtocol):
 
     def _head_is_late(self) -> None:
         self._head_timer = None
-        if self._head_bytes:
+        if self._head_begun:
             self._refuse(b"408 Request Timeout", b"the headers took too long to arrive.")
         else:
             self.transport.close()
@@ -133,3 +167,13 @@ class Protocol(HttpToolsProtocol):
             if timer is not None:
                 timer.cancel()
         self._head_timer = self._write_timer = None
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """A head without the offer to change the protocol, after which the parser would skip the body.
+
+    Java's client makes that offer with every request.
+    """
+    end = data.find(b"\r\n\r\n")
+    end = end if end >= 0 else len(data)
+    return _UPGRADE.sub(b"\nIgnored", data[:end]) + data[end:]

@@ -16,7 +16,7 @@ from boxwright.classes import position
 from boxwright.config import UserError, require
 from boxwright.deployment.service.batching import ObjectParts, SequenceJob, StreamItem
 from boxwright.deployment.service.errors import in_words
-from boxwright.deployment.service.json_body import check_values
+from boxwright.deployment.service.json_body import check_json
 from boxwright.deployment.service.limits import RequestError
 from boxwright.deployment.service.schemas import Given, LastLine, ObjectLine, WordLine
 from boxwright.runtime.predictor_base import BasePredictor
@@ -39,7 +39,7 @@ def read_given(text: str, size: tuple[int, int], detector: BasePredictor) -> Giv
     Raises:
         RequestError: for what is no such list, an unknown class, or a box outside the image.
     """
-    check_values(text.encode("utf-8", "replace"))
+    check_json(text.encode("utf-8", "replace"))
     try:
         objects = _LISTS.validate_json(text)
     except ValidationError as error:

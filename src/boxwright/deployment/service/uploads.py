@@ -10,6 +10,7 @@ from boxwright.deployment.service.limits import RequestError
 from boxwright.images import displayed_size, open_lazily, reason, upright
 from boxwright.runtime.inputs import GAP, DecodedImage
 
+_MOST_SCANS = 100  # of a JPEG; programs write about ten, and each takes as long as the whole image
 # The formats that Pillow reads without starting programs or opening other files.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 
@@ -35,6 +36,7 @@ def decode(
             if image.width * image.height > most_pixels:
                 pixels = f"{image.width} x {image.height} pixels, and {most_pixels:,} are the limit"
                 raise RequestError(413, f"{name} has {pixels}; send a smaller one.")
+            _check_scans(data, name)
             opened(image.width * image.height)
             size = displayed_size(image)
             return DecodedImage(upright(image, side, GAP), size)
@@ -43,6 +45,12 @@ def decode(
     except Exception as error:  # see `boxwright.images.open_image`
         why = reason(error) if data else "it is empty"
         raise RequestError(400, f"{name} cannot be read as an image: {why}.") from error
+
+
+def _check_scans(data: bytes, name: str) -> None:
+    """Refuse a JPEG of very many scans; in its data, no other bytes look like the marker of a scan."""
+    if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > _MOST_SCANS:
+        raise RequestError(413, f"{name} has over {_MOST_SCANS} scans; send it as an ordinary JPEG or PNG.")
 
 
 def from_base64(text: str, name: str) -> bytes:

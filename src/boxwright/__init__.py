@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from boxwright.checkpoints.detector_file import merge
     from boxwright.comparison.compare import Comparison, compare
     from boxwright.config import Augment, Optim, UserError
-    from boxwright.data.check import check
     from boxwright.data.convert import convert
     from boxwright.data.read import read
     from boxwright.detections import Detections
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from boxwright.explanation.explain import explain
     from boxwright.inference.predict import predict
     from boxwright.inference.predictor import Predictor, load
+    from boxwright.inspection.check import check
     from boxwright.interop.import_weights import import_weights
     from boxwright.training.distill import distill
     from boxwright.training.run import train
@@ -41,7 +41,7 @@ _PLACES = {
     "Predictions": "boxwright.types",
     "Predictor": "boxwright.inference.predictor",
     "UserError": "boxwright.config",
-    "check": "boxwright.data.check",
+    "check": "boxwright.inspection.check",
     "compare": "boxwright.comparison.compare",
     "convert": "boxwright.data.convert",
     "demo": "boxwright.bundled.demo",

@@ -20,7 +20,10 @@ from boxwright.extras import how_to_install, root_missing
 
 VERBS = {
     "demo": ("boxwright.bundled.demo", "detect blood cells with the bundled detector; --train trains it first"),
-    "check": ("boxwright.data.check", "find every error in a data set, and how to fix it"),
+    "check": (
+        "boxwright.inspection.check",
+        "find every error in a data set and how to fix it; --out draws a page",
+    ),
     "convert": ("boxwright.data.convert", "convert a data set to COCO, YOLO or VOC"),
     "train": ("boxwright.training.run", "train a detector on annotated images"),
     "distill": ("boxwright.training.distill", "train a small detector with a large one as its teacher"),

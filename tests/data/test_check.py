@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from boxwright.config import UserError
-from boxwright.data.check import check
 from boxwright.data.faults import FAULT_KINDS
 from boxwright.data.read import read
+from boxwright.inspection.check import check
 from helpers import datasets as samples
 
 NAN = float("nan")

@@ -12,10 +12,10 @@ from PIL import Image
 
 from boxwright.config import UserError
 from boxwright.data import convert as convert_module
-from boxwright.data.check import check
 from boxwright.data.convert import convert
 from boxwright.data.parsed import to_dataset
 from boxwright.data.read import parse
+from boxwright.inspection.check import check
 from helpers import datasets as samples
 
 FORMATS = ("coco", "yolo", "voc")

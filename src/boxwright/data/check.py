@@ -1,9 +1,8 @@
-"""`boxwright check`: all faults of a data set in one report."""
+"""All faults of a data set in one report."""
 
 from __future__ import annotations
 
 import hashlib
-import json as json_
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from boxwright.config import UserError
 from boxwright.console import make_console
 from boxwright.data.faults import FAULT_KINDS, Fault
 from boxwright.data.parsed import ParsedDataset, ParsedImage, empty_faults, is_usable, reason
-from boxwright.data.read import TRAIN_SPLITS, parse
+from boxwright.data.read import TRAIN_SPLITS
 from boxwright.images import open_image, same_shape
 
 SMALL, LARGE = 32**2, 96**2  # COCO's limits of area, in square pixels
@@ -85,14 +84,13 @@ class CheckReport:
         }
 
 
-def check(data: Path | str, json: bool = False) -> CheckReport:
-    """Read a whole data set, decode every image, and report all problems at once and how to fix them.
+def examine(parsed: ParsedDataset, data: Path) -> CheckReport:
+    """Decode every image of a data set, and report all its faults.
 
     Args:
-        data: folder in COCO, PASCAL VOC or YOLO format, a COCO file or a YOLO data.yaml.
-        json: print one JSON object instead of tables.
+        parsed: as a reader returns it.
+        data: as the user named it.
     """
-    parsed = parse(Path(data))
     faults = [
         *parsed.faults,
         *image_faults(parsed),
@@ -104,12 +102,7 @@ def check(data: Path | str, json: bool = False) -> CheckReport:
         *_untrained_classes(parsed),
     ]
     faults = sorted(dict.fromkeys(faults), key=lambda fault: list(FAULT_KINDS).index(fault.kind))
-    report = CheckReport(Path(data), parsed.format, faults, _split_counts(parsed), _class_counts(parsed))
-    if json:
-        print(json_.dumps(report.to_json(), indent=2, ensure_ascii=False))
-    else:
-        _print(report)
-    return report
+    return CheckReport(data, parsed.format, faults, _split_counts(parsed), _class_counts(parsed))
 
 
 # Images.
@@ -366,7 +359,8 @@ def _class_counts(parsed: ParsedDataset) -> dict[str, dict[str, Any]]:
 # The report.
 
 
-def _print(report: CheckReport) -> None:
+def show(report: CheckReport) -> None:
+    """Print the report."""
     console = make_console()
     console.print(Text(f"{report.data} ({report.format})", style="bold"))
     console.print(_split_table(report), soft_wrap=False)
@@ -380,21 +374,30 @@ def _print(report: CheckReport) -> None:
             if fault.kind == kind:
                 console.print(Text(f"  {fault.where}: {fault.what}"))
     console.print()
-    console.print(_verdict(report))
+    console.print(Text(verdict(report), style=_verdict_style(report)))
 
 
-def _verdict(report: CheckReport) -> Text:
+def verdict(report: CheckReport) -> str:
+    """The report in one line: how many faults, and whether the data can be trained on."""
     counted = ", ".join(f"{n} {level}{'s' * (n != 1)}" for level in _STYLES for n in [report.count(level)])
-    found = {fault.kind for fault in report.faults}
-    if any(fault.fatal for fault in report.faults):
-        return Text(f"{counted}. Training will refuse this data set until the errors are fixed.", style="bold red")
-    if refused := [until for kind, until in _NOT_TRAINABLE.items() if kind in found]:
-        return Text(f"{counted}. Training will refuse this data set until {refused[0]}.", style="bold red")
+    if until := _refused_until(report):
+        return f"{counted}. Training will refuse this data set until {until}."
     hint = "" if "val" in report.splits else f" {_VALIDATE}"
     if report.count("error"):
-        what = f"{counted}. Training leaves out boxes without area and cuts the others to the image.{hint}"
-        return Text(what, style="yellow")
-    return Text(f"{counted}. Ready to train on.{hint}", style="green")
+        return f"{counted}. Training leaves out boxes without area and cuts the others to the image.{hint}"
+    return f"{counted}. Ready to train on.{hint}"
+
+
+def _refused_until(report: CheckReport) -> str:
+    """What must change before the data can be trained on; empty if they can be."""
+    if any(fault.fatal for fault in report.faults):
+        return "the errors are fixed"
+    found = {fault.kind for fault in report.faults}
+    return next((until for kind, until in _NOT_TRAINABLE.items() if kind in found), "")
+
+
+def _verdict_style(report: CheckReport) -> str:
+    return "bold red" if _refused_until(report) else "yellow" if report.count("error") else "green"
 
 
 def _split_table(report: CheckReport) -> Table:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from boxwright.config import UserError
-from boxwright.data.check import check
 from boxwright.data.formats import recognise
 from boxwright.data.read import parse, read
+from boxwright.inspection.check import check
 from helpers import foreign_datasets as foreign
 from helpers.datasets import image, write_json
 from helpers.mutations import mutate

@@ -1,0 +1,50 @@
+"""`boxwright check`: the faults of a data set, a page that shows them and what the data are made of, a mended copy."""
+
+from __future__ import annotations
+
+import json as json_
+from pathlib import Path
+
+from boxwright.config import require
+from boxwright.console import make_console
+from boxwright.data.check import CheckReport, examine, show
+from boxwright.data.read import parse
+from boxwright.files import require_writable
+
+
+def check(data: Path | str, json: bool = False, out: Path | str | None = None) -> CheckReport:
+    """Read a whole data set, decode every image, and report all problems at once and how to fix them.
+
+    Args:
+        data: a folder, annotation file or archive of any format that boxwright reads (docs/data-formats.md).
+        json: print one JSON object instead of tables.
+        out: an HTML file to write, with classes, sizes, near-duplicate images and each fault in pictures.
+
+    Returns:
+        The report.
+
+    Raises:
+        UserError: there is no such data set, its format is unknown or it has two, or `out` can't be written.
+    """
+    page = None if out is None else _page_file(Path(out))
+    parsed = parse(Path(data))
+    report = examine(parsed, Path(data))
+    if json:
+        print(json_.dumps(report.to_json(), indent=2, ensure_ascii=False))
+    else:
+        show(report)
+    if page is not None:
+        from boxwright.inspection.page import write_page  # scipy and jinja2, which the rest can do without
+
+        write_page(page, parsed, report)
+        make_console(stderr=True).print(f"written: {page}")
+    return report
+
+
+def _page_file(out: Path) -> Path:
+    """The file of the page: `out` itself, with ``.html`` where it has no ending, or a file in an existing folder."""
+    file = out / "check.html" if out.is_dir() else out if out.suffix else out.with_name(f"{out.name}.html")
+    good = file.suffix.lower() in (".html", ".htm")
+    require(good, f"{out} is not the name of a page; give one that ends in .html")
+    require_writable(file.parent)
+    return file

@@ -138,14 +138,9 @@ def test_a_predictor_is_no_path(data, tmp_path):
         boxwright.read(predictor)
 
 
-@pytest.mark.parametrize(
-    ("text", "names", "expected"),
-    [("[no, on]", ("no", "on"), ["no", "on"]), ("no,on", ("no", "on"), ["no", "on"]), ("no", ("no",), "no"),
-     ("null", ("null", "a"), ["null"]), ("null", ("a",), None), ("[null, 1, 1e3]", (), ["null", "1", "1e3"]),
-     ("[a, b", (), ["[a", "b"]), ("007", ("007",), "007"), ("a: b", (), ["a: b"])],
-)  # fmt: skip
-@pytest.mark.parametrize("equals", [True, False])
-def test_classes_of_a_command_line_are_names_whatever_yaml_reads(text, names, expected, equals):
+def take_classes(arguments: list[str], names: tuple[str, ...]) -> object:
+    """Classes that a verb takes from a command line."""
+
     def verb(classes: "list[str] | str | None" = None, rest: int = 1) -> object:
         """Do.
 
@@ -156,8 +151,41 @@ def test_classes_of_a_command_line_are_names_whatever_yaml_reads(text, names, ex
         assert rest == 2
         return split_classes(classes, names)
 
+    return call(verb, "verb", arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "expected"),
+    [("[no, on]", ("no", "on"), ["no", "on"]), ("no,on", ("no", "on"), ["no", "on"]), ("no", ("no",), "no"),
+     ("null", ("null", "a"), ["null"]), ("null", ("a",), None), ("[null, 1, 1e3]", (), ["null", "1", "1e3"]),
+     ("[a, b", (), ["[a", "b"]), ("007", ("007",), "007"), ("a: b", (), ["a: b"])],
+)  # fmt: skip
+@pytest.mark.parametrize("equals", [True, False])
+def test_classes_of_a_command_line_are_names_whatever_yaml_reads(text, names, expected, equals):
     given = [f"--classes={text}"] if equals else ["--classes", text]
-    assert call(verb, "verb", [*given, "--rest", "2"]) == expected
+    assert take_classes([*given, "--rest", "2"], names) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "expected"),
+    [("[no, on]", (), ["no", "on"]), ("\n- no\n- 007\n- 2020-01-01", (), ["no", "007", "2020-01-01"]),
+     ("no", ("no",), "no"), ("1e3", ("1e3",), "1e3"), ("null", ("null", "a"), ["null"]), ("null", ("a",), None),
+     ('"null"', ("null",), ["null"]), ("[null, a]", (), ["null", "a"]), ("~", ("null",), None), ("", (), None),
+     ("&x [on, 'é\U0001f600']", (), ["on", "é\U0001f600"])],
+)  # fmt: skip
+def test_classes_of_a_file_of_settings_are_names_whatever_yaml_reads(text, names, expected, tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text(f"rest: 2\nclasses: {text}\n", encoding="utf-8")
+    assert take_classes(["--config", str(file)], names) == expected
+    assert take_classes(["--config", str(file), "--classes", "cat"], ()) == ["cat"]
+
+
+@pytest.mark.parametrize("text", ["[[a]]", "{a: b}", "[a"])
+def test_classes_of_a_file_that_are_no_names_are_one_error(text, tmp_path):
+    (tmp_path / "settings.yaml").write_text(f"rest: 2\nclasses: {text}\n")
+    with pytest.raises(UserError) as error:
+        take_classes(["--config", str(tmp_path / "settings.yaml")], ())
+    assert "\n" not in str(error.value)
 
 
 def test_a_program_may_silence_or_redirect_all_messages(data, tmp_path, capsys, caplog):

@@ -41,7 +41,7 @@ def split_classes(classes: str | Sequence[str] | None, names: Sequence[str]) -> 
         import yaml  # which the runtime can do without
 
         with suppress(yaml.YAMLError):
-            listed = yaml.load(classes, Loader=yaml.BaseLoader)
+            listed = yaml.load(classes, Loader=yaml.BaseLoader)  # noqa: S506 - it makes only texts
             if isinstance(listed, list) and all(isinstance(name, str) for name in listed):
                 return None if listed == ["null"] and "null" not in names else listed
     return [name.strip() for name in classes.split(",") if name.strip()]

@@ -50,6 +50,11 @@ class Parser(ArgumentParser):
         except UnicodeDecodeError as error:
             self.error(f"{path} is not text in UTF-8", error)
 
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
+        """Read settings in YAML; names stay as they are written, as in `--classes`."""
+        names = [action.dest for action in self._typed_actions() if action._typehint == list[str] | str | None]
+        return super().parse_string(_quote_names(content, names), *args, **kwargs)
+
     def validate(self, namespace: Any, *args: Any, **kwargs: Any) -> None:
         """Check that all settings are known, and that those which need a value have one."""
         known = self.strip_unknown(namespace)
@@ -165,6 +170,27 @@ def _normalise(arguments: list[str], function: Callable[..., Any]) -> list[str]:
         normalised.append(name + equals + value)
         previous = name
     return normalised
+
+
+def _quote_names(content: str, options: list[str]) -> str:
+    """Settings in YAML, in which the names that some options take are quoted: ``no`` and ``on`` are texts, and
+    ``null`` is ``[null]``, as `_normalise` has it.
+    """
+    import yaml
+
+    try:
+        settings = yaml.compose(content, Loader=yaml.SafeLoader)
+    except yaml.YAMLError:
+        return content  # for the parser, which reports it
+    pairs = settings.value if isinstance(settings, yaml.MappingNode) else []
+    values = [value for key, value in pairs if key.value in options]
+    for value in values:
+        for node in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+            if isinstance(node, yaml.ScalarNode) and node.value not in ("", "~"):
+                node.tag, node.style = "tag:yaml.org,2002:str", '"'
+        if value.value == "null":
+            value.value = "[null]"
+    return yaml.serialize(settings) if values else content
 
 
 def _config_first(arguments: list[str]) -> list[str]:

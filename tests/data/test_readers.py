@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -16,6 +17,21 @@ BOXES_CAT = [[4, 5, 14.5, 17]]
 def summary(dataset):
     """Images and boxes by split."""
     return {split: (len(rs), sum(len(r.boxes_N4) for r in rs)) for split, rs in dataset.splits.items()}
+
+
+def test_entities_of_xml_that_multiply_or_name_files_are_refused(tmp_path):
+    root = samples.voc(tmp_path)
+    file = next(root.rglob("*.xml"))
+    content = file.read_text().partition("?>")[2] or file.read_text()
+    (tmp_path / "secret.txt").write_text("secret")
+    lines = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 12))
+    bomb = f'<!DOCTYPE annotation [<!ENTITY e0 "lol">{lines}]>' + content.replace("cat", "&e11;")
+    outside = f'<!DOCTYPE annotation [<!ENTITY e0 SYSTEM "{tmp_path}/secret.txt">]>' + content.replace("cat", "&e0;")
+    for text in (bomb, outside):
+        file.write_text(text)
+        begun = time.process_time()
+        assert "broken-file" in [fault.kind for fault in parse(root).faults]
+        assert time.process_time() - begun < 2
 
 
 # COCO

@@ -85,7 +85,7 @@ def _load(parsed: ParsedDataset, file: Path) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
-        settings = yaml.load(text, Loader=yaml.BaseLoader)
+        settings = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506 - it makes only texts
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         parsed.add_fault("broken-file", f"{file}:{line}", f"is not valid YAML ({error.problem})")

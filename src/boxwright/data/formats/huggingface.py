@@ -82,7 +82,7 @@ def _class_names(collection: Collection, file: Path) -> dict[str, str]:
         readme = folder / "README.md"
         parts = (read_text(readme, collection.parsed) or "").split("---\n") if readme.is_file() else []
         try:
-            front = yaml.load(parts[1], Loader=yaml.BaseLoader) if len(parts) > 2 else None
+            front = yaml.load(parts[1], Loader=yaml.BaseLoader) if len(parts) > 2 else None  # noqa: S506 - it makes only texts
         except (yaml.YAMLError, RecursionError, ValueError):
             front = None
         if found := _find_names(front):

@@ -40,7 +40,7 @@ MODELS = ("dense", "detr", "deformable", "pix2seq", "patchseq")
 KILLS, EPOCHS = 3, 3  # kills of one run, at most
 TRAIN, VAL = 8, 4  # images
 OPERATIONS = ("open", "os.rename", "os.chmod", "os.remove", "os.mkdir")  # on files, as Python's audit names them
-LONGEST = 600  # seconds that one process may take
+LONGEST = 3600  # seconds that one process may take
 
 
 def main() -> None:

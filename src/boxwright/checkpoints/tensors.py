@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import torch
@@ -18,6 +19,11 @@ CHECKSUM = "tensors_crc32c"  # metadata: CRC-32C of names, dtypes, shapes and va
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write the file, equal tensors and metadata as equal bytes.
+
+    Args:
+        tensors: contiguous ones, by name.
+        path: where to.
+        metadata: stored beside them.
 
     Raises:
         OSError: for errors of the file system, as other functions do.
@@ -63,12 +69,13 @@ def read_tensors(file: Path, what: str, header_only: bool = False) -> tuple[dict
 
 
 def _crc32c(tensors: Mapping[str, Tensor]) -> str:
+    """Of contiguous tensors; of a thousand small ones, what Python does for each takes longer than their bytes."""
     checksum = 0
     for key in sorted(tensors):
         value = tensors[key]
         about = f"{key} {value.dtype} {tuple(value.shape)} ".encode()
         if value.dtype is torch.bfloat16:  # which numpy lacks
             value = value.view(torch.int16)
-        content = value.detach().cpu().contiguous().numpy()  # any buffer is taken, so that nothing is copied
-        checksum = google_crc32c.extend(google_crc32c.extend(checksum, about), content)  # type: ignore[arg-type]
+        content: Any = value.numpy(force=True)
+        checksum = google_crc32c.extend(google_crc32c.extend(checksum, about), content)
     return f"{checksum:08x}"

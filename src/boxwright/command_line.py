@@ -52,7 +52,7 @@ class Parser(ArgumentParser):
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
         """Read settings in YAML; names stay as they are written, as in `--classes`."""
-        names = [action.dest for action in self._typed_actions() if action._typehint == list[str] | str | None]
+        names = [action.dest for action in self._typed_actions() if _takes_names(action)]
         return super().parse_string(_quote_names(content, names), *args, **kwargs)
 
     def validate(self, namespace: Any, *args: Any, **kwargs: Any) -> None:
@@ -136,6 +136,10 @@ def _shown(value: Any) -> str:
 
 def _fits_null(action: Any) -> bool:
     return any(part in (NoneType, Any) for part in _parts(action))
+
+
+def _takes_names(action: Any) -> bool:
+    return action._typehint == list[str] | str | None
 
 
 def _parts(action: Any) -> tuple[Any, ...]:

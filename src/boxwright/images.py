@@ -158,6 +158,8 @@ def open_lazily(source: Path | BinaryIO, formats: tuple[str, ...] | None = None)
         source: a path, or the bytes of a file.
         formats: as Pillow names them; by default all that it reads.
     """
+    if isinstance(source, Path) and not source.is_file() and source.exists():
+        raise OSError("it is not a file")  # but a folder, or a FIFO, which would keep us waiting
     with _without_limit:
         return _open(source, formats)
 

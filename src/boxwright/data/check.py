@@ -19,7 +19,7 @@ from rich.text import Text
 from boxwright.config import UserError
 from boxwright.console import make_console
 from boxwright.data.faults import FAULT_KINDS, Fault
-from boxwright.data.parsed import ParsedDataset, ParsedImage, empty_faults, is_usable, reason
+from boxwright.data.parsed import ParsedDataset, ParsedImage, empty_faults, is_usable, printable, reason
 from boxwright.data.read import TRAIN_SPLITS
 from boxwright.images import open_image, same_shape
 
@@ -416,5 +416,6 @@ def _class_table(report: CheckReport) -> Table:
     for column in [*columns, *splits]:
         table.add_column(column, justify="right")
     for name, row in report.classes.items():
-        table.add_row(Text(name), *(f"{row[c]:,}" for c in columns), *(f"{row['in'][split]:,}" for split in splits))
+        cells = [*(f"{row[c]:,}" for c in columns), *(f"{row['in'][split]:,}" for split in splits)]
+        table.add_row(Text(printable(name)), *cells)
     return table

@@ -19,7 +19,7 @@ from boxwright.data.read import parse, warn_user
 from boxwright.data.records import Dataset, Record
 
 Format = Literal["coco", "yolo", "voc", "cvat", "label-studio", "huggingface"]
-_FOLDERS: dict[str, Callable[[Path, str], Path]] = {
+FOLDERS: dict[str, Callable[[Path, str], Path]] = {
     "coco": coco.image_folder,
     "yolo": yolo.image_folder,
     "voc": voc.image_folder,
@@ -53,9 +53,31 @@ def convert(data: Path | str, out: Path | str, to: Format = "coco") -> Path:
     parsed.faults += [fault for fault in image_faults(parsed) if fault.fatal]
     dataset, dropped = to_dataset(parsed, empty_boxes=True)
     _warn_of_losses(dataset, to, dropped)
+    write_dataset(dataset, out, to)
+    images = sum(map(len, dataset.splits.values()))
+    boxes = sum(len(record.boxes_N4) for records in dataset.splits.values() for record in records)
+    splits = ", ".join(f"{split} {len(records):,}" for split, records in dataset.splits.items())
+    make_console().print(
+        f"{out} ({to}): {images:,} images ({splits}), {boxes:,} boxes, {len(dataset.names)} classes",
+    )
+    return out
+
+
+def write_dataset(dataset: Dataset, out: Path, to: str, copy: bool = False) -> None:
+    """Write a data set in a new or empty folder, whole or not at all.
+
+    Args:
+        dataset: what to write.
+        out: the folder.
+        to: a key of `FOLDERS`.
+        copy: copy the images; otherwise they are hard-linked where the file system allows it.
+
+    Raises:
+        UserError: the folder can't be written.
+    """
     temporary = out.absolute().parent / f".{out.absolute().name}.{os.getpid()}.tmp"
     try:
-        _write(dataset, temporary, to)
+        _write(dataset, temporary, to, copy)
         if out.is_dir():
             out.rmdir()
         temporary.rename(out)
@@ -65,13 +87,6 @@ def convert(data: Path | str, out: Path | str, to: Format = "coco") -> Path:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    images = sum(map(len, dataset.splits.values()))
-    boxes = sum(len(record.boxes_N4) for records in dataset.splits.values() for record in records)
-    splits = ", ".join(f"{split} {len(records):,}" for split, records in dataset.splits.items())
-    make_console().print(
-        f"{out} ({to}): {images:,} images ({splits}), {boxes:,} boxes, {len(dataset.names)} classes",
-    )
-    return out
 
 
 def _warn_of_losses(dataset: Dataset, to: Format, dropped: int) -> None:
@@ -87,21 +102,22 @@ def _warn_of_losses(dataset: Dataset, to: Format, dropped: int) -> None:
         warn_user(f"{title} has no `difficult` or crowd flag: {ignored} such objects are written as ordinary ones")
 
 
-def _write(dataset: Dataset, out: Path, to: Format) -> None:
+def _write(dataset: Dataset, out: Path, to: str, copy: bool) -> None:
     taken: dict[Path, set[str]] = {}
+    place = shutil.copyfile if copy else _link
     for split, records in dataset.splits.items():
-        folder = _FOLDERS[to](out, split)
+        folder = FOLDERS[to](out, split)
         folder.mkdir(parents=True, exist_ok=True)
         image_names = _unique_names(records, taken.setdefault(folder, set()))
         for record, name in zip(records, image_names, strict=True):
-            _link(record.path.resolve(), folder / name)
+            place(record.path.resolve(), folder / name)
         _write_annotations(dataset, split, records, image_names, out, to)
     if to == "yolo":
         yolo.write_yaml(out, list(dataset.splits), dataset.names)
 
 
 def _write_annotations(
-    dataset: Dataset, split: str, records: Sequence[Record], image_names: Sequence[str], out: Path, to: Format
+    dataset: Dataset, split: str, records: Sequence[Record], image_names: Sequence[str], out: Path, to: str
 ) -> None:
     if to == "coco":
         coco.write(out, split, records, image_names, dataset.names, dataset.category_ids)

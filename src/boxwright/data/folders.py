@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -54,15 +54,27 @@ def in_order(splits: dict[str, T]) -> dict[str, T]:
 
 def subfolders(folder: Path) -> list[Path]:
     """Folders inside, sorted, hidden ones left out."""
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return [Path(entry.path) for entry in _entries(str(folder)) if _is(entry, os.DirEntry.is_dir)]
 
 
 def files_in(folder: Path, suffixes: Iterable[str]) -> list[Path]:
-    """Files directly inside with one of the suffixes (lower case), sorted; [] when the folder is missing."""
+    """Files directly inside with one of the suffixes (lower case), sorted; [] when the folder is missing.
+
+    FIFOs, sockets and devices, and links to them, are no files.
+    """
     if not folder.is_dir():
         return []
     wanted = frozenset(suffixes)
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in wanted and not p.name.startswith("."))
+    entries = [entry for entry in _entries(str(folder)) if suffix_of(entry.name) in wanted]
+    return [folder / entry.name for entry in entries if _is(entry, os.DirEntry.is_file)]
+
+
+def _is(entry: os.DirEntry[str], kind: Callable[[os.DirEntry[str]], bool]) -> bool:
+    """Whether it is a folder or a file; False for a link to itself."""
+    try:
+        return kind(entry)
+    except OSError:
+        return False
 
 
 def any_case(folder: Path, path: Path) -> Path | None:
@@ -123,9 +135,9 @@ def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
         seen.add(identity)
         names = []
         for entry in _entries(here):
-            if entry.is_dir():
+            if _is(entry, os.DirEntry.is_dir):
                 (links if entry.is_symlink() else waiting).append(entry.path)
-            elif entry.is_file():
+            elif _is(entry, os.DirEntry.is_file):
                 names.append(entry.name)
         yield here, names
 

@@ -79,10 +79,10 @@ class ParsedDataset:
 
     def add_fault(self, kind: str, where: object, what: str) -> None:
         """Record a fault; what can't be printed in its texts is escaped."""
-        self.faults.append(Fault(kind, _printable(str(where)), _printable(what)))
+        self.faults.append(Fault(kind, printable(str(where)), printable(what)))
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """A text with lone surrogates and control characters, line ends among them, as escapes."""
     text = text.encode("utf-8", "backslashreplace").decode()
     return re.sub(r"[\x00-\x1f\x7f]", lambda match: repr(match[0])[1:-1], text)
@@ -153,6 +153,9 @@ def _record(image: ParsedImage, empty_boxes: bool) -> Record:
 
 def read_text(path: Path, parsed: ParsedDataset) -> str | None:
     """The text of a file; None, and a fault recorded, if it can't be read."""
+    if path.exists() and not path.is_file():
+        parsed.add_fault("broken-file", path, "is not a file")
+        return None
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

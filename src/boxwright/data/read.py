@@ -75,6 +75,8 @@ def parse(path: Path) -> ParsedDataset:
     if not path.exists():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"{path} does not exist{nearest(path.name, siblings)}; give a folder of annotated images")
+    if not path.is_file() and not path.is_dir():
+        raise UserError(f"{path} is neither a file nor a folder; give a folder of annotated images")
     if path.is_file() and archives.is_archive(path):
         parsed = parse(archives.unpack(path))
         parsed.root = path

@@ -93,6 +93,9 @@ def _load(parsed: ParsedDataset, file: Path) -> dict[str, Any] | None:
     except yaml.YAMLError as error:
         parsed.add_fault("broken-file", file, f"is not valid YAML ({' '.join(str(error).split())})")
         return None
+    except RecursionError:
+        parsed.add_fault("broken-file", file, "is nested too deeply")
+        return None
     if isinstance(settings, dict) and isinstance(settings.get("names"), str):
         settings["names"] = _listed_names(parsed, file, settings)
     if not isinstance(settings, dict) or not isinstance(settings.get("names"), (list, dict)):
@@ -116,9 +119,12 @@ def _classes(parsed: ParsedDataset, file: Path, settings: dict[str, Any]) -> dic
     names = settings["names"]
     if isinstance(names, list):
         names = dict(enumerate(names))
+    if not all(isinstance(name, str) for name in names.values()):
+        parsed.add_fault("broken-file", file, "`names` has a class that is a list or a mapping, not text")
+        return {}
     try:
-        rows = sorted((int(index), str(name).strip()) for index, name in names.items())
-    except ValueError:
+        rows = sorted((int(index), name.strip()) for index, name in names.items())
+    except (ValueError, TypeError):
         parsed.add_fault("broken-file", file, "`names` has a key that is not a number")
         return {}
     parsed.names = tuple(name for _, name in rows)

@@ -5,28 +5,39 @@ from __future__ import annotations
 import json as json_
 from pathlib import Path
 
+from rich.text import Text
+
 from boxwright.config import require
 from boxwright.console import make_console
 from boxwright.data.check import CheckReport, examine, show
+from boxwright.data.parsed import printable
 from boxwright.data.read import parse
 from boxwright.files import require_writable
+from boxwright.inspection.mend import require_apart, write_mended
 
 
-def check(data: Path | str, json: bool = False, out: Path | str | None = None) -> CheckReport:
+def check(
+    data: Path | str, json: bool = False, out: Path | str | None = None, fix: Path | str | None = None
+) -> CheckReport:
     """Read a whole data set, decode every image, and report all problems at once and how to fix them.
 
     Args:
         data: a folder, annotation file or archive of any format that boxwright reads (docs/data-formats.md).
         json: print one JSON object instead of tables.
         out: an HTML file to write, with classes, sizes, near-duplicate images and each fault in pictures.
+        fix: a new folder for a copy in which all is mended that can be mended in one way only. The data set itself is
+            never changed.
 
     Returns:
         The report.
 
     Raises:
-        UserError: there is no such data set, its format is unknown or it has two, or `out` can't be written.
+        UserError: there is no such data set, its format is unknown or it has two, `out` or `fix` can't be written, or
+            a person must decide about a fault before a mended copy can be written.
     """
     page = None if out is None else _page_file(Path(out))
+    if fix is not None:
+        require_apart(Path(fix), Path(data))
     parsed = parse(Path(data))
     report = examine(parsed, Path(data))
     if json:
@@ -38,6 +49,12 @@ def check(data: Path | str, json: bool = False, out: Path | str | None = None) -
 
         write_page(page, parsed, report)
         make_console(stderr=True).print(f"written: {page}")
+    if fix is not None:
+        changes = write_mended(parsed, report.faults, Path(fix))
+        console = make_console(stderr=json)
+        for change in changes:
+            console.print(Text(printable(f"  {change.where}: {change.what}")))
+        console.print(Text(f"written: {fix}, with {len(changes):,} changes"))
     return report
 
 

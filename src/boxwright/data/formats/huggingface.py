@@ -22,6 +22,7 @@ from boxwright.data.parsed import read_text
 from boxwright.data.records import Record
 
 MAX_UNPACKED = 2**32  # bytes of text in a .gz file
+_BLOCK = 2**20
 
 _BOXES, _CLASSES = ("bbox", "bboxes", "boxes"), ("categories", "category", "labels", "label", "classes", "class")
 
@@ -46,8 +47,10 @@ def lines(collection: Collection, file: Path) -> Iterator[tuple[int, str]]:
 
 def _unpack(collection: Collection, file: Path) -> str | None:
     try:
+        content = bytearray()
         with gzip.open(file) as stream:
-            content = stream.read(MAX_UNPACKED + 1)
+            while len(content) <= MAX_UNPACKED and (block := stream.read(_BLOCK)):  # read(n) takes memory for n at once
+                content += block
         if len(content) <= MAX_UNPACKED:
             return content.decode("utf-8-sig")
         what = f"unpacks to more than {MAX_UNPACKED // 2**30} GB"

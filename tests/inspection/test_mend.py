@@ -1,6 +1,7 @@
 """The mended copy: what can be mended in one way only is mended, the source stays as it is."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -116,3 +117,11 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
 def test_json_stays_one_object(tmp_path, capsys):
     check(faulty(tmp_path / "data"), json=True, fix=tmp_path / "out")
     assert json.loads(capsys.readouterr().out)["errors"] > 3
+
+
+def test_an_archive_may_lie_beside_its_copy(tmp_path, monkeypatch):
+    monkeypatch.setenv("BOXWRIGHT_CACHE", str(tmp_path / "cache"))
+    archive = shutil.make_archive(str(tmp_path / "data"), "zip", samples.coco(tmp_path / "source"))
+    check(archive, out=tmp_path / "page.html", fix=tmp_path / "out")
+    assert len(read(tmp_path / "out").splits["all"]) == 3
+    assert "Data set data.zip" in (tmp_path / "page.html").read_text(encoding="utf-8")

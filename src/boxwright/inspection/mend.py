@@ -14,6 +14,7 @@ from pathlib import Path
 
 from boxwright.classes import is_printable
 from boxwright.config import UserError, require
+from boxwright.data.archives import is_archive
 from boxwright.data.convert import FOLDERS, write_dataset
 from boxwright.data.faults import Fault
 from boxwright.data.folders import data_root
@@ -38,7 +39,7 @@ def require_apart(out: Path, data: Path) -> None:
     """
     taken = out.is_file() or (out.is_dir() and any(out.iterdir()))
     require(not taken, f"{out} exists and is not empty; give the name of a new folder")
-    root, target = data_root(data).resolve(), out.resolve()
+    root, target = (data if is_archive(data) else data_root(data)).resolve(), out.resolve()
     apart = not target.is_relative_to(root) and not root.is_relative_to(target)
     require(apart, f"{out} is in the data set {data}, or around it; give the name of a folder elsewhere")
 

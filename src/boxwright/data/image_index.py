@@ -27,7 +27,7 @@ from pathlib import Path
 from unicodedata import normalize
 from urllib.parse import unquote
 
-from boxwright.data.folders import data_root, walk
+from boxwright.data.folders import can_be_a_file, data_root, walk
 from boxwright.data.parsed import ParsedDataset
 from boxwright.files import name_on_disk
 from boxwright.images import IMAGE_SUFFIXES
@@ -63,6 +63,9 @@ class ImageIndex:
             folder: where the images should be; it may be missing.
             where: file and record, for the fault.
         """
+        if not can_be_a_file(name):
+            self._parsed.add_fault("missing-image", where, f"no file can have the name {name!r:.60}")
+            return folder / re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)[:60]
         match = self.match(name, folder)
         if isinstance(match, tuple):
             rule, path = match

@@ -286,6 +286,21 @@ def test_bodies_on_their_way_take_no_places_but_are_limited_together(predictor):
     asyncio.run(come())
 
 
+def test_who_waits_when_the_service_waits_for_nobody_any_longer_is_told_so():
+    async def end() -> list[int]:
+        slow, statuses = Slow(), []
+        app = make_app(slow, Limits(seconds=30))
+        async with app.router.lifespan_context(app):
+            waiting = asyncio.create_task(send_body(app, TWO, True, statuses))
+            await asyncio.to_thread(slow.begun.wait, 30)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+            slow.go.set()
+        return statuses
+
+    assert asyncio.run(end()) == [503]
+
+
 @pytest.mark.parametrize("end", [PART + PART, TWO[:-5], TWO[:-4], TWO[:-50], b"", b"--x\r\n"])
 def test_a_form_that_is_cut_short_is_refused(client, end):
     headers = {"content-type": 'multipart/form-data; boundary="x"'}

@@ -1,5 +1,6 @@
 """A real server on a socket: what is no good HTTP, clients that misbehave, and web pages of others."""
 
+import gc
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -141,6 +142,20 @@ def test_work_is_dropped_when_its_client_has_left(live_servers, slow, abruptly):
     assert slow.batches == [1]
 
 
+def test_nothing_is_left_of_a_connection_that_is_reset(live_servers):
+    port = live_servers()
+    with socket.create_connection(("127.0.0.1", port), 30) as connection:
+        connection.sendall(request("GET", "/healthz", connection="keep-alive"))
+        assert statuses(connection.recv(2**16)) == [200]
+        kept = [one for one in gc.get_objects() if type(one) is Protocol and one.timeout_keep_alive_task]
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    assert kept
+    end = time.perf_counter() + 30
+    while any(one.parser for one in kept):
+        assert time.perf_counter() < end
+    assert not any(one.timeout_keep_alive_task for one in kept)
+
+
 def wait_for(port: int, text: bytes) -> None:
     """Until the metrics have this text."""
     end = time.perf_counter() + 10
@@ -218,6 +233,13 @@ def test_nonsense_after_a_request_is_not_its_answer(live_servers, slow):
         connection.settimeout(10)
         with suppress(ConnectionResetError):
             assert not connection.recv(2**16)
+
+
+def test_many_ranges_of_a_page_cost_little(port):
+    started = time.process_time()
+    ranges = ",".join(f"{start}-{start}" for start in range(0, 12_000, 2))
+    assert set(statuses(talk(port, request("GET", "/page.js", range=f"bytes={ranges}")))) <= {200, 206, 416}
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from fastapi.routing import APIRoute
 
 MOST_VALUES = 10_000  # images and classes are few, and base64 has no commas
 MOST_ESCAPES = 2**19  # some write / and + of base64 as escapes, a 32nd of all characters; each takes long to parse
+_MOST_DIGITS = 400  # of a number; of whole numbers, Python has a limit
 
 
 def check_json(text: bytes) -> None:
@@ -22,6 +23,12 @@ def check_json(text: bytes) -> None:
         raise HTTPException(413, f"the JSON has over {MOST_ESCAPES:,} escapes, which is the limit.")
 
 
+def _parse_float(text: str) -> float:
+    if len(text) > _MOST_DIGITS:
+        raise HTTPException(400, f"the JSON has a number of over {_MOST_DIGITS} characters.")
+    return float(text)
+
+
 class _BoundedRequest(Request):
     parsing: asyncio.Lock
 
@@ -30,7 +37,7 @@ class _BoundedRequest(Request):
         body, self._body = await self.body(), b""
         check_json(body)
         async with self.parsing:  # while a text is parsed, Python does nothing else
-            return await asyncio.to_thread(json.loads, body)
+            return await asyncio.to_thread(json.loads, body, parse_float=_parse_float)
 
 
 class BoundedRoute(APIRoute):

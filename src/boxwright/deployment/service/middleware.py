@@ -124,6 +124,8 @@ class Uploads:
 
     def _drop_one(self) -> None:
         """Give up the upload that has held most bytes for longest, unless none has been arriving for long."""
+        if any(one.dropped and one.size for one in self._all):  # soon there is room
+            return
         now = asyncio.get_running_loop().time()
         late = [one for one in self._all if one.timer and not one.dropped and now - one.begun > self.patience]
         if late:
@@ -243,14 +245,14 @@ class ServiceMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, status = time.perf_counter(), 500
+        started, status, answered = time.perf_counter(), 500, False
         bodiless = scope["method"] == "HEAD"  # otherwise treated as GET
         if bodiless:
             scope = {**scope, "method": "GET"}
 
         async def counted(message: Message) -> None:
-            nonlocal status
-            status = message.get("status", status)
+            nonlocal status, answered
+            status, answered = message.get("status", status), True
             await send({**message, "body": b""} if bodiless and "body" in message else message)
 
         body = _Body(receive, scope, self.limits)
@@ -258,6 +260,10 @@ class ServiceMiddleware:
             await self._checked(scope, body, body.before_the_end_of(counted))
         except ClientLeftError:
             status = _CLIENT_LEFT
+        except asyncio.CancelledError:  # the service ends, and waits for nobody any longer
+            if answered:
+                raise
+            await over_capacity(self.retry_after())(scope, receive, counted)
         finally:
             path = scope["path"] if scope["path"] in self.known else "other"
             self.metrics.count_request(path, status, time.perf_counter() - started)

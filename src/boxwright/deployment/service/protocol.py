@@ -68,8 +68,9 @@ class Protocol(HttpToolsProtocol):
             min(waiting, key=lambda one: one._waits_since, default=self).transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End."""
+        """End; a timer that is left, as uvicorn leaves one after a reset, would keep the connection in memory."""
         self._end_timers()
+        self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:

@@ -261,9 +261,8 @@ class ServiceMiddleware:
         except ClientLeftError:
             status = _CLIENT_LEFT
         except asyncio.CancelledError:  # the service ends, and waits for nobody any longer
-            if answered:
-                raise
-            await over_capacity(self.retry_after())(scope, receive, counted)
+            if not answered:
+                await over_capacity(self.retry_after())(scope, receive, counted)
         finally:
             path = scope["path"] if scope["path"] in self.known else "other"
             self.metrics.count_request(path, status, time.perf_counter() - started)

@@ -60,7 +60,7 @@ def without_regions(detector: Any) -> None:
 
 ROWS: dict[str, Callable[[Any], None]] = {
     "whole": lambda detector: None,
-    "no transformer layers: a state knows the last object only": lambda detector: None,  # see `build`
+    "no transformer layers: a state knows the last object only": lambda d: hold(0.0, *layer_outputs(d)),
     "no second look: features of the cell alone": without_regions,
     "boxes as the head predicts them": lambda d: hold(0.0, d.proposer.refine.weight, d.proposer.refine.bias),
     "no box of the decoder's own": lambda d: hold(None, *own_box(d)),
@@ -68,6 +68,13 @@ ROWS: dict[str, Callable[[Any], None]] = {
     "class scores lowered by overlap alone": lambda d: hold(0.0, *d.decoder.rescore.parameters()),
     "nothing known of overlap": lambda d: hold(0.0, d.decoder.apart, d.decoder.lowered, d.decoder.from_overlap),
 }
+
+
+def layer_outputs(detector: Any) -> list[nn.Parameter]:
+    """The last maps of attention and MLP of each layer: where they are zero, a layer adds nothing."""
+    layers = detector.decoder.layers
+    maps = [m for x in layers for m in (x.self_attention.output, x.cross_attention.output, x.mlp.narrow)]
+    return [parameter for one in maps for parameter in one.parameters()]
 
 
 def own_box(detector: Any) -> list[nn.Parameter]:
@@ -79,10 +86,7 @@ def own_box(detector: Any) -> list[nn.Parameter]:
 def build(name: str, model: str, names: tuple[str, ...], image_size: int) -> Any:
     """The detector of a row."""
     network, _, sizes = registry.DETECTORS[model]
-    config = replace(sizes["nano"], image_size=image_size)
-    if name.startswith("no transformer layers"):
-        config = replace(config, decoder_layers=0)
-    detector = network(config, names, True)
+    detector = network(replace(sizes["nano"], image_size=image_size), names, True)
     ROWS[name](detector)
     return detector
 

@@ -23,11 +23,14 @@ def without_synchronisation() -> Iterator[None]:
 
 
 def across_devices(count: Tensor) -> Tensor:
-    """A normaliser averaged over all devices, at least 1: the loss must not depend on how images are distributed."""
+    """A normaliser averaged over all devices: the loss must not depend on how images are distributed.
+
+    It is at least 1 for all devices together.
+    """
     if _SYNCHRONISED.get() and dist.is_available() and dist.is_initialized():
         count = count.clone()
         dist.all_reduce(count)
-        count = count / dist.get_world_size()
+        return count.clamp(min=1) / dist.get_world_size()
     return count.clamp(min=1)
 
 

@@ -27,8 +27,8 @@ def sine_2d(valid_BHW: Tensor, dim: int, normalised: bool, shift: float = 0.0) -
     codes = []
     for axis in (1, 2):
         position_BHW = valid_BHW.cumsum(axis).float()
-        if normalised:  # of an image that is all padding, the last position is 0
-            last = position_BHW.narrow(axis, position_BHW.shape[axis] - 1, 1).clamp(min=1)
+        if normalised:
+            last = valid_BHW.sum(axis, keepdim=True).float().clamp(min=1)  # 0 in an image that is all padding
             position_BHW = (position_BHW - shift) / (last + 1e-6) * (2 * math.pi)
         codes.append(sine_1d(position_BHW, dim // 2))
     return torch.cat(codes, -1).flatten(1, 2)

@@ -78,7 +78,7 @@ def start_from(proposals: QueryProposals, most: int, contents_QE: Tensor | None,
     if contents_QE is None:
         contents_BQE = states_BTE.gather(1, best_BQ1.expand(-1, -1, states_BTE.shape[-1]))
     else:
-        contents_BQE = contents_QE[: best_BQ1.shape[1]].expand(len(best_BQ1), -1, -1)
+        contents_BQE = contents_QE[: best_BQ1.shape[1]].expand(best_BQ1.shape[0], -1, -1)
     logits_BQR = logits_BTR.gather(1, best_BQ1.expand(-1, -1, logits_BTR.shape[-1])) if scored else None
     return Queries(contents_BQE, boxes_BQ4, None, logits_BQR=logits_BQR)
 

@@ -16,7 +16,7 @@ from boxwright.inference.predictor import Predictor
 from boxwright.runtime import Detector
 from boxwright.thresholds import Thresholds
 from boxwright.types import Predictions
-from helpers.untrained import untrained
+from helpers.untrained import PADDED, SMALLEST, untrained
 
 
 @pytest.fixture
@@ -39,10 +39,13 @@ def compared_on(photos, monkeypatch, names=None):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("exported_once")
-@pytest.mark.parametrize("model", ["dense", "detr", "deformable", "pix2seq", "patchseq"])
-def test_the_file_predicts_what_its_source_predicts(model, tmp_path, photos, monkeypatch):
+@pytest.mark.parametrize(
+    ("model", "backbone"),
+    [("dense", PADDED), ("detr", PADDED), ("deformable", PADDED), ("pix2seq", SMALLEST), ("patchseq", SMALLEST)],
+)
+def test_the_file_predicts_what_its_source_predicts(model, backbone, tmp_path, photos, monkeypatch):
     compared_on(photos, monkeypatch)
-    detector = untrained(model)
+    detector = untrained(model, backbone)
     stored = Thresholds(0.3, {"dog": 0.25}, "9 images")
     save_detector(tmp_path / "x.safetensors", detector, stored.to_card())
     file = export(tmp_path / "x", out=tmp_path / "x.onnx")

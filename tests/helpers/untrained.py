@@ -7,7 +7,6 @@ import torch
 from boxwright.models import registry
 from boxwright.types import Detector
 
-
 SMALLEST = "test_efficientnet"
 PADDED = "tf_mobilenetv3_small_minimal_100"  # small, and it pads its maps as the default backbone does
 

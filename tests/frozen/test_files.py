@@ -91,16 +91,6 @@ def assert_same_rows(file: Path, expected: Path) -> None:
             assert not value or float(row[key]) == pytest.approx(float(value), rel=1e-4, abs=1e-6), key
 
 
-def test_the_bundled_detector_finds_what_it_did():
-    bundled = Path(boxwright.__file__).parent / "bundled" / "dense-nano-bccd.safetensors"
-    image = sorted((Path(boxwright.__file__).parent / "bundled" / "bccd" / "test").glob("*.jpg"))[0]
-    detections = boxwright.load(bundled, device="cpu").predict(image, threshold=0.5)
-    expected = EXPECTED["bundled"]
-    assert detections.labels_N.tolist() == expected["labels"]
-    np.testing.assert_allclose(detections.scores_N, expected["scores"], atol=2e-3)
-    np.testing.assert_allclose(detections.boxes_N4, expected["boxes"], atol=0.5)
-
-
 def test_config_is_written_as_it_was(tmp_path, monkeypatch):
     """A run of today says its settings under the same names, in the same order."""
     monkeypatch.setenv("BOXWRIGHT_CACHE", str(tmp_path / "cache"))

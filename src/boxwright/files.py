@@ -63,6 +63,14 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; False for a path that no file can have, as one with a name of 300 letters."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def name_on_disk(text: str) -> str:
     """A file's name from a text in UTF-8 as Python spells it here; where the locale is C, that is another spelling."""
     try:

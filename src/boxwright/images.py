@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from boxwright.config import UserError
+from boxwright.files import is_file
 
 _ENDINGS = """
 jpg jpeg jpe jfif mpo png apng bmp dib webp tif tiff gif ppm pgm pbm pnm pfm jp2 j2k j2c jpc jpf jpx avif avifs heic
@@ -318,7 +319,7 @@ def _stretch_colour(image: Image.Image) -> Image.Image:
 def _unreadable(path: Path, error: Exception) -> UserError:
     if isinstance(error, FileNotFoundError):
         what = "the file is missing"
-    elif isinstance(error, OSError) and path.is_file() and path.stat().st_size == 0:
+    elif isinstance(error, OSError) and is_file(path) and path.stat().st_size == 0:
         what = "the file is empty"
     else:
         what = reason(error)

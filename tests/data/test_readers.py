@@ -19,6 +19,12 @@ def summary(dataset):
     return {split: (len(rs), sum(len(r.boxes_N4) for r in rs)) for split, rs in dataset.splits.items()}
 
 
+def test_voc_ids_that_no_file_can_have(tmp_path):
+    root = samples.voc(tmp_path)
+    (root / "ImageSets" / "Main" / "train.txt").write_text("a\n" + "[" * 3000 + "\n" + "b/" * 3000 + "\n")
+    assert "missing-annotation" not in [fault.kind for fault in parse(root).faults]
+
+
 def test_entities_of_xml_that_multiply_or_name_files_are_refused(tmp_path):
     root = samples.voc(tmp_path)
     file = next(root.rglob("*.xml"))

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from PIL import Image
 
 import boxwright
 from boxwright.__main__ import main
+from boxwright.checkpoints.tensors import save_tensors
 from boxwright.config import Optim, UserError
-from boxwright.training import loop
+from boxwright.training import loop, state
 from boxwright.training.folder_lock import locked
 from boxwright.training.run_logger import RunLogger
 from helpers.training_runs import COMMON, rows, train
@@ -127,6 +129,33 @@ def test_a_run_goes_on_for_more_epochs_and_says_so(data, whole, tmp_path, capsys
     assert yaml.safe_load((out / "config.yaml").read_text())["epochs"] == 3
     with pytest.raises(UserError, match="has come to epoch 3: resume with at least --epochs 3, not 2"):
         train(data, out, epochs=2, resume=True, optim=Optim(lr=5e-4, clip=1.0))
+
+
+def test_a_run_that_was_out_of_patience_goes_on_with_more(data, tmp_path, monkeypatch, capsys):
+    def never_better(*args):
+        numbers, *rest = original(*args)
+        return numbers | {"val_ap": 0.5}, *rest
+
+    original, out = loop.validate_on_all_devices, tmp_path / "run"
+    monkeypatch.setattr(loop, "validate_on_all_devices", never_better)
+    train(data, out, epochs=3, optim=Optim(patience=1))
+    train(data, out, epochs=3, optim=Optim(patience=1), resume=True)
+    assert len(rows(out)) == 8
+    train(data, out, epochs=3, optim=Optim(patience=0), resume=True)
+    assert len(rows(out)) == 12
+    assert "goes on after step 8 with --optim.patience 0 and not 1" in capsys.readouterr().out
+    train(data, out, epochs=3, optim=Optim(patience=0), resume=True)
+    assert len(rows(out)) == 12
+
+
+def test_a_state_that_does_not_hold_all_adjustable_settings_is_resumed(data, whole, tmp_path):
+    out = shutil.copytree(whole, tmp_path / "run")
+    progress, tensors = state.read_state(out)
+    del progress.adjustable["optim.patience"]
+    header = {"format": state.FORMAT, "progress": json.dumps(asdict(progress))}
+    save_tensors(tensors, out / state.FILE, metadata=header)
+    train(data, out, resume=True, epochs=3, optim=Optim(lr=5e-4))
+    assert len(rows(out)) == 12
 
 
 def test_other_settings_are_named_with_a_way_on_that_works(data, whole, tmp_path):

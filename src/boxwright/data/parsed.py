@@ -20,6 +20,7 @@ from boxwright.classes import is_printable
 from boxwright.config import UserError
 from boxwright.data.faults import Fault
 from boxwright.data.records import Dataset, Record
+from boxwright.files import is_file
 from boxwright.images import image_size
 
 T = TypeVar("T")
@@ -178,7 +179,7 @@ def fill_sizes(parsed: ParsedDataset, images: Sequence[ParsedImage]) -> None:
     for image, size in zip(unknown, sizes, strict=True):
         if not isinstance(size, str):
             image.width, image.height = size
-        elif image.path.is_file():
+        elif is_file(image.path):
             parsed.add_fault("undecodable-image", image.path, size)
 
 

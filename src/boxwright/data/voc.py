@@ -18,7 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from boxwright.data.faults import Fault
-from boxwright.data.folders import any_case, by_split, files_in, in_order, split_name, subfolders, suffix_of
+from boxwright.data.folders import (
+    any_case,
+    by_split,
+    files_in,
+    in_order,
+    split_name,
+    subfolders,
+    suffix_of,
+)
 from boxwright.data.image_index import ImageIndex, clean_name, fold
 from boxwright.data.parsed import (
     ParsedDataset,
@@ -31,6 +39,7 @@ from boxwright.data.parsed import (
     read_text,
 )
 from boxwright.data.records import Record
+from boxwright.files import is_file
 from boxwright.images import IMAGE_SUFFIXES
 
 CLASS_LIST = "classes.txt"
@@ -195,10 +204,10 @@ def _check_entries(parsed: ParsedDataset, entries: Sequence[_Entry]) -> None:
     for entry in entries:
         if entry.root is not None:
             users[entry.image].append(entry.file.name)
-        elif entry.image.is_file():
+        elif is_file(entry.image):
             parsed.add_fault("missing-annotation", entry.file, f"does not exist, though {entry.image} does")
     for image, files in users.items():
-        if len(files) > 1 and image.is_file():
+        if len(files) > 1 and is_file(image):
             parsed.add_fault("duplicate-image", image, f"is the image of {' and '.join(files[:4])}")
 
 

@@ -1,6 +1,7 @@
 """A checksum at the end of an exported file: the last entry of its metadata, which other programs can read."""
 
 import zlib
+from mmap import mmap
 
 KEY, DIGITS = b"checksum", 8
 # of onnx.proto: field 14 of ModelProto is an entry of metadata; its fields 1 and 2 are key and value
@@ -13,7 +14,7 @@ def with_checksum(content: bytes) -> bytes:
     return content + _BEGIN + _crc32(content)
 
 
-def is_whole(content: bytes) -> bool:
+def is_whole(content: bytes | mmap) -> bool:
     """Whether the bytes of a file are those that were written; True for a file without a checksum."""
     end = len(content) - len(_BEGIN) - DIGITS
     if end < 0 or content[end : end + len(_BEGIN)] != _BEGIN:

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -246,21 +247,28 @@ def _open(path: Path, device: str, threads: int) -> Any:
         import onnxruntime
     except ModuleNotFoundError as error:
         raise UserError(how_to_install(f"{path}", error.name)) from None
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror}.") from error
-    require(is_whole(content), f"{path} is damaged: it has another checksum than when it was written.")
+    require(_is_whole(path), f"{path} is damaged: it has another checksum than when it was written.")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # errors are raised, and need not be logged as well
     try:
-        return onnxruntime.InferenceSession(content, options, providers=_providers(device))
+        return onnxruntime.InferenceSession(path, options, providers=_providers(device))
     except UserError:
         raise
     except Exception as error:  # see `Detector._run`
         reason = f"onnxruntime {onnxruntime.__version__} says: {_first_line(error)}"
         raise UserError(f"{path} is no ONNX file, is cut short, or is newer than what runs it. {reason}") from error
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            if not os.fstat(stream.fileno()).st_size:
+                return True  # which onnxruntime refuses
+            with mmap(stream.fileno(), 0, access=ACCESS_READ) as content:
+                return is_whole(content)
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}.") from error
 
 
 def _providers(device: str) -> list[str]:

@@ -13,7 +13,8 @@ from boxwright.files import name_as_text
 from boxwright.training.config import RunConfig, resume_error, stored_settings
 from boxwright.training.state import Progress
 
-ADJUSTABLE = ("epochs", "optim.lr", "optim.clip")  # what a resumed run may change: it goes on with them
+# what a resumed run may change: it goes on with them
+ADJUSTABLE = ("epochs", "optim.lr", "optim.clip", "optim.patience")
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class RunIdentity:
 
     def _adjusted(self, begun: Progress, config: RunConfig, epoch_steps: int, adapted: bool) -> list[str]:
         stored = stored_settings(config.out)
-        before = begun.adjustable or {name: _get(stored, name) for name in ADJUSTABLE}
+        before = {name: _get(stored, name) for name in ADJUSTABLE} | (begun.adjustable or {})
         if self._recipe_with(before) != begun.recipe:
             raise UserError(resume_error(config, adapted))
         done = -(-begun.step // epoch_steps)

@@ -115,21 +115,24 @@ class Uploads:
                 async with asyncio.timeout(self.patience / 2):
                     await self._released.wait()
             except TimeoutError:
-                self._drop_one()
+                self._drop_late()
 
     def _forget(self, upload: Upload) -> None:
         self.size -= upload.size
         upload.size = 0
         self._released.set()
 
-    def _drop_one(self) -> None:
-        """Give up the upload that has held most bytes for longest, unless none has been arriving for long."""
-        if any(one.dropped and one.size for one in self._all):  # soon there is room
-            return
+    def _drop_late(self) -> None:
+        """Give up uploads that have been arriving for long, until a quarter of the bytes is free: first those that have
+        held most bytes for longest.
+        """
         now = asyncio.get_running_loop().time()
         late = [one for one in self._all if one.timer and not one.dropped and now - one.begun > self.patience]
-        if late:
-            worst = max(late, key=lambda one: one.size * (now - one.begun))
+        left = self.size - sum(one.size for one in self._all if one.dropped)
+        for worst in sorted(late, key=lambda one: one.size * (now - one.begun), reverse=True):
+            if left <= 0.75 * self.most:
+                break
+            left -= worst.size
             worst.dropped = True
             assert worst.timer is not None
             worst.timer.reschedule(now)

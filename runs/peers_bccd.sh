@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Ours and others on BCCD's official split, 192 px, with the same backbone, images, augmentation and CPU time, two seeds:
 # [MINUTES=3] [SEEDS="0 1"] bash runs/peers_bccd.sh [DETECTOR ...]
-# About an hour and a half on one core for all; needs `pip install transformers`. Not run for the record so far.
+# About an hour and a half on one core for all; needs `pip install transformers`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 detectors=("$@")

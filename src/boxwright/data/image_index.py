@@ -64,7 +64,8 @@ class ImageIndex:
             where: file and record, for the fault.
         """
         if not can_be_a_file(name):
-            self._parsed.add_fault("missing-image", where, f"no file can have the name {name!r:.60}")
+            what = f"no file can have the name {name!r:.60}; {len(self.files()):,} images are below {self.root}"
+            self._parsed.add_fault("missing-image", where, what)
             return folder / re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)[:60]
         match = self.match(name, folder)
         if isinstance(match, tuple):

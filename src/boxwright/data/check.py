@@ -372,7 +372,7 @@ def show(report: CheckReport) -> None:
         console.print(Text.assemble((f"{level}: {kind}", _STYLES[level]), f" ({count}): {FAULT_KINDS[kind].fix}"))
         for fault in report.faults:
             if fault.kind == kind:
-                console.print(Text(f"  {fault.where}: {fault.what}"))
+                console.print(Text(printable(f"  {fault.where}: {fault.what}")))
     console.print()
     console.print(Text(verdict(report), style=_verdict_style(report)))
 

@@ -350,3 +350,11 @@ def test_document_names_every_kind():
     page = (Path(__file__).parents[2] / "docs" / "check.md").read_text(encoding="utf-8")
     for kind, entry in FAULT_KINDS.items():
         assert f"| `{kind}` | {entry.level} | {'refuses' if entry.fatal else ''}" in page
+
+
+def test_no_control_character_is_printed(tmp_path, capsys):
+    samples.voc(tmp_path)
+    samples.image(tmp_path / "JPEGImages" / "x\x1by.png")
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("a\nb\nx\x1by\n")
+    assert any("x" in fault.where for fault in check(tmp_path).faults)
+    assert "\x1b" not in capsys.readouterr().out

@@ -59,7 +59,7 @@ class SharedSettings:
             augment=Augment(**self.augment), seed=self.seed, device=self.device,
         )  # fmt: skip
 
-    def records(self) -> tuple[tuple[str, ...], list[Record], list[Record]]:
+    def records(self) -> tuple[tuple[str, ...], Sequence[Record], Sequence[Record]]:
         """Classes, training images, validation images."""
         return read_data(self.run_config())
 

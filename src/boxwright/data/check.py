@@ -18,23 +18,25 @@ from rich.text import Text
 
 from boxwright.config import UserError
 from boxwright.console import make_console
+from boxwright.data.box_faults import box_faults, parts
+from boxwright.data.columns import usable
 from boxwright.data.faults import FAULT_KINDS, Fault
-from boxwright.data.parsed import ParsedDataset, ParsedImage, empty_faults, is_usable, printable, reason
+from boxwright.data.folders import real_paths
+from boxwright.data.image_table import columns_of, paths_of
+from boxwright.data.parsed import ParsedDataset, ParsedImage, empty_faults, printable, reason
 from boxwright.data.read import TRAIN_SPLITS
 from boxwright.images import open_image, same_shape
+from boxwright.threads import map_ahead
 
 SMALL, LARGE = 32**2, 96**2  # COCO's limits of area, in square pixels
-ROUNDING = 1.0  # pixels by which a box may exceed the image: tools round, and VOC's counted from 1
-DUPLICATE_IOU = 0.9
-ODD_DEVIATIONS = 6  # robust standard deviations of the log area from the median of the class ...
-ODD_RATIO = 8  # ... and so many times its area ...
-ODD_COUNT = 20  # ... in a class with at least so many objects
 _NOT_TRAINABLE = {
     "nothing-to-learn": "some objects count",
     "no-held-out": "the split `val` has images of its own",
     "no-train-split": "one of its splits is called `train`",
 }
 _VALIDATE = "It has no split `val`: hold images out with `--val 0.2`, or give others with `--val-data`."
+LISTED = 20  # copies of one picture that are named; the others are counted
+AHEAD = 64  # images that are decoded or waiting
 _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 
 
@@ -94,7 +96,7 @@ def examine(parsed: ParsedDataset, data: Path) -> CheckReport:
     faults = [
         *parsed.faults,
         *image_faults(parsed),
-        *_box_faults(parsed),
+        *box_faults(parsed),
         *_class_faults(parsed),
         *([] if any(fault.fatal for fault in parsed.faults) else empty_faults(parsed)),
         *_learning_faults(parsed),
@@ -110,145 +112,52 @@ def examine(parsed: ParsedDataset, data: Path) -> CheckReport:
 
 def image_faults(parsed: ParsedDataset) -> Iterator[Fault]:
     """Decode every image; compare sizes with the annotations; find images that occur twice."""
-    everywhere = [(split, image) for split, images in parsed.splits.items() for image in images]
-    paths = list({image.path: None for _, image in everywhere if image.path.is_file()})
-    console = make_console(stderr=True)
-    with ThreadPoolExecutor() as pool:
-        results = track(pool.map(_decode, paths), "decoding", len(paths), console=console, transient=True)
-        decoded = dict(zip(paths, results, strict=True))
-    known = {fault.where for fault in parsed.faults if fault.kind == "undecodable-image"}
-    by_content: dict[object, list[tuple[str, ParsedImage]]] = defaultdict(list)
-    for split, image in everywhere:
-        result = decoded.get(image.path)
+    console, known = make_console(stderr=True), {f.where for f in parsed.faults if f.kind == "undecodable-image"}
+    by_content: dict[bytes, list[tuple[str, int]]] = {}
+    total = sum(map(len, parsed.splits.values()))
+    everywhere = ((split, i, image) for split, images in parsed.splits.items() for i, image in enumerate(images))
+    done = map_ahead(ThreadPoolExecutor(), _decode, everywhere, AHEAD)
+    for split, i, image, result in track(done, "decoding", total, console=console, transient=True):
         if isinstance(result, str):
             if str(image.path) not in known:
+                known.add(str(image.path))
                 yield Fault("undecodable-image", str(image.path), result)
         elif result is not None:
-            by_content[result].append((split, image))
-            width, height = result[0]
+            (width, height), content = result
+            by_content.setdefault(content, []).append((split, i))
             if (image.width, image.height) != (width, height):
                 annotated = f"{image.width} x {image.height}"
                 kind = "wrong-size" if same_shape(result[0], (image.width, image.height)) else "wrong-shape"
                 yield Fault(kind, image.source, f"says {annotated} pixels, {image.path.name} has {width} x {height}")
-    yield from _duplicate_images(by_content)
+    yield from _duplicate_images(parsed, by_content)
 
 
-def _decode(path: Path) -> tuple[tuple[int, int], str] | str:
-    """(width, height) and a hash of the pixels, or what is wrong with the file."""
+def _decode(
+    found: tuple[str, int, ParsedImage],
+) -> tuple[str, int, ParsedImage, tuple[tuple[int, int], bytes] | str | None]:
+    """The same, with (width, height) and a hash of size and pixels, or what is wrong with the file; None if missing."""
+    split, i, image = found
     try:
-        image = open_image(path)
+        pixels = open_image(image.path)
     except UserError as error:
-        return reason(error, path)
-    return image.size, hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest()
+        return split, i, image, reason(error, image.path) if image.path.is_file() else None
+    content = hashlib.blake2b(str(pixels.size).encode() + pixels.tobytes(), digest_size=16).digest()
+    return split, i, image, (pixels.size, content)
 
 
-def _duplicate_images(by_content: dict[object, list[tuple[str, ParsedImage]]]) -> Iterator[Fault]:
-    for occurrences in by_content.values():
-        (first_split, first), *others = occurrences
-        for split, image in others:
+def _duplicate_images(parsed: ParsedDataset, by_content: dict[bytes, list[tuple[str, int]]]) -> Iterator[Fault]:
+    for (first_split, first), *others in by_content.values():
+        path = parsed.splits[first_split][first].path
+        for split, i in others[:LISTED]:
+            where = str(parsed.splits[split][i].path)
             if split != first_split:
-                what = f"of split {split!r} is the same picture as {first.path} of split {first_split!r}"
-                yield Fault("shared-image", str(image.path), what)
+                what = f"of split {split!r} is the same picture as {path} of split {first_split!r}"
+                yield Fault("shared-image", where, what)
             else:
-                yield Fault("duplicate-image", str(image.path), f"is the same picture as {first.path}")
-
-
-# Boxes.
-
-
-def _box_faults(parsed: ParsedDataset) -> Iterator[Fault]:
-    for images in parsed.splits.values():
-        for image in images:
-            if image.boxes and image.width and image.height:
-                yield from _shape_faults(image)
-                yield from _duplicate_boxes(image, parsed.names)
-        background = [image for image in images if not image.boxes]
-        if background:
-            first = background[0].path.name
-            yield Fault(
-                "background-image", str(parsed.root), f"{len(background)} images have no objects ({first}, ...)"
-            )
-    yield from _odd_sizes(parsed)
-
-
-def _shape_faults(image: ParsedImage) -> Iterator[Fault]:
-    """Boxes that are not finite, reversed, empty, outside or under a pixel: at most one fault per box."""
-    boxes_N4 = np.array(image.boxes)
-    limit_4 = np.array([image.width, image.height] * 2)
-    with np.errstate(invalid="ignore"):
-        size_N2 = boxes_N4[:, 2:] - boxes_N4[:, :2]
-        clipped_N4 = boxes_N4.clip(0, limit_4)
-        inside_N2 = clipped_N4[:, 2:] - clipped_N4[:, :2]
-        over_N = np.abs(boxes_N4 - clipped_N4).max(1)
-    suspects = ~np.isfinite(boxes_N4).all(1) | (inside_N2.min(1) < 1) | (over_N > ROUNDING)
-    for i in np.flatnonzero(suspects).tolist():
-        kind = _shape_kind(boxes_N4[i], size_N2[i], inside_N2[i], over_N[i])
-        what = f"the box {_corners(boxes_N4[i])} " + _SHAPE_FAULTS[kind].format(image.width, image.height)
-        yield Fault(kind, image.where(i), what)
-
-
-_SHAPE_FAULTS = {
-    "not-a-number": "has a coordinate that is no number",
-    "reversed-box": "ends before it begins",
-    "empty-box": "has no area",
-    "box-outside": "reaches outside the image of {} x {} pixels",
-    "tiny-box": "is less than a pixel wide or high",
-}
-
-
-def _shape_kind(box_4: np.ndarray, size_2: np.ndarray, inside_2: np.ndarray, over: float) -> str:
-    if not np.isfinite(box_4).all():
-        return "not-a-number"
-    if size_2.min() < 0:
-        return "reversed-box"
-    if size_2.min() == 0:
-        return "empty-box"
-    return "box-outside" if over > ROUNDING or inside_2.min() <= 0 else "tiny-box"
-
-
-def _corners(box: Sequence[float] | np.ndarray) -> str:
-    return "(" + ", ".join(f"{value:.6g}" for value in box) + ")"
-
-
-def _duplicate_boxes(image: ParsedImage, names: Sequence[str]) -> Iterator[Fault]:
-    """Boxes of the same class with a high IoU."""
-    boxes_N4, labels_N = np.array(image.boxes), np.array(image.labels)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        iou_NN = _pairwise_iou(boxes_N4)
-        alike_NN = (iou_NN >= DUPLICATE_IOU) & (labels_N[:, None] == labels_N)
-    for i, j in zip(*np.nonzero(np.triu(alike_NN, 1)), strict=True):
-        what = f"{names[labels_N[j]]} {_corners(boxes_N4[j])} lies on object {image.marks[i]} {_corners(boxes_N4[i])}"
-        yield Fault("duplicate-box", image.where(int(j)), f"{what}, IoU {iou_NN[i, j]:.2f}")
-
-
-def _pairwise_iou(boxes_N4: np.ndarray) -> np.ndarray:
-    corner = np.minimum(boxes_N4[:, None, 2:], boxes_N4[None, :, 2:])
-    overlap = (corner - np.maximum(boxes_N4[:, None, :2], boxes_N4[None, :, :2])).clip(0).prod(-1)
-    area = (boxes_N4[:, 2:] - boxes_N4[:, :2]).clip(0).prod(-1)
-    return overlap / (area[:, None] + area - overlap)
-
-
-def _odd_sizes(parsed: ParsedDataset) -> Iterator[Fault]:
-    """Objects whose log area is many robust standard deviations from the median of their class."""
-    by_class: dict[int, list[tuple[float, ParsedImage, int]]] = defaultdict(list)
-    for image in (image for images in parsed.splits.values() for image in images):
-        for i, ((x1, y1, x2, y2), label, ignore) in enumerate(
-            zip(image.boxes, image.labels, image.ignore, strict=True)
-        ):
-            area = (x2 - x1) * (y2 - y1)
-            if x2 > x1 and y2 > y1 and np.isfinite(area) and not ignore:
-                by_class[label].append((float(np.log(area)), image, i))
-    for label, objects in by_class.items():
-        logs = np.array([log for log, _, _ in objects])
-        median = np.median(logs)
-        deviation = 1.4826 * np.median(np.abs(logs - median))  # equals the standard deviation of a normal distribution
-        if len(objects) < ODD_COUNT:
-            continue
-        for k in np.flatnonzero(np.abs(logs - median) > max(ODD_DEVIATIONS * deviation, np.log(ODD_RATIO))):
-            log, image, i = objects[k]
-            ratio = np.exp(abs(log - median))
-            size = f"{ratio:.3g} times {'larger' if log > median else 'smaller'} in area than the median of its class"
-            yield Fault("odd-size", image.where(i), f"{parsed.names[label]} {_corners(image.boxes[i])} is {size}")
+                yield Fault("duplicate-image", where, f"is the same picture as {path}")
+        rest = Counter("duplicate" if split == first_split else "shared" for split, _ in others[LISTED:])
+        for kind, count in rest.items():
+            yield Fault(f"{kind}-image", str(path), f"is the same picture as {count:,} more")
 
 
 # Classes.
@@ -263,8 +172,8 @@ def _class_faults(parsed: ParsedDataset) -> Iterator[Fault]:
             yield Fault(
                 "similar-classes", str(parsed.root), f"the classes {' and '.join(map(repr, group))} differ little"
             )
-    used = {label for images in parsed.splits.values() for image in images for label in image.labels}
-    unused = [name for i, name in enumerate(parsed.names) if i not in used]
+    used_K = sum((count for count, _ in _label_counts(parsed).values()), np.zeros(len(parsed.names), np.int64))
+    unused = [name for name, count in zip(parsed.names, used_K, strict=True) if not count]
     if unused:
         listed = ", ".join(map(repr, unused[:10])) + (f" and {len(unused) - 10} more" if len(unused) > 10 else "")
         yield Fault("unused-class", str(parsed.root), f"no object has the class {listed}")
@@ -278,20 +187,20 @@ def _learning_faults(parsed: ParsedDataset) -> Iterator[Fault]:
         yield Fault("no-train-split", str(parsed.root), f"has no split `train`, only {listed}")
     for split in (train, "val"):
         images = parsed.splits.get(split or "", [])
-        if images and not any(map(_has_object, images)):
+        if images and not _has_object(images):
             what = f"none of the {len(images):,} images of split {split!r} has an object that counts"
             yield Fault("nothing-to-learn", str(parsed.root), what)
-    held_out = {image.path.resolve() for image in parsed.splits.get("val", [])}
-    if train and held_out and held_out <= {image.path.resolve() for image in parsed.splits[train]}:
+    held_out = set(real_paths(paths_of(parsed.splits.get("val", []))))
+    if train and held_out and held_out <= set(real_paths(paths_of(parsed.splits[train]))):
         yield Fault("no-held-out", str(parsed.root), f"every image of split 'val' is one of split {train!r}, too")
 
 
 def _ignored_objects(parsed: ParsedDataset) -> Iterator[Fault]:
     """Classes with objects that are ignored."""
     objects, ignored = Counter[int](), Counter[int]()
-    for image in (image for images in parsed.splits.values() for image in images):
-        objects.update(image.labels)
-        ignored.update(label for label, ignore in zip(image.labels, image.ignore, strict=True) if ignore)
+    for objects_K, ignored_K in _label_counts(parsed).values():
+        objects.update({k: n for k, n in enumerate(objects_K.tolist()) if n})
+        ignored.update({k: n for k, n in enumerate(ignored_K.tolist()) if n})
     counts = [f"{ignored[i]:,} of {n:,} {parsed.names[i]!r}" for i, n in sorted(objects.items()) if ignored[i] == n]
     if parsed.format == "coco":  # in VOC, difficult objects beside others are usual
         counts = [f"{n:,} of {objects[i]:,} {parsed.names[i]!r}" for i, n in sorted(ignored.items())]
@@ -304,7 +213,7 @@ def _ignored_objects(parsed: ParsedDataset) -> Iterator[Fault]:
 def _untrained_classes(parsed: ParsedDataset) -> Iterator[Fault]:
     """Classes that have objects, but none in the images for training."""
     train = next((split for split in TRAIN_SPLITS if split in parsed.splits), None)
-    counts = {split: Counter(label for i in images for label in i.labels) for split, images in parsed.splits.items()}
+    counts = {split: count for split, (count, _) in _label_counts(parsed).items()}
     for label, name in enumerate(parsed.names):
         others = {split: count[label] for split, count in counts.items() if split != train and count[label]}
         if train is not None and others and not counts[train][label]:
@@ -313,47 +222,59 @@ def _untrained_classes(parsed: ParsedDataset) -> Iterator[Fault]:
             yield Fault("untrained-class", str(parsed.root), what)
 
 
-def _has_object(image: ParsedImage) -> bool:
-    boxes = zip(image.boxes, image.ignore, strict=True)
-    return any(not ignore and is_usable(box, image.width, image.height) for box, ignore in boxes)
+def _label_counts(parsed: ParsedDataset) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """How many objects of each class a split has, and how many of them are ignored, each (K,)."""
+    counts = {}
+    for split, images in parsed.splits.items():
+        _, objects = columns_of(images)
+        ignored_K = np.bincount(objects.labels_M[objects.ignore_M], minlength=len(parsed.names))
+        counts[split] = np.bincount(objects.labels_M, minlength=len(parsed.names)), ignored_K
+    return counts
+
+
+def _has_object(images: Sequence[ParsedImage]) -> bool:
+    sizes_I2, objects = columns_of(images)
+    usable_M = (usable(objects.boxes_M4[part], sizes_I2[image_N]) for part, image_N in parts(objects))
+    return any((fine & ~objects.ignore_M[part]).any() for fine, (part, _) in zip(usable_M, parts(objects), strict=True))
 
 
 def _split_counts(parsed: ParsedDataset) -> dict[str, dict[str, int]]:
-    return {
-        split: {
+    counts = {}
+    for split, images in parsed.splits.items():
+        _, objects = columns_of(images)
+        counts[split] = {
             "images": len(images),
-            "background": sum(not image.boxes for image in images),
-            "boxes": sum(len(image.boxes) for image in images),
-            "ignored": sum(sum(image.ignore) for image in images),
+            "background": int((np.diff(objects.starts) == 0).sum()),
+            "boxes": len(objects.labels_M),
+            "ignored": int(objects.ignore_M.sum()),
         }
-        for split, images in parsed.splits.items()
-    }
+    return counts
 
 
 def _class_counts(parsed: ParsedDataset) -> dict[str, dict[str, Any]]:
-    counts: dict[str, dict[str, Any]] = {
-        name: {
-            "images": 0,
-            "boxes": 0,
-            "ignored": 0,
-            "small": 0,
-            "medium": 0,
-            "large": 0,
-            "in": dict.fromkeys(parsed.splits, 0),
-        }
-        for name in parsed.names
-    }
+    classes = len(parsed.names)
+    rows_6K, in_SK = np.zeros((6, classes), np.int64), {split: np.zeros(classes, np.int64) for split in parsed.splits}
     for split, images in parsed.splits.items():
-        for image in images:
-            for label in set(image.labels):
-                counts[parsed.names[label]]["images"] += 1
-            for (x1, y1, x2, y2), label, ignore in zip(image.boxes, image.labels, image.ignore, strict=True):
-                row, area = counts[parsed.names[label]], max(0, x2 - x1) * max(0, y2 - y1)
-                row["boxes"] += 1
-                row["ignored"] += int(ignore)
-                row["small" if area < SMALL else "medium" if area < LARGE else "large"] += 1
-                row["in"][split] += 1
-    return counts
+        _, objects = columns_of(images)
+        for part, image_N in parts(objects):
+            labels_N, boxes_N4 = objects.labels_M[part], objects.boxes_M4[part]
+            with np.errstate(invalid="ignore"):
+                area_N = (boxes_N4[:, 2:] - boxes_N4[:, :2]).clip(0).prod(1)
+            small_N, large_N = area_N < SMALL, ~(area_N < LARGE)
+            kinds = (np.ones_like(small_N), objects.ignore_M[part], small_N, ~small_N & ~large_N, large_N)
+            pairs = np.unique(image_N * np.int64(classes) + labels_N)
+            rows_6K[0] += np.bincount(pairs % max(1, classes), minlength=classes)
+            for row_K, kind_N in zip(rows_6K[1:], kinds, strict=True):
+                row_K += np.bincount(labels_N[kind_N], minlength=classes)
+            in_SK[split] += np.bincount(labels_N, minlength=classes)
+    columns = ("images", "boxes", "ignored", "small", "medium", "large")
+    return {
+        name: {
+            **dict(zip(columns, rows_6K[:, k].tolist(), strict=True)),
+            "in": {split: int(count_K[k]) for split, count_K in in_SK.items()},
+        }
+        for k, name in enumerate(parsed.names)
+    }
 
 
 # The report.

@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import json
 import mmap
-import re
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from boxwright.data.folders import bare_name, by_split, can_be_a_file, files_in, split_name, subfolders
-from boxwright.data.formats.shapes import MalformedError, segmentation_box
-from boxwright.data.image_index import ImageIndex, clean_name
-from boxwright.data.parsed import ParsedDataset, ParsedImage, check_names, fill_sizes, merged_lists, read_text
+import numpy as np
+
+from boxwright.data.coco_columns import CocoContent, file_name, hashable, number
+from boxwright.data.folders import bare_name, by_split, can_be_a_file, files_in, split_name, subfolders, suffix_of
+from boxwright.data.image_index import ImageIndex
+from boxwright.data.image_table import ImageColumns, ImageTable, ObjectColumns, paths_of
+from boxwright.data.json_stream import JsonStream
+from boxwright.data.parsed import ParsedDataset, ParsedImage, check_names, merged_lists, read_text
 from boxwright.data.records import Record
 from boxwright.images import IMAGE_SUFFIXES
 
@@ -61,18 +65,25 @@ def read(root: Path, files: dict[str, Path]) -> ParsedDataset:
     index, folders = ImageIndex(parsed), {}
     for split, content in contents.items():
         positions = {id_: parsed.names.index(name) for name, id_ in classes[split].items() if name in parsed.names}
-        folders[split] = _image_folder(parsed.root, files[split], [_file_name(row) for row in content["images"]])
+        folders[split] = _image_folder(parsed.root, files[split], content.images.names)
         if images := _images(parsed, index, files[split], folders[split], content, positions):
             parsed.splits[split] = images
         else:
             parsed.add_fault("empty-split", files[split], "has no images")
     index.finish()
-    _check_unlisted(parsed, list(dict.fromkeys(folders.values())))
+    _check_unlisted(parsed, index, list(dict.fromkeys(folders.values())))
     return parsed
 
 
-def _load(parsed: ParsedDataset, file: Path) -> dict[str, Any] | None:
+def _load(parsed: ParsedDataset, file: Path) -> CocoContent | None:
     """The content of a file with its three lists; None, and a fault recorded, if it is broken."""
+    faults = list(parsed.faults)
+    try:
+        if file.is_file():  # a pipe would never end
+            with JsonStream(file) as stream:
+                return _from_lists(parsed, file, _lists(stream))
+    except (OSError, ValueError, RecursionError):  # all is read once more, for a fault that says where
+        parsed.faults[:] = faults
     text = read_text(file, parsed)
     if text is None:
         return None
@@ -82,20 +93,46 @@ def _load(parsed: ParsedDataset, file: Path) -> dict[str, Any] | None:
         parsed.add_fault(
             "broken-file", f"{file}:{error.lineno}", f"is not valid JSON ({error.msg}, column {error.colno})"
         )
-        return None
     except RecursionError:
         parsed.add_fault("broken-file", file, "is nested too deeply to be COCO JSON")
-        return None
     except ValueError:
         parsed.add_fault("broken-file", file, "holds a number of thousands of digits")
-        return None
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            parsed.add_fault("broken-file", file, f"has no list `{key}`, which COCO JSON needs")
-            return None
-    rows = {key: _rows(parsed, file, key, content[key]) for key in ("images", "annotations", "categories")}
-    _match_ids(rows)
-    return rows
+    else:
+        missing = [key for key in _NEEDED if not isinstance(content, dict) or not isinstance(content.get(key), list)]
+        if not missing:  # a list is there twice, and the last one counts
+            return _from_lists(parsed, file, ((key, content[key]) for key in _NEEDED))
+        parsed.add_fault("broken-file", file, f"has no list `{missing[0]}`, which COCO JSON needs")
+    return None
+
+
+def _lists(stream: JsonStream) -> Iterator[tuple[str, Iterable[Any]]]:
+    """The three lists, in the order of the file; a `ValueError` if one is no list, is missing, or is there twice."""
+    found = []
+    for key in stream.keys():  # noqa: SIM118 - no dictionary
+        if key not in _NEEDED:
+            stream.value()
+        elif key in found or not stream.is_array():
+            raise ValueError(f"{key} is no list, or is there twice")
+        else:
+            found.append(key)
+            yield key, stream.items()
+    if len(found) < len(_NEEDED):
+        raise ValueError("a list is missing")
+
+
+def _from_lists(parsed: ParsedDataset, file: Path, lists: Iterable[tuple[str, Iterable[Any]]]) -> CocoContent:
+    """The content of a file, given by its three lists in any order; faults are recorded in a fixed one."""
+    content, faults = CocoContent(), {key: ParsedDataset(parsed.root, parsed.format) for key in _NEEDED}
+    images, annotations, categories = content.images.add, content.annotations.add, content.categories.append
+    add = {"images": images, "annotations": annotations, "categories": categories}
+    for key, rows in lists:
+        for i, row in enumerate(rows):
+            if _is_whole(faults[key], file, key, i, row):
+                add[key](row)
+    for each in faults.values():
+        parsed.faults += each.faults
+    content.finish()
+    return content
 
 
 _NEEDED = {
@@ -105,75 +142,44 @@ _NEEDED = {
 }
 
 
-def _rows(parsed: ParsedDataset, file: Path, key: str, rows: list[Any]) -> list[dict[str, Any]]:
-    """The rows with all the keys they need; a fault is recorded for each of the others."""
+def _is_whole(parsed: ParsedDataset, file: Path, key: str, i: int, row: Any) -> bool:
+    """Whether a row has all the keys it needs; a fault is recorded if not."""
     needed = _NEEDED[key]
-    good = []
-    for i, row in enumerate(rows):
-        missing = [k for k in needed if not isinstance(row, dict) or row.get(k) is None]
-        if key == "annotations" and isinstance(row, dict) and row.get("bbox") is row.get("segmentation") is None:
-            missing.append("bbox")
-        if key == "images" and not missing and not _file_name(row):
-            missing = ["file_name"]
-        if missing:
-            name = row["id"] if isinstance(row, dict) and "id" in row else None
-            which = f"`{key}` record {i + 1}" + ("" if name is None else f" (id {name})")
-            parsed.add_fault("broken-record", f"{file}, {which}", f"has no `{'`, `'.join(missing)}`")
-        elif isinstance(row[needed[0]], (list, dict)):
-            parsed.add_fault("broken-record", f"{file}, `{key}` record {i + 1}", f"`{needed[0]}` is not a number")
-        elif key == "images" and not can_be_a_file(_file_name(row)):
-            what = f"no file can have the name {_file_name(row)!r:.60}"
-            parsed.add_fault("broken-record", f"{file}, `images` record {i + 1}", what)
-        else:
-            good.append(row)
-    return good
+    missing = [k for k in needed if not isinstance(row, dict) or row.get(k) is None]
+    if key == "annotations" and isinstance(row, dict) and row.get("bbox") is row.get("segmentation") is None:
+        missing.append("bbox")
+    if key == "images" and not missing and not file_name(row):
+        missing = ["file_name"]
+    if missing:
+        name = row["id"] if isinstance(row, dict) and "id" in row else None
+        which = f"`{key}` record {i + 1}" + ("" if name is None else f" (id {name})")
+        parsed.add_fault("broken-record", f"{file}, {which}", f"has no `{'`, `'.join(missing)}`")
+    elif not hashable(row[needed[0]]):
+        parsed.add_fault("broken-record", f"{file}, `{key}` record {i + 1}", f"`{needed[0]}` is not a number")
+    elif key == "images" and not can_be_a_file(file_name(row)):
+        what = f"no file can have the name {file_name(row)!r:.60}"
+        parsed.add_fault("broken-record", f"{file}, `images` record {i + 1}", what)
+    else:
+        return True
+    return False
 
 
-def _file_name(row: dict[str, Any]) -> str:
-    """The file name of an image; LVIS gives only its address, `coco_url`."""
-    return str(row.get("file_name") or clean_name(str(row.get("coco_url") or "")))
-
-
-def _match_ids(content: dict[str, Any]) -> None:
-    """Make integral category ids integers, and write the ids in annotations as images and categories have them."""
-    for row in content["categories"]:
-        row["id"] = _number(row["id"])
-    for key, rows in (("image_id", content["images"]), ("category_id", content["categories"])):
-        ids = {row["id"] for row in rows}
-        numbers = Counter(map(_number, ids))
-        own = {_number(id_): id_ for id_ in ids if numbers[_number(id_)] == 1}
-        for row in content["annotations"]:
-            if _hashable(row[key]) and row[key] not in ids:
-                row[key] = own.get(_number(row[key]), row[key])
-
-
-def _number(id_: Any) -> Any:
-    """An id as an integer if it is an integral number or the text of one; otherwise as it is."""
-    if isinstance(id_, str):
-        return int(id_) if re.fullmatch(r"\s*-?[0-9]{1,18}\s*", id_) else id_
-    return int(id_) if isinstance(id_, float) and id_.is_integer() else id_
-
-
-def _group_names(contents: Sequence[dict[str, Any]]) -> set[str]:
+def _group_names(contents: Sequence[CocoContent]) -> set[str]:
     """Categories without objects that are the supercategory of another one: they only name a group."""
     used, groups, names = set(), set(), set()
     for content in contents:
-        by_id = {row["id"]: str(row["name"]).strip() for row in content["categories"]}
-        used |= {by_id.get(row["category_id"]) for row in content["annotations"] if _hashable(row["category_id"])}
+        by_id = {row["id"]: str(row["name"]).strip() for row in content.categories}
+        used |= {by_id.get(id_) for id_ in content.used_ids()}
         names |= set(by_id.values())
         groups |= {
             str(row["supercategory"]).strip()
-            for row in content["categories"]
+            for row in content.categories
             if row.get("supercategory") and str(row["supercategory"]).strip() != by_id[row["id"]]
         }
     return (groups & names) - used
 
 
-def _hashable(value: object) -> bool:
-    return not isinstance(value, (list, dict))
-
-
-def _classes(parsed: ParsedDataset, file: Path, content: dict[str, Any], group_names: set[str]) -> dict[str, int]:
+def _classes(parsed: ParsedDataset, file: Path, content: CocoContent, group_names: set[str]) -> dict[str, int]:
     """Category id of each class by name, in the order of the ids."""
     rows = _without_duplicates(parsed, file, content)
     for id_, count in Counter(id_ for id_, _ in rows).items():
@@ -187,10 +193,10 @@ def _classes(parsed: ParsedDataset, file: Path, content: dict[str, Any], group_n
     return {name: id_ for id_, name in sorted(rows) if name not in group_names}
 
 
-def _without_duplicates(parsed: ParsedDataset, file: Path, content: dict[str, Any]) -> list[tuple[Any, str]]:
+def _without_duplicates(parsed: ParsedDataset, file: Path, content: CocoContent) -> list[tuple[Any, str]]:
     """(id, name) of the categories, without those that have no object and the name of another one."""
-    rows = [(row["id"], str(row["name"]).strip()) for row in content["categories"]]
-    used = {row["category_id"] for row in content["annotations"] if _hashable(row["category_id"])}
+    rows = [(row["id"], str(row["name"]).strip()) for row in content.categories]
+    used = content.used_ids()
     kept: dict[str, Any] = {}
     for id_, name in rows:
         kept[name] = id_ if name not in kept or (id_ in used and kept[name] not in used) else kept[name]
@@ -242,91 +248,52 @@ def _images(
     index: ImageIndex,
     file: Path,
     folder: Path,
-    content: dict[str, Any],
+    content: CocoContent,
     positions: dict[Any, int],
-) -> list[ParsedImage]:
-    by_id: dict[Any, ParsedImage] = {}
-    for row in content["images"]:
-        name, id_ = _file_name(row), row["id"]
-        if id_ in by_id:
-            parsed.add_fault(
-                "duplicate-id", f"{file}, image {id_}", f"{by_id[id_].path.name} and {name} have the same id"
-            )
+) -> Sequence[ParsedImage]:
+    rows, kept = content.images, dict[Any, int]()
+    moved: dict[int, Path] = {}
+    columns = ImageColumns(str(folder), file, names=[], ids=[], moved=moved)
+    for row, (name, id_) in enumerate(zip(rows.names, rows.ids, strict=True)):
+        if id_ in kept:
+            first = columns.path(kept[id_]).name
+            parsed.add_fault("duplicate-id", f"{file}, image {id_}", f"{first} and {name} have the same id")
             continue
-        path = index.find(name, folder, f"{file}, image {id_}")
-        own_id = _number(id_) if isinstance(id_, float) else id_
-        size = _to_integer(row.get("width")), _to_integer(row.get("height"))
-        by_id[id_] = ParsedImage(path, *size, own_id, f"{file}, image {id_} ({name})", ", annotation {}")
-    images = list(by_id.values())
-    _annotate(parsed, file, content["annotations"], by_id, positions)
-    fill_sizes(parsed, images)
+        if not index.holds(columns.folder, name):
+            moved[len(kept)] = index.find(name, folder, f"{file}, image {id_}")
+        kept[id_] = len(kept)
+        columns.names.append(name)
+        columns.ids.append(number(id_) if isinstance(id_, float) else id_)
+        columns.sizes.extend(rows.sizes[2 * row : 2 * row + 2])
+    images = ImageTable(columns, _annotate(parsed, file, content, kept, positions), content.annotations.marks)
+    images.fill_sizes(parsed)
     return images
 
 
-def _to_integer(value: object) -> int:
-    return int(value) if isinstance(value, (int, float)) and value == value and abs(value) < 1e9 else 0
-
-
 def _annotate(
-    parsed: ParsedDataset,
-    file: Path,
-    rows: Sequence[dict[str, Any]],
-    by_id: dict[Any, ParsedImage],
-    positions: dict[Any, int],
-) -> None:
-    marks: Counter[Any] = Counter()
-    for i, row in enumerate(rows):
-        mark = row["id"] if isinstance(row.get("id"), (int, str)) else f"number {i + 1}"
-        marks[mark] += 1
-        box = _box(row)
-        problem = _problem(row, by_id, positions)
-        if isinstance(box, str):
-            parsed.add_fault("broken-record", f"{file}, annotation {mark}", box)
-        elif problem:
-            parsed.add_fault(problem[0], f"{file}, annotation {mark}", problem[1])
-        else:
-            ignore = _flag(row.get("iscrowd")) or _flag(row.get("difficult"))
-            by_id[row["image_id"]].add(box, positions[row["category_id"]], ignore, mark)
-    derived = sum(row.get("bbox") is None and row.get("segmentation") is not None for row in rows)
-    if derived:
-        parsed.add_fault("derived-box", file, f"{derived} annotations have a segmentation but no `bbox`")
-    if rows and all(row["image_id"] not in by_id for row in rows):
+    parsed: ParsedDataset, file: Path, content: CocoContent, by_id: dict[Any, int], positions: dict[Any, int]
+) -> ObjectColumns:
+    """The objects of the images, given by id; faults are recorded for those without a box, image or class."""
+    rows = content.annotations
+    image_A, label_A = rows.image_ids.positions_in(by_id), content.labels(positions)
+    good_A = (image_A >= 0) & (label_A >= 0)
+    good_A[list(rows.problems)] = False
+    for row in np.flatnonzero(~good_A).tolist():
+        kind, what = "broken-record", rows.problems.get(row)
+        if what is None and image_A[row] < 0:
+            kind, what = "orphan-annotation", f"there is no image with the id {rows.image_ids[row]}"
+        elif what is None:
+            kind, what = "unknown-class", f"there is no category with the id {rows.category_ids[row]}"
+        parsed.add_fault(kind, f"{file}, annotation {rows.marks[row]}", what)
+    if rows.derived:
+        parsed.add_fault("derived-box", file, f"{rows.derived} annotations have a segmentation but no `bbox`")
+    if len(rows) and not (image_A >= 0).any():
         what = f"none of its {len(rows)} annotations belongs to one of its images: `image_id` is never an image's `id`"
         parsed.add_fault("broken-file", file, what)
-    for mark, count in marks.items():
-        if count > 1:
-            parsed.add_fault(
-                "duplicate-annotation-id", f"{file}, annotation {mark}", f"{count} annotations have this id"
-            )
-
-
-def _problem(row: dict[str, Any], by_id: dict[Any, ParsedImage], positions: dict[Any, int]) -> tuple[str, str] | None:
-    """(kind, what) of the fault of an annotation without a known image or class, or None."""
-    if row["image_id"] not in by_id:
-        return "orphan-annotation", f"there is no image with the id {row['image_id']}"
-    if not _hashable(row["category_id"]) or row["category_id"] not in positions:
-        return "unknown-class", f"there is no category with the id {row['category_id']}"
-    return None
-
-
-def _flag(value: object) -> bool:
-    return str(value).strip().lower() in ("1", "1.0", "true")
-
-
-def _box(row: dict[str, Any]) -> tuple[float, float, float, float] | str:
-    """The box of an annotation, or of its segmentation where it has no box; else what is wrong."""
-    bbox, segmentation = row.get("bbox"), row.get("segmentation")
-    try:
-        if bbox is None and segmentation is not None:
-            return segmentation_box(segmentation)
-        x, y, width, height = map(float, bbox)  # type: ignore[arg-type]
-    except MalformedError as error:
-        return str(error)
-    except (TypeError, ValueError, KeyError, OverflowError):
-        if bbox is None:
-            return "`segmentation` is neither polygons nor a mask"
-        return f"`bbox` is not four numbers: {bbox!s:.60}"
-    return x, y, x + width, y + height
+    for mark, count in rows.marks.repeated():
+        what = f"{count} annotations have this id"
+        parsed.add_fault("duplicate-annotation-id", f"{file}, annotation {mark}", what)
+    return ObjectColumns.grouped(len(by_id), image_A, good_A, rows.boxes, label_A, rows.ignore)
 
 
 def _image_folder(root: Path, file: Path, names: Sequence[str]) -> Path:
@@ -339,14 +306,14 @@ def _image_folder(root: Path, file: Path, names: Sequence[str]) -> Path:
     return max([*split_folders, *bases], key=lambda folder: sum((folder / name).is_file() for name in sample))
 
 
-def _check_unlisted(parsed: ParsedDataset, folders: Sequence[Path]) -> None:
-    listed = {image.path for images in parsed.splits.values() for image in images}
+def _check_unlisted(parsed: ParsedDataset, index: ImageIndex, folders: Sequence[Path]) -> None:
+    listed = {path for images in parsed.splits.values() for path in paths_of(images)}
     for folder in folders:
-        unlisted = [f for f in files_in(folder, IMAGE_SUFFIXES) if f not in listed]
+        images = (name for name in index.names_in(folder) if suffix_of(name) in IMAGE_SUFFIXES)
+        unlisted = [name for name in images if os.path.join(folder, name) not in listed and not name.startswith(".")]  # noqa: PTH118
         if unlisted:
-            parsed.add_fault(
-                "unlisted-image", folder, f"{len(unlisted)} images are not in the annotations ({unlisted[0].name}, ...)"
-            )
+            what = f"{len(unlisted)} images are not in the annotations ({min(unlisted)}, ...)"
+            parsed.add_fault("unlisted-image", folder, what)
 
 
 def write(

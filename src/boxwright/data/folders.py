@@ -111,6 +111,25 @@ def can_be_a_file(name: str) -> bool:
     return b"\0" not in encoded and len(encoded) < 2000 and all(len(part) < 250 for part in parts)
 
 
+def real_paths(paths: Iterable[str]) -> Iterator[str]:
+    """Each path without links. Folders are listed once, so that a million paths cost no million calls."""
+    folders: dict[str, tuple[str, frozenset[str]]] = {}
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder), _links_in(folder)
+        real, links = folders[folder]
+        yield os.path.realpath(path) if name in links else os.path.join(real, name)  # noqa: PTH118
+
+
+def _links_in(folder: str) -> frozenset[str]:
+    try:
+        with os.scandir(folder or ".") as entries:
+            return frozenset(entry.name for entry in entries if entry.is_symlink())
+    except OSError:
+        return frozenset()
+
+
 def data_root(path: Path) -> Path:
     """The folder to search for the images of a data set that a file or folder names."""
     folder = path.parent if path.is_file() else path

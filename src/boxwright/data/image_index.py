@@ -127,13 +127,26 @@ class ImageIndex:
         self._parsed.add_fault("found-image", self._parsed.root, what)
         self._found.clear()
 
+    def holds(self, folder: str, name: str) -> bool:
+        """Whether a name is that of a file as written, and simple: then its path is the two joined."""
+        path = os.path.join(folder, name_on_disk(name))
+        here, base = os.path.split(path)
+        return "./" not in name and "\\" not in name and not name.startswith("/") and base in self._names(here)
+
+    def names_in(self, folder: Path) -> frozenset[str]:
+        """The names of all files in a folder."""
+        return self._names(str(folder))
+
+    def _names(self, folder: str) -> frozenset[str]:
+        if folder not in self._listed:
+            self._listed[folder] = _file_names(folder or ".")
+        return self._listed[folder]
+
     def existing(self, path: str) -> Path | None:
         """The file of this path, without ``..`` where that makes no difference; None if there is none."""
         for text in (os.path.normpath(path), path) if "./" in path else (path,):
             folder, base = os.path.split(text)
-            if folder not in self._listed:
-                self._listed[folder] = _file_names(folder or ".")
-            if base in self._listed[folder]:
+            if base in self._names(folder):
                 return Path(text)
         return None
 

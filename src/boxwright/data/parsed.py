@@ -66,6 +66,14 @@ class ParsedImage:
         return self.source + self.mark.format(self.marks[index])
 
 
+class ParsedImages(Sequence[ParsedImage]):
+    """Parsed images that are kept in another form than a list."""
+
+    def records(self, empty_boxes: bool) -> tuple[Sequence[Record], int]:
+        """Their records, with the usable boxes, and how many others there are; see `to_dataset`."""
+        raise NotImplementedError
+
+
 @dataclass
 class ParsedDataset:
     """A data set with all its faults; other attributes as in `Dataset`."""
@@ -73,7 +81,7 @@ class ParsedDataset:
     root: Path
     format: str
     names: tuple[str, ...] = ()
-    splits: dict[str, list[ParsedImage]] = field(default_factory=dict)
+    splits: dict[str, Sequence[ParsedImage]] = field(default_factory=dict)
     category_ids: tuple[int, ...] = ()
     split_ids: dict[str, tuple[int, ...]] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
@@ -100,12 +108,12 @@ def to_dataset(parsed: ParsedDataset, empty_boxes: bool = False) -> tuple[Datase
         UserError: the data has fatal faults; the message quotes the first three.
     """
     _refuse_fatal(parsed)
-    splits = {split: [_record(image, empty_boxes) for image in images] for split, images in parsed.splits.items()}
-    found = sum(len(image.boxes) for images in parsed.splits.values() for image in images)
-    kept = sum(len(record.boxes_N4) for records in splits.values() for record in records)
+    splits = {split: _records(images, empty_boxes) for split, images in parsed.splits.items()}
+    dropped = sum(count for _, count in splits.values())
     orphans = sum(fault.kind == "orphan-annotation" for fault in parsed.faults)
-    dataset = Dataset(parsed.root, parsed.format, parsed.names, splits, parsed.category_ids, parsed.split_ids)
-    return dataset, found - kept + orphans
+    dataset = Dataset(parsed.root, parsed.format, parsed.names, {}, parsed.category_ids, parsed.split_ids)
+    dataset.splits.update({split: records for split, (records, _) in splits.items()})
+    return dataset, dropped + orphans
 
 
 def is_usable(box: tuple[float, float, float, float], width: int, height: int, empty: bool = False) -> bool:
@@ -132,6 +140,13 @@ def empty_faults(parsed: ParsedDataset) -> list[Fault]:
     if not any(parsed.splits.values()):
         return [Fault("empty-data", str(parsed.root), "holds no images")]
     return [] if parsed.names else [Fault("empty-data", str(parsed.root), "names no classes: no object is annotated")]
+
+
+def _records(images: Sequence[ParsedImage], empty_boxes: bool) -> tuple[Sequence[Record], int]:
+    if isinstance(images, ParsedImages):
+        return images.records(empty_boxes)
+    records = [_record(image, empty_boxes) for image in images]
+    return records, sum(map(len, (i.boxes for i in images))) - sum(len(record.boxes_N4) for record in records)
 
 
 def _record(image: ParsedImage, empty_boxes: bool) -> Record:

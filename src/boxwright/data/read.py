@@ -14,7 +14,8 @@ from boxwright.classes import enumerate_classes
 from boxwright.config import UserError, nearest, require
 from boxwright.console import make_console
 from boxwright.data import archives, coco, voc, yolo
-from boxwright.data.folders import subfolders
+from boxwright.data.columns import relabelled
+from boxwright.data.folders import real_paths, subfolders
 from boxwright.data.formats import recognise, yolo_folders
 from boxwright.data.parsed import ParsedDataset, to_dataset
 from boxwright.data.records import Dataset, Record
@@ -185,15 +186,17 @@ def name_splits(dataset: Dataset, train: str | None, val: str | None) -> Dataset
     return replace(dataset, splits=splits)
 
 
-def _joined(dataset: Dataset, wanted: str) -> list[Record]:
+def _joined(dataset: Dataset, wanted: str) -> Sequence[Record]:
     """The records of one split, or of several joined by a plus."""
     for name in wanted.split("+"):
         hint, known = nearest(name, dataset.splits), ", ".join(dataset.splits)
         require(name in dataset.splits, f"{dataset.root} has no split {name!r}{hint}; it has {known}")
+    if "+" not in wanted:
+        return dataset.splits[wanted]
     return [record for name in wanted.split("+") for record in dataset.splits[name]]
 
 
-def train_and_val(dataset: Dataset, val: float = 0.0, seed: int = 0) -> tuple[list[Record], list[Record]]:
+def train_and_val(dataset: Dataset, val: float = 0.0, seed: int = 0) -> tuple[Sequence[Record], Sequence[Record]]:
     """The training images and the validation images.
 
     Args:
@@ -215,8 +218,8 @@ def train_and_val(dataset: Dataset, val: float = 0.0, seed: int = 0) -> tuple[li
         return train, held_out
     held_out = dataset.splits["val"]
     _check_objects(dataset, train, held_out)
-    paths = {record.path.resolve() for record in train}
-    shared = sum(record.path.resolve() in paths for record in held_out)
+    paths = set(real_paths(str(record.path) for record in train))
+    shared = sum(path in paths for path in real_paths(str(record.path) for record in held_out))
     if held_out and shared == len(held_out):
         raise UserError(
             f"{dataset.root}: every validation image is a training image too, so no score would mean anything; "
@@ -257,7 +260,7 @@ def merge_val(train: Dataset, val: Dataset) -> Dataset:
         not unknown, f"{val.root} has objects of classes that {train.root} lacks: {', '.join(unknown)}; rename them"
     )
     positions = np.array([train.names.index(n) if n in train.names else -1 for n in val.names], dtype=np.int64)
-    mapped = [replace(record, labels_N=positions[record.labels_N]) for record in records]
+    mapped = relabelled(records, positions)
     ids = dict(zip(val.names, val.category_ids, strict=True))
     category_ids = tuple(ids[n] for n in train.names) if set(train.names) <= set(ids) else train.category_ids
     splits = {"train": train.splits[_train_split(train)], "val": mapped}

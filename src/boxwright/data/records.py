@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,7 +50,7 @@ class Dataset:
     root: Path
     format: str
     names: tuple[str, ...]
-    splits: dict[str, list[Record]]
+    splits: dict[str, Sequence[Record]]
     category_ids: tuple[int, ...] = field(default=())
     split_ids: dict[str, tuple[int, ...]] = field(default_factory=dict)
 

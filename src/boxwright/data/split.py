@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from boxwright.config import require
+from boxwright.data.columns import take
 from boxwright.data.records import Record
 
 
-def split(records: Sequence[Record], fraction: float, seed: int = 0) -> tuple[list[Record], list[Record]]:
+def split(records: Sequence[Record], fraction: float, seed: int = 0) -> tuple[Sequence[Record], Sequence[Record]]:
     """Divide images into two parts with about the same proportions of the classes.
 
     Iterative stratification (Sechidis et al. 2011, algorithm 1) by objects: the rarest class is distributed first, each
@@ -36,8 +37,7 @@ def split(records: Sequence[Record], fraction: float, seed: int = 0) -> tuple[li
     n_val = min(max(round(fraction * len(records)), 1), len(records) - 1)
     in_val = np.zeros(len(records), dtype=bool)
     in_val[order] = _assign(_class_counts([records[i] for i in order]), n_val)
-    rest = [record for record, val in zip(records, in_val, strict=True) if not val]
-    return rest, [record for record, val in zip(records, in_val, strict=True) if val]
+    return take(records, ~in_val), take(records, in_val)
 
 
 def _order(record: Record) -> tuple[bytes, bool, int | str]:

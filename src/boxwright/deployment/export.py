@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -169,10 +169,10 @@ class ExportImages:
         unknown: classes of the data that the detector does not know.
     """
 
-    records: list[Record]
+    records: Sequence[Record]
     names: tuple[str, ...] | None
     description: str
-    calibration: list[Record]
+    calibration: Sequence[Record]
     unknown: list[str]
 
 

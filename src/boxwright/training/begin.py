@@ -1,5 +1,6 @@
 """What a run begins with: its data, and a detector, new or from a checkpoint, of which a part may be frozen."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from boxwright.checkpoints.detector_file import is_adapter
@@ -14,7 +15,7 @@ from boxwright.training.config import RunConfig
 from boxwright.types import Detector
 
 
-def read_data(config: RunConfig) -> tuple[tuple[str, ...], list[Record], list[Record]]:
+def read_data(config: RunConfig) -> tuple[tuple[str, ...], Sequence[Record], Sequence[Record]]:
     """Classes, training images, validation images."""
     dataset = name_splits(read(config.data), config.train_split, config.val_split)
     if config.val_data is not None:

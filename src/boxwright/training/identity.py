@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,9 +48,9 @@ class RunIdentity:
         for name, value in changes.items():
             group, _, key = name.rpartition(".")
             (settings[group] if group else settings)[key] = value
-        images = [(name_as_text(record.path.name), record.boxes_N4.tolist()) for record in self.records]
-        text = json.dumps([settings, list(self.names), images], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        images = ((name_as_text(record.path.name), record.boxes_N4.tolist()) for record in self.records)
+        begin = json.dumps([settings, list(self.names)], sort_keys=True)
+        return _checksum_of_list(begin, images)
 
     def adjust(self, begun: Progress, config: RunConfig, epoch_steps: int, adapted: bool) -> list[str]:
         """The settings with which a run goes on instead of those that it was begun with, as options.
@@ -96,18 +96,26 @@ def checksums_of_data(
     for part, (cache, records) in {"training": train, "validation": val}.items():
         if cache.sources:
             found[f"{part} images"] = cache.sources
-        objects = [
-            (
-                name_as_text(record.path.name),
-                record.boxes_N4.tolist(),
-                record.labels_N.tolist(),
-                record.ignore_N.tolist(),
-            )
+        objects = (
+            (name_as_text(record.path.name), *(a.tolist() for a in (record.boxes_N4, record.labels_N, record.ignore_N)))
             for record in records
-        ]
-        digest = hashlib.sha256(json.dumps([list(names), objects]).encode())
-        found[f"{part} annotations"] = digest.hexdigest()[:16]
+        )
+        found[f"{part} annotations"] = _checksum_of_list(json.dumps([list(names)]), objects)
     return found
+
+
+def _checksum_of_list(begin: str, items: Iterable[Any]) -> str:
+    """Checksum of a JSON list with a list of items as its last element, of which one at a time is in memory.
+
+    Args:
+        begin: the list before, as JSON.
+        items: JSON values.
+    """
+    digest = hashlib.sha256(f"{begin[:-1]}, [".encode())
+    for number, item in enumerate(items):
+        digest.update(f"{', ' if number else ''}{json.dumps(item)}".encode())
+    digest.update(b"]]")
+    return digest.hexdigest()[:16]
 
 
 def _get(settings: dict[str, Any], name: str) -> Any:

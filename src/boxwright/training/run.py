@@ -158,7 +158,7 @@ def run(config: RunConfig, resume: bool = False, show_batches: bool = False) -> 
 
 def _run(
     config: RunConfig,
-    data: tuple[tuple[str, ...], list[Record], list[Record]],
+    data: tuple[tuple[str, ...], Sequence[Record], Sequence[Record]],
     detectors: tuple[Detector | None, Detector | None],
     computer: tuple[Fabric, str],
     resume: bool,

@@ -1,0 +1,146 @@
+"""CPU time and peak memory of `check` and of training's set-up on large synthetic data sets, each in its own process.
+
+    python benchmarks/large_sets.py                                       # COCO's size: 118,000 images, 847,000 boxes
+    python benchmarks/large_sets.py --images 2000000 --boxes 30000000 --classes 365 --shared true   # that of Objects365
+    python benchmarks/large_sets.py --images 1 --boxes 20000                              # a crowd on a single image
+    python benchmarks/large_sets.py --what set_up --cache growing --folder SET            # a set that was kept
+
+A set is a COCO file a split, 19 images of 20 in `train`, and small JPEG files, each of another picture or, with
+`--shared`, links to a few files. Training's set-up is all that happens before the first step but making the detector:
+reading, the checksums that `--resume` compares, and the cache.
+"""
+
+import contextlib
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jsonargparse import auto_cli
+from PIL import Image
+
+SIDE = 64
+LINKS = 30_000  # to one file; file systems have a limit
+
+
+def main(
+    images: int = 118_000,
+    boxes: int = 847_000,
+    classes: int = 80,
+    shared: bool = False,
+    what: Literal["all", "check", "set_up"] = "all",
+    cache: str = "pixels",
+    canvas: int = 32,
+    folder: Path | None = None,
+) -> None:
+    """Print CPU seconds and peak memory of each command.
+
+    Args:
+        images: number of images, in both splits.
+        boxes: number of boxes, spread evenly but for chance.
+        classes: number of classes.
+        shared: let many image files share their bytes.
+        what: the commands to measure.
+        cache: as in `train`; `none` measures without.
+        canvas: side of the cached images, in pixels.
+        folder: keep the set there, or use the one that is there; by default it is temporary.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        data = folder or Path(temporary) / "data"
+        if not data.exists():
+            write_set(data, images, boxes, classes, shared)
+        for command in ("check", "set_up") if what == "all" else (what,):
+            order = [sys.executable, __file__, "--child", command, str(data), cache, str(canvas)]
+            environment = {**os.environ, "BOXWRIGHT_CACHE": str(Path(temporary) / "cache"), "OMP_NUM_THREADS": "1"}
+            done = subprocess.run(order, check=True, capture_output=True, text=True, env=environment)
+            print(f"{command}: {done.stdout.splitlines()[-1]}", flush=True)
+
+
+def write_set(data: Path, images: int, boxes: int, classes: int, shared: bool) -> None:
+    """Write the images and annotations of both splits."""
+    generator = np.random.default_rng(0)
+    held_out = images // 20
+    for split, first, count in (("train", 0, images - held_out), ("val", images - held_out, held_out)):
+        if count:
+            _write_images(data / split, first, count, shared)
+            _write_annotations(data, split, first, count, boxes * count // images, classes, generator)
+
+
+def _write_images(folder: Path, first: int, count: int, shared: bool) -> None:
+    folder.mkdir(parents=True)
+    for number in range(first, first + count):
+        file = folder / f"{number:012d}.jpg"
+        if shared and (number - first) % LINKS:
+            os.link(folder / f"{number - (number - first) % LINKS:012d}.jpg", file)
+            continue
+        pixels = np.full((8, 8, 3), 128, np.uint8)
+        pixels.reshape(-1)[: 4 * 48 : 8] = 32 * ((number >> np.arange(24)) & 1) * np.uint8(3)
+        Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.NEAREST).save(file, quality=85)
+
+
+def _write_annotations(
+    data: Path, split: str, first: int, count: int, boxes: int, classes: int, generator: np.random.Generator
+) -> None:
+    counts = np.bincount(generator.integers(0, count, boxes), minlength=count)
+    (data / "annotations").mkdir(exist_ok=True)
+    with (data / "annotations" / f"instances_{split}.json").open("w") as file:
+        names = [{"id": k, "name": f"class {k}"} for k in range(1, classes + 1)]
+        file.write(f'{{"categories": {json.dumps(names)}, "images": [')
+        for i in range(first, first + count):
+            row = {"id": i, "file_name": f"{i:012d}.jpg", "width": SIDE, "height": SIDE}
+            file.write(f"{',' * (i > first)}\n{json.dumps(row)}")
+        file.write('], "annotations": [')
+        number = 0
+        for i, n in enumerate(counts.tolist()):
+            corners = generator.uniform(0, 0.7 * SIDE, (n, 2)).round(2).tolist()
+            sizes = generator.uniform(4, 0.3 * SIDE, (n, 2)).round(2).tolist()
+            labels = generator.integers(1, classes + 1, n).tolist()
+            for corner, size, label in zip(corners, sizes, labels, strict=True):
+                number += 1
+                row = {"id": number, "image_id": first + i, "category_id": label, "bbox": corner + size}
+                file.write(f"{',' * (number > 1)}\n{json.dumps(row | {'area': size[0] * size[1], 'iscrowd': 0})}")
+        file.write("]}")
+
+
+def child(command: str, data: str, cache: str, canvas: str) -> None:
+    """Run one command and print what it took."""
+    start = time.perf_counter()
+    with contextlib.redirect_stdout(io.StringIO()):
+        if command == "check":
+            from boxwright.__main__ import main as boxwright
+
+            boxwright(["check", data])
+        else:
+            set_up(Path(data), cache, int(canvas))
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    cpu, peak = used.ru_utime + used.ru_stime, used.ru_maxrss / 1000
+    print(f"{cpu:.1f} s of CPU, {time.perf_counter() - start:.1f} s, {peak:,.0f} MB at most")
+
+
+def set_up(data: Path, cache: str, canvas: int) -> None:
+    """Read, compare, cache, as `boxwright.training.run` does before its first step."""
+    from boxwright.data.cache import build
+    from boxwright.training.begin import read_data
+    from boxwright.training.config import RunConfig
+    from boxwright.training.identity import RunIdentity, checksums_of_data
+
+    config = RunConfig(data)
+    names, *parts = read_data(config)
+    caches = [None if cache == "none" else build(part, canvas, mode=cache) for part in parts]
+    pairs = [(cached, part) for cached, part in zip(caches, parts, strict=True) if cached is not None]
+    checksums = checksums_of_data(*pairs, names) if pairs else {}
+    assert RunIdentity({"optim": {}}, names, parts[0], checksums).recipe
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        child(*sys.argv[2:])
+    else:
+        auto_cli(main)

@@ -24,7 +24,7 @@ BAD = {
     "no headers": (KIND, b"--x\r\n\r\nabc\r\n--x--\r\n"),
     "a colon missing": (KIND, body(b"Content-Disposition form-data")),
     "a name by RFC 5987": (KIND, body(b"Content-Disposition: form-data; name*=utf-8''images; filename=a")),
-    "a name in parts": (KIND, body(b'Content-Disposition: form-data; name*0="ima"; name*1="ges"; filename=a')),
+    "a name in parts": (KIND, body(b'Content-Disposition: form-data; name*0="im"; name*1="ages"; filename=a')),
     "two dispositions": (
         KIND,
         body(b'Content-Disposition: form-data; name="a"\r\n' + DISPOSITION.replace(b"images", b"b")),

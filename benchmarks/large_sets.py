@@ -3,7 +3,7 @@
     python benchmarks/large_sets.py                                       # COCO's size: 118,000 images, 847,000 boxes
     python benchmarks/large_sets.py --images 2000000 --boxes 30000000 --classes 365 --shared true   # that of Objects365
     python benchmarks/large_sets.py --images 1 --boxes 20000                              # a crowd on a single image
-    python benchmarks/large_sets.py --what set_up --cache growing --folder SET            # a set that was kept
+    python benchmarks/large_sets.py --what set_up --cache none --folder SET               # a set that was kept
 
 A set is a COCO file a split, 19 images of 20 in `train`, and small JPEG files, each of another picture or, with
 `--shared`, links to a few files. Training's set-up is all that happens before the first step but making the detector:

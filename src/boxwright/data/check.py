@@ -34,9 +34,9 @@ _NOT_TRAINABLE = {
     "no-held-out": "the split `val` has images of its own",
     "no-train-split": "one of its splits is called `train`",
 }
-_VALIDATE = "It has no split `val`: hold images out with `--val 0.2`, or give others with `--val-data`."
 LISTED = 20  # copies of one picture that are named; the others are counted
 AHEAD = 64  # images that are decoded or waiting
+_VALIDATE = "It has no split val: train holds a fifth of the training images out; --val or --val-data change that."
 _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 
 

@@ -41,7 +41,7 @@ def check(
     parsed = parse(Path(data))
     report = examine(parsed, Path(data))
     if json:
-        print(json_.dumps(report.to_json(), indent=2, ensure_ascii=False))
+        print(json_.dumps(report.to_json(), indent=2))  # ASCII, so that any terminal's encoding holds it
     else:
         show(report)
     if page is not None:

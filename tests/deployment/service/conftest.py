@@ -4,7 +4,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from threading import Lock, Thread
+from threading import RLock, Thread
 from typing import Any
 
 import pytest
@@ -31,7 +31,11 @@ class SharedProcess(decoders.Process):
 
     def __init__(self) -> None:
         super().__init__()
-        self._lock = Lock()  # a service that is closed may not have waited for its answer
+        self._lock = RLock()  # several services start at once, and one that is closed may not wait for its answer
+
+    def wait(self) -> None:
+        with self._lock:
+            super().wait()
 
     def ask(self, *request: Any) -> Any:
         with self._lock:

@@ -61,6 +61,7 @@ def test_coco_single_file(tmp_path):
         (["annotations/instances_{}2017.json"], "{}2017", ("train", "val")),
         (["annotations/instances_{}2017.json"], "images/{}2017", ("train", "val")),
         (["annotations/{}.json"], "images", ("train", "val")),
+        (["Annotations/{}.json"], "Images", ("train", "val")),
         (["annotations/{}.json"], "images/{}", ("train", "test")),
         (["{}/_annotations.coco.json"], "{}", ("train", "valid", "test")),
         (["{}/annotations.json"], "{}/images", ("train", "val")),

@@ -30,7 +30,7 @@ def demo(train: bool = False, out: Path | str = Path("boxwright-demo")) -> Repor
     report = evaluate(weights, DATA, split="test", out=out)
     make_console().print(
         f"\nOpen {out / 'index.html'} to see it. Next, on your own images:\n"
-        "  boxwright check DATA            finds errors in a COCO, VOC or YOLO data set, and says how to fix them\n"
+        "  boxwright check DATA            finds every error in a data set, and says how to fix it\n"
         "  boxwright train DATA            a detector of your own classes, in runs/train\n"
         "  boxwright predict runs/train/best IMAGES"
     )

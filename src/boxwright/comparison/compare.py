@@ -86,7 +86,7 @@ def compare(
     recommendation), comparison.json with the numbers, and each detector's run in a folder of its name.
 
     Args:
-        data: a COCO, VOC or YOLO data set, a folder or file.
+        data: a data set, in any format that boxwright reads (docs/data-formats.md).
         models: detectors to compare, by name with commas between; by default all.
         minutes: time for training and validation of each detector, 10 unless `epochs` is given; a short trial measures
             how many epochs fit.

@@ -19,7 +19,16 @@ from typing import Any
 import numpy as np
 
 from boxwright.data.coco_columns import CocoContent, file_name, hashable, number
-from boxwright.data.folders import bare_name, by_split, can_be_a_file, files_in, split_name, subfolders, suffix_of
+from boxwright.data.folders import (
+    any_case,
+    bare_name,
+    by_split,
+    can_be_a_file,
+    files_in,
+    split_name,
+    subfolders,
+    suffix_of,
+)
 from boxwright.data.image_index import ImageIndex
 from boxwright.data.image_table import ImageColumns, ImageTable, ObjectColumns, paths_of
 from boxwright.data.json_stream import JsonStream
@@ -32,7 +41,8 @@ _OTHER_TASKS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info
 
 def find(root: Path) -> dict[str, Path]:
     """The annotation files of a folder by split; empty if it is no COCO folder."""
-    files = _json_files(root / "annotations") or _json_files(root)
+    annotations = any_case(root, Path("annotations"))
+    files = (_json_files(annotations) if annotations else []) or _json_files(root)
     if files:
         return by_split([f.stem for f in files], files)
     inside = [(folder, _json_files(folder)) for folder in subfolders(root) if split_name(folder.name)]

@@ -45,7 +45,7 @@ def export(
         to: the file format.
         precision: precision of weights and arithmetic; fp16 is for GPUs, int8 also for CPUs. Some layers stay in fp32
             (`boxwright.deployment.onnx.quantise`).
-        data: a COCO, VOC or YOLO data set for the comparison, and for the calibration of int8.
+        data: a data set for the comparison, and for the calibration of int8.
         out: the file to write; by default beside the weights, with their name.
 
     Returns:

@@ -56,7 +56,7 @@ def evaluate(
 
     Args:
         weights: a checkpoint or the folder of a training run.
-        data: a COCO, VOC or YOLO data set, a folder or file.
+        data: a data set, in any format that boxwright reads (docs/data-formats.md).
         split: the images to evaluate on; by default test, else val, else the only split.
         out: folder of the page, the predictions and the charts; by default evaluate-DATA-SPLIT beside the weights, or
             here if they come from the hub.

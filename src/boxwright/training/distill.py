@@ -24,7 +24,7 @@ def distill(
 
     Args:
         teacher: a checkpoint, adapters included, that knows some of the classes.
-        data: a COCO, VOC or YOLO data set, a folder or file.
+        data: a data set, in any format that boxwright reads (docs/data-formats.md).
         model: the detector to train; by default that of the teacher.
         size: its size; by default nano, or that of `weights`.
         out: folder of the run; it must not contain another run, unless with `resume`.

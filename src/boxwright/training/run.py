@@ -83,7 +83,7 @@ def train(
     settings and repeats the run: ``boxwright train --config RUN/config.yaml --out AGAIN``.
 
     Args:
-        data: a COCO, VOC or YOLO data set, a folder or file.
+        data: a data set, in any format that boxwright reads (docs/data-formats.md).
         model: the detector; by default dense, or that of `weights` or `teacher`.
         size: decides backbone, width, depth and image size; by default nano, or that of `weights`.
         out: folder of the run; it must not contain another run, unless with `resume`.

@@ -118,7 +118,7 @@ def test_thresholds_are_chosen_and_written_into_the_weights(
     assert metrics["confusion"]["thresholds"] == {"stranger": 0.45, "box": 0.45}
     white_boxes.card = stored
     evaluate(weights, data, out=tmp_path / "out")
-    assert "--store true replaces them" in capsys.readouterr().out
+    assert "--store true replaces those" in capsys.readouterr().out
     with pytest.raises(UserError, match="copy it, and give the copy"):
         evaluate("hf://owner/name", data, store=True)
 

@@ -35,7 +35,7 @@ def stored(weights: Path) -> Thresholds:
         (Thresholds(), "test", None, "split test are not for choosing"),
         (Thresholds(), "train", None, "split train are not for choosing"),
         (Thresholds(), "val", False, "as asked"),
-        (OLD, "val", None, "chosen on other images; --store true replaces them"),
+        (OLD, "val", None, "they have their own; --store true replaces those"),
         (OLD, "val", True, None),
         (Thresholds(), "test", True, None),
     ],

@@ -59,7 +59,7 @@ def test_a_list_that_is_no_text(folder: Path) -> None:
     [
         ("nowhere", "no file or folder"),
         ("nowhere/*.jpg", "no image found by the pattern"),
-        ("shots/notes.md", "is not an image"),
+        ("shots/notes.md", "is not an image that can be read, .*; unpack it first"),
         ("empty", "no image found in the folder"),
         ("empty.txt", "no image found named in"),
     ],

@@ -23,7 +23,7 @@ from boxwright.config import MIXING, Augment, Optim, UserError, require
 from boxwright.models.dense import Dense
 from boxwright.thresholds import Thresholds
 from boxwright.training import recipes
-from boxwright.training.config import RunConfig
+from boxwright.training.config import ADJUSTABLE, RunConfig
 from helpers.training_runs import COMMON, LAUNCHER, SETTINGS, rows, start, train, wait_for_rows
 
 PROMISED = ("best.safetensors", "last.safetensors", "state.safetensors", "metrics.csv", "curves.png", "config.yaml")
@@ -240,12 +240,12 @@ def test_another_run_is_never_overwritten_nor_resumed_with_other_settings(data, 
     before = (out / "best.safetensors").read_bytes()
     with pytest.raises(UserError, match=r"holds a run already .*; add --resume"):
         train(data, out, epochs=1)
-    differs = r"begun with other settings, --epochs 1 and not 2, --optim.weight_decay 0.05 and not 0.5; resume "
-    differs += "with --config "
+    differs = r"begun with other settings, --optim.weight_decay 0.05 and not 0.5; resume with --config "
     with pytest.raises(UserError, match=f"{differs}{out / 'config.yaml'}, or give another --out"):
         train(data, out, epochs=2, resume=True, optim=Optim(weight_decay=0.5))
-    with pytest.raises(UserError, match=r"settings, --model dense and not detr, --epochs 1 and not 2, --optim.lr "):
-        train(data, out, model="detr", resume=True)
+    with pytest.raises(UserError, match=r"settings, --model dense and not detr[,;] ") as error:
+        train(data, out, model="detr", epochs=2, resume=True)
+    assert not any(f"--{name} " in str(error.value) for name in ADJUSTABLE)
     assert (out / "best.safetensors").read_bytes() == before
     assert yaml.safe_load((out / "config.yaml").read_text())["epochs"] == 1
     (out / "config.yaml").unlink()

@@ -41,7 +41,7 @@ def store_thresholds(
         return "as asked"
     if store is None:
         if stored.chosen_on:
-            return f"the weights have thresholds, chosen on {stored.chosen_on}; --store true replaces them"
+            return "they have their own; --store true replaces those"
         if split in _NOT_TO_CHOOSE_ON:
             return f"images of a split {split} are not for choosing; give --split val, or --store true to do it anyway"
         if hub.repository(weights) is not None:

@@ -36,7 +36,7 @@ def collect(source: str | Path) -> list[Path]:
     elif path.is_file():
         require(
             _is_image(path) or _is_readable(path),
-            f"{path} is not an image: its ending must be one of {_ENDINGS}, or .txt.",
+            f"{path} is not an image that can be read, nor a .txt list of images; unpack it first if it is an archive.",
         )
         return [path]
     else:

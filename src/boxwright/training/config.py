@@ -16,6 +16,8 @@ from boxwright.models.registry import DetectorName, Size
 from boxwright.training.fabric import Precision
 
 FILE = "config.yaml"
+# what a resumed run may change: it goes on with them
+ADJUSTABLE = ("epochs", "optim.lr", "optim.clip", "optim.patience")
 MACHINE = ("data", "val_data", "teacher", "out", "device", "devices", "nodes", "precision", "cache")
 
 
@@ -104,7 +106,7 @@ def resume_error(config: RunConfig, adapted: bool) -> str:
     changed = [
         f"--{name} {_shown(before.get(name))} and not {_shown(after.get(name))}"
         for name in after | before
-        if before.get(name) != after.get(name)
+        if name not in ADJUSTABLE and before.get(name) != after.get(name)
     ]
     if changed:
         settings = f"{config.out} was begun with other settings, {', '.join(changed)}"

@@ -10,11 +10,8 @@ from boxwright.config import UserError, require
 from boxwright.data.cache import Cache
 from boxwright.data.records import Record
 from boxwright.files import name_as_text
-from boxwright.training.config import RunConfig, resume_error, stored_settings
+from boxwright.training.config import ADJUSTABLE, RunConfig, resume_error, stored_settings
 from boxwright.training.state import Progress
-
-# what a resumed run may change: it goes on with them
-ADJUSTABLE = ("epochs", "optim.lr", "optim.clip", "optim.patience")
 
 
 @dataclass(frozen=True)

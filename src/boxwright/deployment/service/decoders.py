@@ -219,6 +219,11 @@ class Process:
 
 
 def _environment() -> dict[str, str]:
-    """That of this process, without the key; the same modules are found, and no library needs threads there."""
+    """That of this process, without the key.
+
+    The same modules are found, no library needs threads there, and memory that is freed goes back to the system: what
+    glibc kept of the last image would not count for the next one.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("BOXWRIGHT_")}
-    return kept | {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    path = os.pathsep.join(filter(None, sys.path))
+    return kept | {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": path, "MALLOC_MMAP_THRESHOLD_": str(2**20)}

@@ -7,11 +7,14 @@ from dataclasses import asdict
 
 import pytest
 
+from boxwright.deployment.service import decoders
 from boxwright.deployment.service.limits import Limits
 from helpers import bombs
-from helpers.live import detect, request, statuses, talk
+from helpers.live import FORM, detect, form, request, statuses, talk
+from helpers.slow import Slow
 
 SIZE = 2**21  # bytes
+Process = decoders.Process  # before the tests share one
 
 
 def as_json(start: bytes, item: bytes, end: bytes) -> bytes:
@@ -47,6 +50,36 @@ def test_the_service_goes_on_during_an_attack(port, name):
         assert {code for one in attacking for code in statuses(one.result())} == {status}
     check_health(port)
     assert statuses(talk(port, detect())) == [200]
+
+
+class Recorder(Slow):
+    """Remembers the widths of images, in the order in which they come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go.set()
+        self.widths: list[int] = []
+
+    def detect(self, images, threshold, classes):
+        self.widths += [image.size[0] for image in images]
+        return super().detect(images, threshold, classes)
+
+
+def test_a_small_image_overtakes_large_ones(live_servers, monkeypatch):
+    monkeypatch.setattr(decoders, "Process", Process)
+    monkeypatch.setattr(decoders.Decoders, "count", 2)
+    detector, large = Recorder(), bombs.plain("RGB", (2500, 2500), "png", compress_level=1)
+    port = live_servers(detector, **asdict(Limits()))
+    body = form(large).rpartition(b"--part--")[0] * 8 + b"--part--\r\n"
+    attack = request("POST", "/detect", body, content_type=FORM["content-type"])
+    with ThreadPoolExecutor(1) as pool:
+        attacking = pool.submit(talk, port, attack)
+        while b'"images":8' not in talk(port, request("GET", "/healthz")):
+            assert not attacking.done()
+        assert statuses(talk(port, detect())) == [200]
+        assert statuses(attacking.result()) == [200]
+    assert len(detector.widths) == 9
+    assert detector.widths.index(96) < 7  # some are decoded while it arrives
 
 
 def check_health(port: int) -> None:

@@ -20,14 +20,13 @@ MOST = Attempt(60, 0, 2**30)
 
 
 @pytest.fixture
-def limited(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Attempt], Decoders]]:
-    """A function that makes decoders which may take just this much at the first attempt, and at the last."""
+def limited() -> Iterator[Callable[[Attempt], Decoders]]:
+    """A function that makes decoders with two attempts, which may take just this much."""
     made: list[Decoders] = []
 
     def make(attempt: Attempt) -> Decoders:
-        monkeypatch.setattr(decoders, "_FIRST", attempt)
         made.append(Decoders(Limits()))
-        made[-1].last = Attempt(**vars(attempt))
+        made[-1].attempts = (attempt, attempt)
         return made[-1]
 
     yield make
@@ -85,6 +84,22 @@ def test_a_decoder_that_crashes_is_started_again(limited, shared_process):
         assert await size_of(one, picture()) == (96, 64)
 
     asyncio.run(crash())
+
+
+def test_a_dropped_request_keeps_nobody_waiting(limited):
+    one = limited(Attempt(0.5, 0, 2**30))
+
+    async def drop() -> None:
+        slow = [asyncio.ensure_future(size_of(one, SLOW)) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        assert one.busy == 1
+        for dropped in slow:
+            dropped.cancel()
+        async with asyncio.timeout(20):
+            assert await size_of(one, picture()) == (96, 64)
+
+    for _ in range(2):  # in another loop, too
+        asyncio.run(drop())
 
 
 def test_decoders_end_whatever_they_do(limited, monkeypatch):

@@ -133,7 +133,8 @@ class Service:
             held.enter_context(self.capacity.reserve(1))
             async with asyncio.timeout(limits.seconds):
                 async with self._sequence_decoding:  # sequences may wait long, and leave room for other images
-                    image = await self.decoders.decode(data, name, self.detector.image_size, HELD_PIXELS // 2)
+                    await self.decoders.room(HELD_PIXELS // 2)
+                    image = await self.decoders.decode(data, name, self.detector.image_size)
                     held.enter_context(self.decoders.hold(image))
                 given_objects = read_given(given, image.size, self.detector)
                 objects = ObjectStream(lambda: self.detector.stream_tokens(image, given_objects))

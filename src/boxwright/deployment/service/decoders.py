@@ -1,19 +1,22 @@
 """Decode uploads in processes that can be ended, within limits of CPU time and memory.
 
-Nearly all images are decoded at the first attempt, with little time and memory. What needs more gets more, one image at
-a time, so that a difficult file delays no easy one.
+Nearly all images are decoded at the first attempt, with little time and memory. What is larger or needs more is tried
+again with more, in the end one image at a time, and those at an earlier attempt go first, so that a difficult file
+delays no easy one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +28,7 @@ from PIL import Image
 
 from boxwright.deployment.service import decoding_process
 from boxwright.deployment.service.limits import Limits, RequestError
+from boxwright.deployment.service.turns import Turns
 from boxwright.runtime.inputs import DecodedImage
 
 
@@ -36,14 +40,16 @@ class Attempt:
         seconds: of CPU time.
         pixel_seconds: more of it, for each pixel of the image.
         bytes: of memory.
+        most_pixels: of a larger image, only the header is read.
     """
 
     seconds: float
     pixel_seconds: float
     bytes: int
+    most_pixels: float = math.inf
 
 
-_FIRST = Attempt(0.25, 0, 96 * 2**20)
+_FIRST = (Attempt(0.1, 0, 96 * 2**20, 2**21), Attempt(0.25, 0, 96 * 2**20))
 _MORE_SECONDS = 10  # than a request may take; a process that has not answered then is ended
 HELD_PIXELS = 2**24  # of decoded images that wait to be computed, 64 MB; while there are more, nothing is decoded
 
@@ -56,6 +62,7 @@ class Decoders:
 
     Attributes:
         count: how many processes there are.
+        attempts: to decode an image, one after the other; only one image at a time is at the last.
         killed: how often an attempt took too much time.
     """
 
@@ -63,10 +70,10 @@ class Decoders:
 
     def __init__(self, limits: Limits):
         self.limits, self.killed = limits, 0
-        self.last = Attempt(0.5, 1.25e-7, max(_FIRST.bytes, limits.decoding_bytes))
+        self.attempts = (*_FIRST, Attempt(0.5, 1.25e-7, max(_FIRST[-1].bytes, limits.decoding_bytes)))
         self._held_pixels, self._released = 0, asyncio.Event()
-        self._one_at_a_time = asyncio.Lock()
-        self._slots = asyncio.Semaphore(self.count)
+        self._arrivals = itertools.count()
+        self._turns = Turns(self.count, lambda: self._held_pixels < HELD_PIXELS)
         self._threads = ThreadPoolExecutor(self.count, "decoder")  # each waits for a process
         self._processes = [Process() for _ in range(self.count)]
         self._free: LifoQueue[Process] = LifoQueue()
@@ -88,27 +95,24 @@ class Decoders:
         self.start()
         await asyncio.gather(*(asyncio.to_thread(process.wait) for process in self._processes))
 
-    async def decode(self, data: bytes, name: str, side: int, held_pixels: int = HELD_PIXELS) -> DecodedImage:
+    async def decode(self, data: bytes, name: str, side: int) -> DecodedImage:
         """An uploaded image in mode RGB; see `boxwright.deployment.service.uploads.decode`.
 
         Args:
             data: the file.
             name: the caller's name for it, for errors.
             side: of the canvas that it will be fitted into, in pixels.
-            held_pixels: it waits while the decoded images that are held have as many pixels.
 
         Raises:
             RequestError: if it cannot be decoded, or not within the limits.
             TimeoutError: if the machine is too busy.
         """
-        await self._room(held_pixels)
-        answer = await self._attempt(data, name, side, _FIRST)
-        if isinstance(answer, str):
-            async with self._one_at_a_time:
-                answer = await self._attempt(data, name, side, self.last)
-        if isinstance(answer, str):
-            raise RequestError(413, f"{name} takes too much {answer} to decode; send it as an ordinary JPEG or PNG.")
-        return answer
+        arrived, answer = next(self._arrivals), ""
+        for number in range(len(self.attempts)):
+            answer = await self._attempt(data, name, side, number, arrived)
+            if isinstance(answer, DecodedImage):
+                return answer
+        raise RequestError(413, f"{name} takes too much {answer} to decode; send it as an ordinary JPEG or PNG.")
 
     @contextmanager
     def hold(self, image: DecodedImage) -> Iterator[None]:
@@ -120,6 +124,7 @@ class Decoders:
         finally:
             self._held_pixels -= pixels
             self._released.set()
+            self._turns.wake()
 
     def close(self) -> None:
         """End the processes, whatever they do."""
@@ -127,26 +132,33 @@ class Decoders:
         for process in self._processes:
             process.end()
 
-    async def _room(self, held_pixels: int) -> None:
-        """Wait until fewer pixels are held."""
+    async def room(self, held_pixels: int) -> None:
+        """Wait until the decoded images that are held have fewer pixels."""
         while self._held_pixels >= held_pixels:
             self._released.clear()
             await self._released.wait()
 
-    async def _attempt(self, data: bytes, name: str, side: int, attempt: Attempt) -> DecodedImage | str:
+    async def _attempt(self, data: bytes, name: str, side: int, number: int, arrived: int) -> DecodedImage | str:
         """The image, or what there was not enough of: time or memory."""
-        async with self._slots:
-            await self._room(HELD_PIXELS)
-            answer = await asyncio.get_running_loop().run_in_executor(
-                self._threads, self._ask, data, name, side, attempt
-            )
+        end = await self._turns.wait(arrived, cost=number, alone=self._is_last(number))
+        loop, asked = asyncio.get_running_loop(), self._threads.submit(self._ask, data, name, side, number)
+        try:
+            answer = await asyncio.wrap_future(asked)
+        finally:
+            if asked.done():
+                loop.call_soon(end)  # once the image is held, which keeps others waiting
+            else:  # the request is dropped, but its process is at work
+                asked.add_done_callback(lambda _: _call(loop, end))
         self.killed += answer == decoding_process.TIME
         return answer
 
-    def _ask(self, data: bytes, name: str, side: int, attempt: Attempt) -> DecodedImage | str:
+    def _is_last(self, number: int) -> bool:
+        return number == len(self.attempts) - 1
+
+    def _ask(self, data: bytes, name: str, side: int, number: int) -> DecodedImage | str:
         """`_attempt`, in a thread."""
-        request = {"name": name, "side": side, "pixels": self.limits.pixels, **vars(attempt)}
-        request["last"] = attempt is self.last
+        request = {"name": name, "side": side, "pixels": self.limits.pixels, **vars(self.attempts[number])}
+        request["last"] = self._is_last(number)
         process = self._free.get()
         try:
             answer, pixels = process.ask(request, data, self.limits.seconds + _MORE_SECONDS)
@@ -216,6 +228,12 @@ class Process:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # its fork, too
             process.wait()
+
+
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
+    """Call a function in the thread of a loop, unless that has ended."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(function)
 
 
 def _environment() -> dict[str, str]:

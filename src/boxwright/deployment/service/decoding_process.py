@@ -64,6 +64,8 @@ def _answer(request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes
     def opened(pixels: int) -> None:
         nonlocal needed
         needed = pixels * _MOST_PIXEL_BYTES
+        if pixels > request["most_pixels"]:
+            raise MemoryError  # in this attempt there is none for it
         _limit_time(request["seconds"] + pixels * request["pixel_seconds"])
 
     _limit_time(request["seconds"])

@@ -25,6 +25,7 @@ VERBS = {
         "find every error in a data set and how to fix it; --out draws a page",
     ),
     "convert": ("boxwright.data.convert", "convert a data set to another format: COCO, YOLO, VOC, CVAT, ..."),
+    "shard": ("boxwright.data.shards.write", "write a data set as tar shards, to train from any place and by many"),
     "train": ("boxwright.training.run", "train a detector on annotated images"),
     "distill": ("boxwright.training.distill", "train a small detector with a large one as its teacher"),
     "compare": ("boxwright.comparison.compare", "train all detectors under equal conditions, and recommend one"),

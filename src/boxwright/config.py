@@ -6,6 +6,7 @@ of the optimizer is a field of `Optim`, with its range in `boxwright.training.op
 other settings of a run are in `boxwright.training.config`.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
@@ -16,6 +17,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 Adapt = Literal["full", "head", "lora"]
 Rule = Literal["torch", "keras", "keras-kernels"]
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
 class UserError(ValueError):
@@ -170,6 +172,18 @@ def nearest(word: str, known: Iterable[str]) -> str:
         return ""
     match = get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def parse_bytes(option: str, text: str) -> int:
+    """A number of bytes from a text such as 256MB, 1.5 GB or 1000000.
+
+    Raises:
+        UserError: it is no such text.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b?\s*", text.lower())
+    require(match, f"{option} must be a number of bytes such as 256MB or 1GB, not {text!r:.40}.")
+    assert match
+    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def require(condition: Any, message: str) -> None:

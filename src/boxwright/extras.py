@@ -10,6 +10,8 @@ _PARTS = {
     "uvicorn": "serve",
     "python_multipart": "serve",
     "prometheus_client": "serve",
+    "fsspec": "shards",
+    "s3fs": "shards",
 }
 
 

@@ -1,15 +1,19 @@
-"""Write a file whole or not at all; a `UserError` says why where it can't be written."""
+"""Write a file whole or not at all; a `UserError` says why where it can't be written. Where files may lie, too."""
 
+import io
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
 
 from boxwright.config import UserError, require
 
 _RANDOM = 8  # characters that `tempfile` ends a name with
+_URL = re.compile(r"([a-zA-Z][\w+.-]+(?:::[a-zA-Z][\w+.-]+)*):/+(.+)", re.ASCII)  # two letters, unlike a drive
 
 
 @contextmanager
@@ -63,7 +67,87 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def is_file(path: Path) -> bool:
+def as_location(place: Path | str) -> Path | str:
+    """A path, or the text of a URL. A URL that was made a `Path`, which drops one of its slashes, gets it back.
+
+    >>> as_location(Path("s3://bucket/cells")), as_location("cells").name
+    ('s3://bucket/cells', 'cells')
+    """
+    url = _URL.fullmatch(str(place))
+    return Path(place) if url is None or os.path.exists(place) else f"{url[1]}://{url[2]}"  # noqa: PTH110 - it may be a URL
+
+
+def name_of(place: Path | str) -> str:
+    """The last part of a path or URL."""
+    return PurePosixPath(place).name if isinstance(place, str) else place.name
+
+
+class Archive(Protocol):
+    """What holds packed files, such as the shards of a data set."""
+
+    @property
+    def checksum(self) -> str:
+        """Of all that it holds."""
+        ...
+
+    def read_member(self, number: int) -> bytes:
+        """The bytes of a file."""
+        ...
+
+
+@dataclass(frozen=True)
+class PackedFile:
+    """A file inside an archive, with what of a `Path` the readers of images use. It is read when it is asked for.
+
+    Attributes:
+        archive: what reads it.
+        number: its position there.
+        place: where it lies, for messages.
+        path: its name before it was packed.
+    """
+
+    archive: Archive
+    number: int
+    place: str
+    path: str
+
+    @property
+    def name(self) -> str:
+        """The last part of its name."""
+        return PurePosixPath(self.path).name
+
+    @property
+    def stem(self) -> str:
+        """Its name without the ending."""
+        return PurePosixPath(self.path).stem
+
+    @property
+    def suffix(self) -> str:
+        """The ending of its name, with the dot."""
+        return PurePosixPath(self.path).suffix
+
+    def is_file(self) -> bool:
+        """True: whether it can be read shows when it is."""
+        return True
+
+    def read_bytes(self) -> bytes:
+        """All its bytes.
+
+        Raises:
+            UserError: if it can't be read, or is damaged.
+        """
+        return self.archive.read_member(self.number)
+
+    def open(self, mode: str = "rb") -> io.BytesIO:
+        """Its bytes as a stream, to read."""
+        assert mode == "rb"
+        return io.BytesIO(self.read_bytes())
+
+    def __str__(self) -> str:
+        return self.place
+
+
+def is_file(path: Path | PackedFile) -> bool:
     """Whether there is such a file; False for a path that no file can have, as one with a name of 300 letters."""
     try:
         return path.is_file()

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from boxwright.config import UserError
-from boxwright.files import is_file
+from boxwright.files import PackedFile, is_file
 
 _ENDINGS = """
 jpg jpeg jpe jfif mpo png apng bmp dib webp tif tiff gif ppm pgm pbm pnm pfm jp2 j2k j2c jpc jpf jpx avif avifs heic
@@ -48,7 +48,7 @@ _FROM_THE_END = frozenset(_TURNS[value] for value in (3, 4, 7, 8))  # the last r
 _one_at_a_time = threading.Lock()
 
 
-def open_image(path: Path, side: int | None = None) -> Image.Image:
+def open_image(path: Path | PackedFile, side: int | None = None) -> Image.Image:
     """Decode an image as displayed, in mode RGB.
 
     Args:
@@ -60,8 +60,9 @@ def open_image(path: Path, side: int | None = None) -> Image.Image:
     Raises:
         UserError: the file is missing, empty, cut short, not an image, or larger than `MAX_PIXELS`.
     """
+    source = path.open() if isinstance(path, PackedFile) else path
     try:
-        with open_lazily(path) as image:
+        with open_lazily(source) as image:
             return upright(image, side)
     except Exception as error:  # Pillow's format plugins raise anything: OSError, SyntaxError, IndexError...
         raise _unreadable(path, error) from error
@@ -72,14 +73,15 @@ def in_turn(width: int, height: int) -> AbstractContextManager[Any]:
     return _one_at_a_time if width * height > HUGE else nullcontext()
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path | PackedFile) -> tuple[int, int]:
     """Width and height in pixels as displayed, from the file's header alone.
 
     Raises:
         UserError: the file is missing, empty or not an image.
     """
+    source = path.open() if isinstance(path, PackedFile) else path
     try:
-        with open_lazily(path) as image:
+        with open_lazily(source) as image:
             return displayed_size(image)
     except Exception as error:  # see open_image
         raise _unreadable(path, error) from error
@@ -192,7 +194,7 @@ def _open(source: Path | BinaryIO, formats: tuple[str, ...] | None) -> Image.Ima
     try:
         return Image.open(source, formats=formats)
     except Image.UnidentifiedImageError:
-        if formats is not None or not isinstance(source, Path) or not _is_heif(source):
+        if formats is not None or not _is_heif(source):
             raise
     try:
         import pillow_heif  # type: ignore[import-not-found] - optional
@@ -203,8 +205,9 @@ def _open(source: Path | BinaryIO, formats: tuple[str, ...] | None) -> Image.Ima
     return Image.open(source)
 
 
-def _is_heif(path: Path) -> bool:
-    with path.open("rb") as stream:
+def _is_heif(source: Path | BinaryIO) -> bool:
+    with source.open("rb") if isinstance(source, Path) else nullcontext(source) as stream:
+        stream.seek(0)
         head = stream.read(12)
     return head[4:8] == b"ftyp" and head[8:] in _HEIF_BRANDS
 
@@ -316,14 +319,18 @@ def _stretch_colour(image: Image.Image) -> Image.Image:
     return image.point([value for colour in is_colour for value in (table if colour else range(256))])
 
 
-def _unreadable(path: Path, error: Exception) -> UserError:
+def _unreadable(path: Path | PackedFile, error: Exception) -> UserError:
     if isinstance(error, FileNotFoundError):
         what = "the file is missing"
-    elif isinstance(error, OSError) and is_file(path) and path.stat().st_size == 0:
+    elif isinstance(error, OSError) and is_file(path) and _is_empty(path):
         what = "the file is empty"
     else:
         what = reason(error)
     return UserError(f"{path}: cannot be read as an image: {what}.")
+
+
+def _is_empty(path: Path | PackedFile) -> bool:
+    return not path.read_bytes() if isinstance(path, PackedFile) else path.stat().st_size == 0
 
 
 def reason(error: Exception) -> str:

@@ -43,8 +43,11 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from boxwright.config import UserError, require
 from boxwright.console import make_console
 from boxwright.data.cache_build import CHECKSUMS, cpu_count, crc32c, fit_image, make_targets, require_all, write_images
+from boxwright.data.loader import BatchSource
 from boxwright.data.records import Record
-from boxwright.files import default_folder
+from boxwright.data.shards.records import ShardRecords
+from boxwright.data.shards.stream import ShardBatches
+from boxwright.files import PackedFile, default_folder
 from boxwright.types import Batch
 
 Mode = Literal["auto", "pixels", "jpeg"]
@@ -76,8 +79,14 @@ class Cache:
     records: Sequence[Record] = ()
     sources: str = ""
 
+    in_parts = False  # see `BatchSource`
+
     def __len__(self) -> int:
         return len(self.targets["sizes_B2"])
+
+    def order(self, seed: int, world: int) -> Tensor:
+        """See `BatchSource`."""
+        return torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
 
     def batch(self, indices: Sequence[int] | Tensor, *, pin: bool = False) -> Batch:
         """The images at these positions, uint8, on the CPU, with targets padded to the most objects of an image.
@@ -158,6 +167,13 @@ class Cache:
         out_HWC.zero_()[:height, :width] = image_CHW.permute(1, 2, 0)
 
 
+def open_batches(records: Sequence[Record], side: int, *, mode: Mode = "auto", quiet: bool = False) -> BatchSource:
+    """What batches of these images are made of: shards, which are read as training goes on, or a cache, see `build`."""
+    if isinstance(records, ShardRecords):
+        return ShardBatches(records, side, keep=mode != "jpeg", quiet=quiet)
+    return build(records, side, mode=mode, quiet=quiet)
+
+
 def build(
     records: Sequence[Record], side: int, *, mode: Mode = "auto", folder: Path | None = None, quiet: bool = False
 ) -> Cache:
@@ -205,6 +221,9 @@ def _keys(records: Sequence[Record], side: int) -> dict[str, str]:
     """The cache's name in each mode; missing files are one error, before anything is decoded."""
     digest, missing = hashlib.blake2b(digest_size=12), []
     for record in records:
+        if isinstance(record.path, PackedFile):
+            digest.update(f"{record.path.archive.checksum}|{record.path.number}|".encode())
+            continue
         try:
             stat = os.stat(record.path)  # noqa: PTH116 - twice as fast as Path.stat, on a million files
         except OSError as error:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from boxwright.config import UserError
 from boxwright.data.records import Record
+from boxwright.files import PackedFile
 from boxwright.images import fit, in_turn, open_image, same_shape
 from boxwright.threads import map_ahead
 
@@ -99,7 +100,7 @@ def fit_image(record: Record, side: int, mode: str) -> FittedImage | UserError:
         source = _crc32c_of_file(record.path)
         with in_turn(record.width, record.height):
             image = open_image(record.path, side)
-        _check_shape(record, image)
+        check_shape(record, image)
     except UserError as error:
         return error
     canvas_SS3, (height, width) = fit(image, side)
@@ -110,7 +111,7 @@ def fit_image(record: Record, side: int, mode: str) -> FittedImage | UserError:
     return FittedImage(file.getvalue(), (height, width), source)
 
 
-def _crc32c_of_file(path: Path) -> int:
+def _crc32c_of_file(path: Path | PackedFile) -> int:
     checksum = 0
     try:
         with path.open("rb") as stream:
@@ -121,7 +122,7 @@ def _crc32c_of_file(path: Path) -> int:
     return checksum
 
 
-def _check_shape(record: Record, image: Image.Image) -> None:
+def check_shape(record: Record, image: Image.Image) -> None:
     """Raise `UserError` if the aspect ratio is not that of the annotation; another size is fine."""
     if not same_shape(image.size, (record.width, record.height)):
         raise UserError(
@@ -130,16 +131,29 @@ def _check_shape(record: Record, image: Image.Image) -> None:
         )
 
 
+def targets_of(record: Record, size: tuple[int, int], side: int) -> tuple[np.ndarray, np.ndarray]:
+    """The objects to learn: boxes, xyxy in [0, 1] of the canvas, float64, and labels.
+
+    Args:
+        record: the image; ignored objects, and those without area after clipping, are left out.
+        size: height and width of the image on the canvas, in pixels.
+        side: of the canvas, in pixels.
+    """
+    limit_4 = np.array([record.width, record.height] * 2, np.float64)
+    kept_N4 = np.asarray(record.boxes_N4, np.float64).reshape(-1, 4)[~record.ignore_N].clip(0, limit_4)
+    has_area_N = (kept_N4[:, 2:] > kept_N4[:, :2]).all(1)  # False on NaN, too
+    boxes_N4 = kept_N4[has_area_N] / limit_4 * np.array([size[1], size[0]] * 2) / side
+    return boxes_N4, record.labels_N[~record.ignore_N][has_area_N]
+
+
 def make_targets(records: Sequence[Record], written: WrittenImages, side: int, console: Console) -> dict[str, Tensor]:
     """The targets of a cache; boxes are xyxy in [0, 1] of the canvas, and the last row is zero, for padding."""
     boxes, labels, n_empty = [], [], 0
-    for record, (height, width) in zip(records, written.sizes, strict=True):
-        limit_4 = np.array([record.width, record.height] * 2, np.float64)
-        kept_N4 = np.asarray(record.boxes_N4, np.float64).reshape(-1, 4)[~record.ignore_N].clip(0, limit_4)
-        has_area_N = (kept_N4[:, 2:] > kept_N4[:, :2]).all(1)  # False on NaN, too
-        boxes.append(kept_N4[has_area_N] / limit_4 * np.array([width, height] * 2) / side)
-        labels.append(record.labels_N[~record.ignore_N][has_area_N])
-        n_empty += int((~has_area_N).sum())
+    for record, size in zip(records, written.sizes, strict=True):
+        boxes_N4, labels_N = targets_of(record, size, side)
+        boxes.append(boxes_N4)
+        labels.append(labels_N)
+        n_empty += int((~record.ignore_N).sum()) - len(labels_N)
     if n_empty:
         console.print(f"{n_empty} boxes without area in their image are left out; `boxwright check DATA` names them.")
     counts = [len(each) for each in labels]

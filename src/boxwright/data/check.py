@@ -54,7 +54,7 @@ class CheckReport:
             (COCO's limits, 32 and 96 pixels squared), and ``in``, the boxes of each split.
     """
 
-    data: Path
+    data: Path | str
     format: str
     faults: list[Fault]
     splits: dict[str, dict[str, int]]
@@ -86,7 +86,7 @@ class CheckReport:
         }
 
 
-def examine(parsed: ParsedDataset, data: Path) -> CheckReport:
+def examine(parsed: ParsedDataset, data: Path | str) -> CheckReport:
     """Decode every image of a data set, and report all its faults.
 
     Args:

@@ -75,7 +75,7 @@ def read(root: Path, files: dict[str, Path]) -> ParsedDataset:
     index, folders = ImageIndex(parsed), {}
     for split, content in contents.items():
         positions = {id_: parsed.names.index(name) for name, id_ in classes[split].items() if name in parsed.names}
-        folders[split] = _image_folder(parsed.root, files[split], content.images.names)
+        folders[split] = _image_folder(Path(parsed.root), files[split], content.images.names)
         if images := _images(parsed, index, files[split], folders[split], content, positions):
             parsed.splits[split] = images
         else:

@@ -118,7 +118,19 @@ def usable(boxes_M4: np.ndarray, sizes_M2: np.ndarray, empty: bool = False) -> n
     return np.logical_and(finite_M, inside_M2.all(1))
 
 
-class RecordTable(Sequence[Record]):
+class RecordColumns(Sequence[Record]):
+    """Records that are kept in another form than a list."""
+
+    def take(self, indices: np.ndarray) -> RecordColumns:
+        """The records at these places."""
+        raise NotImplementedError
+
+    def relabelled(self, labels: np.ndarray) -> RecordColumns:
+        """The same records with other class positions, given for each label, int64."""
+        raise NotImplementedError
+
+
+class RecordTable(RecordColumns):
     """Records in columns; each `Record` is made when it is asked for.
 
     Args:
@@ -183,13 +195,13 @@ class RecordTable(Sequence[Record]):
 
 def take(records: Sequence[Record], keep: np.ndarray) -> Sequence[Record]:
     """The records that are marked, (n,) bool."""
-    if isinstance(records, RecordTable):
+    if isinstance(records, RecordColumns):
         return records.take(np.flatnonzero(keep))
     return [record for record, kept in zip(records, keep, strict=True) if kept]
 
 
 def relabelled(records: Sequence[Record], labels: np.ndarray) -> Sequence[Record]:
     """The same records with other class positions, given for each label, int64."""
-    if isinstance(records, RecordTable):
+    if isinstance(records, RecordColumns):
         return records.relabelled(labels)
     return [replace(record, labels_N=labels[record.labels_N]) for record in records]

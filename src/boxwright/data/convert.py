@@ -17,6 +17,7 @@ from boxwright.data.formats import cvat, huggingface, label_studio
 from boxwright.data.parsed import to_dataset
 from boxwright.data.read import parse, warn_user
 from boxwright.data.records import Dataset, Record
+from boxwright.files import PackedFile, as_location
 
 Format = Literal["coco", "yolo", "voc", "cvat", "label-studio", "huggingface"]
 FOLDERS: dict[str, Callable[[Path, str], Path]] = {
@@ -46,7 +47,7 @@ def convert(data: Path | str, out: Path | str, to: Format = "coco") -> Path:
     Raises:
         UserError: `out` is not empty, or the data has fatal faults.
     """
-    data, out = Path(data), Path(out)
+    data, out = as_location(data), Path(out)
     taken = out.is_file() or (out.is_dir() and any(out.iterdir()))
     require(not taken, f"{out} exists and is not empty; give the name of a new folder")
     parsed = parse(data)
@@ -104,13 +105,12 @@ def _warn_of_losses(dataset: Dataset, to: Format, dropped: int) -> None:
 
 def _write(dataset: Dataset, out: Path, to: str, copy: bool) -> None:
     taken: dict[Path, set[str]] = {}
-    place = shutil.copyfile if copy else _link
     for split, records in dataset.splits.items():
         folder = FOLDERS[to](out, split)
         folder.mkdir(parents=True, exist_ok=True)
         image_names = _unique_names(records, taken.setdefault(folder, set()))
         for record, name in zip(records, image_names, strict=True):
-            place(record.path.resolve(), folder / name)
+            _place(record.path, folder / name, copy)
         _write_annotations(dataset, split, records, image_names, out, to)
     if to == "yolo":
         yolo.write_yaml(out, list(dataset.splits), dataset.names)
@@ -155,9 +155,16 @@ def _as_ascii(name: str) -> str:
     return re.sub(r"[\udc80-\udcff]", lambda match: f"%{ord(match[0]) - 0xDC00:02X}", name)
 
 
-def _link(source: Path, target: Path) -> None:
-    """Hard-link a file, or copy it where the file system does not allow that."""
+def _place(source: Path | PackedFile, target: Path, copy: bool) -> None:
+    """Hard-link a file, or copy it where it is packed, or the file system does not allow that."""
+    if isinstance(source, PackedFile):
+        target.write_bytes(source.read_bytes())
+        return
+    source = source.resolve()
     try:
-        os.link(source, target)
+        if not copy:
+            os.link(source, target)
+            return
     except OSError:
-        shutil.copyfile(source, target)
+        pass
+    shutil.copyfile(source, target)

@@ -49,7 +49,7 @@ class ImageIndex:
     """
 
     def __init__(self, parsed: ParsedDataset, root: Path | None = None) -> None:
-        self.root = root or data_root(parsed.root)
+        self.root = root or data_root(Path(parsed.root))
         self._parsed = parsed
         self._files: _Files | None = None
         self._listed: dict[str, frozenset[str]] = {}  # the files of the folders that names lead to

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from torch import Tensor
 
 from boxwright.config import Augment, UserError, require
 from boxwright.data.augment import augment
-from boxwright.data.cache import Cache
 from boxwright.data.mixing import without_mixing
 from boxwright.threads import map_ahead
 from boxwright.types import Batch
@@ -30,13 +29,37 @@ THREADS = 2
 AHEAD = 3  # batches that are ready or being made
 
 
+class BatchSource(Protocol):
+    """What batches are made of: a `boxwright.data.cache.Cache` or a `boxwright.data.shards.stream.ShardBatches`."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Sequence[int] | Tensor, *, pin: bool = False) -> Batch:
+        """The images at these positions; see `boxwright.data.cache.Cache.batch`."""
+        ...
+
+    def order(self, seed: int, world: int) -> Tensor:
+        """All positions, shuffled, (n,) int64, as a function of the seed and the number of processes."""
+        ...
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether each process takes a part of the order for itself, because it reads what lies close together."""
+        ...
+
+    @property
+    def sources(self) -> str:
+        """Checksum of the images; empty if it is not known."""
+        ...
+
+
 def steps_per_epoch(n_images: int, batch_size: int, world: int = 1, views: int = 1) -> int:
     """Batches per process, so that all processes together see every image at least once."""
     return math.ceil(n_images / (_distinct(batch_size, views) * world))
 
 
 def train_batches(
-    cache: Cache,
+    cache: BatchSource,
     batch_size: int,
     settings: Augment,
     *,
@@ -68,10 +91,11 @@ def train_batches(
     check(settings)
     views, steps = settings.views or 1, steps_per_epoch(len(cache), batch_size, world, settings.views or 1)
     distinct = batch_size // views
-    order = torch.randperm(len(cache), generator=torch.Generator().manual_seed(mix(seed, epoch)))
+    order = cache.order(mix(seed, epoch), world)
 
     def prepare(step: int) -> Batch:
-        positions = torch.arange(distinct) + (step * world + rank) * distinct
+        turn = rank * steps + step if cache.in_parts else step * world + rank
+        positions = torch.arange(distinct) + turn * distinct
         batch = _gather(cache, order[positions % len(cache)], device)
         done = 0.0 if epochs is None else (epoch + step / steps) / epochs
         mixed = settings.mixed_until is None or done < settings.mixed_until
@@ -81,7 +105,7 @@ def train_batches(
 
 
 def eval_batches(
-    cache: Cache, batch_size: int, device: torch.device | str = "cpu", rank: int = 0, world: int = 1
+    cache: BatchSource, batch_size: int, device: torch.device | str = "cpu", rank: int = 0, world: int = 1
 ) -> Iterator[Batch]:
     """Every image once, uint8, in order; each of several processes takes every `world`-th image.
 
@@ -144,7 +168,7 @@ def _distinct(batch_size: int, views: int) -> int:
     return batch_size // views
 
 
-def _gather(cache: Cache, indices: Sequence[int] | Tensor, device: torch.device | str) -> Batch:
+def _gather(cache: BatchSource, indices: Sequence[int] | Tensor, device: torch.device | str) -> Batch:
     """A batch on the device; page-locked memory makes copies to a CUDA device asynchronous."""
     batch = cache.batch(indices, pin=torch.device(device).type == "cuda")
     return batch.to(device)

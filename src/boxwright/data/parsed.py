@@ -20,7 +20,7 @@ from boxwright.classes import is_printable
 from boxwright.config import UserError
 from boxwright.data.faults import Fault
 from boxwright.data.records import Dataset, Record
-from boxwright.files import is_file
+from boxwright.files import PackedFile, is_file
 from boxwright.images import image_size
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ class ParsedImage:
     """One image with its objects as annotated.
 
     Attributes:
-        path: the image file, which may be missing.
+        path: the image file, which may be missing, or lie in a shard.
         width, height: in pixels; 0 if neither the annotation nor the file gives them.
         image_id: see `Record`.
         source: annotation file and record, for error messages.
@@ -43,7 +43,7 @@ class ParsedImage:
         marks: line, number or id of each object.
     """
 
-    path: Path
+    path: Path | PackedFile
     width: int
     height: int
     image_id: int | str
@@ -78,7 +78,7 @@ class ParsedImages(Sequence[ParsedImage]):
 class ParsedDataset:
     """A data set with all its faults; other attributes as in `Dataset`."""
 
-    root: Path
+    root: Path | str
     format: str
     names: tuple[str, ...] = ()
     splits: dict[str, Sequence[ParsedImage]] = field(default_factory=dict)
@@ -198,14 +198,14 @@ def fill_sizes(parsed: ParsedDataset, images: Sequence[ParsedImage]) -> None:
             parsed.add_fault("undecodable-image", image.path, size)
 
 
-def _size_or_error(path: Path) -> tuple[int, int] | str:
+def _size_or_error(path: Path | PackedFile) -> tuple[int, int] | str:
     try:
         return image_size(path)
     except UserError as error:
         return reason(error, path)
 
 
-def reason(error: UserError, path: Path) -> str:
+def reason(error: UserError, path: Path | PackedFile) -> str:
     """The reason in an error about `path`, without its name and the full stop."""
     return str(error).removeprefix(f"{path}: ").removesuffix(".")
 

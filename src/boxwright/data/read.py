@@ -19,7 +19,10 @@ from boxwright.data.folders import real_paths, subfolders
 from boxwright.data.formats import recognise, yolo_folders
 from boxwright.data.parsed import ParsedDataset, to_dataset
 from boxwright.data.records import Dataset, Record
+from boxwright.data.shards import records as shards
+from boxwright.data.shards.index import is_sharded
 from boxwright.data.split import split
+from boxwright.files import as_location
 
 TRAIN_SPLITS = ("train", "trainval", "all")  # the first of these that there is
 _KNOWN = (
@@ -36,7 +39,7 @@ def read(path: Path | str, val: float = 0.0, seed: int = 0) -> Dataset:
     stderr.
 
     Args:
-        path: a folder, annotation file or archive of any format in docs/data-formats.md.
+        path: a folder, annotation file, archive or URL of any format in docs/data-formats.md.
         val: share of the training images to hold out as the split ``val`` where the data set has none, 0 to 1.
         seed: of that split.
 
@@ -44,7 +47,8 @@ def read(path: Path | str, val: float = 0.0, seed: int = 0) -> Dataset:
         UserError: there is no such folder, its format is unknown or it has two, or the data has fatal faults.
     """
     require(isinstance(path, str | os.PathLike), f"data are a path, not {type(path).__name__}; give a folder or file.")
-    dataset, dropped = to_dataset(parse(Path(path)))
+    place = as_location(path)
+    dataset, dropped = (shards.read(place), 0) if is_sharded(place) else to_dataset(parse(place))
     if dropped:
         warn_user(
             f"{path}: {dropped} objects have no box inside an image and are left out (see `boxwright check {path}`)"
@@ -67,12 +71,16 @@ def warn_user(message: str) -> None:
     make_console(stderr=True).print(message, style="yellow")
 
 
-def parse(path: Path) -> ParsedDataset:
-    """Parse a data set with all its faults.
+def parse(path: Path | str) -> ParsedDataset:
+    """Parse a data set, at a path or URL, with all its faults.
 
     Raises:
         UserError: there is no such folder, its format is unknown or it has two.
     """
+    if is_sharded(path):
+        return shards.parse(path)
+    if isinstance(path, str):
+        raise UserError(f"{path} holds no shards.json; over a network, only data of `boxwright shard` are read")
     if not path.exists():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"{path} does not exist{nearest(path.name, siblings)}; give a folder of annotated images")
@@ -218,8 +226,7 @@ def train_and_val(dataset: Dataset, val: float = 0.0, seed: int = 0) -> tuple[Se
         return train, held_out
     held_out = dataset.splits["val"]
     _check_objects(dataset, train, held_out)
-    paths = set(real_paths(str(record.path) for record in train))
-    shared = sum(path in paths for path in real_paths(str(record.path) for record in held_out))
+    shared = _shared_images(train, held_out)
     if held_out and shared == len(held_out):
         raise UserError(
             f"{dataset.root}: every validation image is a training image too, so no score would mean anything; "
@@ -232,17 +239,37 @@ def train_and_val(dataset: Dataset, val: float = 0.0, seed: int = 0) -> tuple[Se
     return train, held_out
 
 
+def _shared_images(train: Sequence[Record], held_out: Sequence[Record]) -> int:
+    """How many held-out images are training images, too: the same files or, in shards, the same bytes."""
+    if isinstance(train, shards.ShardRecords) and isinstance(held_out, shards.ShardRecords):
+        return int(np.isin(held_out.checksums(), train.checksums()).sum())
+    paths = set(real_paths(str(record.path) for record in train))
+    return sum(path in paths for path in real_paths(str(record.path) for record in held_out))
+
+
 def _check_objects(dataset: Dataset, train: Sequence[Record], val: Sequence[Record]) -> None:
     """Raise `UserError` if a part has no object; warn of classes without a training object."""
-    for part, records in (("training", train), ("validation", val)):
-        found = any((~record.ignore_N).any() for record in records)
-        require(found, f"{dataset.root}: none of the {len(records)} {part} images has an object; annotate some")
-    trained = {label for record in train for label in record.labels_N[~record.ignore_N].tolist()}
-    never = [name for label, name in enumerate(dataset.names) if label not in trained]
+    counts = [_label_counts(records, len(dataset.names)) for records in (train, val)]
+    for part, records, counts_K in zip(("training", "validation"), (train, val), counts, strict=True):
+        require(
+            counts_K.any(), f"{dataset.root}: none of the {len(records)} {part} images has an object; annotate some"
+        )
+    never = [name for name, count in zip(dataset.names, counts[0], strict=True) if not count]
     if never:
         warn_user(
             f"{dataset.root}: no training image has an object of {enumerate_classes(never)}: never learned or found"
         )
+
+
+def _label_counts(records: Sequence[Record], classes: int) -> np.ndarray:
+    """How many objects that are not ignored each class has, (K,)."""
+    if isinstance(records, shards.ShardRecords):
+        counts_K = records.label_counts()
+        return np.pad(counts_K, (0, classes - len(counts_K)))
+    counts_K = np.zeros(classes, np.int64)
+    for record in records:
+        counts_K += np.bincount(record.labels_N[~record.ignore_N], minlength=classes)
+    return counts_K
 
 
 def merge_val(train: Dataset, val: Dataset) -> Dataset:

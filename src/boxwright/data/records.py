@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
+from boxwright.files import PackedFile
+
 
 @dataclass(frozen=True)
 class Record:
     """One image, not yet decoded, and its annotation.
 
     Attributes:
-        path: the image file.
+        path: the image file, which may lie in a shard.
         width, height: in pixels as displayed (EXIF orientation applied), from the annotation, else from the file.
         boxes_N4: xyxy in pixels, float64, as annotated (not clipped).
         labels_N: position of each object's class in `Dataset.names`, int64.
@@ -23,7 +25,7 @@ class Record:
         source: the annotation file and, for COCO, the record, for error messages.
     """
 
-    path: Path
+    path: Path | PackedFile
     width: int
     height: int
     boxes_N4: np.ndarray
@@ -38,8 +40,9 @@ class Dataset:
     """A data set without fatal faults.
 
     Attributes:
-        root: the folder or file the user named.
-        format: ``coco``, ``voc``, ``yolo``, or the name of another format (`data/formats/recognise.py`).
+        root: the folder, file or URL the user named.
+        format: ``coco``, ``voc``, ``yolo``, ``shards``, or the name of another format
+            (`data/formats/recognise.py`).
         names: the classes; an id is a position in this tuple.
         splits: records by split name (``train``, ``val``, ``test`` or another name on disk); ``all`` is the only key
             of a data set without splits.
@@ -47,7 +50,7 @@ class Dataset:
         split_ids: those of each split whose COCO file numbers the classes otherwise.
     """
 
-    root: Path
+    root: Path | str
     format: str
     names: tuple[str, ...]
     splits: dict[str, Sequence[Record]]

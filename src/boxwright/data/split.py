@@ -10,6 +10,10 @@ import numpy as np
 from boxwright.config import require
 from boxwright.data.columns import take
 from boxwright.data.records import Record
+from boxwright.data.shards.records import ShardRecords
+from boxwright.files import PackedFile
+
+AT_RANDOM = 100_000
 
 
 def split(records: Sequence[Record], fraction: float, seed: int = 0) -> tuple[Sequence[Record], Sequence[Record]]:
@@ -17,7 +21,8 @@ def split(records: Sequence[Record], fraction: float, seed: int = 0) -> tuple[Se
 
     Iterative stratification (Sechidis et al. 2011, algorithm 1) by objects: the rarest class is distributed first, each
     image to the part that lacks the class most. The same records, in any order, and the same seed give the same parts,
-    each in the order of `records`.
+    each in the order of `records`. Of over `AT_RANDOM` images in shards, the second part is drawn at random: of so
+    many, that gives about the same proportions, too.
 
     Args:
         records: images; `ignore` objects do not count.
@@ -32,16 +37,23 @@ def split(records: Sequence[Record], fraction: float, seed: int = 0) -> tuple[Se
     """
     require(0 < fraction < 1, f"a validation share of {fraction} is not between 0 and 1; give 0.2 for a fifth")
     require(len(records) >= 2, "one image cannot be split into training and validation; add images")
-    by_name = sorted(range(len(records)), key=lambda i: _order(records[i]))
-    order = np.array(by_name)[np.random.default_rng(seed).permutation(len(records))]
     n_val = min(max(round(fraction * len(records)), 1), len(records) - 1)
     in_val = np.zeros(len(records), dtype=bool)
+    if isinstance(records, ShardRecords) and len(records) > AT_RANDOM:
+        in_val[np.random.default_rng(seed).permutation(len(records))[:n_val]] = True
+        return take(records, ~in_val), take(records, in_val)
+    by_name = sorted(range(len(records)), key=lambda i: _order(records[i]))
+    order = np.array(by_name)[np.random.default_rng(seed).permutation(len(records))]
     in_val[order] = _assign(_class_counts([records[i] for i in order]), n_val)
     return take(records, ~in_val), take(records, in_val)
 
 
 def _order(record: Record) -> tuple[bytes, bool, int | str]:
-    return os.fsencode(record.path), isinstance(record.image_id, str), record.image_id
+    return (
+        os.fsencode(record.path.path if isinstance(record.path, PackedFile) else record.path),
+        isinstance(record.image_id, str),
+        record.image_id,
+    )
 
 
 def _class_counts(records: Sequence[Record]) -> np.ndarray:

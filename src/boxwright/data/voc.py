@@ -262,7 +262,7 @@ def _class_names(
     parsed: ParsedDataset, folders: Sequence[Folder], entries_by_split: dict[str, list[_Entry]]
 ) -> tuple[str, ...]:
     places = dict.fromkeys(folder.annotations.parent for folder in folders)
-    lists = [file for place in places if (file := place / CLASS_LIST).is_file()] or [parsed.root / CLASS_LIST]
+    lists = [file for place in places if (file := place / CLASS_LIST).is_file()] or [Path(parsed.root, CLASS_LIST)]
     if lists[0].is_file():
         return merged_lists(parsed, {file: listed_names(parsed, file) for file in lists})
     roots = [entry.root for entries in entries_by_split.values() for entry in entries if entry.root is not None]

@@ -13,14 +13,14 @@ from boxwright.models.losses.focal import without_synchronisation
 from boxwright.types import Batch, Detections, Detector, Predictions, evaluating
 
 if TYPE_CHECKING:
-    from boxwright.data.cache import Cache
+    from boxwright.data.loader import BatchSource
 
 MAX_DETECTIONS = 100  # per image; COCO's numbers count no more
 
 
 def detect(
     detector: Detector,
-    cache: Cache,
+    cache: BatchSource,
     batch_size: int = 16,
     device: torch.device | str = "cpu",
     rank: int = 0,
@@ -57,7 +57,7 @@ class Validation:
 
 
 def validate(
-    detector: Detector, cache: Cache, batch_size: int, device: torch.device | str, rank: int = 0, world: int = 1
+    detector: Detector, cache: BatchSource, batch_size: int, device: torch.device | str, rank: int = 0, world: int = 1
 ) -> Validation:
     """Detections, losses and likelihood; a loss that needs random numbers takes them from torch's global generator.
 
@@ -81,7 +81,7 @@ def validate(
 
 
 def detect_batches(
-    detector: Detector, cache: Cache, batch_size: int, device: torch.device | str, rank: int = 0, world: int = 1
+    detector: Detector, cache: BatchSource, batch_size: int, device: torch.device | str, rank: int = 0, world: int = 1
 ) -> Iterator[list[Detections]]:
     """`detect`, batch by batch, so that progress can be shown."""
     with evaluating(detector):

@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 from PIL import Image
 
-from boxwright.data.cache import Cache
+from boxwright.data.loader import BatchSource
 from boxwright.data.records import Record
 from boxwright.explanation.attention_maps import RecordedPass, record_pass
 from boxwright.explanation.generation_trace import GenerationTrace, trace_generation
@@ -27,7 +27,7 @@ _PANEL = 320  # long side of each picture, in pixels
 
 
 def write_validation_pictures(
-    detector: Detector, cache: Cache, records: Sequence[Record], found: Sequence[Detections], folder: Path
+    detector: Detector, cache: BatchSource, records: Sequence[Record], found: Sequence[Detections], folder: Path
 ) -> None:
     """Write pictures of a few images, always the same ones.
 

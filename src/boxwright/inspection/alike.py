@@ -23,6 +23,7 @@ from scipy.sparse.csgraph import connected_components
 
 from boxwright.config import UserError
 from boxwright.console import make_console
+from boxwright.files import PackedFile
 from boxwright.images import open_image
 
 THUMBNAIL = 32  # pixels
@@ -34,7 +35,7 @@ _NEIGHBOURS = 64
 _BLOCK = 512  # hashes compared with a band at a time
 
 
-def thumbnails(paths: Sequence[Path]) -> np.ndarray:
+def thumbnails(paths: Sequence[Path | PackedFile]) -> np.ndarray:
     """Grey thumbnails (N, THUMBNAIL, THUMBNAIL), uint8; of an image that can't be decoded, zeros."""
     console = make_console(stderr=True)
     result_NTT = np.zeros((len(paths), THUMBNAIL, THUMBNAIL), np.uint8)
@@ -46,7 +47,7 @@ def thumbnails(paths: Sequence[Path]) -> np.ndarray:
     return result_NTT
 
 
-def _thumbnail(path: Path) -> np.ndarray | None:
+def _thumbnail(path: Path | PackedFile) -> np.ndarray | None:
     try:
         image = open_image(path, side=THUMBNAIL)
     except UserError:

@@ -12,7 +12,7 @@ from boxwright.console import make_console
 from boxwright.data.check import CheckReport, examine, show
 from boxwright.data.parsed import printable
 from boxwright.data.read import parse
-from boxwright.files import require_writable
+from boxwright.files import as_location, require_writable
 from boxwright.inspection.mend import require_apart, write_mended
 
 
@@ -38,8 +38,9 @@ def check(
     page = None if out is None else _page_file(Path(out))
     if fix is not None:
         require_apart(Path(fix), Path(data))
-    parsed = parse(Path(data))
-    report = examine(parsed, Path(data))
+    place = as_location(data)
+    parsed = parse(place)
+    report = examine(parsed, place)
     if json:
         print(json_.dumps(report.to_json(), indent=2))  # ASCII, so that any terminal's encoding holds it
     else:

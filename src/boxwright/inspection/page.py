@@ -13,6 +13,7 @@ from boxwright import __version__
 from boxwright.data.check import CheckReport, verdict
 from boxwright.data.faults import FAULT_KINDS, Fault
 from boxwright.data.parsed import ParsedDataset, ParsedImage
+from boxwright.files import name_of
 from boxwright.inspection import alike, statistics
 from boxwright.inspection.pictures import Picture, draw, heat
 from boxwright.visualization import html
@@ -65,7 +66,7 @@ def write_page(path: Path, parsed: ParsedDataset, report: CheckReport) -> None:
     html.write_page(
         path,
         "inspection/page.html",
-        title=f"Data set {report.data.resolve().name}",
+        title=f"Data set {_title(report.data)}",
         product=f"boxwright {__version__}",
         date=f"{now:%Y-%m-%d %H:%M} UTC",
         command=f"boxwright check {shlex.quote(str(report.data))} --out {shlex.quote(str(path))}",
@@ -166,3 +167,8 @@ def _places(parsed: ParsedDataset, wanted: set[str]) -> dict[str, tuple[ParsedIm
             if (where := image.where(i)) in wanted:
                 found.setdefault(where, (image, i))
     return found
+
+
+def _title(data: Path | str) -> str:
+    """The name of the data set's folder or file."""
+    return name_of(data.resolve() if isinstance(data, Path) else data)

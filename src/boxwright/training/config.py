@@ -29,7 +29,7 @@ class RunConfig:
     them, model and size; `decide_epochs` decides the epochs.
     """
 
-    data: Path
+    data: Path | str
     model: DetectorName | None = None
     size: Size | None = None
     out: Path = Path("runs/train")

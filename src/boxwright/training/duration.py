@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 import torch
 
-from boxwright.data.cache import Cache
+from boxwright.data.loader import BatchSource
 from boxwright.evaluation.run import validate
 from boxwright.types import Detector
 
@@ -46,7 +46,12 @@ class StepTimer:
 
 
 def estimate_validation(
-    detector: Detector, cache: Cache, batch_size: int, device: torch.device | str, world: int = 1, seconds: float = 2.0
+    detector: Detector,
+    cache: BatchSource,
+    batch_size: int,
+    device: torch.device | str,
+    world: int = 1,
+    seconds: float = 2.0,
 ) -> float:
     """Seconds that each of `world` processes will need for its share of the validation images.
 

@@ -2,13 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from boxwright.config import UserError, require
-from boxwright.data.cache import Cache
+from boxwright.data.loader import BatchSource
 from boxwright.data.records import Record
+from boxwright.data.shards.records import ShardRecords
 from boxwright.files import name_as_text
 from boxwright.training.config import ADJUSTABLE, RunConfig, resume_error, stored_settings
 from boxwright.training.state import Progress
@@ -45,7 +48,7 @@ class RunIdentity:
         for name, value in changes.items():
             group, _, key = name.rpartition(".")
             (settings[group] if group else settings)[key] = value
-        images = ((name_as_text(record.path.name), record.boxes_N4.tolist()) for record in self.records)
+        images = _described(self.records, lambda record: (record.boxes_N4,))
         begin = json.dumps([settings, list(self.names)], sort_keys=True)
         return _checksum_of_list(begin, images)
 
@@ -81,7 +84,7 @@ class RunIdentity:
 
 
 def checksums_of_data(
-    train: tuple[Cache, Sequence[Record]], val: tuple[Cache, Sequence[Record]], names: Sequence[str]
+    train: tuple[BatchSource, Sequence[Record]], val: tuple[BatchSource, Sequence[Record]], names: Sequence[str]
 ) -> dict[str, str]:
     """Checksums of images and of annotations, by what they are of; images in a cache of an earlier version have none.
 
@@ -93,12 +96,16 @@ def checksums_of_data(
     for part, (cache, records) in {"training": train, "validation": val}.items():
         if cache.sources:
             found[f"{part} images"] = cache.sources
-        objects = (
-            (name_as_text(record.path.name), *(a.tolist() for a in (record.boxes_N4, record.labels_N, record.ignore_N)))
-            for record in records
-        )
+        objects = _described(records, lambda record: (record.boxes_N4, record.labels_N, record.ignore_N))
         found[f"{part} annotations"] = _checksum_of_list(json.dumps([list(names)]), objects)
     return found
+
+
+def _described(records: Sequence[Record], arrays: Callable[[Record], Iterable[np.ndarray]]) -> Iterable[Any]:
+    """Name and arrays of each image; of images in shards, their checksum, which is known without reading them."""
+    if isinstance(records, ShardRecords):
+        return [records.checksum]
+    return ((name_as_text(record.path.name), *(array.tolist() for array in arrays(record))) for record in records)
 
 
 def _checksum_of_list(begin: str, items: Iterable[Any]) -> str:

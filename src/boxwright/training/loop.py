@@ -19,8 +19,7 @@ from boxwright.checkpoints.header import read_header
 from boxwright.checkpoints.lora import is_adapted
 from boxwright.checkpoints.tensors import save_tensors
 from boxwright.config import UserError, require
-from boxwright.data.cache import Cache
-from boxwright.data.loader import mix, steps_per_epoch, train_batches
+from boxwright.data.loader import BatchSource, mix, steps_per_epoch, train_batches
 from boxwright.data.records import Record
 from boxwright.device import device_name
 from boxwright.explanation.validation_pictures import write_validation_pictures
@@ -85,8 +84,8 @@ class Loop:
         fabric: Fabric,
         detector: Detector,
         config: RunConfig,
-        train: Cache,
-        val: tuple[Cache, Sequence[Record]],
+        train: BatchSource,
+        val: tuple[BatchSource, Sequence[Record]],
         card: dict[str, Any] | None = None,
         identity: RunIdentity | None = None,
         teacher: Teacher | None = None,

@@ -16,13 +16,12 @@ from boxwright.checkpoints.lora import is_adapted
 from boxwright.classes import enumerate_classes
 from boxwright.config import Adapt, Augment, Optim, UserError, from_mapping, require
 from boxwright.console import make_console
-from boxwright.data.cache import Cache
-from boxwright.data.cache import build as build_cache
-from boxwright.data.loader import train_batches
+from boxwright.data.cache import open_batches
+from boxwright.data.loader import BatchSource, train_batches
 from boxwright.data.records import Record
 from boxwright.device import choose_device, usual_torch
 from boxwright.evaluation.thresholds import too_few
-from boxwright.files import remove_temporary, require_writable, write_whole
+from boxwright.files import as_location, name_of, remove_temporary, require_writable, write_whole
 from boxwright.models import registry
 from boxwright.models.registry import DetectorName, Size
 from boxwright.thresholds import Thresholds
@@ -119,10 +118,11 @@ def train(
     augment, optim = from_mapping("augment", augment, Augment), from_mapping("optim", optim, Optim)
     device = device if isinstance(device, str) else choose_device(device)[0]
     config = RunConfig(
-        data=Path(data), model=model, size=size, out=Path(out), val_data=val_data, val=val, train_split=train_split,
-        val_split=val_split, epochs=epochs, batch_size=batch_size, image_size=image_size, backbone=backbone,
-        weights=weights, pretrained=pretrained, adapt=adapt, rank=rank, teacher=teacher, augment=augment, optim=optim,
-        seed=seed, device=device, precision=precision, devices=devices, nodes=nodes, cache=cache,
+        data=as_location(data), model=model, size=size, out=Path(out), val_data=val_data, val=val,
+        train_split=train_split, val_split=val_split, epochs=epochs, batch_size=batch_size, image_size=image_size,
+        backbone=backbone, weights=weights, pretrained=pretrained, adapt=adapt, rank=rank, teacher=teacher,
+        augment=augment, optim=optim, seed=seed, device=device, precision=precision, devices=devices,
+        nodes=nodes, cache=cache,
     )  # fmt: skip
     return run(resolve(as_begun(config) if resume else config), resume, show_batches)
 
@@ -179,7 +179,7 @@ def _run(
     detector, origin = make_detector(config, source, names)
     teacher = None if taught_by is None else Teacher(taught_by, detector)
     train_cache, val_cache = (
-        build_cache(part, detector.image_size, mode=config.cache, quiet=console.quiet)
+        open_batches(part, detector.image_size, mode=config.cache, quiet=console.quiet)
         for part in (records, val_records)
     )
     if problem := _cannot_mix(config, len(records)):
@@ -232,7 +232,7 @@ def _require_unused(out: Path) -> None:
 def _card(config: RunConfig, detector: Detector, teacher: Teacher | None, images: int) -> dict[str, Any]:
     """Facts about the run that are stored with the weights."""
     settings = config.fixed()
-    card = {"trained on": f"{images} images of {config.data.name}", "settings": settings}
+    card = {"trained on": f"{images} images of {name_of(config.data)}", "settings": settings}
     if is_adapted(detector):
         settings["base"] = vars(detector)["adapted_from"].checksum
     if teacher is not None:
@@ -274,7 +274,7 @@ def _draw_curves(loop: Loop) -> None:
         write_whole(chart, lambda temporary: charts.curves(table, temporary))
 
 
-def _show_batches(config: RunConfig, cache: Cache, names: tuple[str, ...]) -> Path:
+def _show_batches(config: RunConfig, cache: BatchSource, names: tuple[str, ...]) -> Path:
     """Draw the first batch as the network gets it."""
     assert config.batch_size is not None
     batches = train_batches(cache, config.batch_size, config.augment, seed=config.seed, epoch=0, epochs=config.epochs)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from boxwright.data.cache import Cache
+from boxwright.data.loader import BatchSource
 from boxwright.data.records import Record
 from boxwright.evaluation.coco import STAT_NAMES, Report, score
 from boxwright.evaluation.run import Validation, validate
@@ -15,7 +15,7 @@ from boxwright.types import Detections, Detector
 
 
 def validate_on_all_devices(
-    fabric: Fabric, detector: Detector, cache: Cache, records: Sequence[Record], batch_size: int, seed: int
+    fabric: Fabric, detector: Detector, cache: BatchSource, records: Sequence[Record], batch_size: int, seed: int
 ) -> tuple[dict[str, float], Report, list[Detections]]:
     """The numbers of a validation, under their names in metrics.csv, its report, and the detections of each image.
 

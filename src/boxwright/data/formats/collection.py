@@ -154,7 +154,7 @@ class Collection:
     def _images(
         self, images: Sequence[AnnotatedImage], positions: dict[str, int], index: ImageIndex
     ) -> list[ParsedImage]:
-        places = _image_folders(self.parsed.root, images)
+        places = _image_folders(Path(self.parsed.root), images)
         result = []
         for i, image in enumerate(images, 1):
             place = places[image.folder]
@@ -207,7 +207,7 @@ def _image_folder(root: Path, here: Path, images: Sequence[AnnotatedImage]) -> _
 
 def _check_unlisted(parsed: ParsedDataset) -> None:
     """Note images that lie beside those of the data set and that no annotation names."""
-    used = {image.path for images in parsed.splits.values() for image in images}
+    used = {Path(str(image.path)) for images in parsed.splits.values() for image in images}
     for folder in sorted({path.parent for path in used}):
         unlisted = [file for file in files_in(folder, IMAGE_SUFFIXES) if file not in used]
         if unlisted:

@@ -1,0 +1,110 @@
+"""Batches from shards, without a cache that has to be built first.
+
+An image is read and decoded when it is first asked for. Its pixels, fitted to the canvas, are kept in a file for the
+epochs that follow, as far as the limit of the folder of caches goes; the others are decoded in every epoch. Both ways
+give the same pixels.
+
+An epoch's order: the shards are shuffled, and divided into groups of `GROUP` neighbours or, with several processes, of
+fewer; then the images of each group are. So few shards are in use at a time, and each process reads a part of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from boxwright.config import require
+from boxwright.console import make_console
+from boxwright.data.cache_build import check_shape, cpu_count, targets_of
+from boxwright.data.records import Record
+from boxwright.data.shards.pixels import PixelStore
+from boxwright.data.shards.records import ShardRecords
+from boxwright.images import fit, in_turn, open_image
+from boxwright.types import Batch
+
+GROUP = 8  # shards whose images are shuffled among each other
+
+
+class ShardBatches:
+    """Batches of images in shards; threads can share it. See `boxwright.data.loader.BatchSource`.
+
+    Args:
+        records: the images. Ignored objects, and those without area after clipping, are left out of the targets.
+        side: of the square canvas, in pixels.
+        keep: keep decoded images.
+        quiet: print nothing.
+    """
+
+    in_parts = True
+
+    def __init__(self, records: ShardRecords, side: int, keep: bool = True, quiet: bool = False) -> None:
+        require(len(records), "there are no images to train on.")
+        self.records, self.side, self.sources = records, side, records.archive.index.checksum
+        self._pixels = PixelStore(records.archive.index, side, make_console(quiet=quiet)) if keep else None
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def batch(self, indices: Sequence[int] | Tensor, *, pin: bool = False) -> Batch:
+        """The images at these positions; see `boxwright.data.cache.Cache.batch`.
+
+        Raises:
+            UserError: a shard can't be read or is damaged, or an image can't be decoded.
+        """
+        index_B = torch.as_tensor(indices, dtype=torch.int64)
+        images_BHWC = torch.empty(len(index_B), self.side, self.side, 3, dtype=torch.uint8, pin_memory=pin)
+        records = [self.records[position] for position in index_B.tolist()]
+        numbers = self.records.positions[index_B.numpy()].tolist()
+        sizes = list(self._decoders.map(self._read, records, numbers, images_BHWC.numpy()))
+        targets = [targets_of(record, size, self.side) for record, size in zip(records, sizes, strict=True)]
+        most = max(1, *(len(labels_N) for _, labels_N in targets))
+        boxes_BN4, labels_BN = np.zeros((len(records), most, 4), np.float32), np.zeros((len(records), most), np.int64)
+        valid_BN = np.zeros((len(records), most), bool)
+        for n, (boxes_N4, labels_N) in enumerate(targets):
+            own = slice(len(labels_N))
+            boxes_BN4[n, own], labels_BN[n, own], valid_BN[n, own] = boxes_N4, labels_N, True
+        return Batch(
+            images_BCHW=images_BHWC.permute(0, 3, 1, 2),
+            sizes_B2=torch.tensor(sizes, dtype=torch.int64),
+            originals_B2=torch.tensor([(record.height, record.width) for record in records], dtype=torch.int64),
+            boxes_BN4=torch.from_numpy(boxes_BN4),
+            labels_BN=torch.from_numpy(labels_BN),
+            valid_BN=torch.from_numpy(valid_BN),
+            index_B=index_B,
+        )
+
+    def order(self, seed: int, world: int) -> Tensor:
+        """See `BatchSource`. Of one group, it is the order of a cache."""
+        generator = torch.Generator().manual_seed(seed)
+        index = self.records.archive.index
+        ends = np.searchsorted(self.records.positions, index.ends)
+        parts = [range(first, last) for first, last in zip([0, *ends[:-1]], ends, strict=True) if last > first]
+        group = max(1, min(GROUP, len(parts) // world))
+        if group < len(parts):
+            parts = [parts[n] for n in torch.randperm(len(parts), generator=generator).tolist()]
+        order = []
+        for first in range(0, len(parts), group):
+            members = torch.cat([torch.arange(part.start, part.stop) for part in parts[first : first + group]])
+            order.append(members[torch.randperm(len(members), generator=generator)])
+        return torch.cat(order)
+
+    @cached_property
+    def _decoders(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(cpu_count(), thread_name_prefix="boxwright-shards")
+
+    def _read(self, record: Record, number: int, out_SS3: np.ndarray) -> tuple[int, int]:
+        """Fill a canvas; returns (height, width) of the image on it."""
+        if self._pixels and (size := self._pixels.read(number, out_SS3)):
+            return size
+        with in_turn(record.width, record.height):
+            image = open_image(record.path, self.side)
+        check_shape(record, image)
+        out_SS3[:], size = fit(image, self.side)
+        if self._pixels:
+            self._pixels.write(number, out_SS3, size)
+        return size

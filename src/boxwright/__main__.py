@@ -31,6 +31,10 @@ VERBS = {
     "compare": ("boxwright.comparison.compare", "train all detectors under equal conditions, and recommend one"),
     "evaluate": ("boxwright.evaluation.evaluate", "evaluate a detector: COCO's twelve numbers, AP per class, curves"),
     "predict": ("boxwright.inference.predict", "detect objects in images, folders, lists or videos"),
+    "merge-results": (
+        "boxwright.inference.merge_results",
+        "join the parts of `predict --part` to one data set and one table",
+    ),
     "models": ("boxwright.bundled.catalogue", "list the detectors: sizes, accuracy, speed, licences"),
     "import-weights": ("boxwright.interop.import_weights", "convert a published checkpoint of another project"),
     "explain": ("boxwright.explanation.explain", "show why a detector predicts its boxes, by attention and tokens"),

@@ -12,6 +12,8 @@ _PARTS = {
     "prometheus_client": "serve",
     "fsspec": "shards",
     "s3fs": "shards",
+    "pyarrow": "parquet",
+    "ray": "ray",
 }
 
 

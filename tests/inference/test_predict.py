@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from boxwright.config import UserError
-from boxwright.inference import predict as module
+from boxwright.inference import job as module
 from boxwright.inference.predict import predict
 from boxwright.inference.predictor import Predictor
 from boxwright.thresholds import Thresholds
@@ -21,7 +21,7 @@ SIZE, BOX = (256, 128), (64, 32, 192, 96)
 
 @pytest.fixture(autouse=True)
 def _fake(monkeypatch: pytest.MonkeyPatch, white_boxes: Detector) -> None:
-    monkeypatch.setattr(module, "open_detector", lambda weights, device: Predictor(white_boxes))
+    monkeypatch.setattr(module, "open_detector", lambda *_: Predictor(white_boxes))
 
 
 @pytest.fixture

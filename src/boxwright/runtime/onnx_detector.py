@@ -58,7 +58,7 @@ class Detector(BasePredictor):
         device: auto, cpu or cuda, which needs the package ``onnxruntime-gpu``.
         seed: for sequence detectors that sample tokens. All images use the same random numbers, so that the objects
             of an image don't depend on the other images.
-        threads: that compute one batch; 0 is one for each core.
+        threads: that compute one batch; 0 is as many as OMP_NUM_THREADS says, or one for each core.
 
     Raises:
         UserError: if there is no such file, it is no detector, cut short or of a newer version, or the device is not
@@ -249,7 +249,7 @@ def _open(path: Path, device: str, threads: int) -> Any:
         raise UserError(how_to_install(f"{path}", error.name)) from None
     require(_is_whole(path), f"{path} is damaged: it has another checksum than when it was written.")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or _usual_threads()
     options.log_severity_level = 4  # errors are raised, and need not be logged as well
     try:
         return onnxruntime.InferenceSession(path, options, providers=_providers(device))
@@ -328,3 +328,9 @@ def _changed(path: Path, how: str) -> UserError:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _usual_threads() -> int:
+    """As many as other libraries take, which job schedulers set; 0 where nothing is set is one for each core."""
+    text = os.environ.get("OMP_NUM_THREADS", "")
+    return int(text) if text.isdecimal() else 0

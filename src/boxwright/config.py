@@ -86,7 +86,8 @@ class Optim:
         warmup: length of the linear warm-up, as a fraction of the run.
         hold: fraction of the run after which the decay begins; 1 never decays.
         clip: largest gradient norm; 0 does not clip.
-        accumulate: number of batches whose gradients are added up for one step.
+        accumulate: number of batches whose gradients are added up for one step, which is that of one batch of so many
+            times the size; each batch costs another forward pass then.
         ema: decay of the exponential moving average of the weights that is validated and saved; 0 turns it off.
         patience: stop after this many epochs without a better AP; 0 turns early stopping off. It may end a run before
             the learning rate has descended, which brings the last gain.

@@ -64,7 +64,7 @@ def test_ctrl_c_saves_in_the_middle_of_an_epoch_and_says_how_to_resume(data, tmp
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_model(data, tmp_path):
+def test_two_processes_train_one_model_and_go_on_with_it_when_killed(data, tmp_path):
     out = tmp_path / "two"
     command = [*LAUNCHER, "-m", "boxwright", "train", str(data), "--out", str(out), *COMMON, "--epochs", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -74,6 +74,15 @@ def test_two_processes_train_one_model(data, tmp_path):
     assert len(rows(out)) == 4  # 16 images, 2 epochs, 2 processes of 4
     assert rows(out)[-1]["val_ap"] != ""
     assert float(rows(out)[-1]["val_loss"]) > 0
+
+    killed = tmp_path / "killed"
+    command[command.index(str(out))] = str(killed)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    wait_for_rows(process, killed, 3)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert subprocess.run([*command, "--resume"], env=environment, capture_output=True, timeout=300).returncode == 0
+    assert rows(killed) == rows(out)
 
 
 @pytest.mark.slow

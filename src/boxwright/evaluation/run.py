@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from boxwright.data.loader import eval_batches
-from boxwright.models.losses.focal import without_synchronisation
+from boxwright.models.losses.normaliser import without_synchronisation
 from boxwright.types import Batch, Detections, Detector, Predictions, evaluating
 
 if TYPE_CHECKING:

@@ -7,7 +7,9 @@ uninterrupted one exactly, and its saved state holds no random state.
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from boxwright.data.records import Record
 from boxwright.device import device_name
 from boxwright.explanation.validation_pictures import write_validation_pictures
 from boxwright.files import write_whole
+from boxwright.models.losses.normaliser import given_normalisers, joint_normalisers, recorded_counts
 from boxwright.training.config import RunConfig
 from boxwright.training.duration import StepTimer, announce, estimate_validation
 from boxwright.training.fabric import Fabric
@@ -222,24 +225,51 @@ class Loop:
         """One optimizer step over `accumulate` batches; the losses are their mean."""
         set_rate(self.optimizer, rate_factor(self.progress.step, self.total, self.config.optim))
         self._freeze_backbone(self.progress.step < (self.config.optim.frozen or 0) * self.total)
-        sums: dict[str, float] = {}
-        for n in range(self.accumulate):
-            batch = next(batches)
-            number = self.progress.step * self.accumulate + n
-            torch.manual_seed(mix(self.config.seed, number, self.fabric.global_rank))
-            with self.fabric.no_backward_sync(self.model, enabled=n + 1 < self.accumulate):
-                losses = self.model(lambda batch=batch: batch)
-                values = torch.stack([value.detach() for value in losses.values()]).tolist()
-                self._require_finite(dict(zip(losses, values, strict=True)), batch)
-                self.fabric.backward(torch.stack(list(losses.values())).sum() / self.accumulate)
-            for name, value in zip(losses, values, strict=True):
-                sums[name] = sums.get(name, 0.0) + value / self.accumulate
+        parts = list(islice(batches, self.accumulate))
+        with self._joint_normalisers(parts):
+            sums = self._add_gradients(parts)
         if self.config.optim.clip:
             self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.config.optim.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update_parameters(self.detector)
+        return sums
+
+    def _losses(self, batch: Batch, part: int) -> dict[str, Tensor]:
+        """The losses of a part of a step, with random numbers of its own."""
+        number = self.progress.step * self.accumulate + part
+        torch.manual_seed(mix(self.config.seed, number, self.fabric.global_rank))
+        return self.model(lambda: batch)
+
+    def _joint_normalisers(self, parts: Sequence[Batch]) -> AbstractContextManager[None]:
+        """Where gradients are added up, losses are divided by what the whole batch would have been divided by.
+
+        It is known only after a forward pass of all parts, as it may depend on the predictions.
+        """
+        if len(parts) == 1:
+            return nullcontext()
+        buffers = {name: value.clone() for name, value in self.detector.named_buffers()}
+        counts = []
+        for part, batch in enumerate(parts):
+            with torch.no_grad(), recorded_counts() as own:
+                self._losses(batch, part)
+            counts.append(own)
+        for name, value in self.detector.named_buffers():
+            value.copy_(buffers[name])
+        return given_normalisers(joint_normalisers(counts), len(parts))
+
+    def _add_gradients(self, parts: Sequence[Batch]) -> dict[str, float]:
+        """Add up the gradients of all parts; the means of their losses."""
+        sums: dict[str, float] = {}
+        for part, batch in enumerate(parts):
+            with self.fabric.no_backward_sync(self.model, enabled=part + 1 < len(parts)):
+                losses = self._losses(batch, part)
+                values = torch.stack([value.detach() for value in losses.values()]).tolist()
+                self._require_finite(dict(zip(losses, values, strict=True)), batch)
+                self.fabric.backward(torch.stack(list(losses.values())).sum() / len(parts))
+            for name, value in zip(losses, values, strict=True):
+                sums[name] = sums.get(name, 0.0) + value / len(parts)
         return sums
 
     def _freeze_backbone(self, frozen: bool) -> None:

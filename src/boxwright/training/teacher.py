@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from boxwright.boxes import giou, iou
 from boxwright.checkpoints.lora import checksum
 from boxwright.config import require
-from boxwright.models.losses.focal import across_devices, quality_focal
+from boxwright.models.losses.focal import quality_focal
+from boxwright.models.losses.normaliser import normaliser
 from boxwright.types import Batch, Detector, Predictions, pixels
 
 MIN_SCORE = 0.5  # of a pseudo-label
@@ -166,7 +167,7 @@ def cell_losses(logits_BQX: Tensor, scores_BQX: Tensor) -> dict[str, Tensor]:
     """
     scores_BQK = scores_BQX[..., :-4]
     weight_BQ = scores_BQK.amax(-1)
-    total = across_devices(weight_BQ.sum())
+    total = normaliser(weight_BQ.sum())
     distance_BQ = 1 - giou(logits_BQX[..., -4:], scores_BQX[..., -4:])
     return {
         "soft": SOFT * quality_focal(logits_BQX[..., :-4], scores_BQK).sum() / total,

@@ -14,8 +14,9 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from boxwright.boxes import cxcywh_to_xyxy, distance, giou, iou, xyxy_to_cxcywh
-from boxwright.models.losses.focal import across_devices, focal_cost, quality_focal
+from boxwright.models.losses.focal import focal_cost, quality_focal
 from boxwright.models.losses.hungarian import match_packed
+from boxwright.models.losses.normaliser import normaliser
 from boxwright.types import Batch
 
 MIN_OVERLAP = 0.01  # least target of a matched query's score, so that boxes far off learn, too
@@ -62,7 +63,7 @@ def targets_of(batch: Batch, valid_ratios_B4: Tensor, row_of_class_K: Tensor) ->
     boxes_BN4 = F.pad(xyxy_to_cxcywh(batch.boxes_BN4 / valid_ratios_B4[:, None]), (0, 0, 0, lacking))
     rows_BN = F.pad(row_of_class_K[batch.labels_BN], (0, lacking))
     valid_BN = F.pad(batch.valid_BN, (0, lacking))
-    return Targets(boxes_BN4, rows_BN, valid_BN, across_devices(valid_BN.sum().float()))
+    return Targets(boxes_BN4, rows_BN, valid_BN, normaliser(valid_BN.sum().float()))
 
 
 @torch.no_grad()

@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from boxwright.boxes import giou, iou
-from boxwright.models.losses.focal import across_devices, quality_focal
+from boxwright.models.losses.focal import quality_focal
+from boxwright.models.losses.normaliser import normaliser
 
 TOP_CELLS = 10  # cells assigned to an object
 
@@ -70,7 +71,7 @@ def assigned_losses(
         logits_BQK, boxes_BQ4, true_BN4, labels_BN: see `one_to_many`.
         quality_BNQ: target score of each assigned pair, 0 elsewhere; also the weight of the box losses.
     """
-    total = across_devices(quality_BNQ.sum())
+    total = normaliser(quality_BNQ.sum())
     image, obj, cell = quality_BNQ.nonzero(as_tuple=True)
     weight = quality_BNQ[image, obj, cell]
     wanted_BQK = torch.zeros_like(logits_BQK)

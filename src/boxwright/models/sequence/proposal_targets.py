@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from boxwright.boxes import iou
-from boxwright.models.losses.focal import across_devices
+from boxwright.models.losses.normaliser import normaliser
 from boxwright.models.losses.task_aligned import gather_rows
 from boxwright.models.sequence.proposal_decoder import ProposalDecoder, overlaps
 from boxwright.models.sequence.proposals import ProposalOutputs, Proposals
@@ -91,7 +91,7 @@ def _box_loss(
     copies_BNM = log_weights_BNC[..., :-1].exp() @ (copied_BCM - most_B1M).exp()
     copies_BNM = copies_BNM.clamp(min=1e-30).log() + most_B1M
     each_BNM = torch.logaddexp(copies_BNM, log_weights_BNC[..., -1:] + own_BNM)
-    return -(each_BNM * wanted_BNM).sum() / across_devices(wanted_BNM.sum().float())
+    return -(each_BNM * wanted_BNM).sum() / normaliser(wanted_BNM.sum().float())
 
 
 def _class_loss(
@@ -107,7 +107,7 @@ def _class_loss(
     label_BNC = batch.labels_BN[:, None].expand(-1, owner_BNC.shape[1], -1).gather(2, owner_BNC)
     named_BNC = classes_BNCK[..., 1:].gather(3, label_BNC[..., None])[..., 0]
     each_BNC = -(right_BNC * named_BNC + (1 - right_BNC) * classes_BNCK[..., 0])
-    return (weights_BNC * each_BNC * written.real_BN[..., None]).sum() / across_devices(written.real_BN.sum().float())
+    return (weights_BNC * each_BNC * written.real_BN[..., None]).sum() / normaliser(written.real_BN.sum().float())
 
 
 def _best_objects(boxes_BC4: Tensor, own_BN4: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

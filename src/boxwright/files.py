@@ -6,7 +6,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -68,13 +68,15 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def as_location(place: Path | str) -> Path | str:
-    """A path, or the text of a URL. A URL that was made a `Path`, which drops one of its slashes, gets it back.
+    """A path, or the text of a URL. A URL that was made a `Path`, which drops slashes, gets them back.
 
     >>> as_location(Path("s3://bucket/cells")), as_location("cells").name
     ('s3://bucket/cells', 'cells')
     """
     url = _URL.fullmatch(str(place))
-    return Path(place) if url is None or os.path.exists(place) else f"{url[1]}://{url[2]}"  # noqa: PTH110 - it may be a URL
+    if url is None or os.path.exists(place):  # noqa: PTH110 - it may be a URL
+        return Path(place)
+    return f"{url[1]}:{'///' if url[1] in ('file', 'local') else '//'}{url[2]}"
 
 
 def name_of(place: Path | str) -> str:
@@ -138,6 +140,10 @@ class PackedFile:
         """
         return self.archive.read_member(self.number)
 
+    def held(self) -> "PackedFile":
+        """The same file, read now and kept in memory, so that it is read once."""
+        return replace(self, archive=_Held(self.read_bytes()), number=0)
+
     def open(self, mode: str = "rb") -> io.BytesIO:
         """Its bytes as a stream, to read."""
         assert mode == "rb"
@@ -145,6 +151,19 @@ class PackedFile:
 
     def __str__(self) -> str:
         return self.place
+
+
+@dataclass(frozen=True)
+class _Held:
+    """An archive of one file, in memory."""
+
+    data: bytes
+    checksum: str = ""
+
+    def read_member(self, number: int) -> bytes:
+        """Its bytes."""
+        assert number == 0
+        return self.data
 
 
 def is_file(path: Path | PackedFile) -> bool:

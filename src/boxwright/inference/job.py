@@ -14,15 +14,15 @@ from PIL import Image
 
 from boxwright.checkpoints.locate import exported_at, find_weights, is_exported
 from boxwright.classes import class_positions, split_classes
-from boxwright.config import UserError, require
+from boxwright.config import UserError
 from boxwright.files import name_as_text, write_whole
 from boxwright.images import open_image
 from boxwright.inference.open_detector import open_detector
 from boxwright.inference.parts import Manifest, Part, done, fingerprint, write_manifest, write_part
+from boxwright.inference.source_images import ImageFile, source_images
 from boxwright.inference.summary import Summary
 from boxwright.runtime.coco import Records, coco_records
 from boxwright.runtime.predictor_base import ImageResult, check_batch_size, check_threshold
-from boxwright.runtime.sources import collect, short_names
 from boxwright.visualization.boxes import draw
 
 _FORMATS = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"}
@@ -46,13 +46,9 @@ class Job:
             check_threshold(self.threshold)
         check_batch_size(self.batch_size)
 
-    def images(self) -> list[Path]:
-        """The images of the source, without those in `out`, where an earlier call may have written overlays."""
-        folder = self.out.resolve()
-        kept = [path for path in collect(self.source) if folder not in path.resolve().parents]
-        fix = "where the results go; give another --out"
-        require(kept, f"all images of {self.source} lie in {self.out}, {fix}.")
-        return kept
+    def images(self) -> dict[ImageFile, str]:
+        """The images, and the short name of each."""
+        return source_images(self.source, self.out)
 
 
 class Worker:
@@ -60,14 +56,14 @@ class Worker:
 
     Args:
         job: what to do.
-        paths: the images; empty for a video.
+        images: those of the job, with their names; empty for a video.
 
     Raises:
         UserError: if there is no such detector, or it does not know a class.
     """
 
-    def __init__(self, job: Job, paths: list[Path]):
-        self.job, self.paths = job, paths
+    def __init__(self, job: Job, images: dict[ImageFile, str]):
+        self.job, self.images, self._name_of = job, list(images), images
         self.predictor = open_detector(job.weights, job.device)
         names = self.predictor.names
         self.classes = class_positions(split_classes(job.classes, names), names)
@@ -98,8 +94,8 @@ class Worker:
         """Detect in a part of the images and write its results; `UserError` if they cannot be written."""
         out = self.job.out
         summary = Summary(out)
-        paths = self.paths[part.positions(len(self.paths), self.job.batch_size)]
-        checksum = write_part(out, part, self.records(self.named(self.find(paths, summary.skipped)), summary))
+        images = self.images[part.positions(len(self.images), self.job.batch_size)]
+        checksum = write_part(out, part, self.records(self.named(self.find(images, summary.skipped)), summary))
         skipped = [str(error) for error in summary.skipped]
         counts = summary.images, dict(summary.objects), skipped
         manifest = Manifest(part.number, part.count, self.call, self.predictor.names, *counts, checksum)
@@ -112,16 +108,12 @@ class Worker:
         job = self.job
         return {
             "weights": _checksum(Path(job.weights).expanduser()),
-            "images": len(self.paths),
+            "images": len(self.images),
             "their names": fingerprint(self._name_of.values()),
             "threshold": job.threshold,
             "classes": None if self.classes is None else [self.predictor.names[i] for i in self.classes],
             "batch size": job.batch_size,
         }
-
-    @cached_property
-    def _name_of(self) -> dict[Path, str]:
-        return dict(zip(self.paths, short_names(self.paths), strict=True))
 
 
 def _checksum(weights: Path) -> str:

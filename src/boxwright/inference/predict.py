@@ -15,6 +15,7 @@ from boxwright.inference.job import Job, Worker
 from boxwright.inference.merge_results import merge_parts
 from boxwright.inference.parts import FOLDER, Part
 from boxwright.inference.results import require_parquet, write_results
+from boxwright.inference.source_images import ImageFile
 from boxwright.inference.summary import Summary, files, report
 from boxwright.runtime.predictor_base import BasePredictor, ImageResult
 from boxwright.runtime.video import is_video
@@ -42,7 +43,8 @@ def predict(
 
     Args:
         weights: a checkpoint, the folder of a training run, or an exported .onnx file, which needs no torch.
-        source: an image, a folder (with its subfolders), a quoted glob, a .txt file with one path per line, or a video.
+        source: an image, a folder (with its subfolders), a quoted glob, a .txt file with one path per line, a video,
+            shards of `boxwright shard`, or the URL of shards, an image or a folder, as s3://bucket/photos.
         out: folder for overlays/, predictions.json and predictions.csv.
         threshold: keep objects with a score over this; 0 keeps every prediction. By default that of their class, which
             `train` or `evaluate` chose and stored with the weights; 0.5 where none is stored.
@@ -70,14 +72,14 @@ def predict(
     require(part is None or not parquet, "a part has its own format; give --parquet to `boxwright merge-results`.")
     if parquet:
         require_parquet()
-    worker = Worker(job, [] if video else job.images())
+    worker = Worker(job, {} if video else job.images())
     console.print(_threshold_note(worker.predictor, threshold))
     if chosen:
         return _part(worker, chosen, console)
     if engine == "ray":
         return _ray(worker, address, parquet, console)
     summary = Summary(job.out)
-    images = source if video else _with_progress(worker.paths, console)
+    images = source if video else _with_progress(worker.images, console)
     stream = worker.find(images, summary.skipped)
     named = _frames(stream, console) if video else worker.named(stream)
     write_results(worker.records(named, summary), worker.predictor.names, job.out, parquet)
@@ -102,7 +104,7 @@ def _ray(worker: Worker, address: str | None, parquet: bool, console: Console) -
 
     columns = (TextColumn("detecting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("", total=len(worker.paths))
+        bar = progress.add_task("", total=len(worker.images))
         for manifest in do_parts(worker, address):
             progress.advance(bar, manifest.images + len(manifest.skipped))
     summary = merge_parts(worker.job.out, parquet)
@@ -119,11 +121,11 @@ def _frames(stream: Iterable[ImageResult], console: Console) -> Iterator[tuple[s
             yield f"{result.path.stem}/{result.number:06}.jpg", result
 
 
-def _with_progress(paths: list[Path], console: Console) -> Iterator[Path]:
-    """The same paths; a progress bar shows how many have been taken."""
+def _with_progress(images: list[ImageFile], console: Console) -> Iterator[ImageFile]:
+    """The same images; a progress bar shows how many have been taken."""
     columns = (TextColumn("detecting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        yield from progress.track(paths)
+        yield from progress.track(images)
 
 
 def _threshold_note(predictor: BasePredictor, threshold: float | None) -> str:

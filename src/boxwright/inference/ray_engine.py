@@ -17,6 +17,7 @@ from typing import Any
 from boxwright.checkpoints.hub import repository
 from boxwright.config import UserError, require
 from boxwright.extras import how_to_install
+from boxwright.files import as_location
 from boxwright.inference.job import Job, Worker
 from boxwright.inference.parts import Manifest, Part
 
@@ -35,7 +36,7 @@ def do_parts(worker: Worker, address: str | None) -> Iterator[Manifest]:
         ModuleNotFoundError: with one clear line, if Ray is not installed.
         UserError: if there is no such cluster, or a worker can't do its part.
     """
-    parts = divide(len(worker.paths), worker.job.batch_size)
+    parts = divide(len(worker.images), worker.job.batch_size)
     before = {part: worker.done(part) for part in parts}
     yield from (manifest for manifest in before.values() if manifest)
     todo = [part for part, manifest in before.items() if not manifest]
@@ -121,10 +122,10 @@ def _connect(ray: Any, address: str | None) -> None:
 
 def _everywhere(job: Job) -> Job:
     """The job with whole paths: workers have another current folder."""
-    weights = Path(job.weights).expanduser()
+    weights, place = Path(job.weights).expanduser(), as_location(job.source)
     return replace(
         job,
         weights=weights.absolute() if repository(weights) is None else job.weights,
-        source=Path(job.source).expanduser().absolute(),
+        source=place if isinstance(place, str) else place.expanduser().absolute(),
         out=job.out.absolute(),
     )

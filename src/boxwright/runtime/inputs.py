@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from boxwright.config import require
+from boxwright.files import PackedFile
 from boxwright.images import displayed, image_size, in_turn, open_image, reduction
 
 if TYPE_CHECKING:
@@ -39,9 +40,10 @@ def decode(image: Any, side: int, takes: str = TAKES) -> DecodedImage:
     Raises:
         UserError: if it is none of these, cannot be read, or has no pixels.
     """
-    if isinstance(image, str | Path):
-        path = Path(image).expanduser()
-        require(not path.is_dir(), f"{path} is a folder; `stream` goes through all images in it.")
+    if isinstance(image, str | Path | PackedFile):
+        path = image.held() if isinstance(image, PackedFile) else Path(image).expanduser()
+        is_folder = isinstance(path, Path) and path.is_dir()
+        require(not is_folder, f"{path} is a folder; `stream` goes through all images in it.")
         size = image_size(path)
         with in_turn(*size):
             return DecodedImage(reduced(open_image(path, side), side), size)

@@ -16,6 +16,7 @@ from PIL import Image
 from boxwright.classes import Class, class_positions
 from boxwright.config import UserError, require
 from boxwright.detections import Detections
+from boxwright.files import PackedFile
 from boxwright.runtime.inputs import TAKES, DecodedImage, ImageInput, decode
 from boxwright.runtime.sequence_types import (
     CheckedObjects,
@@ -38,7 +39,7 @@ class ImageResult:
     """One image of a stream.
 
     Attributes:
-        path: the file; for a frame, the video; None for an image that was given as such.
+        path: the file, which may lie in a shard; for a frame, the video; None for an image that was given as such.
         image: as it was decoded for the detector, a large one reduced; a frame of a video is whole.
         size: (width, height) of the file as displayed, which the boxes refer to.
         detections: the objects.
@@ -46,7 +47,7 @@ class ImageResult:
         seconds: when a frame is shown; None for other images.
     """
 
-    path: Path | None
+    path: Path | PackedFile | None
     image: Image.Image
     size: tuple[int, int]
     detections: Detections
@@ -54,7 +55,7 @@ class ImageResult:
     seconds: float | None = None
 
     @property
-    def key(self) -> Path | int:
+    def key(self) -> Path | PackedFile | int:
         """What identifies it: the path, or the number where there is no path or where many images share it."""
         return self.number if self.path is None or self.seconds is not None else self.path
 
@@ -323,7 +324,7 @@ class _Item:
     """
 
     image: Any
-    path: Path | None
+    path: Path | PackedFile | None
     number: int
     seconds: float | None = None
 
@@ -344,7 +345,8 @@ def _items(source: Any) -> Iterator[_Item]:
     images = collect(source) if isinstance(source, str | Path) else source
     require(isinstance(images, Iterable), f"a source is a path, or yields images, not {type(source)}.")
     for number, image in enumerate(images):
-        yield _Item(image, Path(image) if isinstance(image, str | Path) else None, number)
+        path = Path(image) if isinstance(image, str) else image if isinstance(image, Path | PackedFile) else None
+        yield _Item(image, path, number)
 
 
 def _decoded(item: _Item, decode: Callable[[Any], DecodedImage]) -> tuple[_Item, DecodedImage | UserError]:

@@ -120,6 +120,10 @@ class ShardRecords(RecordColumns):
     def __repr__(self) -> str:
         return f"<{len(self)} records of {self.archive.place}>"
 
+    def files(self) -> Iterator[PackedFile]:
+        """Each image, without its objects."""
+        return (self.archive.file(number, self.archive.text(number)[1]) for number in self.positions.tolist())
+
     def take(self, indices: np.ndarray) -> ShardRecords:
         """The records at these places."""
         return ShardRecords(self.archive, self.positions[indices], self.labels)

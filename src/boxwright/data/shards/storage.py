@@ -100,6 +100,15 @@ class RemoteFolder:
         except Exception:  # no right to list, or a server that has no listing: what is missing shows when it is read
             return None
 
+    def names(self) -> list[str]:
+        """All files in the folder and its subfolders, sorted; the name of the place itself, "", if it is a file."""
+        try:
+            self._system.invalidate_cache()
+            found = sorted(self._system.find(self._root))
+        except Exception as error:
+            raise _unreadable(self.place, error) from error
+        return [name.removeprefix(self._root).lstrip("/") for name in found]
+
     def exists(self, name: str) -> bool:
         """See `Storage`."""
         try:

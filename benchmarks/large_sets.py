@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +29,7 @@ from PIL import Image
 
 SIDE = 64
 LINKS = 30_000  # to one file; file systems have a limit
+CHUNK = 100_000  # annotations made at once
 
 
 def main(
@@ -88,25 +90,33 @@ def _write_images(folder: Path, first: int, count: int, shared: bool) -> None:
 def _write_annotations(
     data: Path, split: str, first: int, count: int, boxes: int, classes: int, generator: np.random.Generator
 ) -> None:
-    counts = np.bincount(generator.integers(0, count, boxes), minlength=count)
     (data / "annotations").mkdir(exist_ok=True)
     with (data / "annotations" / f"instances_{split}.json").open("w") as file:
         names = [{"id": k, "name": f"class {k}"} for k in range(1, classes + 1)]
         file.write(f'{{"categories": {json.dumps(names)}, "images": [')
         for i in range(first, first + count):
-            row = {"id": i, "file_name": f"{i:012d}.jpg", "width": SIDE, "height": SIDE}
-            file.write(f"{',' * (i > first)}\n{json.dumps(row)}")
+            row = f'{{"id": {i}, "file_name": "{i:012d}.jpg", "width": {SIDE}, "height": {SIDE}}}'
+            file.write(f"{',' * (i > first)}\n{row}")
         file.write('], "annotations": [')
-        number = 0
-        for i, n in enumerate(counts.tolist()):
-            corners = generator.uniform(0, 0.7 * SIDE, (n, 2)).round(2).tolist()
-            sizes = generator.uniform(4, 0.3 * SIDE, (n, 2)).round(2).tolist()
-            labels = generator.integers(1, classes + 1, n).tolist()
-            for corner, size, label in zip(corners, sizes, labels, strict=True):
-                number += 1
-                row = {"id": number, "image_id": first + i, "category_id": label, "bbox": corner + size}
-                file.write(f"{',' * (number > 1)}\n{json.dumps(row | {'area': size[0] * size[1], 'iscrowd': 0})}")
+        for start in range(0, boxes, CHUNK):
+            rows = _annotations(start + 1, min(CHUNK, boxes - start), first, count, classes, generator)
+            file.write(f"{',' * (start > 0)}\n" + ",\n".join(rows))
         file.write("]}")
+
+
+def _annotations(
+    number: int, boxes: int, first: int, count: int, classes: int, generator: np.random.Generator
+) -> Iterator[str]:
+    """Records of boxes, each on any of the images: as in COCO's own files, those of an image lie apart."""
+    images = generator.integers(first, first + count, boxes).tolist()
+    corners = generator.uniform(0, 0.7 * SIDE, (boxes, 2)).round(2).tolist()
+    sizes = generator.uniform(4, 0.3 * SIDE, (boxes, 2)).round(2).tolist()
+    labels = generator.integers(1, classes + 1, boxes).tolist()
+    for i, (image, (x, y), (width, height), label) in enumerate(zip(images, corners, sizes, labels, strict=True)):
+        yield (
+            f'{{"id": {number + i}, "image_id": {image}, "category_id": {label}, "bbox": [{x}, {y}, {width}, {height}]'
+            f', "area": {width * height}, "iscrowd": 0}}'
+        )
 
 
 def child(command: str, data: str, cache: str, canvas: str) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import threading
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -154,12 +155,20 @@ def fit(image: Image.Image, side: int) -> tuple[np.ndarray, tuple[int, int]]:
     return canvas_SS3, (height, width)
 
 
+@cache
+def image_formats() -> tuple[str, ...]:
+    """Pillow's names of the formats of `IMAGE_SUFFIXES` that it reads: none starts a program or opens a file."""
+    Image.init()
+    kinds = {kind for ending, kind in Image.registered_extensions().items() if ending in IMAGE_SUFFIXES}
+    return tuple(sorted(kinds & set(Image.OPEN)))
+
+
 def open_lazily(source: Path | BinaryIO, formats: tuple[str, ...] | None = None) -> Image.Image:
     """Pillow's lazy image. Its limit of pixels, a global variable, is off here; `upright` has a limit instead.
 
     Args:
         source: a path, or the bytes of a file.
-        formats: as Pillow names them; by default all that it reads.
+        formats: as Pillow names them, and HEIC with them; by default all that it reads.
     """
     if isinstance(source, Path) and not source.is_file() and source.exists():
         raise OSError("it is not a file")  # but a folder, or a FIFO, which would keep us waiting
@@ -194,7 +203,7 @@ def _open(source: Path | BinaryIO, formats: tuple[str, ...] | None) -> Image.Ima
     try:
         return Image.open(source, formats=formats)
     except Image.UnidentifiedImageError:
-        if formats is not None or not _is_heif(source):
+        if not _is_heif(source):
             raise
     try:
         import pillow_heif  # type: ignore[import-not-found] - optional
@@ -202,13 +211,14 @@ def _open(source: Path | BinaryIO, formats: tuple[str, ...] | None) -> Image.Ima
         how = "python -m pip install pillow-heif brings it"
         raise UserError(f"HEIC needs pillow-heif, which is not installed: {how}") from None
     pillow_heif.register_heif_opener()
-    return Image.open(source)
+    return Image.open(source, formats=None if formats is None else ("HEIF",))
 
 
 def _is_heif(source: Path | BinaryIO) -> bool:
     with source.open("rb") if isinstance(source, Path) else nullcontext(source) as stream:
         stream.seek(0)
         head = stream.read(12)
+        stream.seek(0)
     return head[4:8] == b"ftyp" and head[8:] in _HEIF_BRANDS
 
 

@@ -1,5 +1,7 @@
 """Recognising a data set, its splits, and one clear line for what cannot be read."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -162,13 +164,46 @@ def test_merge_val_matches_classes_by_name(tmp_path):
     assert [r.path for r in merged.splits["val"]] == [r.path for r in val.splits["all"]]
 
 
-def test_merge_val_refuses_classes_that_train_lacks(tmp_path):
+def test_merge_val_adds_classes_that_train_lacks_and_says_so(tmp_path, capsys):
+    content = samples.coco_content()
+    content["categories"][-1]["name"] = "wolf"
+    train, val = read(samples.coco(tmp_path / "a")), read(samples.coco(tmp_path / "b", content))
+    merged = merge_val(train, val)
+    assert merged.names == (*train.names, "wolf")
+    assert len(set(merged.category_ids)) == len(merged.names)
+    for record, before in zip(merged.splits["val"], val.splits["all"], strict=True):
+        names = [[data.names[label] for label in r.labels_N] for data, r in ((merged, record), (val, before))]
+        assert names[0] == names[1]
+    assert "has objects of classes that" in capsys.readouterr().err
+    train_and_val(merged)
+    assert "no training image has an object of wolf" in " ".join(capsys.readouterr().err.split())
+
+
+def test_merge_val_refuses_other_classes(tmp_path):
     train = read(samples.coco(tmp_path))
-    val = replace(train, names=("cat", "wolf"))
-    with pytest.raises(UserError, match=r"objects of classes that .* lacks: wolf"):
+    val = replace(train, names=("tiger", "wolf"))
+    with pytest.raises(UserError, match=r"objects of classes that .* lacks: tiger, wolf, and of no other"):
         merge_val(train, val)
     with pytest.raises(UserError, match=r"several splits \(train, test\) and none is called `val`"):
         merge_val(train, replace(train, splits={"train": [], "test": []}))
+
+
+@pytest.mark.parametrize(
+    "folders", [("Train", "Val"), ("TRAIN", "VAL"), ("train", "Valid"), ("Training", "Validation")]
+)
+@pytest.mark.parametrize("base", ["", "images", "Images"])
+def test_folders_of_splits_in_any_spelling_with_the_same_names(tmp_path, folders, base):
+    content = json.dumps(samples.coco_content())
+    source = samples.coco(tmp_path / "source")
+    data = tmp_path / "data"
+    splits = ["train", "test" if folders[1] == "Test" else "val"]
+    for split, folder in zip(splits, folders, strict=True):
+        shutil.copytree(source / "images", data / base / folder)
+        (data / "annotations").mkdir(exist_ok=True)
+        (data / "annotations" / f"instances_{split}.json").write_text(content)
+    dataset = read(data)
+    for split, folder in zip(splits, folders, strict=True):
+        assert {record.path.parent for record in dataset.splits[split]} == {data / base / folder}
 
 
 def test_category_ids_default_to_positions_from_one(tmp_path):

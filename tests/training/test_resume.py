@@ -84,6 +84,31 @@ def test_a_run_killed_at_the_end_of_an_epoch_goes_on(data, whole, tmp_path, monk
     assert_same(out, whole)
 
 
+@pytest.mark.parametrize(("function", "call"), [("validate_on_all_devices", 1), ("save_state", 2)])
+def test_a_run_whose_cache_grows_is_the_same_run_and_goes_on(data, whole, tmp_path, monkeypatch, function, call):
+    monkeypatch.setenv("BOXWRIGHT_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        kill_at(patch, function, call)
+        with pytest.raises(KilledError):
+            train(data, out, cache="grow")
+    for rest in (tmp_path / "cache").glob("*/*.rows"):  # images that were being written
+        rest.write_bytes(rest.read_bytes()[:-50])
+    train(data, out, cache="grow", resume=True)
+    assert_same(out, whole)
+    assert all(cache.name.endswith("-growing") for cache in (tmp_path / "cache").iterdir())
+
+
+def test_a_run_whose_cache_grows_is_not_resumed_with_other_images(data, tmp_path, monkeypatch):
+    other = shutil.copytree(data, tmp_path / "other")
+    train(other, tmp_path / "run", cache="grow", epochs=1)
+    for image in (other / "train").iterdir():
+        with Image.open(image) as picture:
+            picture.resize((32, 24)).save(image)
+    with pytest.raises(UserError, match="other data: the training file sizes have changed since"):
+        train(other, tmp_path / "run", cache="grow", epochs=1, resume=True)
+
+
 def test_a_full_disk_at_the_first_state_leaves_an_unused_folder(data, whole, tmp_path, monkeypatch):
     def full(*_):
         raise UserError("No space left on device")

@@ -94,7 +94,7 @@ def compare(
         out: folder of the comparison.
         size: the size of each detector; decides backbone, width and depth.
         image_size: side of the square canvas, in pixels; by default that of most detectors of this size.
-        val_data: a second data set to validate on, with the same class names.
+        val_data: a second data set to validate on; classes are matched by name.
         val: share of the training images held out for validation if the data has no val split.
         train_split: split to train on instead of train; join several with a plus, as in train+val.
         val_split: split to validate on instead of val.

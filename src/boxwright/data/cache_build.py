@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+from array import array
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from boxwright.config import UserError
+from boxwright.data.columns import FlatRecords, in_columns
 from boxwright.data.records import Record
 from boxwright.files import PackedFile
 from boxwright.images import fit, in_turn, open_image, same_shape
@@ -27,9 +30,17 @@ JPEG_QUALITY = 95
 CHECKSUMS = "crc32c_B"  # target: of the bytes of each image; caches of an earlier version have none
 
 
-def crc32c(data: bytes | np.ndarray) -> int:
-    """CRC-32C of bytes that lie one after another."""
-    return google_crc32c.value(data)  # type: ignore[arg-type] - takes any buffer
+def crc32c(data: bytes | np.ndarray, before: int = 0) -> int:
+    """CRC-32C of bytes that lie one after another, behind others with the checksum `before`."""
+    return google_crc32c.extend(before, data)  # type: ignore[arg-type] - takes any buffer
+
+
+def crc32c_of_file(path: Path | PackedFile, before: int = 0) -> int:
+    """The same of the content of a file, of which a block at a time is in memory."""
+    with path.open("rb") as stream:
+        while block := stream.read(2**20):
+            before = crc32c(block, before)
+    return before
 
 
 def cpu_count() -> int:
@@ -61,18 +72,33 @@ class FittedImage(NamedTuple):
     source: int
 
 
-class WrittenImages(NamedTuple):
-    """What was written of each image: (height, width) on the canvas, bytes and their CRC-32C, and that of the file."""
+@dataclass(frozen=True)
+class WrittenImages:
+    """What was written of all images, one after another.
 
-    sizes: list[tuple[int, int]]
-    lengths: list[int]
-    checksums: list[int]
-    sources: list[int]
+    Attributes:
+        sizes: height and width on the canvas of each in turn.
+        lengths: bytes.
+        checksums: CRC-32C of these bytes.
+        sources: CRC-32C of the image files.
+    """
+
+    sizes: array[int] = field(default_factory=lambda: array("q"))
+    lengths: array[int] = field(default_factory=lambda: array("q"))
+    checksums: array[int] = field(default_factory=lambda: array("q"))
+    sources: array[int] = field(default_factory=lambda: array("q"))
+
+    def add(self, image: FittedImage) -> None:
+        """Add an image that was written."""
+        self.sizes.extend(image.size)
+        self.lengths.append(len(image.data))
+        self.checksums.append(crc32c(image.data))
+        self.sources.append(image.source)
 
 
 def write_images(records: Sequence[Record], side: int, mode: str, path: Path, console: Console) -> WrittenImages:
     """Decode in parallel, write in order."""
-    written, faults = WrittenImages([], [], [], []), []
+    written, faults = WrittenImages(), []
     with path.open("wb") as file, _progress(console) as bar:
         pool = ThreadPoolExecutor(cpu_count())  # Pillow decodes without the interpreter's lock
         done = map_ahead(pool, lambda record: fit_image(record, side, mode), records, 8 * cpu_count())
@@ -81,10 +107,7 @@ def write_images(records: Sequence[Record], side: int, mode: str, path: Path, co
                 faults.append(str(fitted))
             elif not faults:
                 file.write(fitted.data)
-                written.sizes.append(fitted.size)
-                written.lengths.append(len(fitted.data))
-                written.checksums.append(crc32c(fitted.data))
-                written.sources.append(fitted.source)
+                written.add(fitted)
     require_all(faults, len(records))
     return written
 
@@ -97,7 +120,7 @@ def _progress(console: Console) -> Progress:
 def fit_image(record: Record, side: int, mode: str) -> FittedImage | UserError:
     """An image as it lies in a cache, or why it can't be used."""
     try:
-        source = _crc32c_of_file(record.path)
+        source = _checksum_of(record.path)
         with in_turn(record.width, record.height):
             image = open_image(record.path, side)
         check_shape(record, image)
@@ -111,15 +134,11 @@ def fit_image(record: Record, side: int, mode: str) -> FittedImage | UserError:
     return FittedImage(file.getvalue(), (height, width), source)
 
 
-def _crc32c_of_file(path: Path | PackedFile) -> int:
-    checksum = 0
+def _checksum_of(path: Path | PackedFile) -> int:
     try:
-        with path.open("rb") as stream:
-            while block := stream.read(2**20):
-                checksum = google_crc32c.extend(checksum, block)
+        return crc32c_of_file(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
-    return checksum
 
 
 def check_shape(record: Record, image: Image.Image) -> None:
@@ -132,36 +151,62 @@ def check_shape(record: Record, image: Image.Image) -> None:
 
 
 def targets_of(record: Record, size: tuple[int, int], side: int) -> tuple[np.ndarray, np.ndarray]:
-    """The objects to learn: boxes, xyxy in [0, 1] of the canvas, float64, and labels.
+    """Boxes and labels of one image; see `targets_on_canvas`.
 
     Args:
-        record: the image; ignored objects, and those without area after clipping, are left out.
+        record: the image.
         size: height and width of the image on the canvas, in pixels.
         side: of the canvas, in pixels.
     """
-    limit_4 = np.array([record.width, record.height] * 2, np.float64)
-    kept_N4 = np.asarray(record.boxes_N4, np.float64).reshape(-1, 4)[~record.ignore_N].clip(0, limit_4)
-    has_area_N = (kept_N4[:, 2:] > kept_N4[:, :2]).all(1)  # False on NaN, too
-    boxes_N4 = kept_N4[has_area_N] / limit_4 * np.array([size[1], size[0]] * 2) / side
-    return boxes_N4, record.labels_N[~record.ignore_N][has_area_N]
+    boxes_T4, labels_T, *_ = targets_on_canvas(FlatRecords.of([record]), np.array([size]), side)
+    return boxes_T4, labels_T
+
+
+def targets_on_canvas(
+    columns: FlatRecords, canvas_I2: np.ndarray, side: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """The objects to learn of some images, one after another.
+
+    Args:
+        columns: the images.
+        canvas_I2: (height, width) of each on the canvas.
+        side: of the canvas, in pixels.
+
+    Returns:
+        Boxes, xyxy in [0, 1] of the canvas, (T, 4) float32; labels (T,) int64; the number of each image's (I,); and how
+        many boxes are left out because they have no area in their image. Ignored ones are left out, too.
+    """
+    image_N, counted_N = columns.image_of_each, ~columns.ignore_N
+    limit_N4 = np.tile(columns.sizes_I2[image_N], 2).astype(np.float64)
+    boxes_N4 = np.asarray(columns.boxes_N4, np.float64).clip(0, limit_N4)
+    has_area_N = (boxes_N4[:, 2:] > boxes_N4[:, :2]).all(1)  # False on NaN, too
+    kept_N = counted_N & has_area_N
+    scale_T4 = np.tile(canvas_I2[image_N[kept_N], ::-1], 2)
+    boxes_T4 = (boxes_N4[kept_N] / limit_N4[kept_N] * scale_T4 / side).astype(np.float32)
+    counts_I = np.bincount(image_N[kept_N], minlength=len(columns.counts_I))
+    return boxes_T4, columns.labels_N[kept_N].astype(np.int64), counts_I, int((counted_N & ~has_area_N).sum())
 
 
 def make_targets(records: Sequence[Record], written: WrittenImages, side: int, console: Console) -> dict[str, Tensor]:
     """The targets of a cache; boxes are xyxy in [0, 1] of the canvas, and the last row is zero, for padding."""
-    boxes, labels, n_empty = [], [], 0
-    for record, size in zip(records, written.sizes, strict=True):
-        boxes_N4, labels_N = targets_of(record, size, side)
-        boxes.append(boxes_N4)
-        labels.append(labels_N)
-        n_empty += int((~record.ignore_N).sum()) - len(labels_N)
+    canvas_B2 = np.array(written.sizes, np.int64).reshape(-1, 2)
+    boxes, labels, counts, originals, n_empty = array("f"), array("q"), array("q"), array("q"), 0
+    for columns in in_columns(records):
+        first = len(counts)
+        *parts, without_area = targets_on_canvas(columns, canvas_B2[first : first + len(columns.counts_I)], side)
+        for column, part in zip((boxes, labels, counts), parts, strict=True):
+            column.frombytes(part.tobytes())
+        originals.frombytes(columns.sizes_I2[:, ::-1].tobytes())
+        n_empty += without_area
     if n_empty:
         console.print(f"{n_empty} boxes without area in their image are left out; `boxwright check DATA` names them.")
-    counts = [len(each) for each in labels]
+    boxes.extend([0.0] * 4)
+    labels.append(0)
     targets = {
-        "sizes_B2": np.array(written.sizes, np.int64),
-        "originals_B2": np.array([(record.height, record.width) for record in records], np.int64),
-        "boxes": np.concatenate([*boxes, np.zeros((1, 4))]).astype(np.float32),
-        "labels": np.concatenate([*labels, np.zeros(1, np.int64)]).astype(np.int64),
+        "sizes_B2": canvas_B2,
+        "originals_B2": np.frombuffer(originals, np.int64).reshape(-1, 2),
+        "boxes": np.frombuffer(boxes, np.float32).reshape(-1, 4),
+        "labels": np.frombuffer(labels, np.int64),
         "starts": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         "offsets": np.concatenate([[0], np.cumsum(written.lengths)]).astype(np.int64),
         CHECKSUMS: np.array(written.checksums, np.int64),

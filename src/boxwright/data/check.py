@@ -35,6 +35,7 @@ _NOT_TRAINABLE = {
     "no-train-split": "one of its splits is called `train`",
 }
 LISTED = 20  # copies of one picture that are named; the others are counted
+_HASH_BYTES = 16  # of the pixels of an image
 AHEAD = 64  # images that are decoded or waiting
 _VALIDATE = "It has no split val: train holds a fifth of the training images out; --val or --val-data change that."
 _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
@@ -113,7 +114,7 @@ def examine(parsed: ParsedDataset, data: Path | str) -> CheckReport:
 def image_faults(parsed: ParsedDataset) -> Iterator[Fault]:
     """Decode every image; compare sizes with the annotations; find images that occur twice."""
     console, known = make_console(stderr=True), {f.where for f in parsed.faults if f.kind == "undecodable-image"}
-    by_content: dict[bytes, list[tuple[str, int]]] = {}
+    contents = {split: bytearray(_HASH_BYTES * len(images)) for split, images in parsed.splits.items()}
     total = sum(map(len, parsed.splits.values()))
     everywhere = ((split, i, image) for split, images in parsed.splits.items() for i, image in enumerate(images))
     done = map_ahead(ThreadPoolExecutor(), _decode, everywhere, AHEAD)
@@ -124,12 +125,12 @@ def image_faults(parsed: ParsedDataset) -> Iterator[Fault]:
                 yield Fault("undecodable-image", str(image.path), result)
         elif result is not None:
             (width, height), content = result
-            by_content.setdefault(content, []).append((split, i))
+            contents[split][_HASH_BYTES * i : _HASH_BYTES * (i + 1)] = content
             if (image.width, image.height) != (width, height):
                 annotated = f"{image.width} x {image.height}"
                 kind = "wrong-size" if same_shape(result[0], (image.width, image.height)) else "wrong-shape"
                 yield Fault(kind, image.source, f"says {annotated} pixels, {image.path.name} has {width} x {height}")
-    yield from _duplicate_images(parsed, by_content)
+    yield from _duplicate_images(parsed, contents)
 
 
 def _decode(
@@ -141,12 +142,18 @@ def _decode(
         pixels = open_image(image.path)
     except UserError as error:
         return split, i, image, reason(error, image.path) if image.path.is_file() else None
-    content = hashlib.blake2b(str(pixels.size).encode() + pixels.tobytes(), digest_size=16).digest()
+    content = hashlib.blake2b(str(pixels.size).encode() + pixels.tobytes(), digest_size=_HASH_BYTES).digest()
     return split, i, image, (pixels.size, content)
 
 
-def _duplicate_images(parsed: ParsedDataset, by_content: dict[bytes, list[tuple[str, int]]]) -> Iterator[Fault]:
-    for (first_split, first), *others in by_content.values():
+def _duplicate_images(parsed: ParsedDataset, contents: dict[str, bytearray]) -> Iterator[Fault]:
+    """The same picture twice.
+
+    Args:
+        parsed: the data set.
+        contents: by split, the hash of each image; zeros for those without.
+    """
+    for (first_split, first), *others in _same_pictures(contents):
         path = parsed.splits[first_split][first].path
         for split, i in others[:LISTED]:
             where = str(parsed.splits[split][i].path)
@@ -158,6 +165,23 @@ def _duplicate_images(parsed: ParsedDataset, by_content: dict[bytes, list[tuple[
         rest = Counter("duplicate" if split == first_split else "shared" for split, _ in others[LISTED:])
         for kind, count in rest.items():
             yield Fault(f"{kind}-image", str(path), f"is the same picture as {count:,} more")
+
+
+def _same_pictures(contents: dict[str, bytearray]) -> Iterator[list[tuple[str, int]]]:
+    """Groups of images with the same hash, as (split, position), in the order of their first ones."""
+    hashes_I2 = np.frombuffer(b"".join(contents.values()), np.uint64).reshape(-1, 2)
+    order = np.flatnonzero(hashes_I2.any(1))
+    order = order[np.lexsort((hashes_I2[order, 1], hashes_I2[order, 0]))]  # stable
+    changes = np.flatnonzero((hashes_I2[order[1:]] != hashes_I2[order[:-1]]).any(1)) + 1
+    starts, stops = np.append(0, changes), np.append(changes, len(order))
+    groups = [order[starts[k] : stops[k]] for k in np.flatnonzero(stops - starts > 1).tolist()]
+    counts = np.array([len(content) // _HASH_BYTES for content in contents.values()])
+    ends = np.cumsum(counts)
+    first_I = ends - counts
+    for group in sorted(groups, key=lambda rows: int(rows[0])):
+        splits = np.searchsorted(ends, group, side="right")
+        places = (group - first_I[splits]).tolist()
+        yield [(list(contents)[k], i) for k, i in zip(splits.tolist(), places, strict=True)]
 
 
 # Classes.
@@ -191,7 +215,7 @@ def _learning_faults(parsed: ParsedDataset) -> Iterator[Fault]:
             what = f"none of the {len(images):,} images of split {split!r} has an object that counts"
             yield Fault("nothing-to-learn", str(parsed.root), what)
     held_out = set(real_paths(paths_of(parsed.splits.get("val", []))))
-    if train and held_out and held_out <= set(real_paths(paths_of(parsed.splits[train]))):
+    if train and held_out and not held_out.difference(real_paths(paths_of(parsed.splits[train]))):
         yield Fault("no-held-out", str(parsed.root), f"every image of split 'val' is one of split {train!r}, too")
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from boxwright.data.coco_columns import CocoContent, file_name, hashable, number
+from boxwright.data.coco_columns import CocoContent, file_name
 from boxwright.data.folders import (
     any_case,
     bare_name,
@@ -29,11 +28,13 @@ from boxwright.data.folders import (
     subfolders,
     suffix_of,
 )
+from boxwright.data.id_column import IdColumn, hashable, number
 from boxwright.data.image_index import ImageIndex
-from boxwright.data.image_table import ImageColumns, ImageTable, ObjectColumns, paths_of
+from boxwright.data.image_table import ImageColumns, ImageTable, ObjectColumns, names_there
 from boxwright.data.json_stream import JsonStream
 from boxwright.data.parsed import ParsedDataset, ParsedImage, check_names, merged_lists, read_text
 from boxwright.data.records import Record
+from boxwright.files import is_file
 from boxwright.images import IMAGE_SUFFIXES
 
 _OTHER_TASKS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")
@@ -67,19 +68,21 @@ def read(root: Path, files: dict[str, Path]) -> ParsedDataset:
     """Parse the annotation files of a data set, given by split."""
     parsed = ParsedDataset(root, "coco")
     contents = {split: content for split, file in files.items() if (content := _load(parsed, file)) is not None}
+    used = {split: files[split] for split in contents}
     group_names = _group_names(list(contents.values()))
     classes: dict[str, dict[str, int]] = {}
     for split, content in contents.items():
         classes[split] = _classes(parsed, files[split], content, group_names)
-    _agree_on_classes(parsed, {split: files[split] for split in contents}, classes)
+    _agree_on_classes(parsed, used, classes)
     index, folders = ImageIndex(parsed), {}
-    for split, content in contents.items():
+    for split, file in used.items():
+        content = contents.pop(split)  # so that it is freed
         positions = {id_: parsed.names.index(name) for name, id_ in classes[split].items() if name in parsed.names}
-        folders[split] = _image_folder(Path(parsed.root), files[split], content.images.names)
-        if images := _images(parsed, index, files[split], folders[split], content, positions):
+        folders[split] = _image_folder(Path(parsed.root), file, content.images.names)
+        if images := _images(parsed, index, file, folders[split], content, positions):
             parsed.splits[split] = images
         else:
-            parsed.add_fault("empty-split", files[split], "has no images")
+            parsed.add_fault("empty-split", file, "has no images")
     index.finish()
     _check_unlisted(parsed, index, list(dict.fromkeys(folders.values())))
     return parsed
@@ -263,7 +266,8 @@ def _images(
 ) -> Sequence[ParsedImage]:
     rows, kept = content.images, dict[Any, int]()
     moved: dict[int, Path] = {}
-    columns = ImageColumns(str(folder), file, names=[], ids=[], moved=moved)
+    ids = IdColumn()
+    columns = ImageColumns(str(folder), file, names=[], ids=ids, moved=moved)
     for row, (name, id_) in enumerate(zip(rows.names, rows.ids, strict=True)):
         if id_ in kept:
             first = columns.path(kept[id_]).name
@@ -273,7 +277,7 @@ def _images(
             moved[len(kept)] = index.find(name, folder, f"{file}, image {id_}")
         kept[id_] = len(kept)
         columns.names.append(name)
-        columns.ids.append(number(id_) if isinstance(id_, float) else id_)
+        ids.append(number(id_) if isinstance(id_, float) else id_)
         columns.sizes.extend(rows.sizes[2 * row : 2 * row + 2])
     images = ImageTable(columns, _annotate(parsed, file, content, kept, positions), content.annotations.marks)
     images.fill_sizes(parsed)
@@ -287,13 +291,14 @@ def _annotate(
     rows = content.annotations
     image_A, label_A = rows.image_ids.positions_in(by_id), content.labels(positions)
     good_A = (image_A >= 0) & (label_A >= 0)
+    rows.image_ids.keep_only(np.flatnonzero(image_A < 0).tolist())
     good_A[list(rows.problems)] = False
     for row in np.flatnonzero(~good_A).tolist():
         kind, what = "broken-record", rows.problems.get(row)
         if what is None and image_A[row] < 0:
             kind, what = "orphan-annotation", f"there is no image with the id {rows.image_ids[row]}"
         elif what is None:
-            kind, what = "unknown-class", f"there is no category with the id {rows.category_ids[row]}"
+            kind, what = "unknown-class", f"there is no category with the id {content.category_id(row)}"
         parsed.add_fault(kind, f"{file}, annotation {rows.marks[row]}", what)
     if rows.derived:
         parsed.add_fault("derived-box", file, f"{rows.derived} annotations have a segmentation but no `bbox`")
@@ -307,23 +312,37 @@ def _annotate(
 
 
 def _image_folder(root: Path, file: Path, names: Sequence[str]) -> Path:
-    """The folder with most of the images, out of all folders where data sets have them."""
+    """The folder with most of the images, out of all folders where data sets have them, in any capitals."""
     here = file.parent
-    names_of_split = [bare_name(file.stem), split_name(file.stem) or "", split_name(here.name) or ""]
-    bases = [here, here / "images", here / "data", here.parent, here.parent / "images", root, root / "images"]
-    split_folders = [base / name for name in names_of_split if name for base in bases]
+    parents = [folder for folder in dict.fromkeys((here, here.parent, root)) if folder.is_dir()]
+    known = [(parent, folder) for parent in parents for folder in subfolders(parent)]
+    bases = list(parents)
+    bases += [folder for parent, folder in known if folder.name.lower() in ("images", "data")[: 1 + (parent == here)]]
+    of_split = {name.lower() for name in (bare_name(file.stem), split_name(file.stem), split_name(here.name)) if name}
+    split_folders = [
+        folder
+        for base in bases
+        for folder in subfolders(base)
+        if folder.name.lower() in of_split or split_name(folder.name) in of_split
+    ]
     sample = [name.replace("\\", "/") for name in names[:: max(1, len(names) // 50)]]
-    return max([*split_folders, *bases], key=lambda folder: sum((folder / name).is_file() for name in sample))
+    return max([*split_folders, *bases], key=lambda folder: sum(is_file(folder / name) for name in sample))
 
 
 def _check_unlisted(parsed: ParsedDataset, index: ImageIndex, folders: Sequence[Path]) -> None:
-    listed = {path for images in parsed.splits.values() for path in paths_of(images)}
-    for folder in folders:
-        images = (name for name in index.names_in(folder) if suffix_of(name) in IMAGE_SUFFIXES)
-        unlisted = [name for name in images if os.path.join(folder, name) not in listed and not name.startswith(".")]  # noqa: PTH118
+    waiting = {str(folder): {name for name in index.names_in(folder) if _is_image(name)} for folder in folders}
+    for images in parsed.splits.values():
+        for folder, name in names_there(images):
+            if folder in waiting:
+                waiting[folder].discard(name)
+    for folder, unlisted in waiting.items():
         if unlisted:
             what = f"{len(unlisted)} images are not in the annotations ({min(unlisted)}, ...)"
             parsed.add_fault("unlisted-image", folder, what)
+
+
+def _is_image(name: str) -> bool:
+    return suffix_of(name) in IMAGE_SUFFIXES and not name.startswith(".")
 
 
 def write(

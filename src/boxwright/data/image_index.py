@@ -28,6 +28,7 @@ from unicodedata import normalize
 from urllib.parse import unquote
 
 from boxwright.data.folders import can_be_a_file, data_root, walk
+from boxwright.data.image_table import paths_of
 from boxwright.data.parsed import ParsedDataset
 from boxwright.files import name_on_disk
 from boxwright.images import IMAGE_SUFFIXES
@@ -113,9 +114,11 @@ class ImageIndex:
         """
         if not self._found:
             return
-        named = Counter(image.path for images in self._parsed.splits.values() for image in images)
+        found = {str(path) for path in self._found}
+        every = (path for images in self._parsed.splits.values() for path in paths_of(images))
+        named = Counter(path for path in every if path in found)
         for path, uses in self._found.items():
-            if named[path] > len(uses) or len({clean_name(name) for _, name, _ in uses}) > 1:
+            if named[str(path)] > len(uses) or len({clean_name(name) for _, name, _ in uses}) > 1:
                 for _, name, where in uses:
                     what = f"{name!r} is not there; {self._short(path)}, the only file of this name, belongs to another"
                     self._parsed.add_fault("missing-image", where, f"{what} record")

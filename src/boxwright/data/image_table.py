@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, overload
@@ -10,11 +11,11 @@ import numpy as np
 
 from boxwright.data.columns import ImageColumns as ImageColumns
 from boxwright.data.columns import ObjectColumns as ObjectColumns
-from boxwright.data.columns import RecordTable, usable
+from boxwright.data.columns import RecordTable, all_usable
 from boxwright.data.parsed import ParsedDataset, ParsedImage, ParsedImages, fill_sizes
 
 if TYPE_CHECKING:
-    from boxwright.data.coco_columns import IdColumn
+    from boxwright.data.id_column import IdColumn
 
 
 MARK = ", annotation {}"  # see `ParsedImage`
@@ -49,9 +50,8 @@ class ImageTable(ParsedImages):
 
     def records(self, empty_boxes: bool) -> tuple[RecordTable, int]:
         """See `ParsedImages`."""
-        sizes_M2 = self.images.image_sizes[self.objects.image_of_each]
-        kept = self.objects.kept(usable(self.objects.boxes_M4, sizes_M2, empty_boxes))
-        return RecordTable(self.images, kept), len(self.objects.labels_M) - len(kept.labels_M)
+        keep_M = all_usable(self.images.image_sizes, self.objects, empty_boxes)
+        return RecordTable(self.images, self.objects, keep_M), int((~keep_M).sum())
 
     def fill_sizes(self, parsed: ParsedDataset) -> None:
         """Take width and height from the image file where the annotation does not have them."""
@@ -96,10 +96,17 @@ def where_of(images: Sequence[ParsedImage], image: int, place: int) -> str:
     return images[image].where(place)
 
 
+def names_there(images: Sequence[ParsedImage]) -> Iterator[tuple[str, str]]:
+    """Folder and name of each image's file."""
+    for path in paths_of(images):
+        folder, name = os.path.split(path)
+        yield folder or ".", name
+
+
 def paths_of(images: Sequence[ParsedImage]) -> Iterator[str]:
     """The path of each image, as text."""
     if isinstance(images, ImageTable):
-        return (str(images.images.path(i)) for i in range(len(images)))
+        return images.images.paths()
     return (str(image.path) for image in images)
 
 

@@ -48,8 +48,8 @@ class BatchSource(Protocol):
         ...
 
     @property
-    def sources(self) -> str:
-        """Checksum of the images; empty if it is not known."""
+    def checksums(self) -> dict[str, str]:
+        """Checksums of the images, by what of them they are of; empty if none is known."""
         ...
 
 

@@ -14,7 +14,7 @@ from boxwright.classes import enumerate_classes
 from boxwright.config import UserError, nearest, require
 from boxwright.console import make_console
 from boxwright.data import archives, coco, voc, yolo
-from boxwright.data.columns import relabelled
+from boxwright.data.columns import in_columns, label_counts, paths_of, relabelled
 from boxwright.data.folders import real_paths, subfolders
 from boxwright.data.formats import recognise, yolo_folders
 from boxwright.data.parsed import ParsedDataset, to_dataset
@@ -243,18 +243,16 @@ def _shared_images(train: Sequence[Record], held_out: Sequence[Record]) -> int:
     """How many held-out images are training images, too: the same files or, in shards, the same bytes."""
     if isinstance(train, shards.ShardRecords) and isinstance(held_out, shards.ShardRecords):
         return int(np.isin(held_out.checksums(), train.checksums()).sum())
-    paths = set(real_paths(str(record.path) for record in train))
-    return sum(path in paths for path in real_paths(str(record.path) for record in held_out))
+    val_paths = Counter(real_paths(paths_of(held_out)))
+    return sum(val_paths.pop(path, 0) for path in real_paths(paths_of(train)))
 
 
 def _check_objects(dataset: Dataset, train: Sequence[Record], val: Sequence[Record]) -> None:
     """Raise `UserError` if a part has no object; warn of classes without a training object."""
-    counts = [_label_counts(records, len(dataset.names)) for records in (train, val)]
-    for part, records, counts_K in zip(("training", "validation"), (train, val), counts, strict=True):
-        require(
-            counts_K.any(), f"{dataset.root}: none of the {len(records)} {part} images has an object; annotate some"
-        )
-    never = [name for name, count in zip(dataset.names, counts[0], strict=True) if not count]
+    objects_K = [_label_counts(records, len(dataset.names)) for records in (train, val)]
+    for part, records, count_K in zip(("training", "validation"), (train, val), objects_K, strict=True):
+        require(count_K.any(), f"{dataset.root}: none of the {len(records)} {part} images has an object; annotate some")
+    never = [name for name, count in zip(dataset.names, objects_K[0], strict=True) if not count]
     if never:
         warn_user(
             f"{dataset.root}: no training image has an object of {enumerate_classes(never)}: never learned or found"
@@ -266,32 +264,34 @@ def _label_counts(records: Sequence[Record], classes: int) -> np.ndarray:
     if isinstance(records, shards.ShardRecords):
         counts_K = records.label_counts()
         return np.pad(counts_K, (0, classes - len(counts_K)))
-    counts_K = np.zeros(classes, np.int64)
-    for record in records:
-        counts_K += np.bincount(record.labels_N[~record.ignore_N], minlength=classes)
-    return counts_K
+    return label_counts(records, classes)
 
 
 def merge_val(train: Dataset, val: Dataset) -> Dataset:
     """One data set from two: the training images of `train`, and the images of `val` as its split ``val``.
 
-    Classes are matched by name; category ids are those of `val`, so that results can be scored against its file.
+    Classes are matched by name; those that only `val` has objects of follow, with a warning. Category ids are those of
+    `val`, so that results can be scored against its file.
 
     Raises:
-        UserError: `val` has objects of classes that `train` lacks, or several splits of which none is ``val``.
+        UserError: the two have no class in common, or `val` has several splits of which none is ``val``.
     """
     records = _val_records(val)
-    used = np.unique(np.concatenate([record.labels_N for record in records] or [np.empty(0, np.int64)]))
-    unknown = [val.names[i] for i in used if val.names[i] not in train.names]
-    require(
-        not unknown, f"{val.root} has objects of classes that {train.root} lacks: {', '.join(unknown)}; rename them"
-    )
-    positions = np.array([train.names.index(n) if n in train.names else -1 for n in val.names], dtype=np.int64)
+    labels = {label for part in in_columns(records) for label in np.unique(part.labels_N).tolist()}
+    used = [name for label, name in enumerate(val.names) if label in labels]
+    unknown = [name for name in used if name not in train.names]
+    if unknown:
+        what = f"{val.root} has objects of classes that {train.root} lacks: {enumerate_classes(unknown)}"
+        require(len(unknown) < len(used), f"{what}, and of no other; rename them")
+        warn_user(f"{what}; no score of them can be over 0. Rename them if they go by another name there")
+    names = (*train.names, *unknown)
+    positions = np.array([names.index(n) if n in names else -1 for n in val.names], dtype=np.int64)
     mapped = relabelled(records, positions)
     ids = dict(zip(val.names, val.category_ids, strict=True))
-    category_ids = tuple(ids[n] for n in train.names) if set(train.names) <= set(ids) else train.category_ids
+    free = range(max(train.category_ids, default=0) + 1, max(train.category_ids, default=0) + 1 + len(unknown))
+    category_ids = tuple(ids[n] for n in names) if set(names) <= set(ids) else (*train.category_ids, *free)
     splits = {"train": train.splits[_train_split(train)], "val": mapped}
-    return replace(train, splits=splits, category_ids=category_ids)
+    return replace(train, names=names, splits=splits, category_ids=category_ids)
 
 
 def _val_records(val: Dataset) -> Sequence[Record]:

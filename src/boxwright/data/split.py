@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from boxwright.config import require
-from boxwright.data.columns import take
+from boxwright.data.columns import RecordTable, at, in_columns, rows_by_key, take
 from boxwright.data.records import Record
 from boxwright.data.shards.records import ShardRecords
 from boxwright.files import PackedFile
@@ -42,40 +45,84 @@ def split(records: Sequence[Record], fraction: float, seed: int = 0) -> tuple[Se
     if isinstance(records, ShardRecords) and len(records) > AT_RANDOM:
         in_val[np.random.default_rng(seed).permutation(len(records))[:n_val]] = True
         return take(records, ~in_val), take(records, in_val)
-    by_name = sorted(range(len(records)), key=lambda i: _order(records[i]))
-    order = np.array(by_name)[np.random.default_rng(seed).permutation(len(records))]
-    in_val[order] = _assign(_class_counts([records[i] for i in order]), n_val)
+    order = _by_path(records)[np.random.default_rng(seed).permutation(len(records))]
+    in_val[order] = _assign(_ObjectCounts.of(records, order), n_val)
     return take(records, ~in_val), take(records, in_val)
 
 
-def _order(record: Record) -> tuple[bytes, bool, int | str]:
-    return (
-        os.fsencode(record.path.path if isinstance(record.path, PackedFile) else record.path),
-        isinstance(record.image_id, str),
-        record.image_id,
-    )
+def _by_path(records: Sequence[Record]) -> np.ndarray:
+    """The records' positions in the order of their paths; of one path, in that of their ids."""
+    paths = [os.fsencode(path) for path in _paths(records)]
+    order = sorted(range(len(paths)), key=paths.__getitem__)
+    if any(paths[i] == paths[j] for i, j in itertools.pairwise(order)):
+        ids = [record.image_id for record in records]
+        order.sort(key=lambda i: (paths[i], isinstance(ids[i], str), ids[i]))
+    return np.array(order)
 
 
-def _class_counts(records: Sequence[Record]) -> np.ndarray:
-    """(images, classes + 1): objects of each class; the last column marks images without any."""
-    n_classes = max((int(r.labels_N.max()) + 1 for r in records if len(r.labels_N)), default=0)
-    rows = [np.bincount(r.labels_N[~r.ignore_N], minlength=n_classes) for r in records]
-    counts = np.array(rows).reshape(len(records), n_classes)
-    return np.column_stack([counts, counts.sum(1) == 0])
+def _paths(records: Sequence[Record]) -> Iterator[str]:
+    """The path of each image; of one that is packed, before it was."""
+    if isinstance(records, RecordTable):
+        return records.paths()
+    return (r.path.path if isinstance(r.path, PackedFile) else str(r.path) for r in records)
 
 
-def _assign(counts: np.ndarray, n_val: int) -> np.ndarray:
-    """(images,) bool: the images of the second part, given the counts (images, classes) of objects."""
-    share = np.array([1 - n_val / len(counts), n_val / len(counts)])
-    lack = counts.sum(0) * share[:, None]  # (2, classes + 1), objects that each part still lacks
-    room = [len(counts) - n_val, n_val]
-    in_val, waiting = np.zeros(len(counts), dtype=bool), np.ones(len(counts), dtype=bool)
+@dataclass(frozen=True)
+class _ObjectCounts:
+    """How many objects of each class are on each image, without the zeros: the E entries of a sparse matrix.
+
+    Attributes:
+        starts: the first entry of each image, and their number, (images + 1,).
+        classes_E: the last class is that of images without objects.
+        counts_E: objects of the class, 1 for images without.
+        classes: their number.
+    """
+
+    starts: np.ndarray
+    classes_E: np.ndarray
+    counts_E: np.ndarray
+    classes: int
+
+    @staticmethod
+    def of(records: Sequence[Record], order: np.ndarray) -> _ObjectCounts:
+        """Those of records in an order, their ignored objects left out."""
+        background = max((int(part.labels_N.max(initial=-1)) for part in in_columns(records)), default=-1) + 1
+        entries, classes, counts = array("i"), array("i"), array("i")
+        for part in in_columns(at(records, order)):
+            image_N = np.concatenate([part.image_of_each[~part.ignore_N], np.arange(len(part.counts_I))])
+            empty_I = np.bincount(image_N, minlength=len(part.counts_I)) == 1
+            label_N = np.concatenate([part.labels_N[~part.ignore_N], np.full(len(part.counts_I), background)])
+            kept = (label_N < background) | empty_I[image_N]
+            cells, own = np.unique(image_N[kept] * (background + 1) + label_N[kept], return_counts=True)
+            entries.frombytes(np.bincount(cells // (background + 1)).astype(np.int32).tobytes())
+            classes.frombytes((cells % (background + 1)).astype(np.int32).tobytes())
+            counts.frombytes(own.astype(np.int32).tobytes())
+        starts = np.concatenate([[0], np.cumsum(entries)])
+        return _ObjectCounts(starts, np.array(classes), np.array(counts), background + 1)
+
+
+def _assign(counts: _ObjectCounts, n_val: int) -> np.ndarray:
+    """(images,) bool: the images of the second part."""
+    images = len(counts.starts) - 1
+    total_K = np.bincount(counts.classes_E, counts.counts_E, minlength=counts.classes)
+    image_E = np.repeat(np.arange(images, dtype=np.int32), np.diff(counts.starts))
+    with_class = np.split(image_E[rows_by_key(counts.classes_E, counts.classes)], _ends(counts)[:-1])
+    share = np.array([1 - n_val / images, n_val / images])
+    lack = total_K * share[:, None]  # (2, classes), objects that each part still lacks
+    left_K = total_K.copy()
+    room = [images - n_val, n_val]
+    in_val, waiting = np.zeros(images, dtype=bool), np.ones(images, dtype=bool)
     while waiting.any():
-        left = counts[waiting].sum(0)
-        rarest = int(np.where(left > 0, left, left.max() + 1).argmin())
-        for i in np.flatnonzero(waiting & (counts[:, rarest] > 0)):
+        rarest = int(np.where(left_K > 0, left_K, left_K.max() + 1).argmin())
+        for i in with_class[rarest][waiting[with_class[rarest]]].tolist():
             part = int(lack[1, rarest] / share[1] > lack[0, rarest] / share[0]) if all(room) else int(room[1] > 0)
             in_val[i], waiting[i] = part, False
-            lack[part] -= counts[i]
+            own = slice(counts.starts[i], counts.starts[i + 1])
+            lack[part, counts.classes_E[own]] -= counts.counts_E[own]
+            left_K[counts.classes_E[own]] -= counts.counts_E[own]
             room[part] -= 1
     return in_val
+
+
+def _ends(counts: _ObjectCounts) -> np.ndarray:
+    return np.cumsum(np.bincount(counts.classes_E, minlength=counts.classes))

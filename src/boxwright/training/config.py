@@ -53,7 +53,7 @@ class RunConfig:
     precision: Precision = "auto"
     devices: int = 1
     nodes: int = 1
-    cache: Literal["auto", "pixels", "jpeg"] = "auto"
+    cache: Literal["auto", "pixels", "jpeg", "grow"] = "auto"
 
     def as_dict(self) -> dict[str, Any]:
         """All settings, as config.yaml has them; those of mixing images only where they are decided."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from boxwright.classes import enumerate_classes
+from boxwright.data.columns import label_counts
 from boxwright.data.records import Record
 from boxwright.models import registry
 from boxwright.training.config import RunConfig
@@ -92,7 +93,7 @@ def _labels(
     config: RunConfig, names: Sequence[str], records: Sequence[Record], val_records: Sequence[Record]
 ) -> list[str]:
     """Labels that do not fit the images or each other."""
-    objects_K, val_objects_K = (_count(part, len(names)) for part in (records, val_records))
+    objects_K, val_objects_K = (label_counts(part, len(names)) for part in (records, val_records))
     hints = []
     unknown = [name for name, n, val in zip(names, objects_K, val_objects_K, strict=True) if val and not n]
     if unknown:
@@ -157,12 +158,6 @@ def _canvas(detector: Detector, records: Sequence[Record]) -> list[str]:
     return [
         f"{images}half of the objects are under {median:.1f} px there: --image_size {wanted}, or cut images into tiles"
     ]
-
-
-def _count(records: Sequence[Record], classes: int) -> np.ndarray:
-    """Objects of each class, ignored ones left out."""
-    labels = [record.labels_N[~record.ignore_N] for record in records]
-    return np.bincount(np.concatenate([*labels, np.zeros(0, np.int64)]), minlength=classes)
 
 
 def _outside(record: Record) -> int:

@@ -86,7 +86,7 @@ class RunIdentity:
 def checksums_of_data(
     train: tuple[BatchSource, Sequence[Record]], val: tuple[BatchSource, Sequence[Record]], names: Sequence[str]
 ) -> dict[str, str]:
-    """Checksums of images and of annotations, by what they are of; images in a cache of an earlier version have none.
+    """Checksums of images and of annotations, by what they are of, as far as the caches know them.
 
     Args:
         train, val: the images, cached, and their annotations.
@@ -94,8 +94,7 @@ def checksums_of_data(
     """
     found = {}
     for part, (cache, records) in {"training": train, "validation": val}.items():
-        if cache.sources:
-            found[f"{part} images"] = cache.sources
+        found |= {f"{part} {what}": checksum for what, checksum in cache.checksums.items()}
         objects = _described(records, lambda record: (record.boxes_N4, record.labels_N, record.ignore_N))
         found[f"{part} annotations"] = _checksum_of_list(json.dumps([list(names)]), objects)
     return found

@@ -6,7 +6,6 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from rich.console import Console
 
@@ -17,6 +16,7 @@ from boxwright.classes import enumerate_classes
 from boxwright.config import Adapt, Augment, Optim, UserError, from_mapping, require
 from boxwright.console import make_console
 from boxwright.data.cache import open_batches
+from boxwright.data.columns import label_counts
 from boxwright.data.loader import BatchSource, train_batches
 from boxwright.data.records import Record
 from boxwright.device import choose_device, usual_torch
@@ -72,7 +72,7 @@ def train(
     precision: Precision = "auto",
     devices: int = 1,
     nodes: int = 1,
-    cache: Literal["auto", "pixels", "jpeg"] = "auto",
+    cache: Literal["auto", "pixels", "jpeg", "grow"] = "auto",
     resume: bool = False,
     show_batches: bool = False,
 ) -> Path:
@@ -86,7 +86,7 @@ def train(
         model: the detector; by default dense, or that of `weights` or `teacher`.
         size: decides backbone, width, depth and image size; by default nano, or that of `weights`.
         out: folder of the run; it must not contain another run, unless with `resume`.
-        val_data: a second data set to validate on, with the same class names.
+        val_data: a second data set to validate on; classes are matched by name.
         val: share of the training images held out for validation if the data has no val split.
         train_split: split to train on instead of train; join several with a plus, as in train+val.
         val_split: split to validate on instead of val.
@@ -107,7 +107,8 @@ def train(
         precision: auto is bf16-mixed on GPUs that compute it natively, and 32-true otherwise.
         devices: number of devices on this machine; torchrun sets its own.
         nodes: number of machines; the launcher starts the same command on each.
-        cache: keep the images as raw pixels, or as JPEG if there is little disk space; auto decides.
+        cache: keep the images as raw pixels, or as JPEG if there is little disk space; auto decides. `grow` begins at
+            once, and keeps each image when it is first used.
         resume: continue the run in `out` exactly where its state was saved.
         show_batches: only write `batches.png`, a picture of the first batch, into `out`; no training.
 
@@ -288,8 +289,7 @@ def _introduction(detector: Detector, what: str, records: Sequence[Record], val_
     count = sum(p.numel() for p in detector.parameters())
     learning = sum(p.numel() for p in detector.parameters() if p.requires_grad)
     classes = enumerate_classes(detector.names)
-    labels_N = np.concatenate([record.labels_N[~record.ignore_N] for record in val_records])
-    few = too_few(detector.names, np.bincount(labels_N, minlength=len(detector.names)).tolist())
+    few = too_few(detector.names, label_counts(val_records, len(detector.names)).tolist())
     return (
         f"{what}, {detector.image_size} px, {count / 1e6:.1f} M parameters, {learning / 1e6:.1f} M learning\n"
         f"{len(records)} images to train on, {len(val_records)} to validate on; classes: {classes}"

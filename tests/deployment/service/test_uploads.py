@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from importlib.util import find_spec
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from boxwright.deployment.service.limits import RequestError
-from boxwright.deployment.service.uploads import FORMATS, decode, from_base64
-from helpers.uploads import LIMIT, check_decoded, damaged, picture
+from boxwright.deployment.service.uploads import decode, from_base64
+from boxwright.images import IMAGE_SUFFIXES, image_formats
+from helpers.uploads import KINDS, LIMIT, check_decoded, damaged, picture
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
@@ -39,7 +41,20 @@ def test_nothing_is_decoded_of_a_bomb():
     assert refused.value.status == 413
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+def test_what_is_an_image_in_a_folder_is_one_in_an_upload():
+    read = {kind for ending, kind in Image.registered_extensions().items() if ending in IMAGE_SUFFIXES}
+    assert read - {"MPO"} == set(image_formats()) - {"MPO"}  # which Pillow reads as JPEG
+    assert decode(picture(kind="mpo"), "it", 32, LIMIT).size == (96, 64)
+
+
+def test_heic_needs_a_plugin_or_is_read():
+    file = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+    with pytest.raises(RequestError, match="it cannot be read as an image") as refused:
+        decode(file, "it", 32, LIMIT)
+    assert "pillow-heif" in str(refused.value) or find_spec("pillow_heif")
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_one_pixel_of_every_format(kind):
     assert decode(picture((1, 1), (0, 0, 0, 0), kind), "it", 32, LIMIT).size == (1, 1)
 

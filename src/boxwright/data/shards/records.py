@@ -191,6 +191,10 @@ class _PackedColumns(ImageColumns):
         assert self.archive
         return self.archive.file(position, self.names[position])
 
+    def paths(self) -> Iterator[str]:
+        """All of them as text."""
+        return (str(self.path(position)) for position in range(len(self.names)))
+
     def source(self, position: int) -> str:
         """Shard and record, for error messages."""
         assert self.archive

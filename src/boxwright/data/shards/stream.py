@@ -44,7 +44,8 @@ class ShardBatches:
 
     def __init__(self, records: ShardRecords, side: int, keep: bool = True, quiet: bool = False) -> None:
         require(len(records), "there are no images to train on.")
-        self.records, self.side, self.sources = records, side, records.archive.index.checksum
+        self.records, self.side = records, side
+        self.checksums = {"images": records.archive.index.checksum}
         self._pixels = PixelStore(records.archive.index, side, make_console(quiet=quiet)) if keep else None
 
     def __len__(self) -> int:

@@ -7,12 +7,10 @@ import io
 from collections.abc import Callable
 
 from boxwright.deployment.service.limits import RequestError
-from boxwright.images import displayed_size, open_lazily, reason, upright
+from boxwright.images import displayed_size, image_formats, open_lazily, reason, upright
 from boxwright.runtime.inputs import GAP, DecodedImage
 
 _MOST_SCANS = 100  # of a JPEG; programs write about ten, and each takes as long as the whole image
-# The formats that Pillow reads without starting programs or opening other files.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 
 
 def decode(
@@ -21,7 +19,7 @@ def decode(
     """An uploaded image in mode RGB, upright; a large one reduced, to no less than three times the canvas.
 
     Args:
-        data: a file in one of the `FORMATS`; the first frame of an animation counts.
+        data: a file of any format in `image_formats`; the first frame of an animation counts.
         name: the caller's name for it, for errors.
         side: of the canvas that it will be fitted into, in pixels.
         most_pixels: the largest image, by its header; nothing of a larger one is decoded.
@@ -32,7 +30,7 @@ def decode(
         MemoryError: if there is not enough memory.
     """
     try:
-        with open_lazily(io.BytesIO(data), FORMATS) as image:
+        with open_lazily(io.BytesIO(data), image_formats()) as image:
             if image.width * image.height > most_pixels:
                 pixels = f"{image.width} x {image.height} pixels, and {most_pixels:,} are the limit"
                 raise RequestError(413, f"{name} has {pixels}; send a smaller one.")

@@ -311,7 +311,7 @@ def paths_of(records: Sequence[Record]) -> Iterator[str]:
 
 def at(records: Sequence[Record], positions: np.ndarray) -> Sequence[Record]:
     """The records at these positions."""
-    return records.take(positions) if isinstance(records, RecordTable) else [records[i] for i in positions.tolist()]
+    return records.take(positions) if isinstance(records, RecordColumns) else [records[i] for i in positions.tolist()]
 
 
 def take(records: Sequence[Record], keep: np.ndarray) -> Sequence[Record]:

@@ -49,7 +49,7 @@ RESERVE = 2**30  # bytes of the disk that are left free: checkpoints must be wri
 
 @dataclass(frozen=True)
 class FileStates:
-    """What the file system says of the image files: bytes and time of change in ns, (n,) int64, 0 of those in archives."""
+    """What the file system says of image files: bytes and time of change in ns, (n,) int64; 0 of those in archives."""
 
     sizes_B: np.ndarray
     times_B: np.ndarray

@@ -20,6 +20,7 @@ from boxwright.deployment.service.metrics import Metrics
 
 _CLIENT_LEFT = 499  # a status of nginx, for counters
 _DRAINED = 8  # times the largest request: bytes of a refused one that are received, so that its client sees why
+_PARTS = 8  # of bodies, of up to 256 kB each, that are worked on at once
 _TAIL = 1024  # bytes at the end of a form that must hold its closing boundary; a few bytes may follow it
 OVER_CAPACITY = "too many images are waiting; come back later, as Retry-After says."
 
@@ -82,6 +83,7 @@ class Uploads:
         self.most, self.patience, self.size = most, patience, 0
         self._all: set[Upload] = set()
         self._released = asyncio.Event()
+        self._at_once = asyncio.Semaphore(_PARTS)
 
     @contextmanager
     def counted(self, upload: Upload) -> Iterator[None]:
@@ -116,6 +118,11 @@ class Uploads:
                     await self._released.wait()
             except TimeoutError:
                 self._drop_late()
+
+    async def turn(self) -> None:
+        """Wait until a part may be worked on; between a few of them, other requests have their turn."""
+        await self._at_once.acquire()
+        asyncio.get_running_loop().call_soon(self._at_once.release)
 
     def _forget(self, upload: Upload) -> None:
         self.size -= upload.size
@@ -177,8 +184,12 @@ class _Body:
                 message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
             elif more and not message.get("more_body", False):
                 await send({**message, "more_body": True})
-                await self._drain()
-                message = {"type": "http.response.body"}
+                try:
+                    await self._drain()
+                finally:  # the service may end meanwhile
+                    self.answered = True
+                    await send({"type": "http.response.body"})
+                return
             self.answered = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
 
@@ -320,13 +331,14 @@ class ServiceMiddleware:
             async with asyncio.timeout_at(upload.end) as upload.timer:
                 await self.uploads.room()
                 message = await body.receive()
+                self.uploads.add(upload, len(message.get("body", b"")))
+                await self.uploads.turn()
         except TimeoutError:
             if upload.dropped:
                 raise HTTPException(503, OVER_CAPACITY, {"Retry-After": str(self.retry_after())}) from None
             raise HTTPException(408, f"the request took over {self.limits.seconds:g} s to arrive.") from None
         finally:
             upload.timer = None
-        self.uploads.add(upload, len(message.get("body", b"")))
         if upload.size > self.limits.bytes:
             raise HTTPException(413, self._too_long())
         return message

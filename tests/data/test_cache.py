@@ -196,9 +196,10 @@ def test_auto_chooses_by_disk_and_memory_and_says_why(
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", disk(free))
     monkeypatch.setattr(cache_module, "_memory", lambda: memory)
-    assert build(records, SIDE, folder=home).mode == expected
+    assert build(records, SIDE, folder=home, purpose="training").mode == expected
     printed = " ".join(capsys.readouterr().out.split())
     assert f"Cache of {expected}" in printed
+    assert "B for training in" in printed
     assert ("half of the memory" in printed) == (memory == 100_000 or expected == "pixels")
 
 

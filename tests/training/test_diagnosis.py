@@ -26,6 +26,7 @@ def record(*boxes: tuple[float, float, float, float], labels: tuple[int, ...] = 
 
 RECORDS = [record((0, 0, 20, 20), (20, 20, 60, 60), labels=(0, 1))] * 4
 USUAL = recipe("dense").epochs_for(len(RECORDS))
+FEW = f"200 steps are few (100 of the usual {USUAL} epochs)"
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +35,9 @@ def detector() -> Detector:
 
 
 def config(folder: Path, steps: int = 2000, losses: tuple[float, float] = (9.0, 1.0), **settings) -> RunConfig:
-    """Settings of a run of 90 epochs whose loss went in a line between two values, and its metrics.csv."""
-    values = np.linspace(*losses, steps)
-    lines = [f"{step},{90 * step / steps},0.001,{loss}" for step, loss in enumerate(values, 1)]
+    """Settings of a run whose loss went in a line between two values, and its metrics.csv."""
+    values, epochs = np.linspace(*losses, steps), settings.get("epochs", 90)
+    lines = [f"{step},{epochs * step / steps},0.001,{loss}" for step, loss in enumerate(values, 1)]
     (folder / "metrics.csv").write_text("\n".join(["step,epoch,lr,loss", *lines]) + "\n")
     return resolve(RunConfig(folder / "data", out=folder, **settings))
 
@@ -54,8 +55,16 @@ def test_a_run_without_a_visible_fault_is_told_to_look(detector, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "hint"),
     [
-        ({"steps": 100}, f"100 steps are few (90 of the usual {USUAL} epochs): --epochs 450"),
-        ({"steps": 1}, f"1 step is few (90 of the usual {USUAL} epochs): --epochs 45000"),
+        ({"steps": 100}, f"100 steps are few (90 of the usual {USUAL} epochs): --epochs 100"),
+        ({"steps": 1}, f"1 step is few (90 of the usual {USUAL} epochs): --epochs 100"),
+        (
+            {"steps": 200, "epochs": 100},
+            f"200 steps are few (100 of the usual {USUAL} epochs): --batch_size 8, or more images",
+        ),
+        (
+            {"steps": 200, "epochs": 100, "batch_size": 1},
+            f"200 steps are few (100 of the usual {USUAL} epochs): take more images",
+        ),
         ({"losses": (1.0, 9.0)}, "the training loss rose (from 1.4 to 8.6): --optim.lr 0.00033"),
         ({"losses": (1.0, 0.99)}, "the training loss hardly fell (from 1 to 0.99): --optim.lr 0.003"),
         ({"pretrained": False}, "the backbone began at random: leave --pretrained false out"),

@@ -183,10 +183,15 @@ def test_a_state_that_does_not_hold_all_adjustable_settings_is_resumed(data, who
     assert len(rows(out)) == 12
 
 
-def test_other_settings_are_named_with_a_way_on_that_works(data, whole, tmp_path):
+def test_other_settings_are_named_with_a_way_on_that_works(data, whole, tmp_path, monkeypatch):
     out = shutil.copytree(whole, tmp_path / "run")
     with pytest.raises(UserError, match=r"settings, --batch_size 4 and not 2; .*there, --weights .*last begins"):
         train(data, out, batch_size=2, resume=True)
+    monkeypatch.setenv("BOXWRIGHT_CACHE", str(tmp_path / "unused"))
+    with pytest.raises(UserError, match=r"settings, --image_size 64 and not 96; "):
+        train(data, out, image_size=96, resume=True)
+    assert not (tmp_path / "unused").exists()  # nothing is cached for what is refused
+    monkeypatch.undo()
     again = train(data, tmp_path / "again", batch_size=2, epochs=1, weights=out / "last", backbone=None)
     assert len(rows(again)) == 8
 

@@ -282,7 +282,7 @@ def test_a_run_of_a_version_that_mixed_nothing_is_resumed_without_mixing(data, f
     mixed = replace(dense.augment, mosaic=0.5)
     monkeypatch.setitem(recipes.RECIPES, "dense", replace(dense, augment=mixed))
     train(data, out, epochs=1, resume=True)
-    with pytest.raises(UserError, match=r"other settings, --augment.mosaic null and not 0.2, --augment.mixup null"):
+    with pytest.raises(UserError, match=r"other settings, --augment.mosaic none and not 0.2, --augment.mixup none"):
         train(data, out, epochs=1, resume=True, augment=Augment(mosaic=0.2))
 
 

@@ -57,15 +57,23 @@ LARGEST_SHARE = 0.5  # of the free disk and of the memory that `auto` lets pixel
 ABANDONED_AFTER = 24 * 3600.0  # seconds; then a temporary folder of another machine's process is removed
 
 
-def open_batches(records: Sequence[Record], side: int, *, mode: Mode = "auto", quiet: bool = False) -> BatchSource:
+def open_batches(
+    records: Sequence[Record], side: int, *, mode: Mode = "auto", quiet: bool = False, purpose: str = ""
+) -> BatchSource:
     """What batches of these images are made of: shards, which are read as training goes on, or a cache, see `build`."""
     if isinstance(records, ShardRecords):
         return ShardBatches(records, side, keep=mode != "jpeg", quiet=quiet)
-    return build(records, side, mode=mode, quiet=quiet)
+    return build(records, side, mode=mode, quiet=quiet, purpose=purpose)
 
 
 def build(
-    records: Sequence[Record], side: int, *, mode: Mode = "auto", folder: Path | None = None, quiet: bool = False
+    records: Sequence[Record],
+    side: int,
+    *,
+    mode: Mode = "auto",
+    folder: Path | None = None,
+    quiet: bool = False,
+    purpose: str = "",
 ) -> Cache:
     """The cache of these images for this canvas, built unless it exists.
 
@@ -78,6 +86,7 @@ def build(
             they are first used, and kept as long as there is room.
         folder: where caches are kept; by default `default_folder()`.
         quiet: print nothing.
+        purpose: what the images are for, as ``training``, for the console.
 
     Raises:
         UserError: images that can't be read (one error for all of them; with `grow`, only missing ones), no space, no
@@ -99,7 +108,7 @@ def build(
         home.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(home)
     estimates = estimate(records, side)
-    chosen = _choose(mode, estimates, home, console)
+    chosen = _choose(mode, estimates, home, console, purpose)
     if mode == "grow":
         growing_cache.create(home / f"{names[chosen]}{GROWING}", side, chosen, len(records))
         return GrowingCache(home / f"{names[chosen]}{GROWING}", side, chosen, records, files)
@@ -154,7 +163,7 @@ def _key(records: Sequence[Record]) -> tuple[str, FileStates]:
 # Choosing between pixels and JPEG
 
 
-def _choose(mode: str, estimates: dict[str, int], home: Path, console: Console) -> str:
+def _choose(mode: str, estimates: dict[str, int], home: Path, console: Console, purpose: str) -> str:
     """The mode; prints the reason, and raises `UserError` if the disk has no space for it."""
     free, memory = shutil.disk_usage(home).free, _memory()
     pixels = estimates["pixels"]
@@ -168,7 +177,8 @@ def _choose(mode: str, estimates: dict[str, int], home: Path, console: Console) 
         chosen, reason = "pixels", "which fit in half of the memory and of the free disk" if memory < np.inf else ""
     need = estimates[chosen]
     when = ", as images are used" if mode == "grow" else ""
-    console.print(f"Cache of {chosen} {reason}: {_bytes(need)} in {home} ({_bytes(free)} free){when}")
+    images = f" for {purpose}" if purpose else ""
+    console.print(f"Cache of {chosen} {reason}: {_bytes(need)}{images} in {home} ({_bytes(free)} free){when}")
     if need > free and mode != "grow":
         raise no_room(home, need, free)
     return chosen

@@ -104,7 +104,7 @@ def resume_error(config: RunConfig, adapted: bool) -> str:
     before = _flat(_comparable({name: stored.get(name) for name in config.fixed()}))
     after = _flat(config.fixed())
     changed = [
-        f"--{name} {_shown(before.get(name))} and not {_shown(after.get(name))}"
+        f"--{name} {shown(before.get(name))} and not {shown(after.get(name))}"
         for name in after | before
         if name not in ADJUSTABLE and before.get(name) != after.get(name)
     ]
@@ -149,6 +149,6 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _shown(value: Any) -> str:
-    """A setting as it is given on the command line."""
-    return value if isinstance(value, str) else json.dumps(value)
+def shown(value: Any) -> str:
+    """A setting as it is given on the command line, or none."""
+    return "none" if value is None else value if isinstance(value, str) else json.dumps(value)

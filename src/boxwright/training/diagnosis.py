@@ -15,7 +15,7 @@ from boxwright.data.columns import label_counts
 from boxwright.data.records import Record
 from boxwright.models import registry
 from boxwright.training.config import RunConfig
-from boxwright.training.recipes import Recipe, recipe
+from boxwright.training.recipes import MOST_EPOCHS, Recipe, recipe
 from boxwright.types import Detector
 
 NOTHING = 0.01  # with an AP under this, a detector has learned next to nothing
@@ -60,7 +60,7 @@ def diagnose(
     hints = [
         *_labels(config, detector.names, records, val_records),
         *_beginning(config, model, detector),
-        *_duration(losses, usual.epochs_for(len(records))),
+        *_duration(config, losses, usual.epochs_for(len(records))),
         *_rate(config, losses, usual),
         *_canvas(detector, records),
         f"look at what the network sees: boxwright train --config {config.out / 'config.yaml'} --show-batches",
@@ -121,13 +121,16 @@ def _beginning(config: RunConfig, model: str, detector: Detector) -> list[str]:
     return hints
 
 
-def _duration(losses: _Losses, usual: int) -> list[str]:
-    """Too few steps, or under half of the usual epochs."""
+def _duration(config: RunConfig, losses: _Losses, usual: int) -> list[str]:
+    """Too few steps, or under half of the usual epochs; of very few images, a smaller batch has more of them."""
     if losses.steps >= ENOUGH and losses.epochs >= usual / 2:
         return []
-    needed = max(usual, math.ceil(ENOUGH * losses.epochs / losses.steps))
+    assert config.batch_size is not None
+    needed = max(usual, min(math.ceil(ENOUGH * losses.epochs / losses.steps), MOST_EPOCHS))
+    smaller = f"--batch_size {config.batch_size // 2}, or more images" if config.batch_size > 1 else "take more images"
+    more = f"--epochs {needed}" if losses.epochs < needed else smaller
     few = "1 step is" if losses.steps == 1 else f"{losses.steps} steps are"
-    return [f"{few} few ({losses.epochs:.0f} of the usual {usual} epochs): --epochs {needed}"]
+    return [f"{few} few ({losses.epochs:.0f} of the usual {usual} epochs): {more}"]
 
 
 def _rate(config: RunConfig, losses: _Losses, usual: Recipe) -> list[str]:

@@ -13,7 +13,7 @@ from boxwright.data.loader import BatchSource
 from boxwright.data.records import Record
 from boxwright.data.shards.records import ShardRecords
 from boxwright.files import name_as_text
-from boxwright.training.config import ADJUSTABLE, RunConfig, resume_error, stored_settings
+from boxwright.training.config import ADJUSTABLE, RunConfig, resume_error, shown, stored_settings
 from boxwright.training.state import Progress
 
 
@@ -52,6 +52,11 @@ class RunIdentity:
         begin = json.dumps([settings, list(self.names)], sort_keys=True)
         return _checksum_of_list(begin, images)
 
+    def require_same(self, begun: Progress, config: RunConfig, adapted: bool) -> None:
+        """Raise `UserError` for other settings or boxes than a run can go on with; arguments as of `adjust`."""
+        if begun.recipe != self.recipe and self._recipe_with(_before(begun, config)) != begun.recipe:
+            raise UserError(resume_error(config, adapted))
+
     def adjust(self, begun: Progress, config: RunConfig, epoch_steps: int, adapted: bool) -> list[str]:
         """The settings with which a run goes on instead of those that it was begun with, as options.
 
@@ -64,23 +69,21 @@ class RunIdentity:
         Raises:
             UserError: for other settings, or other data, than a run can go on with.
         """
-        changed = [] if begun.recipe == self.recipe else self._adjusted(begun, config, epoch_steps, adapted)
+        self.require_same(begun, config, adapted)
+        changed = [] if begun.recipe == self.recipe else self._adjusted(begun, config, epoch_steps)
         known = begun.data or {}
         other = [what for what, checksum in self.data.items() if known.get(what, checksum) != checksum]
         data = f"{config.out} was begun with other data: the {' and the '.join(other)} have changed since"
         require(not other, f"{data}; put back what it was begun with, or give another --out.")
         return changed
 
-    def _adjusted(self, begun: Progress, config: RunConfig, epoch_steps: int, adapted: bool) -> list[str]:
-        stored = stored_settings(config.out)
-        before = {name: _get(stored, name) for name in ADJUSTABLE} | (begun.adjustable or {})
-        if self._recipe_with(before) != begun.recipe:
-            raise UserError(resume_error(config, adapted))
+    def _adjusted(self, begun: Progress, config: RunConfig, epoch_steps: int) -> list[str]:
+        before, now = _before(begun, config), self.adjustable
         done = -(-begun.step // epoch_steps)
         too_few = f"{config.out} has come to epoch {done}: resume with at least --epochs {done}"
         require(self.settings["epochs"] >= done, f"{too_few}, not {self.settings['epochs']}.")
-        now = self.adjustable
-        return [f"--{name} {now[name]} and not {before[name]}" for name in ADJUSTABLE if now[name] != before[name]]
+        changed = [name for name in ADJUSTABLE if now[name] != before[name]]
+        return [f"--{name} {shown(now[name])} and not {shown(before[name])}" for name in changed]
 
 
 def checksums_of_data(
@@ -119,6 +122,12 @@ def _checksum_of_list(begin: str, items: Iterable[Any]) -> str:
         digest.update(f"{', ' if number else ''}{json.dumps(item)}".encode())
     digest.update(b"]]")
     return digest.hexdigest()[:16]
+
+
+def _before(begun: Progress, config: RunConfig) -> dict[str, Any]:
+    """The adjustable settings that a run was begun with."""
+    stored = stored_settings(config.out)
+    return {name: _get(stored, name) for name in ADJUSTABLE} | (begun.adjustable or {})
 
 
 def _get(settings: dict[str, Any], name: str) -> Any:

@@ -35,6 +35,7 @@ from boxwright.training.identity import RunIdentity, checksums_of_data
 from boxwright.training.loop import BEST, LAST, Loop
 from boxwright.training.resolve import decide_epochs, resolve
 from boxwright.training.state import FILE as STATE
+from boxwright.training.state import read_progress
 from boxwright.training.teacher import Teacher
 from boxwright.types import Detector
 from boxwright.visualization import charts
@@ -179,15 +180,18 @@ def _run(
     torch.manual_seed(config.seed)
     detector, origin = make_detector(config, source, names)
     teacher = None if taught_by is None else Teacher(taught_by, detector)
+    card = _card(config, detector, teacher, len(records))
+    if resume:
+        begun = read_progress(config.out, card["settings"].get("teacher", ""))
+        RunIdentity(card["settings"], names, records, {}).require_same(begun, config, is_adapted(detector))
     train_cache, val_cache = (
-        open_batches(part, detector.image_size, mode=config.cache, quiet=console.quiet)
-        for part in (records, val_records)
+        open_batches(part, detector.image_size, mode=config.cache, quiet=console.quiet, purpose=purpose)
+        for part, purpose in ((records, "training"), (val_records, "validation"))
     )
     if problem := _cannot_mix(config, len(records)):
         console.print(problem, style="yellow")
     if show_batches:
         return _show_batches(config, train_cache, names)
-    card = _card(config, detector, teacher, len(records))
     checksums = checksums_of_data((train_cache, records), (val_cache, val_records), names)
     identity = RunIdentity(card["settings"], names, records, checksums)
     loop = Loop(fabric, detector, config, train_cache, (val_cache, val_records), card, identity, teacher, resume)

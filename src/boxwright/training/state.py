@@ -64,10 +64,19 @@ def read_state(folder: Path, teacher: str = "") -> tuple[Progress, dict[str, Ten
     Raises:
         UserError: if there is no state in `folder`, or it is damaged, or of a run with another teacher.
     """
+    return _read(folder, teacher)
+
+
+def read_progress(folder: Path, teacher: str = "") -> Progress:
+    """`read_state` without the tensors, which are not checked."""
+    return _read(folder, teacher, header_only=True)[0]
+
+
+def _read(folder: Path, teacher: str, header_only: bool = False) -> tuple[Progress, dict[str, Tensor]]:
     file = folder / FILE
     if not file.is_file():
         raise UserError(f"nothing to resume: {file} does not exist; train without --resume first.")
-    header, tensors = read_tensors(file, "the state of a boxwright run")
+    header, tensors = read_tensors(file, "the state of a boxwright run", header_only)
     if header.get("format") not in READABLE:
         raise UserError(f"{file} is not the state of a boxwright run, or of a newer version.")
     try:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from urllib.parse import urlsplit
 
 from fastapi import HTTPException
 from python_multipart.multipart import parse_options_header
@@ -22,6 +22,8 @@ _CLIENT_LEFT = 499  # a status of nginx, for counters
 _DRAINED = 8  # times the largest request: bytes of a refused one that are received, so that its client sees why
 _PARTS = 8  # of bodies, of up to 256 kB each, that are worked on at once
 _TAIL = 1024  # bytes at the end of a form that must hold its closing boundary; a few bytes may follow it
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[\w.-]+)(?::\d*)?", re.ASCII)  # name or address, and port
+_ORIGIN = re.compile(r"https?://[^\s/,]+")
 OVER_CAPACITY = "too many images are waiting; come back later, as Retry-After says."
 
 
@@ -390,8 +392,9 @@ class BrowserMiddleware:
         host, origin = (_value(headers, name) for name in (b"host", b"origin"))
         if self.hosts is not None and _host_name(host) not in self.hosts:
             return f"this service is not {host[:100]!r}: address it as {', '.join(self.hosts)}, or set a key."
-        if origin and not {"*", origin} & set(self.origins) and origin.partition("://")[2] != host:
-            return f"pages of {origin[:100]} may not use this service; --cors {origin[:100]} lets them."
+        if origin and origin not in (f"http://{host}", f"https://{host}") and not {"*", origin} & set(self.origins):
+            fix = origin[:100] if _ORIGIN.fullmatch(origin) else "'*'"  # which null is, or a page that is a file
+            return f"pages of {origin[:100]} may not use this service; --cors {fix} lets them."
         return None
 
 
@@ -401,8 +404,6 @@ def _value(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str:
 
 
 def _host_name(host: str) -> str | None:
-    """The name in a header Host, without port and brackets."""
-    try:
-        return urlsplit(f"//{host}").hostname
-    except ValueError:
-        return None
+    """The name in a header Host, without port and brackets; None for what is no such header."""
+    parts = _HOST.fullmatch(host)
+    return parts[1].strip("[]") if parts else None

@@ -13,7 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-_CHUNKED = 9  # bytes that each byte of a body may take on its way, where it is sent in chunks of one byte
+_FRAMING = 4  # bytes of a body for each byte of what surrounds its chunks, which are tiny if there are fewer
 _UPGRADE = re.compile(rb"\nupgrade(?=[ \t]*:)", re.IGNORECASE)
 _PIPELINE = 16  # requests of a connection that wait for the answer to an earlier one
 
@@ -80,7 +80,10 @@ class Protocol(HttpToolsProtocol):
         self._head_bytes += len(data)
         super().data_received(data)
         if self._head_bytes > self.most_head_bytes:
-            self._refuse(b"431 Request Header Fields Too Large", b"the headers are too large.")
+            self._refuse(
+                b"431 Request Header Fields Too Large",
+                b"the headers are too large, or the chunks of the body too small.",
+            )
         elif len(self.pipeline) > _PIPELINE:
             self.transport.abort()
 
@@ -99,7 +102,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Pass a part of the body on."""
-        self._head_bytes = max(0, self._head_bytes - _CHUNKED * len(body))
+        self._head_bytes = max(0, self._head_bytes - len(body) - len(body) // _FRAMING)
         super().on_body(body)
 
     def on_message_complete(self) -> None:

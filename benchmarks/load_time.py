@@ -5,7 +5,7 @@
 The files of a dense nano at 320 px, with checksums and as an earlier version wrote them, without: a checkpoint, a state
 (with building the network and restoring the optimizer, as `--resume` does), an exported file (opened by its path, as
 without checksums), and a cache (open it and augment each image once, as the first epoch does). CPU time of this
-process; both forms in turn; medians.
+process, both forms in turn; the least of each counts, as other work on the machine only adds to it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -57,9 +56,9 @@ def main() -> None:
 
 
 def interleaved(pair: tuple[Callable[[], Any], ...], repetitions: int) -> list[float]:
-    """Median CPU seconds of each function, called in turn; the first round is not counted."""
+    """Least CPU seconds of each function, called in turn; the first round is not counted."""
     seconds = [[timed(load) for load in pair] for _ in range(repetitions + 1)][1:]
-    return [median(column) for column in zip(*seconds, strict=True)]
+    return [min(column) for column in zip(*seconds, strict=True)]
 
 
 def timed(load: Callable[[], Any]) -> float:

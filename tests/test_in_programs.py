@@ -1,9 +1,11 @@
 """The library inside another program: forked workers, pickles, other defaults of torch, its own logging."""
 
+import copy
 import logging
 import multiprocessing
 import pickle
 import warnings
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +76,15 @@ def test_an_exported_detector_predicts_in_a_forked_process_and_from_a_pickle(tmp
         in_forked_process(lambda: detector.predict(IMAGE, threshold=0.0)),
     ):
         np.testing.assert_allclose(here.scores_N, there.scores_N, rtol=1e-4)
+
+
+def test_a_detector_goes_to_other_processes_by_value(tmp_path):
+    detector = boxwright.load(unpack("dense.safetensors", tmp_path), "cpu")
+    here = detector.predict(IMAGE, threshold=0.0)
+    content = bytes(ForkingPickler.dumps(detector))  # as multiprocessing passes arguments
+    assert len(content) > 4 * sum(parameter.numel() for parameter in detector.detector.parameters())
+    for again in (pickle.loads(content), copy.deepcopy(detector)):
+        np.testing.assert_array_equal(again.predict(IMAGE, threshold=0.0).boxes_N4, here.boxes_N4)
 
 
 def test_training_does_not_depend_on_the_defaults_of_the_program(data, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +68,13 @@ class Predictor(BasePredictor):
         self.detector, self.device, self._process = detector.eval(), torch.device(device), os.getpid()
         one_thread_after_fork()
         self.kind = f"a {type(detector).__name__.lower()}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tensors as bytes: multiprocessing would hand over each as a file, and has no room for hundreds of them."""
+        return {"detector": pickle.dumps(self.detector), "device": self.device}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(pickle.loads(state["detector"]), state["device"])  # noqa: S301 - a part of a pickle  # type: ignore[misc]
 
     @property
     def names(self) -> tuple[str, ...]:

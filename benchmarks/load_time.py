@@ -5,22 +5,27 @@
 The files of a dense nano at 320 px, with checksums and as an earlier version wrote them, without: a checkpoint, a state
 (with building the network and restoring the optimizer, as `--resume` does), an exported file (opened by its path, as
 without checksums), and a cache (open it and augment each image once, as the first epoch does). CPU time of this
-process, both forms in turn; the least of each counts, as other work on the machine only adds to it.
+process, both forms in turn; the least of each counts, as other work on the machine only adds to it. Before, what other
+checksums of the exported file's bytes would cost.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
 import time
+import zlib
 from collections.abc import Callable
 from functools import partial
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import google_crc32c
 import onnxruntime
 import torch
 from fuzz_files import Files
@@ -49,10 +54,32 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         os.environ["BOXWRIGHT_CACHE"] = str(Path(folder) / "home")
         files = Files(Path(folder), 320, None)
+        checksums(files.exported, options.repetitions)
         for kind, pair in loads(files, Path(folder) / "old").items():
             new, old = interleaved(pair, options.repetitions)
             times = f"{1000 * new:7.1f} ms with checksums, {1000 * old:7.1f} ms without"
             print(f"{kind:11} {times}: {new / old - 1:+.1%}", flush=True)
+
+
+def checksums(file: Path, repetitions: int) -> None:
+    """Print what checksums of a file's bytes cost, in memory and read in other ways."""
+    content = file.read_bytes()
+
+    def from_map() -> None:
+        with file.open("rb") as stream, mmap(stream.fileno(), 0, access=ACCESS_READ) as bytes_of_file:
+            zlib.crc32(bytes_of_file)
+
+    ways: dict[str, Callable[[], Any]] = {
+        "CRC-32": partial(zlib.crc32, content),
+        "CRC-32, memory map": from_map,
+        "CRC-32, read whole": lambda: zlib.crc32(file.read_bytes()),
+        "Adler-32": partial(zlib.adler32, content),
+        "SHA-256": partial(hashlib.sha256, content),
+        "BLAKE2b": partial(hashlib.blake2b, content),
+        "CRC-32C": partial(google_crc32c.value, content),
+    }
+    for name, seconds in zip(ways, interleaved(tuple(ways.values()), repetitions), strict=True):
+        print(f"{name}: {1000 * seconds:.1f} ms of {len(content) / 1e6:.1f} MB")
 
 
 def interleaved(pair: tuple[Callable[[], Any], ...], repetitions: int) -> list[float]:

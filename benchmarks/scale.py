@@ -2,10 +2,10 @@
 
     python benchmarks/scale.py [--part images "boxes an image" classes processes] [--write FILE]
 
-`images`: CPU seconds and peak memory of training's set-up for sets of 10 boxes an image (`large_sets.py`, without cache
-of pixels). `boxes an image` and `classes`: CPU seconds of a training step of `dense` nano on 8 images of 320 px, and the peak
-memory of the process. `processes`: wall seconds of a step on 8 images in each process, which share their gradients; they
-take turns on the cores that there are. Each size runs in its own process, on one thread.
+`images`: CPU seconds and peak memory of training's set-up for sets of 10 boxes an image (`large_sets.py`, without
+cache of pixels). `boxes an image` and `classes`: CPU seconds of a training step of `dense` nano on 8 images of 320
+px, and the peak memory of the process. `processes`: wall seconds of a step on 8 images in each process, which share
+their gradients; they take turns on the cores that there are. Each size runs in its own process, on one thread.
 """
 
 import argparse

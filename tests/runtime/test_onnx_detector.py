@@ -235,3 +235,12 @@ def test_what_is_given_in_a_wrong_form(detector: Detector, tmp_path: Path, monke
     monkeypatch.setenv("HOME", str(tmp_path))
     Image.new("RGB", (8, 8)).save(tmp_path / "x.jpg")
     assert len(detector.predict("~/x.jpg")) == 0
+
+
+@pytest.mark.parametrize(("said", "threads", "expected"), [("3", 0, 3), ("3", 1, 1), ("", 0, 0), ("4,2", 0, 0)])
+def test_it_takes_as_many_threads_as_job_schedulers_say(
+    onnx_file: Path, monkeypatch: pytest.MonkeyPatch, said: str, threads: int, expected: int
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    session = Detector(onnx_file, "cpu", threads=threads)._session
+    assert session.get_session_options().intra_op_num_threads == expected

@@ -7,7 +7,7 @@
 
 A set is a COCO file a split, 19 images of 20 in `train`, and small JPEG files, each of another picture or, with
 `--shared`, links to a few files. Training's set-up is all that happens before the first step but making the detector:
-reading, the checksums that `--resume` compares, and the cache.
+reading, the checksums that `--resume` compares, the cache, and the first batch.
 """
 
 import contextlib
@@ -30,6 +30,7 @@ from PIL import Image
 SIDE = 64
 LINKS = 30_000  # to one file; file systems have a limit
 CHUNK = 100_000  # annotations made at once
+BATCH = 16
 
 
 def main(
@@ -50,7 +51,7 @@ def main(
         classes: number of classes.
         shared: let many image files share their bytes.
         what: the commands to measure.
-        cache: as in `train`; `none` measures without.
+        cache: as in `train`; `none` measures without a cache and a batch.
         canvas: side of the cached images, in pixels.
         folder: keep the set there, or use the one that is there; by default it is temporary.
     """
@@ -135,8 +136,10 @@ def child(command: str, data: str, cache: str, canvas: str) -> None:
 
 
 def set_up(data: Path, cache: str, canvas: int) -> None:
-    """Read, compare, cache, as `boxwright.training.run` does before its first step."""
+    """Read, compare, cache, and make the first batch, as `boxwright.training.run` does before its first step."""
+    from boxwright.config import Augment
     from boxwright.data.cache import build
+    from boxwright.data.loader import train_batches
     from boxwright.training.begin import read_data
     from boxwright.training.config import RunConfig
     from boxwright.training.identity import RunIdentity, checksums_of_data
@@ -147,6 +150,8 @@ def set_up(data: Path, cache: str, canvas: int) -> None:
     pairs = [(cached, part) for cached, part in zip(caches, parts, strict=True) if cached is not None]
     checksums = checksums_of_data(*pairs, names) if pairs else {}
     assert RunIdentity({"optim": {}}, names, parts[0], checksums).recipe
+    if pairs:
+        next(train_batches(pairs[0][0], BATCH, Augment(), seed=0, epoch=0))
 
 
 if __name__ == "__main__":

@@ -190,6 +190,8 @@ PLANTED = [
     ("empty-data", lambda r: coco_with(r, lambda c: [c[k].clear() for k in ("images", "annotations")]), ""),
     ("empty-data", broken("annotations.json", '{"images": [], "annotations": [], "categories": []}'), ""),
     ("no-held-out", yolo_yaml("train: [images/train, images/val]\nval: images/val\nnames: [cat, dog]\n"), ""),
+    ("too-few-objects", lambda r: coco_with(r, lambda c: [a.update(image_id=1) for a in c["annotations"]]), ""),
+    ("too-few-objects", lambda r: samples.coco(r, samples.coco_content(1)), ""),
     ("no-train-split", yolo_yaml("val: images/val\nnames: [cat, dog]\n"), ""),
     ("untrained-class", lambda r: coco_splits(r, _only_cats), ""),
     ("unused-class", lambda r: coco_with(r, add("categories", id=9, name="emu")), ""),
@@ -304,7 +306,7 @@ def test_counts(tmp_path):
     cat = {"images": 2, "boxes": 2, "ignored": 1, "small": 1, "medium": 0, "large": 1, "in": {"all": 2}}
     dog = {"images": 1, "boxes": 1, "ignored": 0, "small": 0, "medium": 1, "large": 0, "in": {"all": 1}}
     assert report.classes == {"cat": cat, "dog": dog}
-    assert [fault.kind for fault in report.faults] == ["ignored-object", "background-image"]
+    assert [fault.kind for fault in report.faults] == ["too-few-objects", "ignored-object", "background-image"]
 
 
 def test_json_is_one_object_and_nothing_else(tmp_path, capsys):

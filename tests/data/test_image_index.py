@@ -102,6 +102,13 @@ def test_what_is_missing_is_said_without_naming_folders_that_do_not_exist(tmp_pa
     assert str(tmp_path) in fault.what
 
 
+def test_what_is_missing_may_have_another_ending(tmp_path):
+    touch(tmp_path, "images/a.jpg")
+    parsed = ParsedDataset(tmp_path, "coco")
+    ImageIndex(parsed).find("A.png", tmp_path / "images", "record 1")
+    assert parsed.faults[0].what.endswith("; images/a.jpg has another ending")
+
+
 def test_a_file_that_another_record_names_is_not_taken(tmp_path):
     touch(tmp_path, "train/5.jpg", "val/6.jpg")
     parsed = ParsedDataset(tmp_path, "coco")

@@ -19,12 +19,13 @@ from rich.text import Text
 from boxwright.config import UserError
 from boxwright.console import make_console
 from boxwright.data.box_faults import box_faults, parts
-from boxwright.data.columns import usable
+from boxwright.data.columns import label_counts, usable
 from boxwright.data.faults import FAULT_KINDS, Fault
 from boxwright.data.folders import real_paths
 from boxwright.data.image_table import columns_of, paths_of
-from boxwright.data.parsed import ParsedDataset, ParsedImage, empty_faults, printable, reason
+from boxwright.data.parsed import ParsedDataset, ParsedImage, empty_faults, printable, reason, to_dataset
 from boxwright.data.read import TRAIN_SPLITS
+from boxwright.data.split import split as hold_out
 from boxwright.images import open_image, same_shape
 from boxwright.threads import map_ahead
 
@@ -32,10 +33,13 @@ SMALL, LARGE = 32**2, 96**2  # COCO's limits of area, in square pixels
 _NOT_TRAINABLE = {
     "nothing-to-learn": "some objects count",
     "no-held-out": "the split `val` has images of its own",
+    "too-few-objects": "more images have objects, or --val-data gives others",
     "no-train-split": "one of its splits is called `train`",
 }
 LISTED = 20  # copies of one picture that are named; the others are counted
 _HASH_BYTES = 16  # of the pixels of an image
+FEW = 1000  # images of which it is tried out whether some with objects can be held out
+HELD_OUT = 0.2  # as in `train`
 AHEAD = 64  # images that are decoded or waiting
 _VALIDATE = "It has no split val: train holds a fifth of the training images out; --val or --val-data change that."
 _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
@@ -214,9 +218,27 @@ def _learning_faults(parsed: ParsedDataset) -> Iterator[Fault]:
         if images and not _has_object(images):
             what = f"none of the {len(images):,} images of split {split!r} has an object that counts"
             yield Fault("nothing-to-learn", str(parsed.root), what)
+    if train and "val" not in parsed.splits and len(parsed.splits[train]) <= FEW:
+        yield from _held_out_faults(parsed, train)
     held_out = set(real_paths(paths_of(parsed.splits.get("val", []))))
     if train and held_out and not held_out.difference(real_paths(paths_of(parsed.splits[train]))):
         yield Fault("no-held-out", str(parsed.root), f"every image of split 'val' is one of split {train!r}, too")
+
+
+def _held_out_faults(parsed: ParsedDataset, train: str) -> Iterator[Fault]:
+    """That so few images have objects that none of those has one which `train` holds out, or none of the others."""
+    if not _has_object(parsed.splits[train]) or any(fault.fatal for fault in parsed.faults):
+        return
+    records = to_dataset(parsed)[0].splits[train]
+    what = "there is one image, which can't be trained on and held out"
+    if len(records) > 1:
+        for part, few in zip(("trained on", "held out"), hold_out(records, HELD_OUT), strict=True):
+            if not label_counts(few, len(parsed.names)).any():
+                what = f"none of the {len(few)} images that are {part} has an object"
+                break
+        else:
+            return
+    yield Fault("too-few-objects", str(parsed.root), f"{what}, if {HELD_OUT} of split {train!r} are held out")
 
 
 def _ignored_objects(parsed: ParsedDataset) -> Iterator[Fault]:

@@ -38,6 +38,7 @@ FAULT_KINDS: dict[str, FaultKind] = {
     # Training refuses these, but they can be converted and evaluated.
     "nothing-to-learn": FaultKind("error", False, "annotate some objects that are not marked to be ignored"),
     "no-held-out": FaultKind("error", False, "give the split images of its own, or remove it and use `--val 0.2`"),
+    "too-few-objects": FaultKind("warning", False, "annotate more images, or give others with --val-data"),
     "no-train-split": FaultKind("warning", False, "call the split to train on `train`, or name it with --train-split"),
     # Training leaves these out, or cuts boxes to the image.
     "orphan-annotation": FaultKind("error", False, "restore the image or remove the annotation"),

@@ -154,7 +154,10 @@ class ImageIndex:
         return None
 
     def _missing(self, name: str) -> str:
-        return f"{name} does not exist: it is not among the {len(self.files()):,} images below {self.root}"
+        what = f"{name} does not exist: it is not among the {len(self.files()):,} images below {self.root}"
+        stem = os.path.splitext(clean_name(name).rpartition("/")[2])[0]
+        others = self.files().with_stem(stem) if stem else []
+        return f"{what}; {self._short(Path(others[0]))} has another ending" if others else what
 
     def _short(self, path: Path) -> str:
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)

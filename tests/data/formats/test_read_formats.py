@@ -113,6 +113,13 @@ def test_a_table_without_classes_says_so(tmp_path):
     assert [fault.kind for fault in parsed.faults if fault.level == "warning"] == ["unnamed-class"]
 
 
+def test_names_of_classes_in_metadata(tmp_path):
+    foreign.open_images_csv(tmp_path)
+    (tmp_path / "metadata").mkdir()
+    (tmp_path / "class-descriptions-boxable.csv").rename(tmp_path / "metadata" / "classes.csv")
+    assert set(read(tmp_path).names) == {"cat", "dog"}
+
+
 def test_formats_have_names_and_no_mark_is_empty():
     for format_ in recognise.FORMATS:
         assert format_.marks

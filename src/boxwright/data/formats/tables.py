@@ -162,8 +162,9 @@ def _set_unit(images: Iterable[AnnotatedImage]) -> None:
 
 
 def _class_names(collection: Collection, file: Path) -> dict[str, str]:
-    """Names by id, from a list of classes beside the file or above it; a list of names with ids sets the order."""
-    for folder in (file.parent, file.parent.parent):
+    """Names by id, from a list of classes near the file; a list of names with ids sets the order."""
+    near = (file.parent, file.parent.parent)
+    for folder in (*near, *(folder / "metadata" for folder in near)):  # FiftyOne's
         for listed in files_in(folder, [".csv"]):
             if listed != file and re.fullmatch(r"class(es|_?names|_?list|-descriptions.*)", listed.stem, re.IGNORECASE):
                 rows = [

@@ -11,11 +11,13 @@ sorted names of all objects. `difficult` becomes ignore.
 from __future__ import annotations
 
 import re
+import sys
 import xml.etree.ElementTree as ET
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from boxwright.data.faults import Fault
 from boxwright.data.folders import (
@@ -146,13 +148,30 @@ def read(root: Path, folders: dict[str, Folder]) -> ParsedDataset:
     return parsed
 
 
+class _Object(NamedTuple):
+    """An <object>: its boxes are xyxy in pixels, None for one that is none."""
+
+    name: str
+    ignore: bool
+    boxes: list[tuple[float, float, float, float] | None]
+
+
+class _Annotation(NamedTuple):
+    """What is used of an XML file: a tree of elements takes ten times the memory."""
+
+    name: str
+    width: str
+    height: str
+    objects: list[_Object]
+
+
 @dataclass(frozen=True)
 class _Entry:
-    """One image and the root of its XML file; None for a background image without one."""
+    """One image and its XML file; None for a background image without one."""
 
     image: Path
     file: Path
-    root: ET.Element | None
+    annotation: _Annotation | None
 
 
 def _parse_folder(parsed: ParsedDataset, index: ImageIndex, folder: Folder) -> list[_Entry]:
@@ -167,13 +186,14 @@ def _parse_folder(parsed: ParsedDataset, index: ImageIndex, folder: Folder) -> l
     for image in images:
         by_stem[image.stem].append(image)
     entries, broken = [], set()
-    for stem, root in zip(stems, in_threads(_parse, [files.get(stem) for stem in stems]), strict=True):
+    for stem, annotation in zip(stems, in_threads(_parse, [files.get(stem) for stem in stems]), strict=True):
         file = files.get(stem, folder.annotations / f"{stem}.xml")
-        if isinstance(root, Fault):
-            parsed.faults.append(root)
+        if isinstance(annotation, Fault):
+            parsed.faults.append(annotation)
             broken |= set(by_stem[stem])
         else:
-            entries.append(_Entry(_image_of(parsed, index, folder, by_stem.get(stem, []), file, root), file, root))
+            image = _image_of(parsed, index, folder, by_stem.get(stem, []), file, annotation)
+            entries.append(_Entry(image, file, annotation))
     taken = {entry.image for entry in entries} | broken
     spare = [image for image in images if image not in taken] if folder.ids is None else []
     entries += [_Entry(image, folder.annotations / f"{image.stem}.xml", None) for image in spare]
@@ -182,10 +202,15 @@ def _parse_folder(parsed: ParsedDataset, index: ImageIndex, folder: Folder) -> l
 
 
 def _image_of(
-    parsed: ParsedDataset, index: ImageIndex, folder: Folder, same: Sequence[Path], file: Path, root: ET.Element | None
+    parsed: ParsedDataset,
+    index: ImageIndex,
+    folder: Folder,
+    same: Sequence[Path],
+    file: Path,
+    annotation: _Annotation | None,
 ) -> Path:
     """The image of an XML file: of those with its stem (`same`) the one that <filename> names, else any it names."""
-    name = _text(root, "filename") if root is not None else ""
+    name = "" if annotation is None else annotation.name
     base = fold(clean_name(name).rpartition("/")[2])
     named = [image for image in same if fold(image.name) == base]
     if named or len(same) == 1:
@@ -202,7 +227,7 @@ def _check_entries(parsed: ParsedDataset, entries: Sequence[_Entry]) -> None:
     """Record images without an XML file, and images to which several files belong."""
     users: dict[Path, list[str]] = defaultdict(list)
     for entry in entries:
-        if entry.root is not None:
+        if entry.annotation is not None:
             users[entry.image].append(entry.file.name)
         elif is_file(entry.image):
             parsed.add_fault("missing-annotation", entry.file, f"does not exist, though {entry.image} does")
@@ -222,8 +247,8 @@ def _listed(parsed: ParsedDataset, ids: Path, files: dict[str, Path]) -> list[st
     return list(dict.fromkeys(stems))
 
 
-def _parse(file: Path | None) -> ET.Element | Fault | None:
-    """The root element, or the fault of a broken file; None for no file."""
+def _parse(file: Path | None) -> _Annotation | Fault | None:
+    """What a file says, or the fault of a broken one; None for no file."""
     if file is None:
         return None
     try:
@@ -235,7 +260,14 @@ def _parse(file: Path | None) -> ET.Element | Fault | None:
         return Fault("broken-file", str(file), f"cannot be read ({error})")
     if root.tag != "annotation":
         return Fault("broken-file", str(file), f"opens with <{root.tag}>, not <annotation>")
-    return root
+    width, height = (_text(root, f"size/{tag}") for tag in ("width", "height"))
+    return _Annotation(_text(root, "filename"), width, height, [_object(item) for item in root.iterfind("object")])
+
+
+def _object(item: ET.Element) -> _Object:
+    """An object; some tools write one a class, with all boxes."""
+    boxes = [_box(element) for element in item.findall("bndbox") or [None]]
+    return _Object(sys.intern(_text(item, "name")), _text(item, "difficult").lower() in ("1", "true"), boxes)
 
 
 def _root_element(content: bytes) -> ET.Element:
@@ -265,21 +297,21 @@ def _class_names(
     lists = [file for place in places if (file := place / CLASS_LIST).is_file()] or [Path(parsed.root, CLASS_LIST)]
     if lists[0].is_file():
         return merged_lists(parsed, {file: listed_names(parsed, file) for file in lists})
-    roots = [entry.root for entries in entries_by_split.values() for entry in entries if entry.root is not None]
-    found = {_text(item, "name") for root in roots for item in root.iterfind("object")}
+    every = [entry.annotation for entries in entries_by_split.values() for entry in entries if entry.annotation]
+    found = {item.name for annotation in every for item in annotation.objects}
     check_names(parsed, folders[0].annotations, sorted(found - {""}))
     return tuple(sorted(found - {""}))
 
 
 def _image(parsed: ParsedDataset, entry: _Entry, number: int, positions: dict[str, int]) -> ParsedImage:
     image = ParsedImage(entry.image, 0, 0, number, str(entry.file))
-    if entry.root is None:
+    if entry.annotation is None:
         return image
-    image.width, image.height = (_side_length(parsed, entry, tag) for tag in ("width", "height"))
-    for i, item in enumerate(entry.root.iterfind("object"), 1):
-        where, name = f"{entry.file}, object {i}", _text(item, "name")
-        ignore = _text(item, "difficult").lower() in ("1", "true")
-        for box in map(_box, item.findall("bndbox") or [None]):  # some tools write one object a class, with all boxes
+    sizes = {"width": entry.annotation.width, "height": entry.annotation.height}
+    image.width, image.height = (_side_length(parsed, entry.file, tag, text) for tag, text in sizes.items())
+    for i, (name, ignore, boxes) in enumerate(entry.annotation.objects, 1):
+        where = f"{entry.file}, object {i}"
+        for box in boxes:
             if box is None:
                 parsed.add_fault(
                     "broken-record", where, "<bndbox> lacks one of xmin, ymin, xmax, ymax, or it is not a number"
@@ -293,11 +325,10 @@ def _image(parsed: ParsedDataset, entry: _Entry, number: int, positions: dict[st
     return image
 
 
-def _side_length(parsed: ParsedDataset, entry: _Entry, tag: str) -> int:
-    text = _text(entry.root, f"size/{tag}") if entry.root is not None else ""
+def _side_length(parsed: ParsedDataset, file: Path, tag: str, text: str) -> int:
     if re.fullmatch(r"\d{0,7}(\.\d*)?", text):
         return int(float(text or 0))
-    parsed.add_fault("wrong-size", entry.file, f"<{tag}> is {text!r}, not a number; the image file's is used")
+    parsed.add_fault("wrong-size", file, f"<{tag}> is {text!r}, not a number; the image file's is used")
     return 0
 
 

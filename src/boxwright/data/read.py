@@ -249,22 +249,14 @@ def _shared_images(train: Sequence[Record], held_out: Sequence[Record]) -> int:
 
 def _check_objects(dataset: Dataset, train: Sequence[Record], val: Sequence[Record]) -> None:
     """Raise `UserError` if a part has no object; warn of classes without a training object."""
-    objects_K = [_label_counts(records, len(dataset.names)) for records in (train, val)]
-    for part, records, count_K in zip(("training", "validation"), (train, val), objects_K, strict=True):
-        require(count_K.any(), f"{dataset.root}: none of the {len(records)} {part} images has an object; annotate some")
-    never = [name for name, count in zip(dataset.names, objects_K[0], strict=True) if not count]
+    counts = [shards.count_labels(records, len(dataset.names)) for records in (train, val)]
+    for part, records, counts_K in zip(("training", "validation"), (train, val), counts, strict=True):
+        require(counts_K.any(), f"{dataset.root}: none of the {len(records)} {part} images has an object; annotate some")
+    never = [name for name, count in zip(dataset.names, counts[0], strict=True) if not count]
     if never:
         warn_user(
             f"{dataset.root}: no training image has an object of {enumerate_classes(never)}: never learned or found"
         )
-
-
-def _label_counts(records: Sequence[Record], classes: int) -> np.ndarray:
-    """How many objects that are not ignored each class has, (K,)."""
-    if isinstance(records, shards.ShardRecords):
-        counts_K = records.label_counts()
-        return np.pad(counts_K, (0, classes - len(counts_K)))
-    return label_counts(records, classes)
 
 
 def merge_val(train: Dataset, val: Dataset) -> Dataset:

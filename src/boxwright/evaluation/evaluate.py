@@ -15,7 +15,7 @@ from boxwright.checkpoints.locate import results_folder
 from boxwright.classes import enumerate_classes
 from boxwright.config import UserError, nearest, require
 from boxwright.console import make_console
-from boxwright.data.cache import build
+from boxwright.data.cache import open_batches
 from boxwright.data.read import read
 from boxwright.data.records import Dataset, Record
 from boxwright.device import choose_device, usual_torch
@@ -85,7 +85,7 @@ def evaluate(
     console.print(f"{weights} on {data}, split {split} ({reason}): {len(records)} images; {device} ({why})")
     if missing:
         console.print(f"the detector does not know, and scores 0 on: {enumerate_classes(missing)}")
-    cache = build(records, detector.image_size)
+    cache = open_batches(records, detector.image_size)
     batches = detect_batches(detector, cache, batch_size, device)
     n_batches = -(-len(records) // batch_size)
     shown = track(batches, "detecting", n_batches, console=console, transient=True, disable=not console.is_terminal)

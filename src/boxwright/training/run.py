@@ -16,9 +16,9 @@ from boxwright.classes import enumerate_classes
 from boxwright.config import Adapt, Augment, Optim, UserError, from_mapping, require
 from boxwright.console import make_console
 from boxwright.data.cache import open_batches
-from boxwright.data.columns import label_counts
 from boxwright.data.loader import BatchSource, train_batches
 from boxwright.data.records import Record
+from boxwright.data.shards.records import count_labels
 from boxwright.device import choose_device, usual_torch
 from boxwright.evaluation.thresholds import too_few
 from boxwright.files import as_location, name_of, remove_temporary, require_writable, write_whole
@@ -293,7 +293,7 @@ def _introduction(detector: Detector, what: str, records: Sequence[Record], val_
     count = sum(p.numel() for p in detector.parameters())
     learning = sum(p.numel() for p in detector.parameters() if p.requires_grad)
     classes = enumerate_classes(detector.names)
-    few = too_few(detector.names, label_counts(val_records, len(detector.names)).tolist())
+    few = too_few(detector.names, count_labels(val_records, len(detector.names)).tolist())
     return (
         f"{what}, {detector.image_size} px, {count / 1e6:.1f} M parameters, {learning / 1e6:.1f} M learning\n"
         f"{len(records)} images to train on, {len(val_records)} to validate on; classes: {classes}"

@@ -6,7 +6,7 @@ import hashlib
 import json
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -15,7 +15,7 @@ from typing import overload
 
 import numpy as np
 
-from boxwright.data.columns import ImageColumns, ObjectColumns, RecordColumns
+from boxwright.data.columns import ImageColumns, ObjectColumns, RecordColumns, label_counts
 from boxwright.data.image_table import ImageTable
 from boxwright.data.parsed import ParsedDataset
 from boxwright.data.records import Dataset, Record
@@ -178,6 +178,14 @@ class ShardRecords(RecordColumns):
             image_id=image_id,
             source=archive.source(position, image_id, name),
         )
+
+
+def count_labels(records: Sequence[Record], classes: int) -> np.ndarray:
+    """How many objects of each class count, those that are ignored left out, (K,) int64; of shards by their columns."""
+    if not isinstance(records, ShardRecords):
+        return label_counts(records, classes)
+    counts_K = records.label_counts()
+    return np.pad(counts_K, (0, classes - len(counts_K)))
 
 
 @dataclass

@@ -113,9 +113,12 @@ class RemoteFolder:
         """See `Storage`."""
         try:
             self._system.invalidate_cache()
-            return bool(self._system.isfile(f"{self._root}/{name}"))
+            self._system.cat_file(f"{self._root}/{name}", start=0, end=1)  # `isfile` is False where rights are missing
+        except FileNotFoundError:
+            return False
         except Exception as error:
             raise _unreadable(f"{self.place}/{name}", error) from error
+        return True
 
     def put(self, file: Path, name: str) -> None:
         """Write a file whole."""

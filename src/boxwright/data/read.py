@@ -14,7 +14,7 @@ from boxwright.classes import enumerate_classes
 from boxwright.config import UserError, nearest, require
 from boxwright.console import make_console
 from boxwright.data import archives, coco, voc, yolo
-from boxwright.data.columns import in_columns, label_counts, paths_of, relabelled
+from boxwright.data.columns import in_columns, paths_of, relabelled
 from boxwright.data.folders import real_paths, subfolders
 from boxwright.data.formats import recognise, yolo_folders
 from boxwright.data.parsed import ParsedDataset, to_dataset
@@ -241,8 +241,9 @@ def train_and_val(dataset: Dataset, val: float = 0.0, seed: int = 0) -> tuple[Se
 
 def _shared_images(train: Sequence[Record], held_out: Sequence[Record]) -> int:
     """How many held-out images are training images, too: the same files or, in shards, the same bytes."""
-    if isinstance(train, shards.ShardRecords) and isinstance(held_out, shards.ShardRecords):
-        return int(np.isin(held_out.checksums(), train.checksums()).sum())
+    packed = [records for records in (train, held_out) if isinstance(records, shards.ShardRecords)]
+    if packed:
+        return int(np.isin(packed[1].checksums(), packed[0].checksums()).sum()) if len(packed) == 2 else 0
     val_paths = Counter(real_paths(paths_of(held_out)))
     return sum(val_paths.pop(path, 0) for path in real_paths(paths_of(train)))
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from boxwright.classes import enumerate_classes
-from boxwright.data.columns import label_counts
 from boxwright.data.records import Record
+from boxwright.data.shards.records import count_labels
 from boxwright.models import registry
 from boxwright.training.config import RunConfig
 from boxwright.training.recipes import MOST_EPOCHS, Recipe, recipe
@@ -93,7 +93,7 @@ def _labels(
     config: RunConfig, names: Sequence[str], records: Sequence[Record], val_records: Sequence[Record]
 ) -> list[str]:
     """Labels that do not fit the images or each other."""
-    objects_K, val_objects_K = (label_counts(part, len(names)) for part in (records, val_records))
+    objects_K, val_objects_K = (count_labels(part, len(names)) for part in (records, val_records))
     hints = []
     unknown = [name for name, n, val in zip(names, objects_K, val_objects_K, strict=True) if val and not n]
     if unknown:

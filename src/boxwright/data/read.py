@@ -252,7 +252,9 @@ def _check_objects(dataset: Dataset, train: Sequence[Record], val: Sequence[Reco
     """Raise `UserError` if a part has no object; warn of classes without a training object."""
     counts = [shards.count_labels(records, len(dataset.names)) for records in (train, val)]
     for part, records, counts_K in zip(("training", "validation"), (train, val), counts, strict=True):
-        require(counts_K.any(), f"{dataset.root}: none of the {len(records)} {part} images has an object; annotate some")
+        require(
+            counts_K.any(), f"{dataset.root}: none of the {len(records)} {part} images has an object; annotate some"
+        )
     never = [name for name, count in zip(dataset.names, counts[0], strict=True) if not count]
     if never:
         warn_user(

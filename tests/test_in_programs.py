@@ -128,7 +128,8 @@ def test_devices_of_torch_are_taken():
      ({"seed": None}, "--seed must be a whole number, not None"), ({"pretrained": "no"}, "--pretrained must be"),
      ({"image_size": [64]}, "--image_size must be"), ({"optim": {"lr": "1"}}, "--optim.lr must be a number"),
      ({"optim": {"rl": 1e-4}}, "optim has no 'rl'"), ({"optim": 3}, "optim is Optim"), ({"augment": []}, "augment is"),
-     ({"augment": {"flip": "x"}}, "--augment.flip must be a number"), ({"size": 3}, "--size must be"),
+     ({"augment": {"flip": "x"}}, "--augment.flip must be a number"), ({"size": 3}, "--size must be nano, "),
+     ({"model": Path("x")}, "--model must be dense, .* or None, not PosixPath"),
      ({"backbone": 3}, "--backbone must be a text"), ({"weights": 3}, "--weights must be a path")],
 )  # fmt: skip
 def test_values_of_another_type_are_one_error(data, tmp_path, settings, named):

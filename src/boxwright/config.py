@@ -149,7 +149,8 @@ def check_types(settings: Any, prefix: str = "") -> None:
         kinds = [kind for kind in parts if kind in _KINDS]
         other = len(kinds) < len(parts)  # a choice, or several values, which are checked elsewhere
         fits = any(_has_type(value, kind) for kind in kinds) or (other and isinstance(value, str | tuple | list))
-        words = " or ".join(_KINDS[kind] for kind in kinds) or "a text"
+        choices = [str(choice) for part in parts if get_origin(part) is Literal for choice in get_args(part)]
+        words = " or ".join([*([", ".join(choices)] if choices else []), *(_KINDS[kind] for kind in kinds)]) or "a text"
         require(fits, f"--{prefix}{name} must be {words}, not {value!r}.")
 
 

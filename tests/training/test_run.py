@@ -317,7 +317,7 @@ def test_given_weights_decide_the_shape(data, finished, tmp_path):
 
 def test_weights_without_their_state_are_not_written_over(data, tmp_path):
     (tmp_path / "best.safetensors").write_text("precious")
-    with pytest.raises(UserError, match=r"holds a run already \(best.safetensors\)"):
+    with pytest.raises(UserError, match=r"\(best.safetensors\), but no state.* --weights .*best to begin"):
         train(data, tmp_path)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("best.safetensors", "precious")]
 

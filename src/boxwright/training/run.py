@@ -231,6 +231,11 @@ def _require_unused(out: Path) -> None:
     """Never overwrite the weights of another run, even if its state was deleted."""
     there = [name for name in (STATE, BEST, LAST) if (out / name).exists()]
     taken = f"{out} holds a run already ({', '.join(there)})"
+    if there and STATE not in there:
+        weights = (out / there[-1]).with_suffix("")
+        raise UserError(
+            f"{taken}, but no {STATE} to resume; give another --out, with --weights {weights} to begin there."
+        )
     require(not there, f"{taken}; add --resume to go on with it, or give another --out.")
 
 

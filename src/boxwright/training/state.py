@@ -75,7 +75,7 @@ def read_progress(folder: Path, teacher: str = "") -> Progress:
 def _read(folder: Path, teacher: str, header_only: bool = False) -> tuple[Progress, dict[str, Tensor]]:
     file = folder / FILE
     if not file.is_file():
-        raise UserError(f"nothing to resume: {file} does not exist; train without --resume first.")
+        raise UserError(f"nothing to resume: {file} does not exist; leave --resume out.")
     header, tensors = read_tensors(file, "the state of a boxwright run", header_only)
     if header.get("format") not in READABLE:
         raise UserError(f"{file} is not the state of a boxwright run, or of a newer version.")

@@ -14,21 +14,10 @@ from boxwright.inference import job as module
 from boxwright.inference.merge_results import merge_results
 from boxwright.inference.parts import Part
 from boxwright.inference.predict import predict
-from boxwright.inference.predictor import Predictor
 from boxwright.inference.ray_engine import divide
-from boxwright.types import Detector
 
 SIZE, BOX = (64, 48), (10, 10, 40, 30)
 RESULTS = ("predictions.json", "predictions.csv")
-
-
-@pytest.fixture(autouse=True)
-def weights(monkeypatch: pytest.MonkeyPatch, white_boxes: Detector, tmp_path: Path) -> Path:
-    """A file whose content stands for weights; the detector finds white boxes."""
-    monkeypatch.setattr(module, "open_detector", lambda *_: Predictor(white_boxes))
-    file = tmp_path / "w.safetensors"
-    file.write_bytes(b"weights")
-    return file
 
 
 @pytest.fixture

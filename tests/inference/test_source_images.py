@@ -8,22 +8,10 @@ import pytest
 
 from boxwright.config import UserError
 from boxwright.data.shards.write import shard
-from boxwright.inference import job as module
 from boxwright.inference.predict import predict
-from boxwright.inference.predictor import Predictor
 from boxwright.inference.source_images import source_images
-from boxwright.types import Detector
 
 SIZE, BOX = (64, 48), (10, 10, 40, 30)
-
-
-@pytest.fixture(autouse=True)
-def weights(monkeypatch: pytest.MonkeyPatch, white_boxes: Detector, tmp_path: Path) -> Path:
-    """The detector finds white boxes."""
-    monkeypatch.setattr(module, "open_detector", lambda *_: Predictor(white_boxes))
-    file = tmp_path / "w.safetensors"
-    file.write_bytes(b"weights")
-    return file
 
 
 @pytest.fixture

@@ -64,7 +64,8 @@ class Images(StreamingDataset):
         return decode(item["image"]), item["id"]
 if __name__ == "__main__":
     if world > 1:
-        torch.distributed.init_process_group("gloo", init_method="tcp://127.0.0.1:29511")
+        torch.distributed.init_process_group("gloo", init_method="tcp://127.0.0.1:29511", rank=rank,
+                                             world_size=world)
     data = Images(folder, shuffle=True, seed=0, drop_last=False)
     loader = StreamingDataLoader(data, batch_size=16, num_workers=workers, shuffle=True, drop_last=False)
     if action == "rest":
@@ -98,7 +99,8 @@ class Images(StreamingDataset):
         return decode(item["image"]), item["id"]
 if __name__ == "__main__":
     if world > 1:
-        torch.distributed.init_process_group("gloo", init_method="tcp://127.0.0.1:29512")
+        torch.distributed.init_process_group("gloo", init_method="tcp://127.0.0.1:29512", rank=rank,
+                                             world_size=world)
     data = Images(local=folder, shuffle=True, shuffle_seed=0, batch_size=16, num_canonical_nodes=1)
     loader = StreamingDataLoader(data, batch_size=16, num_workers=workers)
     if action == "rest":
@@ -180,7 +182,7 @@ def _count(seen: list[int]) -> str:
 
 def _read(library: str, data: Path, folder: Path, ranks: list[int], world: int, workers: int, action: str):
     """What each process reports, or the last line of the failure of one."""
-    script = folder / f"{library}.py"
+    script = folder / f"read_{library}.py"  # not the name of the library
     script.write_text(COMMON + READERS[library])
     environment = os.environ | {"BOXWRIGHT_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
     processes = [

@@ -153,7 +153,7 @@ def test_one_that_has_learned_nothing_says_what_to_try(data, quick, tmp_path, mo
     hints = json.loads((tmp_path / "dense" / "result.json").read_text())["hints"]
     assert hints == done.rows[0].hints
     usual = recipe("dense").epochs_for(8)
-    assert f"1 step is few (1 of the usual {usual} epochs): --epochs 500" in hints
+    assert f"1 step is few (1 of the usual {usual} epochs): --epochs 100" in hints
     assert not any("--model" in hint for hint in hints)
 
 

@@ -114,7 +114,7 @@ class RemoteFolder:
         try:
             self._system.invalidate_cache()
             self._system.cat_file(f"{self._root}/{name}", start=0, end=1)  # `isfile` is False where rights are missing
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
         except Exception as error:
             raise _unreadable(f"{self.place}/{name}", error) from error

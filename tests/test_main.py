@@ -32,6 +32,11 @@ def _start_up() -> float:
     return time.perf_counter() - started
 
 
+def test_every_verb_that_computes_is_a_function():
+    elsewhere = {"models", "export", "serve"}  # see the package's docstring
+    assert {verb.replace("-", "_") for verb in set(VERBS) - elsewhere} <= set(boxwright.__all__)
+
+
 def test_every_public_name_is_there():
     for name in boxwright.__all__:
         assert getattr(boxwright, name).__doc__

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from boxwright.config import Augment, Optim, UserError
     from boxwright.data.convert import convert
     from boxwright.data.read import read
+    from boxwright.data.shards.write import shard
     from boxwright.detections import Detections
     from boxwright.evaluation.evaluate import evaluate
     from boxwright.explanation.explain import explain
+    from boxwright.inference.merge_results import merge_results
     from boxwright.inference.predict import predict
     from boxwright.inference.predictor import Predictor, load
     from boxwright.inspection.check import check
@@ -53,14 +55,16 @@ _PLACES = {
     "list_models": "boxwright.bundled.catalogue",
     "load": "boxwright.inference.predictor",
     "merge": "boxwright.checkpoints.detector_file",
+    "merge_results": "boxwright.inference.merge_results",
     "predict": "boxwright.inference.predict",
     "read": "boxwright.data.read",
+    "shard": "boxwright.data.shards.write",
     "train": "boxwright.training.run",
 }
 __all__ = [
     "Augment", "Batch", "Comparison", "Detections", "Detector", "Optim", "Predictions", "Predictor", "UserError",
     "check", "compare", "convert", "demo", "distill", "draw", "evaluate", "explain", "import_weights", "list_models",
-    "load", "merge", "predict", "read", "train",
+    "load", "merge", "merge_results", "predict", "read", "shard", "train",
 ]  # fmt: skip
 
 

@@ -37,7 +37,7 @@ def test_entities_of_xml_that_multiply_or_name_files_are_refused(tmp_path):
         file.write_text(text)
         begun = time.process_time()
         assert "broken-file" in [fault.kind for fault in parse(root).faults]
-        assert time.process_time() - begun < 2
+        assert time.process_time() - begun < 30  # ten to the power of 11 words take days
 
 
 # COCO

@@ -83,7 +83,7 @@ def test_a_small_image_overtakes_large_ones(live_servers, monkeypatch):
 
 
 def check_health(port: int) -> None:
-    """It answers within a second of CPU time, whatever else this machine does."""
+    """It answers within ten seconds of CPU time: what blocks it takes longer, even on a fast machine."""
     started = time.process_time()
     assert statuses(talk(port, request("GET", "/healthz"))) == [200]
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 10

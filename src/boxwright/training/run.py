@@ -130,12 +130,15 @@ def train(
 
 
 @usual_torch()
-def run(config: RunConfig, resume: bool = False, show_batches: bool = False) -> Path:
+def run(
+    config: RunConfig, resume: bool = False, show_batches: bool = False, teacher: Detector | None = None
+) -> Path:
     """Train, and report on the console.
 
     Args:
         config: the settings, as `resolve` returns them; the epochs may be open.
         resume, show_batches: see `train`.
+        teacher: to learn from, where `config.teacher` is no checkpoint of ours.
 
     Returns:
         The run's folder, see `train`.
@@ -144,7 +147,8 @@ def run(config: RunConfig, resume: bool = False, show_batches: bool = False) -> 
     if resume and not (config.out / STATE).is_file() and _is_begun(config.out):
         make_console().print(f"{config.out} has no state yet: the run begins anew")
         resume = False
-    source, taught_by = (None if file is None else load_detector(file) for file in (config.weights, config.teacher))
+    source = None if config.weights is None else load_detector(config.weights)
+    taught_by = load_detector(config.teacher) if config.teacher is not None and teacher is None else teacher
     names, records, val_records = read_data(config)
     config = decide_epochs(config, len(records), resume)
     if not (resume or show_batches):

@@ -3,10 +3,10 @@
     python runs/everyday.py DATA TEACHER OUT [--epochs 24] [--image-size 256] [--weights W] [--resume]
 
 DATA holds coco-mini-train, coco-mini-val and voc-animals-train (COCO JSON); TEACHER is yolox_nano.onnx. Objects that
-nobody annotated (60 of the 80 classes in voc-animals) are the teacher's where it is sure, and its scores of all cells are
-soft targets (`boxwright.training.teacher`). What is reported is measured on coco-mini-val and voc-animals-val, which
-choose nothing: the averaged weights of the last epoch count. coco-mini is a part of COCO's val2017, so that none of it
-is a result on that set.
+nobody annotated (60 of the 80 classes in voc-animals) are the teacher's where it is sure, and its scores of all cells
+are soft targets (`boxwright.training.teacher`). What is reported is measured on coco-mini-val and voc-animals-val,
+which choose nothing: the averaged weights of the last epoch count. coco-mini is a part of COCO's val2017, so that
+none of it is a result on that set.
 """
 
 import argparse

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from boxwright.config import UserError
 from boxwright.data.read import parse, read
 from helpers import datasets as samples
 
@@ -230,6 +231,97 @@ def test_voc_folders_of_other_names(tmp_path, xml, images):
     samples.image(tmp_path / images / "a.jpg")
     samples.xml(tmp_path / xml / "a.xml", samples.thing())
     assert summary(read(tmp_path)) == {"all": (1, 1)}
+
+
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        ([("annots", "images")], {"all": 2}),
+        ([("xml", "img")], {"all": 2}),
+        ([("Annotation", "Image")], {"all": 2}),
+        ([("VOCdevkit/VOC2012/Annotations", "VOCdevkit/VOC2012/JPEGImages")], {"all": 2}),
+        ([("Annotations/train", "JPEGImages/train"), ("Annotations/val", "JPEGImages/val")], {"train": 2, "val": 2}),
+        ([("train/annots", "train/images"), ("test/annots", "test/images")], {"train": 2, "test": 2}),
+        ([("train_xml", "train_image"), ("val_xml", "val_image")], {"train": 2, "val": 2}),
+        ([("Annotations/cat", "Images/cat"), ("Annotations/dog", "Images/dog")], {"all": 4}),
+        ([("cats", "cats"), ("dogs", "dogs")], {"all": 4}),
+        ([("train/a", "train/a"), ("train/b", "train/b"), ("test/a", "test/a")], {"train": 4, "test": 2}),
+    ],
+)
+def test_voc_folders_of_any_name(tmp_path, folders, splits):
+    """Files of one name in several folders are told apart by the folders."""
+    for xml, images in folders:
+        for stem in "ab":
+            samples.xml(tmp_path / xml / f"{stem}.xml", samples.thing())
+            samples.image(tmp_path / images / f"{stem}.jpg")
+    parsed = parse(tmp_path)
+    assert {split: len(images) for split, images in parsed.splits.items()} == splits
+    assert parsed.faults == []
+
+
+@pytest.mark.parametrize(
+    ("file", "images"),
+    [("ann_{}.json", "{}2017"), ("coco/{}_coco.json", "imgs/{}"), ("a/b/annotations/{}.json", "a/b/{}")],
+)
+def test_coco_files_of_any_name(tmp_path, file, images):
+    for split in ("train", "val"):
+        names = [f"{split}{n}.jpg" for n in range(3)]
+        for name in names:
+            samples.image(tmp_path / images.format(split) / name)
+        rows = [{"id": n, "file_name": name, "width": 24, "height": 16} for n, name in enumerate(names)]
+        objects = [{"id": n, "image_id": n, "category_id": 1, "bbox": [1, 1, 9, 9]} for n in range(3)]
+        content = {"images": rows, "annotations": objects, "categories": [{"id": 1, "name": "cat"}]}
+        path = tmp_path / file.format(split)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    assert summary(read(tmp_path)) == {"train": (3, 3), "val": (3, 3)}
+
+
+@pytest.mark.parametrize(
+    ("labels", "images", "yaml"),
+    [
+        ("{}/txt", "{}/imgs", "{0}: {0}/imgs"),
+        ("annotations/{}", "images/{}", "{0}: images/{0}"),
+        ("d/{}/labels", "d/{}/images", "{0}: /content/other/d/{0}/images"),
+        ("d/{}/labels", "d/{}/images", "{0}: C:\\me\\d\\{0}\\images"),
+        ("d/e/labels/{}", "d/e/images/{}", None),
+        ("obj_{}_data", "obj_{}_data", None),
+    ],
+)
+def test_yolo_folders_of_any_name(tmp_path, labels, images, yaml):
+    for split in ("train", "val"):
+        samples.image(tmp_path / images.format(split) / "a.jpg")
+        (tmp_path / labels.format(split)).mkdir(parents=True, exist_ok=True)
+        (tmp_path / labels.format(split) / "a.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    if yaml:
+        text = "\n".join([yaml.format("train"), yaml.format("val"), "names: [cat]"])
+        (tmp_path / "data.yaml").write_text(text)
+    else:
+        (tmp_path / "classes.txt").write_text("cat\n")
+    parsed = parse(tmp_path)
+    assert {split: [len(i.boxes) for i in images] for split, images in parsed.splits.items()} == {
+        "train": [1],
+        "val": [1],
+    }
+    assert parsed.faults == []
+
+
+def test_voc_splits_that_share_a_folder_of_images(tmp_path):
+    for split, stem in (("train", "a"), ("test", "b"), ("", "c")):
+        samples.image(tmp_path / "images" / f"{stem}.jpg")
+        if split:
+            samples.xml(tmp_path / "annots" / split / f"{stem}.xml", samples.thing())
+    parsed = parse(tmp_path)
+    assert {split: len(images) for split, images in parsed.splits.items()} == {"train": 1, "test": 1}
+    assert [fault.kind for fault in parsed.faults] == ["unlisted-image"]
+
+
+def test_voc_folders_of_which_some_name_a_split(tmp_path):
+    for folder in ("set/train", "set/more"):
+        samples.xml(tmp_path / "annots" / folder / "a.xml", samples.thing())
+        samples.image(tmp_path / "images" / folder / "a.jpg")
+    with pytest.raises(UserError, match=r"more has XML files, and names no split, as .*train does"):
+        parse(tmp_path)
 
 
 @pytest.mark.parametrize("place", ["ImageSets", "imagesets/main", "splits", "Annotations", "."])

@@ -25,6 +25,7 @@ from boxwright.data.folders import (
     can_be_a_file,
     files_in,
     split_name,
+    split_of,
     subfolders,
     suffix_of,
 )
@@ -318,12 +319,14 @@ def _image_folder(root: Path, file: Path, names: Sequence[str]) -> Path:
     known = [(parent, folder) for parent in parents for folder in subfolders(parent)]
     bases = list(parents)
     bases += [folder for parent, folder in known if folder.name.lower() in ("images", "data")[: 1 + (parent == here)]]
-    of_split = {name.lower() for name in (bare_name(file.stem), split_name(file.stem), split_name(here.name)) if name}
+    of_split = {
+        name.lower() for name in (bare_name(file.stem), split_of(Path(file.stem)), split_name(here.name)) if name
+    }
     split_folders = [
         folder
         for base in bases
         for folder in subfolders(base)
-        if folder.name.lower() in of_split or split_name(folder.name) in of_split
+        if folder.name.lower() in of_split or split_of(Path(folder.name)) in of_split
     ]
     sample = [name.replace("\\", "/") for name in names[:: max(1, len(names) // 50)]]
     return max([*split_folders, *bases], key=lambda folder: sum(is_file(folder / name) for name in sample))

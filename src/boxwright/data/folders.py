@@ -19,6 +19,9 @@ _SPLIT_WORDS = {
     "validation": "val", "dev": "val", "test": "test", "testing": "test",
 }  # fmt: skip
 _ANNOTATION_WORDS = re.compile(r"^_?(instances|annotations?)_?|_?annotations?(\.coco)?$|\.coco$", re.IGNORECASE)
+_CONTENT_WORDS = re.compile(
+    r"(annot|anno|annotation|ann|xml|json|txt|text|label|jpegimage|image|img|photo|picture|jpe?g|png|yolo|voc|coco)s?"
+)
 _YEAR = re.compile(r"[_-]?(19|20)\d\d$")
 
 
@@ -31,6 +34,25 @@ def split_name(name: str) -> str | None:
     return _SPLIT_WORDS.get(_YEAR.sub("", bare_name(name)).lower())
 
 
+def split_of(path: Path) -> str | None:
+    """The split that the last part of a path names that names one, as a whole or by a word.
+
+    >>> split_of(Path("train_xml/cats")), split_of(Path("cats"))
+    ('train', None)
+    """
+    words = (word for part in reversed(path.parts) for word in (part, *re.split(r"[\W_]+", part)))
+    return next((split for word in words if (split := split_name(word))), None)
+
+
+def words_of(path: Path) -> tuple[str, ...]:
+    """The words of a path, without those that say that images or annotations are in it.
+
+    Where annotations are in ``annots/train``, and images in ``images/train``, the words tell which belong together.
+    """
+    words = (word for part in path.parts for word in re.split(r"[\W_]+", part.lower()))
+    return tuple(word for word in words if word and not _CONTENT_WORDS.fullmatch(word))
+
+
 def bare_name(name: str) -> str:
     """A file name without the parts that only say that it holds annotations."""
     return _ANNOTATION_WORDS.sub("", name)
@@ -39,8 +61,11 @@ def bare_name(name: str) -> str:
 def by_split(words: Sequence[str], things: Sequence[T]) -> dict[str, T]:
     """The files or folders of a data set by split name; ``all`` for a single one that does not name a split."""
     names = [split_name(word) or bare_name(word) or word for word in words]
+    by_words = [split_of(Path(word)) for word in words]
     if len(words) == 1:
         names = [split_name(words[0]) or "all"]
+    elif all(by_words) and len(set(by_words)) == len(words):  # coco_train.json, coco_val.json
+        names = [name for name in by_words if name]
     elif len(set(names)) < len(names):
         names = list(words)
     return in_order(dict(zip(names, things, strict=True)))

@@ -1,7 +1,9 @@
 """Find the label file of each image of a YOLO folder: in `labels` for `images`, or beside the image.
 
-A label file has the image's name with another ending (`a.txt`) or with one more (`a.jpg.txt`). One that no image has in
-this way is matched without ``%xx``, in another Unicode form (NFC) or in other capitals.
+Where neither has any, they are in the folder whose path has the same words but for those that say what is inside
+(`annos/train` for `imgs/train`). A label file has the image's name with another ending (`a.txt`) or with one more
+(`a.jpg.txt`). One that no image has in this way is matched without ``%xx``, in another Unicode form (NFC) or in other
+capitals.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
-from boxwright.data.folders import any_case, files_in, walk
+from boxwright.data.folders import any_case, data_root, files_in, suffix_of, walk, words_of
 from boxwright.data.image_index import fold
 from boxwright.data.parsed import ParsedDataset
 from boxwright.images import IMAGE_SUFFIXES
@@ -34,7 +36,9 @@ class LabelFiles:
         self._names: dict[Path, dict[str, list[Path]]] = {}  # label files of a folder by folded stem
         self._exact: dict[Path, frozenset[str]] = {}
         images = list(dict.fromkeys(images))
-        self._found = {image: file for image in images if (file := self._as_named(image)) is not None}
+        self._found = self._all_as_named(images)
+        if not self._found and self._search_folders({image.parent for image in images}):
+            self._found = self._all_as_named(images)
         self._check_shared()
         self._match_spellings([image for image in images if image not in self._found])
         self._check_unmatched(images)
@@ -65,6 +69,22 @@ class LabelFiles:
             self._names[folder] = defaultdict(list)
             for file in files:
                 self._names[folder][fold(unquote(file.stem))].append(file)
+
+    def _search_folders(self, folders: set[Path]) -> bool:
+        """Look for the folders of label files in the whole data set; False if there is none."""
+        root, places = data_root(Path(self._parsed.root)), defaultdict[tuple[str, ...], list[Path]](list)
+        for path, names in walk(root):
+            if any(suffix_of(name) == ".txt" and _has_rows(Path(path, name)) for name in names[:20]):
+                places[words_of(Path(path).relative_to(root))].append(Path(path))
+        for folder in folders:
+            alike = places[words_of(folder.relative_to(root))] if folder.is_relative_to(root) else []
+            if len(alike) == 1:
+                self._folders[folder] = [*alike, folder]
+                self._list(alike[0])
+        return bool(places)
+
+    def _all_as_named(self, images: Sequence[Path]) -> dict[Path, Path]:
+        return {image: file for image in images if (file := self._as_named(image)) is not None}
 
     def _as_named(self, image: Path) -> Path | None:
         for folder in self._label_folders(image.parent):

@@ -13,9 +13,9 @@ import numpy as np
 from boxwright.classes import enumerate_classes
 from boxwright.config import UserError, nearest, require
 from boxwright.console import make_console
-from boxwright.data import archives, coco, voc, yolo
+from boxwright.data import archives, coco, voc, voc_folders, yolo
 from boxwright.data.columns import in_columns, paths_of, relabelled
-from boxwright.data.folders import real_paths, subfolders
+from boxwright.data.folders import real_paths, subfolders, suffix_of, walk
 from boxwright.data.formats import recognise, yolo_folders
 from boxwright.data.parsed import ParsedDataset, to_dataset
 from boxwright.data.records import Dataset, Record
@@ -23,6 +23,7 @@ from boxwright.data.shards import records as shards
 from boxwright.data.shards.index import is_sharded
 from boxwright.data.split import split
 from boxwright.files import as_location
+from boxwright.images import IMAGE_SUFFIXES
 
 TRAIN_SPLITS = ("train", "trainval", "all")  # the first of these that there is
 _KNOWN = (
@@ -93,7 +94,7 @@ def parse(path: Path | str) -> ParsedDataset:
     if path.is_file():
         parsed = _parse_file(path)
     else:
-        parsed = _parse_folder(path) or _parse_nested(path) or _parse_without_yaml(path) or recognise.read_folder(path)
+        parsed = _parse_folder(path) or _parse_nested(path) or _parse_scattered(path) or recognise.read_folder(path)
     if parsed is None:
         raise UserError(_unknown(path))
     return parsed
@@ -107,16 +108,20 @@ def _parse_file(path: Path) -> ParsedDataset | None:
     return recognise.read_file(path)
 
 
-def _parse_without_yaml(folder: Path) -> ParsedDataset | None:
+def _parse_scattered(folder: Path) -> ParsedDataset | None:
+    """The data set whose files are in folders of any name, or None."""
+    if folders := voc_folders.find_anywhere(folder):
+        return voc.read(folder, folders)
     class_lists = yolo_folders.find(folder)
     return yolo_folders.read(folder, class_lists) if class_lists else None
 
 
-def _parse_folder(folder: Path) -> ParsedDataset | None:
-    """The data set directly inside a folder, or None."""
-    coco_files, voc_folders, yolo_file = _coco_files(folder), voc.find(folder), yolo.find(folder)
+def _parse_folder(folder: Path, root: Path | None = None) -> ParsedDataset | None:
+    """The data set directly inside a folder, or None; its images may be anywhere in `root`."""
+    root = root or folder
+    coco_files, voc_places, yolo_file = _coco_files(folder), voc_folders.find(folder), yolo.find(folder)
     formats = [f"COCO ({', '.join(str(f.relative_to(folder)) for f in coco_files.values())})"] * bool(coco_files)
-    formats += [f"PASCAL VOC ({next(iter(voc_folders.values())).annotations}/*.xml)"] if voc_folders else []
+    formats += [f"PASCAL VOC ({next(iter(voc_places.values()))[0].annotations}/*.xml)"] if voc_places else []
     formats += [f"YOLO ({yolo_file.name})"] if yolo_file else []
     if len(formats) > 1:
         raise UserError(
@@ -124,12 +129,12 @@ def _parse_folder(folder: Path) -> ParsedDataset | None:
             "give the one annotation file to use, or move the others away"
         )
     if recognise.one_image_each(coco_files):
-        return recognise.read(folder, recognise.COCO_PER_IMAGE, list(coco_files.values()))
+        return recognise.read(root, recognise.COCO_PER_IMAGE, list(coco_files.values()))
     if coco_files:
-        return coco.read(folder, coco_files)
-    if voc_folders:
-        return voc.read(folder, voc_folders)
-    return yolo.read(folder, yolo_file) if yolo_file else None
+        return coco.read(root, coco_files)
+    if voc_places:
+        return voc.read(root, voc_places)
+    return yolo.read(root, yolo_file) if yolo_file else None
 
 
 def _coco_files(folder: Path) -> dict[str, Path]:
@@ -141,14 +146,27 @@ def _coco_files(folder: Path) -> dict[str, Path]:
 
 def _parse_nested(folder: Path) -> ParsedDataset | None:
     """The data set in a subfolder, as downloads often have it, or None."""
-    inside = [sub for sub in subfolders(folder) if _coco_files(sub) or voc.find(sub) or yolo.find(sub)]
+    subs = subfolders(folder)
+    inside = [
+        sub for sub in subs if _coco_files(sub) or voc_folders.holds_images(voc_folders.find(sub)) or yolo.find(sub)
+    ]
+    if not inside and len(subs) == 1:
+        return _parse_nested(subs[0])
+    if len(inside) > 1 and all(voc_folders.beside_images(sub) for sub in inside):
+        return None  # parts of one data set, such as a folder for each class
     if len(inside) > 1:
         names = ", ".join(sub.name for sub in inside)
         raise UserError(f"{folder} holds {len(inside)} data sets ({names}); give one of these folders")
-    parsed = _parse_folder(inside[0]) if inside else None
+    if not inside:
+        return None
+    parsed = _parse_folder(inside[0], inside[0] if _holds_images(inside[0]) else folder)
     if parsed is not None:
         parsed.root = folder
     return parsed
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(suffix_of(name) in IMAGE_SUFFIXES for _, names in walk(folder) for name in names)
 
 
 def _unknown(path: Path) -> str:

@@ -20,15 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from boxwright.data.faults import Fault
-from boxwright.data.folders import (
-    any_case,
-    by_split,
-    files_in,
-    in_order,
-    split_name,
-    subfolders,
-    suffix_of,
-)
+from boxwright.data.folders import files_in
 from boxwright.data.image_index import ImageIndex, clean_name, fold
 from boxwright.data.parsed import (
     ParsedDataset,
@@ -41,110 +33,33 @@ from boxwright.data.parsed import (
     read_text,
 )
 from boxwright.data.records import Record
+from boxwright.data.voc_folders import Folder, listed_stem
 from boxwright.files import is_file
 from boxwright.images import IMAGE_SUFFIXES
 
 CLASS_LIST = "classes.txt"
 
 
-@dataclass(frozen=True)
-class Folder:
-    """The folders of a split: XML files, images, and the list of its ids, if there is one."""
-
-    annotations: Path
-    images: Path
-    ids: Path | None = None
-
-
-def find(root: Path) -> dict[str, Folder]:
-    """The folders of a data set by split; empty if it is no VOC folder."""
-    if root.name.lower() == "annotations" and _xml_files(root):
-        root = root.parent
-    folder = _folder_at(root)
-    if folder is None:
-        inside = {sub.name: f for sub in subfolders(root) if split_name(sub.name) and (f := _folder_at(sub))}
-        return by_split(list(inside), list(inside.values()))
-    lists = _split_lists(root, folder)
-    if {"train", "val"} <= set(lists):
-        lists.pop("trainval", None)
-    splits = {split: Folder(folder.annotations, folder.images, file) for split, file in lists.items()}
-    return in_order(splits) or {"all": folder}
-
-
-def _folder_at(root: Path) -> Folder | None:
-    """Annotations and images below `root`; capitals do not matter."""
-    for name in ("Annotations", "Annotations/xmls", "xmls", "labels", "."):
-        annotations = any_case(root, Path(name))
-        if annotations is not None and _xml_files(annotations):
-            paths = [any_case(root, Path(folder)) for folder in ("JPEGImages", "images")]
-            images = [path for path in paths if path is not None] + [annotations, root]
-            return Folder(annotations, next((f for f in images if files_in(f, IMAGE_SUFFIXES)), images[0]))
-    return None
-
-
-def _split_lists(root: Path, folder: Folder) -> dict[str, Path]:
-    """The lists of ids by split: in `ImageSets/Main`, or in another of the usual places if they name XML files."""
-    main = any_case(root, Path("ImageSets/Main"))
-    lists = files_in(main, [".txt"]) if main is not None else []
-    if lists:
-        return {file.stem: file for file in lists if not _is_class_list(file)}
-    stems = {fold(file.stem) for file in files_in(folder.annotations, [".xml"])}
-    for place in ("ImageSets", "splits", "ImageSets/Layout", "Annotations", "."):
-        path = any_case(root, Path(place))
-        lists = files_in(path, [".txt"]) if path is not None else []
-        named = {split_name(file.stem): file for file in lists if split_name(file.stem) and _lists_any(file, stems)}
-        if named:
-            return {split: file for split, file in named.items() if split is not None}
-    return {}
-
-
-def _lists_any(file: Path, stems: set[str]) -> bool:
-    lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    return any(fold(_listed_stem(line)) in stems for line in lines if line.strip())
-
-
-def _listed_stem(line: str) -> str:
-    """The id in a line: its first word where other columns are numbers, without folders and the ending of a file."""
-    text = re.sub(r"(\s+-?\d+)+\s*$", "", line.strip()).replace("\\", "/").rpartition("/")[2]
-    return text.rpartition(".")[0] if suffix_of(text) in {*IMAGE_SUFFIXES, ".xml"} else text
-
-
-def _xml_files(folder: Path) -> list[Path]:
-    """The XML files of a folder, if one of the first few begins with <annotation>."""
-    files = files_in(folder, [".xml"])
-    return files if any(_is_annotation(file) for file in files[:20]) else []
-
-
-def _is_annotation(file: Path) -> bool:
-    with file.open("rb") as stream:
-        return re.search(rb"<annotation[\s>]", stream.read(2000)) is not None  # not CVAT's <annotations>
-
-
-def _is_class_list(file: Path) -> bool:
-    """Whether it is VOC's list of one class (`cat_train.txt`), whose lines end in -1, 0 or 1."""
-    lines = [line for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    prefix, _, split = file.stem.rpartition("_")
-    return bool(prefix and split_name(split) and lines) and all(
-        re.fullmatch(r".*\s(-1|0|1)\s*", line) for line in lines
-    )
-
-
-def read(root: Path, folders: dict[str, Folder]) -> ParsedDataset:
-    """Parse the folders of a data set, given by split."""
+def read(root: Path, folders: dict[str, list[Folder]]) -> ParsedDataset:
+    """Parse the folders of a data set, given by split (`voc_folders.find`)."""
     parsed = ParsedDataset(root, "voc")
     index = ImageIndex(parsed)
-    entries_by_split = {split: _parse_folder(parsed, index, folder) for split, folder in folders.items()}
-    parsed.names = _class_names(parsed, list(folders.values()), entries_by_split)
+    entries_by_split = {
+        split: [entry for folder in each for entry in _parse_folder(parsed, index, folder)]
+        for split, each in folders.items()
+    }
+    every = [folder for each in folders.values() for folder in each]
+    parsed.names = _class_names(parsed, every, entries_by_split)
     positions = {name: i for i, name in enumerate(parsed.names)}
-    for split, folder in folders.items():
+    for split, each in folders.items():
         images = [_image(parsed, entry, i + 1, positions) for i, entry in enumerate(entries_by_split[split])]
         fill_sizes(parsed, images)
         parsed.splits[split] = images
         if not images:
-            parsed.add_fault("empty-split", folder.ids or folder.images, f"the split {split!r} has no images")
+            parsed.add_fault("empty-split", each[0].ids or each[0].images, f"the split {split!r} has no images")
     parsed.splits = {split: images for split, images in parsed.splits.items() if images}
     index.finish()
-    _check_unlisted(parsed, folders)
+    _check_unlisted(parsed, every)
     return parsed
 
 
@@ -195,7 +110,8 @@ def _parse_folder(parsed: ParsedDataset, index: ImageIndex, folder: Folder) -> l
             image = _image_of(parsed, index, folder, by_stem.get(stem, []), file, annotation)
             entries.append(_Entry(image, file, annotation))
     taken = {entry.image for entry in entries} | broken
-    spare = [image for image in images if image not in taken] if folder.ids is None else []
+    whole = folder.ids is None and not folder.shared
+    spare = [image for image in images if image not in taken] if whole else []
     entries += [_Entry(image, folder.annotations / f"{image.stem}.xml", None) for image in spare]
     _check_entries(parsed, entries)
     return sorted(entries, key=lambda entry: entry.image) if folder.ids is None else entries
@@ -240,7 +156,7 @@ def _listed(parsed: ParsedDataset, ids: Path, files: dict[str, Path]) -> list[st
     """The ids in a list file, as XML files have them; a fault is recorded for one that occurs twice."""
     lines = [line.strip() for line in (read_text(ids, parsed) or "").splitlines() if line.strip()]
     own = {fold(stem): stem for stem in files}
-    stems = [line if line in files else own.get(fold(_listed_stem(line)), _listed_stem(line)) for line in lines]
+    stems = [line if line in files else own.get(fold(listed_stem(line)), listed_stem(line)) for line in lines]
     for stem, count in Counter(stems).items():
         if count > 1:
             parsed.add_fault("duplicate-image", ids, f"{stem} is listed {count} times")
@@ -342,11 +258,11 @@ def _box(element: ET.Element | None) -> tuple[float, float, float, float] | None
     return x1, y1, x2, y2
 
 
-def _check_unlisted(parsed: ParsedDataset, folders: dict[str, Folder]) -> None:
-    """Record images of a devkit that are in none of its lists."""
-    if all(folder.ids for folder in folders.values()):
+def _check_unlisted(parsed: ParsedDataset, folders: Sequence[Folder]) -> None:
+    """Record images that are in none of the lists, or of several folders of XML files in none."""
+    if all(folder.ids or folder.shared for folder in folders):
         listed = {image.path for images in parsed.splits.values() for image in images}
-        for folder in {folder.images for folder in folders.values()}:
+        for folder in {folder.images for folder in folders}:
             unlisted = [f for f in files_in(folder, IMAGE_SUFFIXES) if f not in listed]
             if unlisted:
                 parsed.add_fault(

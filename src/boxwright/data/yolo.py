@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from boxwright.config import UserError
-from boxwright.data.folders import any_case, can_be_a_file, files_in, in_order, split_name, suffix_of, walk
+from boxwright.data.folders import any_case, can_be_a_file, files_in, in_order, split_name, split_of, suffix_of, walk
 from boxwright.data.image_index import ImageIndex, clean_name
 from boxwright.data.label_files import LabelFiles
 from boxwright.data.parsed import ParsedDataset, ParsedImage, check_names, fill_sizes, in_threads, read_text
@@ -169,7 +169,8 @@ def _entry_images(
     """The images of one folder or list of paths; None, and a fault recorded, if it does not exist."""
     text = str(entry).replace("\\", "/")
     shorter = re.sub(r"^(\.\./)+", "", text)
-    places = [(index.root, text), (file.parent, text), (file.parent, shorter), (index.root, clean_name(text))]
+    places = [(index.root, text), (file.parent, text), (file.parent, shorter)]
+    places += [(index.root, ending) for ending in _endings(clean_name(text))]
     source = next((path for root, name in places if (path := any_case(root, Path(name))) is not None), None)
     if source is None:
         parsed.add_fault("missing-split", file, f"`{key}: {entry}` does not exist below {index.root}")
@@ -177,6 +178,12 @@ def _entry_images(
     if source.is_file():
         return _listed(parsed, index, source)
     return sorted(Path(folder, n) for folder, names in walk(source) for n in names if suffix_of(n) in IMAGE_SUFFIXES)
+
+
+def _endings(path: str) -> list[str]:
+    """A path, and it without its first folders, as long as it still names a split: `C:/me/set/train/images`."""
+    parts = path.split("/")
+    return [ending for i in range(len(parts)) if (ending := "/".join(parts[i:])) and (not i or split_of(Path(ending)))]
 
 
 def _listed(parsed: ParsedDataset, index: ImageIndex, file: Path) -> list[Path]:

@@ -130,9 +130,7 @@ def train(
 
 
 @usual_torch()
-def run(
-    config: RunConfig, resume: bool = False, show_batches: bool = False, teacher: Detector | None = None
-) -> Path:
+def run(config: RunConfig, resume: bool = False, show_batches: bool = False, teacher: Detector | None = None) -> Path:
     """Train, and report on the console.
 
     Args:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from boxwright.config import UserError
 from boxwright.data import yolo
-from boxwright.data.folders import can_be_a_file, files_in, in_order, split_name, suffix_of, walk
+from boxwright.data.folders import can_be_a_file, files_in, in_order, split_name, split_of, suffix_of, walk
 from boxwright.data.image_index import ImageIndex
 from boxwright.data.parsed import ParsedDataset, listed_names, merged_lists, read_text
 from boxwright.images import IMAGE_SUFFIXES
@@ -153,4 +153,4 @@ def _folder_splits(root: Path) -> dict[str, list[Path]]:
 
 def _split_of(root: Path, folder: Path) -> str:
     """The split that the nearest folder of a path below `root` stands for."""
-    return next((split for part in reversed(folder.relative_to(root).parts) if (split := split_name(part))), "all")
+    return split_of(folder.relative_to(root)) or "all"

@@ -39,5 +39,6 @@ def test_the_command_prints_them_all_on_whole_lines(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     assert main(["models"]) == 0
     output = capsys.readouterr().out
+    assert "  demo: dense, 320 px, Platelets, RBC, WBC\n" in output
     for entry in list_models():
         assert any(line.startswith(f"  {entry.size} ") and entry.source in line for line in output.splitlines())

@@ -63,7 +63,7 @@ def test_a_file_that_cannot_be_written_is_an_error_only_if_it_was_asked_for(weig
 
 
 def test_a_file_of_the_hub_is_left_alone(monkeypatch):
-    assert "the hub's" in store_thresholds("hf://owner/name", BEST, Thresholds(), "val", None)
+    assert "the hub" in store_thresholds("hf://owner/name", BEST, Thresholds(), "val", None)
     with pytest.raises(UserError, match="copy it"):
         require_own_file("hf://owner/name", True)
     require_own_file("hf://owner/name", None)

@@ -13,6 +13,9 @@ from typing import Any
 
 import timm
 
+from boxwright.checkpoints.header import read_header
+from boxwright.checkpoints.locate import BUNDLED
+from boxwright.classes import enumerate_classes
 from boxwright.console import make_console
 from boxwright.models import registry
 from boxwright.models.backbones.backbone import OFFLINE
@@ -108,6 +111,11 @@ def models() -> list[Entry]:
         console.print(f"\n{model}: {about}", style="bold")
         for line in [HEAD, *sizes]:
             console.print(_aligned(line, widths), style="dim" if line is HEAD else None)
+    console.print("\nTrained, and installed; the name stands for the weights in every command:", style="bold")
+    for name, file in BUNDLED.items():
+        header = read_header(file)
+        classes, config = json.loads(header["names"]), json.loads(header["config"])
+        console.print(f"  {name}: {header['model']}, {config['image_size']} px, {enumerate_classes(classes)}")
     console.print(_legend(entries[0]))
     return entries
 

@@ -8,12 +8,14 @@ from typing import Any
 
 from boxwright.checkpoints import hub
 from boxwright.checkpoints.header import read_header
-from boxwright.config import UserError, require
+from boxwright.config import UserError, nearest, require
 
 FORMAT = "boxwright-1"
 ADAPTER = "boxwright-adapter-1"
 CHECKPOINT = "a boxwright checkpoint"
 BASE_FILE = "base.safetensors"  # the name under which a base is looked for in the folder of its adapter
+_PACKAGE = Path(__file__).parent.parent / "bundled"
+BUNDLED = {"demo": _PACKAGE / "dense-nano-bccd.safetensors"}  # the detectors that come with the package, by name
 OTHER_PROJECTS = ("*.index", "*.data-*-of-*", "model.safetensors", "pytorch_model.bin", "*.pth", "*.pt", "*.bin")
 
 
@@ -29,12 +31,14 @@ def find_weights(path: Path) -> Path:
     """The checkpoint that a path means.
 
     Args:
-        path: ``runs/x``, ``runs/x/best`` or ``runs/x/best.safetensors``, or the name of a hub repository,
-            ``owner/name`` or ``hf://owner/name@revision``, which is downloaded if need be.
+        path: ``runs/x``, ``runs/x/best`` or ``runs/x/best.safetensors``, a name in `BUNDLED`, or that of a hub
+            repository, ``owner/name`` or ``hf://owner/name@revision``, which is downloaded if need be.
 
     Raises:
         UserError: if there is none, or only an exported file.
     """
+    if is_bundled(path):
+        return BUNDLED[str(path)]
     repository = hub.repository(path)
     path = path if repository is None else hub.fetch(*repository)
     found = _weights_at(path)
@@ -45,9 +49,20 @@ def find_weights(path: Path) -> Path:
     return found
 
 
+def is_bundled(path: Path) -> bool:
+    """Whether a detector is meant that comes with the package: there is none else of this name."""
+    return str(path) in BUNDLED and _weights_at(path) is None and exported_at(path) is None
+
+
+def is_own(weights: Path | str) -> bool:
+    """Whether weights are a user's own: results may be written beside them. Others are the hub's or the package's."""
+    path = as_path(weights)
+    return not is_bundled(path) and hub.repository(path) is None
+
+
 def results_folder(weights: Path | str) -> Path:
-    """Where results about a checkpoint go by default: its folder, or the current one if it comes from the hub."""
-    return find_weights(as_path(weights)).parent if hub.repository(as_path(weights)) is None else Path()
+    """Where results about a checkpoint go by default: its folder, or the current one if it is not the user's own."""
+    return find_weights(as_path(weights)).parent if is_own(weights) else Path()
 
 
 def _weights_at(path: Path) -> Path | None:
@@ -62,7 +77,9 @@ def _weights_at(path: Path) -> Path | None:
 
 def _no_weights_at(path: Path) -> str:
     """The error message where there are none: import the checkpoint of another project, or use the exported file."""
-    fix = "give a .safetensors file or the folder of a training run"
+    fix = (
+        f"give a .safetensors file, the folder of a training run or {' or '.join(BUNDLED)}{nearest(path.name, BUNDLED)}"
+    )
     if other := _other_project_at(path):
         return f"no weights at {path}; {fix}; {how_to_import(other)}"
     onnx = exported_at(path)

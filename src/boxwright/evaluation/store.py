@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from boxwright.checkpoints import hub
 from boxwright.checkpoints.header import store_in_card
-from boxwright.checkpoints.locate import find_weights
+from boxwright.checkpoints.locate import find_weights, is_bundled, is_own
 from boxwright.config import UserError, require
 from boxwright.thresholds import Thresholds
 
@@ -14,9 +13,15 @@ _NOT_TO_CHOOSE_ON = ("test", "train")  # splits; scores on images learned from a
 
 
 def require_own_file(weights: Path | str, store: bool | None) -> None:
-    """Raise `UserError` where thresholds are to be stored in a file of the hub's cache."""
-    own = not store or hub.repository(weights) is None
-    require(own, f"{weights} is a file of the hub, so that --store can't change it; copy it, and give the copy.")
+    """Raise `UserError` where thresholds are to be stored in a file of the hub's cache, or of the package."""
+    own = not store or is_own(weights)
+    require(
+        own, f"{weights} is a file of {_owner(weights)}, so that --store can't change it; copy it, and give the copy."
+    )
+
+
+def _owner(weights: Path | str) -> str:
+    return "this package" if is_bundled(Path(weights)) else "the hub"
 
 
 def store_thresholds(
@@ -44,8 +49,8 @@ def store_thresholds(
             return "they have their own; --store true replaces those"
         if split in _NOT_TO_CHOOSE_ON:
             return f"images of a split {split} are not for choosing; give --split val, or --store true to do it anyway"
-        if hub.repository(weights) is not None:
-            return "the file is the hub's; copy it, and give the copy"
+        if not is_own(weights):
+            return f"the file is one of {_owner(weights)}; copy it, and give the copy"
     try:
         store_in_card(find_weights(Path(weights)), best.to_card())
     except UserError as error:

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from boxwright.checkpoints.hub import repository
+from boxwright.checkpoints.locate import is_own
 from boxwright.config import UserError, require
 from boxwright.extras import how_to_install
 from boxwright.files import as_location
@@ -125,7 +125,7 @@ def _everywhere(job: Job) -> Job:
     weights, place = Path(job.weights).expanduser(), as_location(job.source)
     return replace(
         job,
-        weights=weights.absolute() if repository(weights) is None else job.weights,
+        weights=weights.absolute() if is_own(weights) else job.weights,
         source=place if isinstance(place, str) else place.expanduser().absolute(),
         out=job.out.absolute(),
     )

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from boxwright.data import json_stream
+from boxwright.data import id_column, json_stream
 from boxwright.data.box_faults import alike_pairs
-from boxwright.data.coco_columns import IdColumn
 from boxwright.data.columns import take
 from boxwright.data.folders import real_paths
+from boxwright.data.id_column import IdColumn
 from boxwright.data.json_stream import JsonStream
 from boxwright.data.parsed import to_dataset
 from boxwright.data.read import merge_val, parse, read
@@ -99,9 +99,35 @@ def test_ids_of_any_type() -> None:
     for id_ in (7, "7", 8.0, "x", [1], 10**30, 7, "x", None, True):
         column.append(id_)
     assert [column[i] for i in range(len(column))] == [7, "7", 8.0, "x", [1], 10**30, 7, "x", None, True]
-    assert column.positions_in({7: 0, 8: 1, "x": 2}).tolist() == [0, 0, 1, 2, -1, -1, 0, 2, -1, -1]
-    assert column.positions_in({"7": 0, 8.0: 1}).tolist() == [0, 0, 1, -1, -1, -1, 0, -1, -1, -1]
+    assert column.positions_in(IdColumn([7, 8, "x"])).tolist() == [0, 0, 1, 2, -1, -1, 0, 2, -1, -1]
+    assert column.positions_in(IdColumn(["7", 8.0])).tolist() == [0, 0, 1, -1, -1, -1, 0, -1, -1, -1]
     assert dict(column.repeated()) == {7: 2, "x": 2}
+
+
+@pytest.mark.parametrize("ids", [[], [5, 3, 5, 9, 3, 5], [5, "3", 5.0, 9, "3", 5], [2**40, 1, 2**40]])
+def test_each_repeated_id_is_known_by_its_first_row(ids: list) -> None:
+    expected = {row: ids.index(id_) for row, id_ in enumerate(ids) if ids.index(id_) < row}
+    assert IdColumn(ids).repeats() == expected
+    assert list(IdColumn(ids).repeats()) == sorted(expected)  # faults come in the order of the file
+
+
+def test_many_ids_are_found_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(id_column, "_TOGETHER", 7)
+    generator = np.random.default_rng(0)
+    known, wanted = generator.permutation(60)[:40].tolist(), generator.integers(-5, 70, 100).tolist()
+    expected = [known.index(id_) if id_ in known else -1 for id_ in wanted]
+    assert IdColumn(wanted).positions_in(IdColumn(known)).tolist() == expected
+    assert IdColumn(wanted).positions_in(IdColumn()).tolist() == [-1] * 100
+
+
+def test_of_images_with_one_id_the_first_is_kept(tmp_path: Path) -> None:
+    content = coco_content(4)
+    content["images"][2]["id"] = content["images"][0]["id"]
+    parsed = parse(coco(tmp_path, content))
+    (images,) = parsed.splits.values()
+    assert [image.path.name for image in images] == [content["images"][i]["file_name"] for i in (0, 1, 3)]
+    assert [image.image_id for image in images] == [content["images"][i]["id"] for i in (0, 1, 3)]
+    assert "duplicate-id" in {fault.kind for fault in parsed.faults}
 
 
 def test_annotations_in_any_order_are_those_of_their_images(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from boxwright.data.columns import ObjectColumns, rows_by_key
+from boxwright.data.columns import ObjectColumns, counts_by_key, rows_by_key
 from boxwright.data.faults import Fault
 from boxwright.data.image_table import columns_of, mark_of, where_of
 from boxwright.data.parsed import ParsedDataset, ParsedImage
@@ -181,7 +181,7 @@ def _odd_sizes(parsed: ParsedDataset) -> Iterator[Fault]:
     logs_M = np.concatenate([np.empty(0), *(_log_areas(objects) for objects in columns)])
     labels_M = np.concatenate([np.empty(0, np.int32), *(objects.labels_M for objects in columns)])
     order = rows_by_key(labels_M, len(parsed.names))
-    ends = np.cumsum(np.bincount(labels_M, minlength=len(parsed.names)))
+    ends = np.cumsum(counts_by_key(labels_M, len(parsed.names)))
     first_rows = np.cumsum([0, *(len(objects.labels_M) for objects in columns)])
     for label, rows in enumerate(np.split(order, ends[:-1])):
         rows = rows[~np.isnan(logs_M[rows])]

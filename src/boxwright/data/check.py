@@ -19,7 +19,7 @@ from rich.text import Text
 from boxwright.config import UserError
 from boxwright.console import make_console
 from boxwright.data.box_faults import box_faults, parts
-from boxwright.data.columns import label_counts, usable
+from boxwright.data.columns import counts_by_key, label_counts, usable
 from boxwright.data.faults import FAULT_KINDS, Fault
 from boxwright.data.folders import real_paths
 from boxwright.data.image_table import columns_of, paths_of
@@ -274,7 +274,7 @@ def _label_counts(parsed: ParsedDataset) -> dict[str, tuple[np.ndarray, np.ndarr
     for split, images in parsed.splits.items():
         _, objects = columns_of(images)
         ignored_K = np.bincount(objects.labels_M[objects.ignore_M], minlength=len(parsed.names))
-        counts[split] = np.bincount(objects.labels_M, minlength=len(parsed.names)), ignored_K
+        counts[split] = counts_by_key(objects.labels_M, len(parsed.names)), ignored_K
     return counts
 
 

@@ -12,12 +12,13 @@ import json
 import mmap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from boxwright.data.coco_columns import CocoContent, file_name
+from boxwright.data.coco_columns import CocoContent, ImageRows, file_name
 from boxwright.data.folders import (
     any_case,
     bare_name,
@@ -265,32 +266,36 @@ def _images(
     content: CocoContent,
     positions: dict[Any, int],
 ) -> Sequence[ParsedImage]:
-    rows, kept = content.images, dict[Any, int]()
-    moved: dict[int, Path] = {}
-    ids = IdColumn()
-    columns = ImageColumns(str(folder), file, names=[], ids=ids, moved=moved)
-    for row, (name, id_) in enumerate(zip(rows.names, rows.ids, strict=True)):
-        if id_ in kept:
-            first = columns.path(kept[id_]).name
-            parsed.add_fault("duplicate-id", f"{file}, image {id_}", f"{first} and {name} have the same id")
-            continue
+    rows = _distinct(parsed, file, content.images)
+    columns = ImageColumns(str(folder), file, rows.names, rows.ids, moved={}, sizes=rows.sizes)
+    for position, name in enumerate(rows.names):
         if not index.holds(columns.folder, name):
-            moved[len(kept)] = index.find(name, folder, f"{file}, image {id_}")
-        kept[id_] = len(kept)
-        columns.names.append(name)
-        ids.append(number(id_) if isinstance(id_, float) else id_)
-        columns.sizes.extend(rows.sizes[2 * row : 2 * row + 2])
-    images = ImageTable(columns, _annotate(parsed, file, content, kept, positions), content.annotations.marks)
+            columns.moved[position] = index.find(name, folder, f"{file}, image {rows.ids[position]}")
+    index.forget_listings()
+    images = ImageTable(columns, _annotate(parsed, file, content, rows.ids, positions), content.annotations.marks)
     images.fill_sizes(parsed)
     return images
 
 
+def _distinct(parsed: ParsedDataset, file: Path, images: ImageRows) -> ImageRows:
+    """The images without those whose id an earlier one has; faults are recorded for these."""
+    repeats = images.ids.repeats()
+    for row, first in repeats.items():
+        what = f"{images.names[first]} and {images.names[row]} have the same id"
+        parsed.add_fault("duplicate-id", f"{file}, image {images.ids[row]}", what)
+    rows = images.without(repeats) if repeats else images
+    ids = rows.ids
+    if ids.others:
+        ids = IdColumn(number(id_) if isinstance(id_, float) else id_ for id_ in ids)
+    return replace(rows, ids=ids)
+
+
 def _annotate(
-    parsed: ParsedDataset, file: Path, content: CocoContent, by_id: dict[Any, int], positions: dict[Any, int]
+    parsed: ParsedDataset, file: Path, content: CocoContent, ids: IdColumn, positions: dict[Any, int]
 ) -> ObjectColumns:
     """The objects of the images, given by id; faults are recorded for those without a box, image or class."""
     rows = content.annotations
-    image_A, label_A = rows.image_ids.positions_in(by_id), content.labels(positions)
+    image_A, label_A = rows.image_ids.positions_in(ids), content.labels(positions)
     good_A = (image_A >= 0) & (label_A >= 0)
     rows.image_ids.keep_only(np.flatnonzero(image_A < 0).tolist())
     good_A[list(rows.problems)] = False
@@ -309,7 +314,7 @@ def _annotate(
     for mark, count in rows.marks.repeated():
         what = f"{count} annotations have this id"
         parsed.add_fault("duplicate-annotation-id", f"{file}, annotation {mark}", what)
-    return ObjectColumns.grouped(len(by_id), image_A, good_A, rows.boxes, label_A, rows.ignore)
+    return ObjectColumns.grouped(len(ids), image_A, good_A, rows.boxes, label_A, rows.ignore)
 
 
 def _image_folder(root: Path, file: Path, names: Sequence[str]) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,12 @@ class ImageRows:
         self.ids.append(row["id"])
         self.names.append(file_name(row))
         self.sizes.extend((_to_integer(row.get("width")), _to_integer(row.get("height"))))
+
+    def without(self, rows: Collection[int]) -> ImageRows:
+        """The others."""
+        kept = [row for row in range(len(self.names)) if row not in rows]
+        sizes = array("i", np.array(self.sizes, np.intc).reshape(-1, 2)[kept].tobytes())
+        return ImageRows(IdColumn(self.ids[row] for row in kept), [self.names[row] for row in kept], sizes)
 
 
 class AnnotationRows:
@@ -86,7 +92,8 @@ class CocoContent:
         ids: Sequence[Any] = list(dict.fromkeys(row["id"] for row in self.categories))
         self._category_ids = ids
         column = self.annotations.category_ids
-        self._categories = column.positions_in({id_: k for k, id_ in enumerate(ids)})
+        places = column.positions_in(IdColumn(ids))
+        self._categories = places.astype(np.min_scalar_type(-1 - len(ids)))
         column.keep_only(np.flatnonzero(self._categories < 0).tolist())
 
     def used_ids(self) -> set[Any]:

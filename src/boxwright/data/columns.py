@@ -90,7 +90,7 @@ class ObjectColumns:
 
         Args:
             images: how many there are.
-            image_A: position of each annotation's image.
+            image_A: position of each annotation's image, int32; -1 is written where it is not good.
             good_A: which to keep.
             boxes: of all annotations, four numbers each; they are put into this order in place, to save memory.
             label_A: class positions.
@@ -98,10 +98,11 @@ class ObjectColumns:
         """
         boxes_A4 = np.frombuffer(boxes, np.float64).reshape(-1, 4) if boxes else np.empty((0, 4))
         ignore_A = np.frombuffer(ignore, np.bool_) if ignore else np.empty(0, bool)
-        starts = np.concatenate([[0], np.cumsum(np.bincount(image_A[good_A], minlength=images))]).astype(np.int64)
+        image_A[~good_A] = -1
+        starts = np.concatenate([[0], np.cumsum(counts_by_key(image_A, images))])
         if good_A.all() and (image_A[1:] >= image_A[:-1]).all():
             return ObjectColumns(starts, boxes_A4, label_A, ignore_A)
-        rows = rows_by_key(np.where(good_A, image_A, -1), images)
+        rows = rows_by_key(image_A, images)
         for k in range(4):
             boxes_A4[: len(rows), k] = boxes_A4[rows, k]
         return ObjectColumns(starts, boxes_A4[: len(rows)], label_A[rows], ignore_A[rows], rows)
@@ -119,11 +120,10 @@ def rows_by_key(keys_A: np.ndarray, count: int) -> np.ndarray:
         keys_A: integers under `count`.
         count: of keys.
     """
-    blocks = [slice(first, first + _TOGETHER) for first in range(0, len(keys_A), _TOGETHER)]
-    ends_K = np.cumsum(sum((_count(keys_A[block], count) for block in blocks), np.zeros(count, np.int64)))
+    ends_K = np.cumsum(counts_by_key(keys_A, count))
     next_K = np.concatenate([[0], ends_K])[:-1]
     rows = np.empty(ends_K[-1] if count else 0, np.int32)
-    for block in blocks:  # numpy's argsort of all would take 8 bytes a row twice
+    for block in _blocks(len(keys_A)):  # numpy's argsort of all would take 8 bytes a row twice
         own = np.flatnonzero(keys_A[block] >= 0)
         own = own[np.argsort(keys_A[block][own], kind="stable")]
         keys = keys_A[block][own]
@@ -133,8 +133,16 @@ def rows_by_key(keys_A: np.ndarray, count: int) -> np.ndarray:
     return rows
 
 
-def _count(keys: np.ndarray, count: int) -> np.ndarray:
-    return np.bincount(keys[keys >= 0], minlength=count)
+def counts_by_key(keys_A: np.ndarray, count: int) -> np.ndarray:
+    """How many rows each key has, (count,) int64; arguments as of `rows_by_key`."""
+    counts_K = np.zeros(count, np.int64)
+    for block in _blocks(len(keys_A)):  # numpy's bincount of all would take 8 bytes a row
+        counts_K += np.bincount(keys_A[block][keys_A[block] >= 0], minlength=count)
+    return counts_K
+
+
+def _blocks(rows: int) -> list[slice]:
+    return [slice(first, first + _TOGETHER) for first in range(0, rows, _TOGETHER)]
 
 
 def usable(boxes_M4: np.ndarray, sizes_M2: np.ndarray, empty: bool = False) -> np.ndarray:
@@ -161,9 +169,9 @@ class RecordColumns(Sequence[Record]):
 
 def all_usable(sizes_I2: np.ndarray, objects: ObjectColumns, empty: bool = False) -> np.ndarray:
     """`usable` of all objects of these images, a block at a time."""
-    blocks = [slice(first, first + _TOGETHER) for first in range(0, len(objects.labels_M), _TOGETHER)]
     image_M, boxes_M4 = objects.image_of_each, objects.boxes_M4
-    return np.concatenate([np.empty(0, bool), *(usable(boxes_M4[b], sizes_I2[image_M[b]], empty) for b in blocks)])
+    each = (usable(boxes_M4[b], sizes_I2[image_M[b]], empty) for b in _blocks(len(image_M)))
+    return np.concatenate([np.empty(0, bool), *each])
 
 
 class RecordTable(RecordColumns):

@@ -5,19 +5,22 @@ from __future__ import annotations
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import repeat
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+
+_TOGETHER = 2**19  # ids that are looked up at once
 
 
 class IdColumn:
     """Ids one after another. All but the few that are no integers take 4 bytes each, or 8 if one is large."""
 
-    def __init__(self) -> None:
+    def __init__(self, ids: Iterable[Any] = ()) -> None:
         self.numbers = array("i")
         self.others: dict[int, Any] = {}
+        for id_ in ids:
+            self.append(id_)
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -44,19 +47,52 @@ class IdColumn:
         self.others = {row: self[row] for row in rows}
         self.numbers = array("i")
 
-    def positions_in(self, positions: Mapping[Any, int]) -> np.ndarray:
-        """The position of each id, int32; -1 where it has none. An id may be a number here and its text there."""
-        numbers = Counter(number(id_) for id_ in positions) if any(type(id_) is not int for id_ in positions) else {}
-        own = {number(id_): position for id_, position in positions.items() if numbers.get(number(id_)) == 1}
-        known = {**own, **positions} if own else positions
-        found = np.fromiter(map(known.get, self.numbers, repeat(-1)), np.int32, len(self))
+    def positions_in(self, ids: IdColumn) -> np.ndarray:
+        """The row of each id in another column, int32; -1 where it has none.
+
+        An id may be a number here and its text there. The other column has none twice.
+        """
+        found = self._rows_of_numbers(ids)
+        if not ids.others and not self.others:
+            return found
+        positions = {id_: row for row, id_ in enumerate(ids)}
+        counts = Counter(map(number, positions))
+        own = {number(id_): row for id_, row in positions.items() if counts[number(id_)] == 1}
+        known = {**own, **positions}
+        if ids.others:
+            found = np.array([known.get(id_, -1) for id_ in self.numbers], np.int32)
         for row, id_ in self.others.items():
             found[row] = known.get(id_, known.get(number(id_), -1)) if hashable(id_) else -1
         return found
 
+    def _rows_of_numbers(self, ids: IdColumn) -> np.ndarray:
+        """`positions_in` where both have only integers; by bisection, as a dictionary takes 100 bytes an id."""
+        wanted, numbers = np.asarray(self.numbers), np.asarray(ids.numbers)
+        order = np.argsort(numbers, kind="stable").astype(np.int32)
+        ordered, found = numbers[order], np.full(len(wanted), -1, np.int32)
+        for first in range(0, len(wanted) if len(ordered) else 0, _TOGETHER):
+            some = wanted[first : first + _TOGETHER]
+            places = np.searchsorted(ordered, some).clip(max=len(ordered) - 1)
+            found[first : first + _TOGETHER] = np.where(ordered[places] == some, order[places], -1)
+        return found
+
+    def repeats(self) -> dict[int, int]:
+        """The row of each id that an earlier row has, too, in order, with the first of these rows."""
+        if self.others:
+            first: dict[Any, int] = {}
+            return {row: first[id_] for row, id_ in enumerate(self) if first.setdefault(id_, row) != row}
+        numbers = np.asarray(self.numbers)
+        order = np.argsort(numbers, kind="stable")
+        begins = np.append(True, numbers[order][1:] != numbers[order][:-1])[: len(order)]
+        first_rows = order[begins][np.cumsum(begins) - 1]
+        again = np.flatnonzero(~begins)
+        again = again[np.argsort(order[again])]
+        return dict(zip(order[again].tolist(), first_rows[again].tolist(), strict=True))
+
     def repeated(self) -> Iterator[tuple[Any, int]]:
         """Each id that occurs several times, and how often."""
-        ordered = np.sort(np.delete(np.array(self.numbers), list(self.others)))
+        numbers = np.asarray(self.numbers)
+        ordered = np.sort(np.delete(numbers, list(self.others)) if self.others else numbers)
         again = ordered[1:][ordered[1:] == ordered[:-1]]
         for id_, more in zip(*map(np.ndarray.tolist, np.unique(again, return_counts=True)), strict=True):
             yield id_, more + 1

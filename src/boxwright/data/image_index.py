@@ -136,6 +136,10 @@ class ImageIndex:
         here, base = os.path.split(path)
         return "./" not in name and "\\" not in name and not name.startswith("/") and base in self._names(here)
 
+    def forget_listings(self) -> None:
+        """Free the names of all files; a folder is listed again when it is asked for. A million take 130 MB."""
+        self._listed.clear()
+
     def names_in(self, folder: Path) -> frozenset[str]:
         """The names of all files in a folder."""
         return self._names(str(folder))

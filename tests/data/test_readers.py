@@ -343,6 +343,77 @@ def test_voc_several_boxes_in_one_object(tmp_path):
     assert record.labels_N.tolist() == [1, 1]
 
 
+@pytest.mark.parametrize(
+    ("shape", "box"),
+    [
+        ("<polygon><x1>4</x1><y1>5</y1><x2>14.5</x2><y2>6</y2><x3>9</x3><y3>17</y3></polygon>", [4, 5, 14.5, 17]),
+        ("<polygon><pt><x>4</x><y>5</y></pt><pt><x>9</x><y>8</y></pt></polygon>", [4, 5, 9, 8]),
+        ("<robndbox><cx>10</cx><cy>9</cy><w>8</w><h>4</h><angle>1.5707963267948966</angle></robndbox>", [8, 5, 12, 13]),
+        ("<polygon><x1>0</x1><y1>0</y1></polygon>" + samples.thing().partition("</difficult>")[2][:-9], [4, 5, 14, 17]),
+    ],
+)
+def test_voc_objects_of_another_shape_have_the_box_around_it(tmp_path, shape, box):
+    samples.voc(tmp_path)
+    samples.xml(tmp_path / "Annotations" / "a.xml", f"<object><name>cat</name>{shape}</object>")
+    assert np.allclose(read(tmp_path).splits["train"][0].boxes_N4, [box])
+    notes = [fault for fault in parse(tmp_path).faults if fault.kind == "derived-box"]
+    assert len(notes) == ("<bndbox>" not in shape)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        "",
+        "<polygon/>",
+        "<polygon><x1>4</x1></polygon>",
+        "<polygon><x1>four</x1><y1>5</y1></polygon>",
+        "<robndbox><cx>4</cx></robndbox>",
+    ],
+)
+def test_voc_object_without_a_shape_is_a_fault(tmp_path, shape):
+    samples.voc(tmp_path)
+    samples.xml(tmp_path / "Annotations" / "a.xml", f"<object><name>cat</name>{shape}</object>")
+    (fault,) = (fault for fault in parse(tmp_path).faults if fault.kind == "broken-record")
+    assert "a.xml, object 1" in fault.where
+
+
+def test_voc_objects_that_labelme_deleted_are_none(tmp_path):
+    samples.voc(tmp_path)
+    deleted = samples.thing("dog").replace("</name>", "</name><deleted>1</deleted>")
+    kept = samples.thing().replace("</name>", "</name><deleted>0</deleted>")
+    samples.xml(tmp_path / "Annotations" / "a.xml", deleted + kept)
+    record = read(tmp_path).splits["train"][0]
+    assert record.boxes_N4.tolist() == [[4, 5, 14, 17]]
+
+
+def test_yaml_folders_that_lie_deeper_are_found(tmp_path):
+    samples.yolo(tmp_path / "download" / "ds")
+    shutil.move(tmp_path / "download" / "ds" / "data.yaml", tmp_path / "data.yaml")
+    parsed = parse(tmp_path)
+    assert summary(read(tmp_path)) == {"train": (2, 4), "val": (1, 2)}
+    assert {fault.kind for fault in parsed.faults} == {"found-image"}
+    shutil.copytree(tmp_path / "download" / "ds", tmp_path / "download" / "copy")
+    faults = [fault for fault in parse(tmp_path).faults if fault.kind == "missing-split"]
+    assert len(faults) == 2  # a guess would be no better than a coin
+    assert "download/copy/images/train and download/ds/images/train" in faults[0].what
+
+
+def test_predictions_are_no_labels(tmp_path):
+    label = samples.yolo(tmp_path) / "labels" / "train" / "a.txt"
+    label.write_text("0 0.5 0.5 0.25 0.5 0.83\n")
+    (fault,) = (fault for fault in parse(tmp_path).faults if fault.kind == "broken-record")
+    assert "confidence" in fault.what
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_texts_of_windows_are_read(tmp_path, encoding):
+    samples.yolo(tmp_path)
+    files = [tmp_path / "data.yaml", *(tmp_path / "labels").rglob("*.txt")]
+    for file in files:
+        file.write_bytes(file.read_text().replace("\n", "\r\n").encode(encoding))
+    assert summary(read(tmp_path)) == {"train": (2, 4), "val": (1, 2)}
+
+
 @pytest.mark.parametrize("encoding", ["gb2312", "gbk", "shift_jis", "utf-16", "iso-8859-1", "utf-8"])
 def test_voc_encodings(tmp_path, encoding):
     samples.voc(tmp_path)

@@ -7,6 +7,7 @@ A reader records each fault and goes on, so that `boxwright check` reports all a
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -168,17 +169,29 @@ def _record(image: ParsedImage, empty_boxes: bool) -> Record:
 
 
 def read_text(path: Path, parsed: ParsedDataset) -> str | None:
-    """The text of a file; None, and a fault recorded, if it can't be read."""
+    """The text of a file in UTF-8, or in UTF-16 if it says so; None, and a fault recorded, if it can't be read."""
     if path.exists() and not path.is_file():
         parsed.add_fault("broken-file", path, "is not a file")
         return None
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as stream:
+            encoding = text_encoding(stream.read(2))
+        return path.read_text(encoding=encoding)
     except UnicodeDecodeError as error:
         parsed.add_fault("broken-file", path, f"is not text in UTF-8 (byte {error.start})")
     except OSError as error:
         parsed.add_fault("broken-file", path, f"cannot be read ({error.strerror})")
     return None
+
+
+def text_encoding(start: bytes) -> str:
+    """The encoding of a text by its first bytes: UTF-16, as `>` in Windows PowerShell writes it, or UTF-8."""
+    return "utf-16" if start.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig"
+
+
+def loose_text(content: bytes) -> str:
+    """A text as in `read_text`, what can't be decoded replaced."""
+    return content.decode(text_encoding(content), errors="replace")
 
 
 def in_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from boxwright.data.faults import Fault
 from boxwright.data.folders import files_in
+from boxwright.data.formats.shapes import Box
 from boxwright.data.image_index import ImageIndex, clean_name, fold
 from boxwright.data.parsed import (
     ParsedDataset,
@@ -33,6 +34,7 @@ from boxwright.data.parsed import (
     read_text,
 )
 from boxwright.data.records import Record
+from boxwright.data.voc_boxes import boxes_of, text_of
 from boxwright.data.voc_folders import Folder, listed_stem
 from boxwright.files import is_file
 from boxwright.images import IMAGE_SUFFIXES
@@ -57,6 +59,9 @@ def read(root: Path, folders: dict[str, list[Folder]]) -> ParsedDataset:
         parsed.splits[split] = images
         if not images:
             parsed.add_fault("empty-split", each[0].ids or each[0].images, f"the split {split!r} has no images")
+    annotations = [entry.annotation for entries in entries_by_split.values() for entry in entries if entry.annotation]
+    if derived := sum(item.derived for annotation in annotations for item in annotation.objects):
+        parsed.add_fault("derived-box", root, f"{derived} objects have another shape but no <bndbox>")
     parsed.splits = {split: images for split, images in parsed.splits.items() if images}
     index.finish()
     _check_unlisted(parsed, every)
@@ -64,11 +69,12 @@ def read(root: Path, folders: dict[str, list[Folder]]) -> ParsedDataset:
 
 
 class _Object(NamedTuple):
-    """An <object>: its boxes are xyxy in pixels, None for one that is none."""
+    """An <object>, with what `boxes_of` gives."""
 
     name: str
     ignore: bool
-    boxes: list[tuple[float, float, float, float] | None]
+    boxes: list[Box | str]
+    derived: bool
 
 
 class _Annotation(NamedTuple):
@@ -176,14 +182,18 @@ def _parse(file: Path | None) -> _Annotation | Fault | None:
         return Fault("broken-file", str(file), f"cannot be read ({error})")
     if root.tag != "annotation":
         return Fault("broken-file", str(file), f"opens with <{root.tag}>, not <annotation>")
-    width, height = (_text(root, f"size/{tag}") for tag in ("width", "height"))
-    return _Annotation(_text(root, "filename"), width, height, [_object(item) for item in root.iterfind("object")])
+    width, height = (text_of(root, f"size/{tag}") for tag in ("width", "height"))
+    objects = [_object(item) for item in root.iterfind("object") if not _flag(item, "deleted")]  # so LabelMe marks them
+    return _Annotation(text_of(root, "filename"), width, height, objects)
 
 
 def _object(item: ET.Element) -> _Object:
-    """An object; some tools write one a class, with all boxes."""
-    boxes = [_box(element) for element in item.findall("bndbox") or [None]]
-    return _Object(sys.intern(_text(item, "name")), _text(item, "difficult").lower() in ("1", "true"), boxes)
+    boxes, derived = boxes_of(item)
+    return _Object(sys.intern(text_of(item, "name")), _flag(item, "difficult"), boxes, derived)
+
+
+def _flag(item: ET.Element, tag: str) -> bool:
+    return text_of(item, tag).lower() in ("1", "true")
 
 
 def _root_element(content: bytes) -> ET.Element:
@@ -200,10 +210,6 @@ def _root_element(content: bytes) -> ET.Element:
         return ET.fromstring(content)
     encoding = "gb18030" if name.lower() in ("gb2312", "gbk") else name  # which holds both, as files often need
     return ET.fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", plain.decode(encoding)))
-
-
-def _text(element: ET.Element, tag: str) -> str:
-    return (element.findtext(tag) or "").strip()
 
 
 def _class_names(
@@ -225,13 +231,11 @@ def _image(parsed: ParsedDataset, entry: _Entry, number: int, positions: dict[st
         return image
     sizes = {"width": entry.annotation.width, "height": entry.annotation.height}
     image.width, image.height = (_side_length(parsed, entry.file, tag, text) for tag, text in sizes.items())
-    for i, (name, ignore, boxes) in enumerate(entry.annotation.objects, 1):
+    for i, (name, ignore, boxes, _) in enumerate(entry.annotation.objects, 1):
         where = f"{entry.file}, object {i}"
         for box in boxes:
-            if box is None:
-                parsed.add_fault(
-                    "broken-record", where, "<bndbox> lacks one of xmin, ymin, xmax, ymax, or it is not a number"
-                )
+            if isinstance(box, str):
+                parsed.add_fault("broken-record", where, box)
             elif not name:
                 parsed.add_fault("broken-record", where, "has no <name>")
             elif name not in positions:
@@ -246,16 +250,6 @@ def _side_length(parsed: ParsedDataset, file: Path, tag: str, text: str) -> int:
         return int(float(text or 0))
     parsed.add_fault("wrong-size", file, f"<{tag}> is {text!r}, not a number; the image file's is used")
     return 0
-
-
-def _box(element: ET.Element | None) -> tuple[float, float, float, float] | None:
-    if element is None:
-        return None
-    try:
-        x1, y1, x2, y2 = (float(_text(element, tag)) for tag in ("xmin", "ymin", "xmax", "ymax"))
-    except ValueError:
-        return None
-    return x1, y1, x2, y2
 
 
 def _check_unlisted(parsed: ParsedDataset, folders: Sequence[Folder]) -> None:

@@ -21,6 +21,7 @@ from boxwright.data.folders import (
     words_of,
 )
 from boxwright.data.image_index import fold
+from boxwright.data.parsed import loose_text
 from boxwright.images import IMAGE_SUFFIXES
 
 
@@ -127,7 +128,7 @@ def _split_lists(root: Path, folder: Folder) -> dict[str, Path]:
 
 
 def _lists_any(file: Path, stems: set[str]) -> bool:
-    lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    lines = loose_text(file.read_bytes()).splitlines()
     return any(fold(listed_stem(line)) in stems for line in lines if line.strip())
 
 
@@ -150,7 +151,7 @@ def _is_annotation(file: Path) -> bool:
 
 def _is_class_list(file: Path) -> bool:
     """Whether it is VOC's list of one class (`cat_train.txt`), whose lines end in -1, 0 or 1."""
-    lines = [line for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    lines = [line for line in loose_text(file.read_bytes()).splitlines() if line.strip()]
     prefix, _, split = file.stem.rpartition("_")
     return bool(prefix and split_name(split) and lines) and all(
         re.fullmatch(r".*\s(-1|0|1)\s*", line) for line in lines

@@ -15,11 +15,13 @@ import yaml
 
 from boxwright.config import UserError
 from boxwright.data.folders import any_case, can_be_a_file, files_in, in_order, split_name, split_of, suffix_of, walk
-from boxwright.data.image_index import ImageIndex, clean_name
+from boxwright.data.image_index import ImageIndex, clean_name, fold
 from boxwright.data.label_files import LabelFiles
-from boxwright.data.parsed import ParsedDataset, ParsedImage, check_names, fill_sizes, in_threads, read_text
+from boxwright.data.parsed import ParsedDataset, ParsedImage, check_names, fill_sizes, in_threads, loose_text, read_text
 from boxwright.data.records import Record
 from boxwright.images import IMAGE_SUFFIXES
+
+_DEEPEST = 10  # folders of a path that is written for another place
 
 
 def find(root: Path) -> Path | None:
@@ -37,7 +39,7 @@ def find(root: Path) -> Path | None:
 
 
 def _names_classes(file: Path) -> bool:
-    text = file.read_text(encoding="utf-8", errors="replace")
+    text = loose_text(file.read_bytes())
     return bool(re.search(r"^names\s*:", text, re.MULTILINE) and re.search(r"^(train|val)\s*:", text, re.MULTILINE))
 
 
@@ -172,8 +174,8 @@ def _entry_images(
     places = [(index.root, text), (file.parent, text), (file.parent, shorter)]
     places += [(index.root, ending) for ending in _endings(clean_name(text))]
     source = next((path for root, name in places if (path := any_case(root, Path(name))) is not None), None)
+    source = source or _folder_elsewhere(parsed, index.root, file, f"{key}: {entry}", clean_name(text))
     if source is None:
-        parsed.add_fault("missing-split", file, f"`{key}: {entry}` does not exist below {index.root}")
         return None
     if source.is_file():
         return _listed(parsed, index, source)
@@ -183,7 +185,22 @@ def _entry_images(
 def _endings(path: str) -> list[str]:
     """A path, and it without its first folders, as long as it still names a split: `C:/me/set/train/images`."""
     parts = path.split("/")
-    return [ending for i in range(len(parts)) if (ending := "/".join(parts[i:])) and (not i or split_of(Path(ending)))]
+    shorter = ["/".join(parts[i:]) for i in range(max(1, len(parts) - _DEEPEST), len(parts))]
+    return [path] * bool(path) + [ending for ending in shorter if split_of(Path(ending))]
+
+
+def _folder_elsewhere(parsed: ParsedDataset, root: Path, file: Path, line: str, name: str) -> Path | None:
+    """The only folder of images below `root` whose path ends in `name`; a fault is recorded if there is none."""
+    ending = fold(f"/{name}")
+    with_images = (folder for folder, names in walk(root) if any(suffix_of(n) in IMAGE_SUFFIXES for n in names))
+    found = [Path(folder) for folder in with_images if fold(folder.replace("\\", "/")).endswith(ending)]
+    short = [str(folder.relative_to(root)) for folder in found]
+    if len(found) == 1:
+        parsed.add_fault("found-image", file, f"`{line}` is found as {short[0]}")
+        return found[0]
+    where = f"may be {' and '.join(short[:3])}" if found else f"does not exist below {root}"
+    parsed.add_fault("missing-split", file, f"`{line}` {where}")
+    return None
 
 
 def _listed(parsed: ParsedDataset, index: ImageIndex, file: Path) -> list[Path]:
@@ -223,7 +240,7 @@ def _annotate(
 ) -> bool:
     """Add the objects of a label file, unless it has pixels in every row: then return True."""
     rows: list[tuple[int, int, tuple[float, float, float, float]]] = []
-    for number, line in enumerate(text.decode("utf-8-sig", errors="replace").split("\n"), 1):
+    for number, line in enumerate(loose_text(text).split("\n"), 1):
         columns = line.split()
         if not columns:
             continue
@@ -260,6 +277,8 @@ def _parse_row(columns: Sequence[str], keypoints: bool) -> tuple[int, tuple[floa
         return int(label), (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
     if len(values) >= 6 and len(values) % 2 == 0:
         return int(label), (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]))
+    if len(values) == 5:
+        return "6 columns are a box and its confidence, as predictions have it; labels have 5 columns"
     return f"{len(columns)} columns are neither a box (5) nor a polygon (7, 9, 11, ...)"
 
 

@@ -242,6 +242,17 @@ ATTACKS: dict[str, Callable[[], Sequence[Sequence[Piece]]]] = {
     "JPEG, progressive, 33 million pixels": lambda: upload(
         bombs.plain("RGB", LARGE, "jpeg", progressive=True, subsampling=0), 8
     ),
+    "AVIF, 33 million transparent pixels": lambda: upload(
+        bombs.plain("RGBA", LARGE, "avif", speed=10, quality=1, subsampling="4:4:4"), 8
+    ),
+    "JPEG 2000, 33 million pixels": lambda: upload(bombs.plain("RGB", LARGE, "jpeg2000", no_jp2=False), 8),
+    "JPEG 2000 of 33,000 tiles": lambda: upload(
+        bombs.plain("RGB", LARGE, "jpeg2000", tile_size=(32, 32), num_resolutions=1), 8
+    ),
+    "MPO, 33 million pixels": lambda: upload(
+        bombs.plain("RGB", LARGE, "mpo", progressive=True, save_all=True, append_images=[Image.new("RGB", (8, 8))]), 8
+    ),
+    "QOI, 19 million pixels": lambda: upload(bombs.plain("RGB", (4400, 4400), "qoi"), 8),
     "64 images just under the size that is reduced": lambda: upload(large_tiles(), 64),
     "a header of 139 MB": lambda: several(2, b"GET / HTTP/1.1\r\nhost: localhost\r\na: " + b"a" * 139_000_000),
     "a header that never ends": lambda: several(50, b"GET / HTTP/1.1\r\nhost: localhost\r\na: ", 30.0),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from boxwright.data.read import read
     from boxwright.data.shards.write import shard
     from boxwright.detections import Detections
+    from boxwright.drawing import draw
     from boxwright.evaluation.evaluate import evaluate
     from boxwright.explanation.explain import explain
     from boxwright.inference.merge_results import merge_results
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from boxwright.training.distill import distill
     from boxwright.training.run import train
     from boxwright.types import Batch, Detector, Predictions
-    from boxwright.visualization.boxes import draw
 
 __version__ = "0.1.0"
 
@@ -48,7 +48,7 @@ _PLACES = {
     "convert": "boxwright.data.convert",
     "demo": "boxwright.bundled.demo",
     "distill": "boxwright.training.distill",
-    "draw": "boxwright.visualization.boxes",
+    "draw": "boxwright.drawing",
     "evaluate": "boxwright.evaluation.evaluate",
     "explain": "boxwright.explanation.explain",
     "import_weights": "boxwright.interop.import_weights",

@@ -140,6 +140,11 @@ class PackedFile:
         """
         return self.archive.read_member(self.number)
 
+    @classmethod
+    def of_bytes(cls, data: bytes, name: str) -> "PackedFile":
+        """A file that is only in memory; `name` stands for it in messages."""
+        return cls(_Held(data), 0, name, name)
+
     def held(self) -> "PackedFile":
         """The same file, read now and kept in memory, so that it is read once."""
         return replace(self, archive=_Held(self.read_bytes()), number=0)

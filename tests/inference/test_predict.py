@@ -80,6 +80,18 @@ def test_the_json_is_a_data_set(shots: Path, tmp_path: Path) -> None:
     assert sum(len(record.boxes_N4) for record in dataset.splits["all"]) == 3
 
 
+def test_label_files_of_yolo(shots: Path, tmp_path: Path) -> None:
+    predict(Path("w"), str(shots), tmp_path / "out", overlays=False, save="txt")
+    labels = {file.relative_to(tmp_path / "out/labels").as_posix(): file for file in (tmp_path / "out").rglob("*.txt")}
+    assert sorted(labels) == ["a/x.txt", "b/x.bmp.txt", "b/x.jpg.txt", "b/x.png.txt"]
+    assert labels["b/x.jpg.txt"].read_text() == ""
+    label, *box = labels["a/x.txt"].read_text().split()
+    assert label == "0"
+    np.testing.assert_allclose([float(value) for value in box], [0.5, 0.5, 0.5, 0.5], atol=0.05)
+    with pytest.raises(UserError, match="--save is txt, YOLO's label files, not 'xml'"):
+        predict(Path("w"), str(shots), tmp_path / "out", save="xml")  # type: ignore[arg-type]
+
+
 def test_without_overlays(shots: Path, tmp_path: Path) -> None:
     predict(Path("w"), str(shots), tmp_path / "out", overlays=False)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["predictions.csv", "predictions.json"]

@@ -1,5 +1,6 @@
 """One image or a list, in any form: the same boxes, in pixels of the original."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,15 +29,42 @@ def test_every_form_of_an_image_gives_the_same(
     image = Image.open(path)
     array = np.asarray(image)
     tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
-    forms = [path, str(path), image, image.convert("RGBA"), array, tensor, tensor / 255, (tensor / 255).half()]
+    data = path.read_bytes()
+    forms = [
+        path,
+        str(path),
+        data,
+        bytearray(data),
+        io.BytesIO(data),
+        path.open("rb"),
+        image,
+        image.convert("RGBA"),
+        array,
+        tensor,
+        tensor / 255,
+        (tensor / 255).half(),
+    ]
     for form in forms:
         found = predictor.predict(form)
         np.testing.assert_allclose(found.boxes_N4, [BOX], atol=4.1)  # one pixel of the 64 px canvas is four here
         assert found.names == ("box", "other")
+        assert found.plot(image).size == found.plot().size == (768, 384)
+    forms[4:6] = io.BytesIO(data), path.open("rb")
     together = predictor.predict(forms, batch_size=3)
     assert len(together) == len(forms)
     for found in together:
         np.testing.assert_array_equal(found.boxes_N4, predictor.predict(path).boxes_N4)
+
+
+def test_bytes_and_urls_that_are_no_image(predictor: Predictor) -> None:
+    with pytest.raises(UserError, match="the bytes given: cannot be read as an image: not an image"):
+        predictor.predict(b"no image")
+    with pytest.raises(UserError, match=r"the bytes given: .*the file is empty"):
+        predictor.predict(b"")
+    with pytest.raises(UserError, match="must be opened for reading bytes"):
+        predictor.predict(io.StringIO("text"))
+    with pytest.raises(UserError, match=r"https://host/a\.jpg is a URL, which is not fetched here"):
+        predictor.predict("https://host/a.jpg")
 
 
 def test_boxes_are_in_pixels_of_the_file_even_if_it_is_decoded_reduced(
@@ -100,7 +128,7 @@ def test_threshold(predictor: Predictor, paint: Callable[..., Path], tmp_path: P
         (torch.zeros(3, 8, 8, dtype=torch.int64), "uint8"),
         (np.zeros((0, 8, 3), np.uint8), "must have pixels, not 8 x 0"),
         (Image.new("RGB", (5, 0)), "must have pixels"),
-        (7, "path, PIL image, array or tensor"),
+        (7, "a PIL image, an array or a tensor"),
         ("nowhere.jpg", "missing"),
     ],
 )

@@ -230,7 +230,7 @@ def test_what_is_given_in_a_wrong_form(detector: Detector, tmp_path: Path, monke
         detector.predict(tmp_path)
     with pytest.raises(UserError, match=r"threshold must be a number .*, not '0.5'"):
         detector.predict(np.zeros((8, 8, 3), np.uint8), threshold="0.5")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="a path, PIL image or array, not"):
+    with pytest.raises(UserError, match="a PIL image or an array, not"):
         detector.predict(7)  # type: ignore[call-overload]
     monkeypatch.setenv("HOME", str(tmp_path))
     Image.new("RGB", (8, 8)).save(tmp_path / "x.jpg")

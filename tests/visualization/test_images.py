@@ -7,9 +7,9 @@ import numpy as np
 from PIL import Image, ImageColor
 
 from boxwright.data.records import Record
+from boxwright.drawing import colour
 from boxwright.types import Batch, Detections
 from boxwright.visualization import images
-from boxwright.visualization.boxes import colour
 
 NAMES = ("cat", "dog")
 

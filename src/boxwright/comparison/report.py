@@ -13,6 +13,7 @@ from boxwright.comparison.row import Row
 from boxwright.comparison.settings import SharedSettings, short_name
 from boxwright.data.cache import Cache
 from boxwright.data.records import Record
+from boxwright.drawing import colour, draw
 from boxwright.evaluation.calibration import FLOOR
 from boxwright.evaluation.coco import shown
 from boxwright.evaluation.run import detect_batch
@@ -20,7 +21,6 @@ from boxwright.files import write_whole
 from boxwright.images import open_image
 from boxwright.types import Detections
 from boxwright.visualization import charts, html
-from boxwright.visualization.boxes import colour, draw
 from boxwright.visualization.images import draw_annotated
 
 IMAGES, PANEL = 6, 640  # images shown, and their long side in pixels

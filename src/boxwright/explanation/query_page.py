@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from boxwright.drawing import colour, draw_named
 from boxwright.explanation.attention_maps import AttentionMap, CellMap, PointMap, RecordedPass
 from boxwright.explanation.html_parts import LIKELY, Picture, overview, resized
 from boxwright.visualization import heatmaps, html
-from boxwright.visualization.boxes import colour, draw_named
 
 LEAST, MOST = 2, 6  # queries shown by default: those with a high score
 PEAK = 4  # a cell with this many times a uniform weight has the brightest colour, even if none has more

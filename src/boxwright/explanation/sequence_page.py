@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from boxwright.drawing import colour, draw_named
 from boxwright.explanation.copied_proposals import CopyTrace
 from boxwright.explanation.generation_trace import GenerationTrace
 from boxwright.explanation.html_parts import LIKELY, Picture, overview, resized
 from boxwright.models.sequence.proposal_decoder import CLASS_SLOT
 from boxwright.visualization import heatmaps, html
-from boxwright.visualization.boxes import colour, draw_named
 
 BEST = 8  # objects shown in detail
 ALTERNATIVES, FAINTEST = 5, 0.005  # tokens shown for each position, and the least probability of one not chosen

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
 from PIL import Image
 
 from boxwright.checkpoints.locate import exported_at, find_weights, is_exported
 from boxwright.classes import class_positions, split_classes
-from boxwright.config import UserError
+from boxwright.config import UserError, require
+from boxwright.drawing import draw
 from boxwright.files import name_as_text, write_whole
 from boxwright.images import open_image
 from boxwright.inference.open_detector import open_detector
@@ -23,7 +25,6 @@ from boxwright.inference.source_images import ImageFile, source_images
 from boxwright.inference.summary import Summary
 from boxwright.runtime.coco import Records, coco_records
 from boxwright.runtime.predictor_base import ImageResult, check_batch_size, check_threshold
-from boxwright.visualization.boxes import draw
 
 _FORMATS = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"}
 
@@ -40,11 +41,13 @@ class Job:
     classes: list[str] | str | None
     batch_size: int
     device: str
+    save: Literal["txt"] | None = None
 
     def __post_init__(self) -> None:
         if self.threshold is not None:
             check_threshold(self.threshold)
         check_batch_size(self.batch_size)
+        require(self.save in (None, "txt"), f"--save is txt, YOLO's label files, not {self.save!r}.")
 
     def images(self) -> dict[ImageFile, str]:
         """The images, and the short name of each."""
@@ -64,6 +67,9 @@ class Worker:
 
     def __init__(self, job: Job, images: dict[ImageFile, str]):
         self.job, self.images, self._name_of = job, list(images), images
+        self._stems = (
+            Counter(PurePosixPath(name).with_suffix("") for name in images.values()) if job.save else Counter()
+        )
         self.predictor = open_detector(job.weights, job.device)
         names = self.predictor.names
         self.classes = class_positions(split_classes(job.classes, names), names)
@@ -82,9 +88,20 @@ class Worker:
     def records(self, named: Iterator[tuple[str, ImageResult]], summary: Summary) -> Iterator[Records]:
         """Draw and count; the record of each image and the annotations of its objects."""
         named = chain(list(islice(named, 1)), named)  # where the first image fails, no folder is made
-        drawn = _draw(named, self.job.out / "overlays") if self.job.overlays else named
-        counted = _counted(drawn, summary)
+        named = _draw(named, self.job.out / "overlays") if self.job.overlays else named
+        named = self._labelled(named, self.job.out / "labels") if self.job.save else named
+        counted = _counted(named, summary)
         return coco_records((name_as_text(name), result.size, result.detections) for name, result in counted)
+
+    def _labelled(self, named: Iterable[tuple[str, ImageResult]], folder: Path) -> Iterator[tuple[str, ImageResult]]:
+        """The same results; the objects of each image are written as YOLO's label file."""
+        for name, result in named:
+            path = PurePosixPath(name)
+            alone = self._stems[path.with_suffix("")] < 2  # else a.jpg.txt beside a.png.txt
+            file = folder / (path.with_suffix(".txt") if alone else f"{name}.txt")
+            text = result.detections.to_yolo(scores=False)
+            write_whole(file, lambda temporary, text=text: temporary.write_text(text))
+            yield name, result
 
     def done(self, part: Part) -> Manifest | None:
         """The manifest of a part that is done; `UserError` if `out` has parts of another call."""

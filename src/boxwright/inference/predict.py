@@ -30,6 +30,7 @@ def predict(
     classes: list[str] | str | None = None,
     batch_size: int = 8,
     device: str = "auto",
+    save: Literal["txt"] | None = None,
     parquet: bool = False,
     part: str | None = None,
     engine: Literal["local", "ray"] = "local",
@@ -52,6 +53,7 @@ def predict(
         classes: names of the classes to detect, as 'cat,dog' or '[cat, dog]'; by default all.
         batch_size: images per batch.
         device: auto, cpu, cuda, or for a checkpoint mps.
+        save: txt also writes labels/, a text file for each image with rows of YOLO (`class cx cy width height`).
         parquet: write predictions.parquet, too, one row an image (`pip install "boxwright[parquet]"`).
         part: detect in a part of the images only, as 3/64: the third of 64, for jobs on many machines that share `out`.
             A part that is done is not done again; `boxwright merge-results OUT` joins all of them.
@@ -63,7 +65,7 @@ def predict(
         The counts; its exit_code is 1 if an image, or the end of a video, could not be read.
     """
     console = make_console()
-    job = Job(weights, source, Path(out), threshold, overlays, classes, batch_size, device)
+    job = Job(weights, source, Path(out), threshold, overlays, classes, batch_size, device, save)
     chosen = None if part is None else Part.parse(part)
     video, divided = is_video(source), part is not None or engine != "local"
     require(not (video and divided), f"{source} is a video, which has no parts; leave out --part and --engine.")
@@ -83,7 +85,7 @@ def predict(
     stream = worker.find(images, summary.skipped)
     named = _frames(stream, console) if video else worker.named(stream)
     write_results(worker.records(named, summary), worker.predictor.names, job.out, parquet)
-    report(console, summary, files(summary, parquet, overlays), video)
+    report(console, summary, files(summary, parquet, overlays, save is not None), video)
     return summary
 
 
@@ -108,7 +110,7 @@ def _ray(worker: Worker, address: str | None, parquet: bool, console: Console) -
         for manifest in do_parts(worker, address):
             progress.advance(bar, manifest.images + len(manifest.skipped))
     summary = merge_parts(worker.job.out, parquet)
-    report(console, summary, files(summary, parquet, worker.job.overlays))
+    report(console, summary, files(summary, parquet, worker.job.overlays, worker.job.save is not None))
     return summary
 
 

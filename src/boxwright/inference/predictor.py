@@ -11,17 +11,20 @@ from typing import Any, overload
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from boxwright.boxes import to_canvas
 from boxwright.checkpoints.detector_file import load_detector, load_together
+from boxwright.checkpoints.locate import as_path, is_exported
 from boxwright.config import require
 from boxwright.detections import Detections
 from boxwright.device import choose_device, one_thread_after_fork, usual_torch
 from boxwright.images import fit
 from boxwright.inference.sequence_stream import generate_objects, token_format
 from boxwright.models.sequence.sequence_detector import SequenceDetector
-from boxwright.runtime.inputs import DecodedImage
+from boxwright.runtime.inputs import DecodedImage, whole
+from boxwright.runtime.onnx_detector import Detector as OnnxDetector
 from boxwright.runtime.predictor_base import BasePredictor
 from boxwright.runtime.sequence_reader import read_tokens
 from boxwright.runtime.sequence_types import CheckedObjects, StreamObject, StreamToken
@@ -29,24 +32,28 @@ from boxwright.types import Batch, Detector, evaluating
 
 
 @overload
-def load(path: Path | str, device: str | torch.device = "auto", base: Path | str | None = None) -> Predictor: ...
+def load(path: Path | str, device: str | torch.device = "auto", base: Path | str | None = None) -> BasePredictor: ...
 @overload
 def load(path: Mapping[str, Path | str], device: str | torch.device = "auto") -> dict[str, Predictor]: ...
 def load(
     path: Path | str | Mapping[str, Path | str], device: str | torch.device = "auto", base: Path | str | None = None
-) -> Predictor | dict[str, Predictor]:
+) -> BasePredictor | dict[str, Predictor]:
     """The predictor of the detector stored at `path`; or several predictors, whose adapters share their base.
 
     Args:
-        path: a ``.safetensors`` file, with or without the ending, or the folder of a run. Several as
-            ``{"cells": "runs/cells", "dogs": "runs/dogs"}``, for predictors under these names.
-        device: auto, cpu, cuda or mps.
+        path: a ``.safetensors`` file, with or without the ending, the folder of a run, or a name that stands for
+            weights (docs/models.md): a `Predictor`. An exported ``.onnx`` file: a `boxwright.runtime.Detector`.
+            Several as ``{"cells": "runs/cells", "dogs": "runs/dogs"}``, for predictors under these names.
+        device: auto, cpu, cuda or mps; of an exported file, auto, cpu or cuda.
         base: the checkpoint that an adapter was trained on, where it is not at the place that the adapter names.
 
     Raises:
         UserError: if there are no such weights, they are not ours, or the device is not there; for an adapter whose
             base is not found.
     """
+    if not isinstance(path, Mapping) and is_exported(as_path(path).expanduser()):
+        require(base is None, f"{path} is an exported file, which has no base; leave it out.")
+        return OnnxDetector(as_path(path).expanduser(), str(device))
     device, _ = choose_device(device)
     if isinstance(path, Mapping):
         require(base is None, "of several adapters, each names its base; give none.")
@@ -62,7 +69,7 @@ class Predictor(BasePredictor):
         device: where it computes.
     """
 
-    takes = "a path, PIL image, array or tensor"
+    takes = "a path, the bytes of a file, a file object, a PIL image, an array or a tensor"
 
     def __init__(self, detector: Detector, device: torch.device | str = "cpu"):
         self.detector, self.device, self._process = detector.eval(), torch.device(device), os.getpid()
@@ -95,6 +102,11 @@ class Predictor(BasePredictor):
     def generates_tokens(self) -> bool:
         """Whether it is a sequence detector that can be given objects, and streamed."""
         return isinstance(self.detector, SequenceDetector) and self.detector.accepts_given
+
+    @staticmethod
+    def whole(image: Any) -> Image.Image:
+        """See `BasePredictor`."""
+        return whole(_to_array(image) if isinstance(image, Tensor) else image)
 
     def decode(self, image: Any) -> DecodedImage:
         """An image in any of the forms that `predict` takes, decoded."""

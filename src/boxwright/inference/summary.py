@@ -45,9 +45,10 @@ class Summary:
         return int(bool(self.skipped))
 
 
-def files(summary: Summary, parquet: bool, overlays: bool = False) -> str:
-    """The names of all files of results."""
-    drawn = f"{summary.folder / 'overlays'}, " if overlays and summary.images else ""
+def files(summary: Summary, parquet: bool, overlays: bool = False, labels: bool = False) -> str:
+    """The names of all files and folders of results."""
+    folders = [name for name, there in (("overlays", overlays), ("labels", labels)) if there and summary.images]
+    drawn = "".join(f"{summary.folder / name}, " for name in folders)
     tables = ", predictions.csv and predictions.parquet" if parquet else " and predictions.csv"
     return f"{drawn}{summary.folder / 'predictions.json'}{tables}"
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from boxwright.config import UserError
 from boxwright.data.parsed import ParsedImage
+from boxwright.drawing import LabelledBox, colour, draw_boxes
 from boxwright.images import open_image
-from boxwright.visualization.boxes import LabelledBox, colour, draw_boxes
 from boxwright.visualization.html import image_address
 
 SIDE = 480  # pixels, of the longer side

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from numbers import Integral
 from pathlib import Path
@@ -17,7 +18,7 @@ from boxwright.classes import Class, class_positions
 from boxwright.config import UserError, require
 from boxwright.detections import Detections
 from boxwright.files import PackedFile
-from boxwright.runtime.inputs import TAKES, DecodedImage, ImageInput, decode
+from boxwright.runtime.inputs import TAKES, DecodedImage, ImageInput, decode, kept, whole
 from boxwright.runtime.sequence_types import (
     CheckedObjects,
     GivenObjects,
@@ -128,6 +129,11 @@ class BasePredictor:
         """`stream_tokens` of a detector that generates tokens."""
         raise NotImplementedError
 
+    @staticmethod
+    def whole(image: Any) -> Image.Image:
+        """An image in any of the forms that `predict` takes, decoded, and not reduced."""
+        return whole(image)
+
     def decode(self, image: Any) -> DecodedImage:
         """An image in any of the forms that `predict` takes, decoded."""
         return decode(image, self.image_size, self.takes)
@@ -164,8 +170,9 @@ class BasePredictor:
         """The objects in an image, or in each of a list of images, best first, in pixels of the image.
 
         Args:
-            image: a path, a PIL image, a numpy array (H, W, 3) uint8 in RGB order, or a list or tuple of any of these;
-                a checkpoint's predictor also takes tensors (3, H, W), uint8 or float in [0, 1].
+            image: a path, the bytes of a file, a file object, a PIL image, a numpy array (H, W, 3) uint8 in RGB order,
+                or a list or tuple of any of these; a checkpoint's predictor also takes tensors (3, H, W), uint8 or
+                float in [0, 1].
             threshold: objects with a score over this, in [0, 1); by default that of their class in `thresholds`.
             batch_size: how many images of a list are computed at once; an exported file computes those of the same
                 size together.
@@ -202,11 +209,16 @@ class BasePredictor:
         objects: int | None,
     ) -> list[Detections]:
         """The objects of one batch of images with a score over the limit of their class."""
+        images = [kept(image) for image in images]
         decoded = [self.decode(image) for image in images]
         checked = None
         if given is not None:
             checked = [check_given(own, image.size, self.names) for own, image in zip(given, decoded, strict=True)]
-        return [found.above(limits) for found in self.detect(decoded, min(limits), classes, checked, objects)]
+        found = self.detect(decoded, min(limits), classes, checked, objects)
+        return [
+            replace(each.above(limits), size=image.size, image=partial(self.whole, given_as))
+            for each, image, given_as in zip(found, decoded, images, strict=True)
+        ]
 
     def _limits(self, threshold: float | None) -> list[float]:
         """The threshold of each class: this one, or where it is None those that are stored."""
@@ -286,7 +298,9 @@ class BasePredictor:
             for (item, image), detections in zip(chunk, found, strict=True):
                 reduced_frame = item.seconds is not None and image.image.size != image.size
                 shown = Image.fromarray(item.image) if reduced_frame else image.image
-                yield ImageResult(item.path, shown, image.size, detections.above(limits), item.number, item.seconds)
+                whole_image = partial(self.whole, item.path) if item.path is not None and item.seconds is None else None
+                detections = replace(detections.above(limits), size=image.size, image=whole_image)
+                yield ImageResult(item.path, shown, image.size, detections, item.number, item.seconds)
 
 
 def check_threshold(threshold: float) -> None:

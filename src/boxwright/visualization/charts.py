@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from boxwright.visualization.boxes import colour
+from boxwright.drawing import colour
 
 
 def curves(metrics: Path, out: Path) -> None:

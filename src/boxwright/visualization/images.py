@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw
 
 from boxwright.data.records import Record
 from boxwright.detections import Detections
+from boxwright.drawing import LabelledBox, colour, draw, draw_boxes, font
 from boxwright.images import open_image
 from boxwright.types import Batch
-from boxwright.visualization.boxes import LabelledBox, colour, draw, draw_boxes, font
 
 THRESHOLDS = (0.75, 0.5, 0.0)
 _IGNORED = "#8f8f8f"

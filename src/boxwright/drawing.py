@@ -1,16 +1,20 @@
 """Boxes with labels, drawn on images. Nothing here needs torch or matplotlib."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from boxwright.detections import Detections
+if TYPE_CHECKING:
+    from boxwright.detections import Detections
 
 # fmt: off
 _PALETTE = (

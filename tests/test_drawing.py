@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor, ImageDraw
 
+from boxwright.drawing import LabelledBox, _draw_label, _overlap, colour, draw, font
 from boxwright.types import Detections
-from boxwright.visualization.boxes import LabelledBox, _draw_label, _overlap, colour, draw, font
 
 NAMES = ("cat", "dog")
 

@@ -50,7 +50,7 @@ def test_choosing_is_that_of_a_list(data):
 
 @pytest.mark.parametrize("which", [[True, False], "cat", 0.5, np.zeros((3, 1), bool), None])
 def test_what_chooses_nothing(found, which):
-    with pytest.raises(UserError, match="cho[os]"):
+    with pytest.raises(UserError, match=r"cho[os]"):
         found[which]
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor, ImageDraw
 
-from boxwright.drawing import LabelledBox, _draw_label, _overlap, colour, draw, font
+from boxwright.drawing import LabelledBox, _draw_label, _overlap, colour, draw, font, luminance, text_colour
 from boxwright.types import Detections
 
 NAMES = ("cat", "dog")
@@ -67,3 +67,9 @@ def test_odd_boxes_are_drawn_somewhere() -> None:
 def test_colours_repeat_after_twenty() -> None:
     assert len({colour(k) for k in range(20)}) == 20
     assert colour(3) == colour(23)
+
+
+@pytest.mark.parametrize("label", range(20))
+def test_labels_can_be_read(label):
+    dark, light = sorted(luminance(name) for name in (colour(label), text_colour(colour(label))))
+    assert (light + 0.05) / (dark + 0.05) >= 4.5

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
     from boxwright.detections import Detections
@@ -110,8 +110,23 @@ def _draw_label(
         if 0 <= y <= canvas.height - height and not any(_overlap(spot, other) for other in taken):
             taken.append(spot)
             pen.rounded_rectangle(spot, radius=pad, fill=labelled.colour)
-            pen.text((x + pad, y + height / 2), labelled.text, fill="white", font=letters, anchor="lm")
+            pen.text(
+                (x + pad, y + height / 2), labelled.text, fill=text_colour(labelled.colour), font=letters, anchor="lm"
+            )
             return
+
+
+def text_colour(background: str) -> str:
+    """White or black, whichever can be read better: one of them has a contrast of 4.5 with every colour."""
+    lightness = luminance(background)
+    return "white" if (1 + 0.05) / (lightness + 0.05) >= (lightness + 0.05) / 0.05 else "black"
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of a colour such as ``#2f7ef6``, from 0 to 1 (WCAG 2.2)."""
+    parts = [value / 255 for value in ImageColor.getrgb(colour)[:3]]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def _label_positions(box: tuple[int, int, int, int], width: float, height: float) -> Iterator[tuple[float, float]]:

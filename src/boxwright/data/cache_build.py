@@ -150,18 +150,6 @@ def check_shape(record: Record, image: Image.Image) -> None:
         )
 
 
-def targets_of(record: Record, size: tuple[int, int], side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes and labels of one image; see `targets_on_canvas`.
-
-    Args:
-        record: the image.
-        size: height and width of the image on the canvas, in pixels.
-        side: of the canvas, in pixels.
-    """
-    boxes_T4, labels_T, *_ = targets_on_canvas(FlatRecords.of([record]), np.array([size]), side)
-    return boxes_T4, labels_T
-
-
 def targets_on_canvas(
     columns: FlatRecords, canvas_I2: np.ndarray, side: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:

@@ -19,7 +19,8 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from boxwright.config import UserError, require
 from boxwright.console import make_console
-from boxwright.data.cache_build import CHECKSUMS, cpu_count, crc32c, fit_image
+from boxwright.data.cache_build import CHECKSUMS, cpu_count, crc32c, fit_image, targets_on_canvas
+from boxwright.data.columns import FlatRecords
 from boxwright.data.records import Record
 from boxwright.types import Batch
 
@@ -161,6 +162,31 @@ class CompleteCache(Cache):
     def _decode(self, position: int, out_HWC: Tensor) -> None:
         first, last = self.targets["offsets"][position : position + 2].tolist()
         decode(self.images[first:last], tuple(self.targets["sizes_B2"][position].tolist()), out_HWC)
+
+
+def with_targets(images_BHWC: Tensor, sizes: Sequence[tuple[int, int]], columns: FlatRecords, index_B: Tensor) -> Batch:
+    """A batch of images on canvases and their objects, padded to the most objects of an image.
+
+    Args:
+        images_BHWC: the square canvases, uint8.
+        sizes: (height, width) of each image on its canvas, in pixels.
+        columns: their annotations.
+        index_B: their positions in the data set.
+    """
+    sizes_B2 = np.array(sizes, np.int64)
+    boxes_T4, labels_T, counts_B, _ = targets_on_canvas(columns, sizes_B2, images_BHWC.shape[1])
+    valid_BN = torch.arange(max(1, int(counts_B.max()))) < torch.from_numpy(counts_B)[:, None]
+    boxes_BN4, labels_BN = torch.zeros(*valid_BN.shape, 4), torch.zeros(valid_BN.shape, dtype=torch.int64)
+    boxes_BN4[valid_BN], labels_BN[valid_BN] = torch.from_numpy(boxes_T4), torch.from_numpy(labels_T)
+    return Batch(
+        images_BCHW=images_BHWC.permute(0, 3, 1, 2),
+        sizes_B2=torch.from_numpy(sizes_B2),
+        originals_B2=torch.from_numpy(columns.sizes_I2[:, ::-1].copy()),
+        boxes_BN4=boxes_BN4,
+        labels_BN=labels_BN,
+        valid_BN=valid_BN,
+        index_B=index_B,
+    )
 
 
 def decode(jpeg: Tensor, size: tuple[int, int], out_HWC: Tensor) -> None:

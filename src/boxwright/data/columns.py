@@ -162,6 +162,10 @@ class RecordColumns(Sequence[Record]):
         """The records at these places."""
         raise NotImplementedError
 
+    def columns(self) -> FlatRecords:
+        """All of it as arrays."""
+        raise NotImplementedError
+
     def relabelled(self, labels: np.ndarray) -> RecordColumns:
         """The same records with other class positions, given for each label, int64."""
         raise NotImplementedError
@@ -301,7 +305,7 @@ def in_columns(records: Sequence[Record], together: int = 2**14) -> Iterator[Fla
     """All records in their order, so many `together`, without an object for each where they are kept in columns."""
     for first in range(0, len(records), together):
         part = records[first : first + together]
-        yield part.columns() if isinstance(part, RecordTable) else FlatRecords.of(part)
+        yield part.columns() if isinstance(part, RecordColumns) else FlatRecords.of(part)
 
 
 def label_counts(records: Sequence[Record], classes: int) -> np.ndarray:

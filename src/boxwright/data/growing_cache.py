@@ -30,8 +30,8 @@ from torch import Tensor
 
 from boxwright.config import UserError, require
 from boxwright.console import make_console
-from boxwright.data.cache_build import FittedImage, crc32c, fit_image, targets_on_canvas
-from boxwright.data.cache_reading import Cache, decode, user_errors
+from boxwright.data.cache_build import FittedImage, crc32c, fit_image
+from boxwright.data.cache_reading import Cache, decode, user_errors, with_targets
 from boxwright.data.columns import FlatRecords
 from boxwright.data.records import Record
 from boxwright.files import PackedFile, write_whole
@@ -115,21 +115,9 @@ class GrowingCache(Cache):
         if (self._shelf_B[positions] < 0).any():
             with self._lock:
                 self._look_for_more()
-        sizes_B2 = np.array(list(self._pool.map(self._put, positions, images_BHWC)), np.int64)
+        sizes = list(self._pool.map(self._put, positions, images_BHWC))
         columns = FlatRecords.of([self._records[position] for position in positions])
-        boxes_T4, labels_T, counts_B, _ = targets_on_canvas(columns, sizes_B2, self.side)
-        valid_BN = torch.arange(max(1, int(counts_B.max()))) < torch.from_numpy(counts_B)[:, None]
-        boxes_BN4, labels_BN = torch.zeros(*valid_BN.shape, 4), torch.zeros(valid_BN.shape, dtype=torch.int64)
-        boxes_BN4[valid_BN], labels_BN[valid_BN] = torch.from_numpy(boxes_T4), torch.from_numpy(labels_T)
-        return Batch(
-            images_BCHW=images_BHWC.permute(0, 3, 1, 2),
-            sizes_B2=torch.from_numpy(sizes_B2),
-            originals_B2=torch.from_numpy(columns.sizes_I2[:, ::-1].copy()),
-            boxes_BN4=boxes_BN4,
-            labels_BN=labels_BN,
-            valid_BN=valid_BN,
-            index_B=index_B,
-        )
+        return with_targets(images_BHWC, sizes, columns, index_B)
 
     def _put(self, position: int, out_HWC: Tensor) -> tuple[int, int]:
         """Put an image onto a canvas; returns height and width there."""

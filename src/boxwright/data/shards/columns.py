@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,14 @@ class Column:
         """Rows from `first` up to, but without, `last`."""
         data = os.pread(self._descriptor, (last - first) * self._row, self._start + first * self._row)
         return np.frombuffer(data, self.dtype).reshape(last - first, *self.shape[1:])
+
+    def gather(self, spans: Sequence[Sequence[int]]) -> np.ndarray:
+        """The rows of each span, see `rows`, one after another."""
+        data = b"".join(
+            os.pread(self._descriptor, (last - first) * self._row, self._start + first * self._row)
+            for first, last in spans
+        )
+        return np.frombuffer(data, self.dtype).reshape(-1, *self.shape[1:])
 
     def blocks(self) -> Iterator[np.ndarray]:
         """All rows, `ROWS` at a time."""

@@ -48,7 +48,7 @@ class PixelStore:
             reason = error.strerror or error
             raise UserError(f"{folder} can't be written: {reason}; set BOXWRIGHT_CACHE to one that can.") from error
         self.capacity = min(len(index), (limit_of_cache(folder, taken)) // self._bytes)
-        self._verified = np.zeros(self.capacity, bool)
+        self._sizes_N2 = np.zeros((self.capacity, 2), np.uint16)  # (height, width) of each that was verified
         kept = "" if self.capacity == len(index) else "; the others are decoded in each epoch"
         console.print(f"Decoded images of {self.capacity:,} of {len(index):,} are kept in {folder}{kept}")
 
@@ -61,23 +61,28 @@ class PixelStore:
         """Fill a canvas; returns (height, width) of the image on it, None if it is not here."""
         if number >= self.capacity:
             return None
+        height, width = self._sizes_N2[number].tolist()
+        if height:
+            return (height, width) if self._fill(number, out_SS3) else None
         slot = np.frombuffer(os.pread(self._slots, _SLOT.itemsize, number * _SLOT.itemsize), _SLOT)
-        if not len(slot) or not slot["height"][0]:
+        if not len(slot) or not slot["height"][0] or not self._fill(number, out_SS3):
             return None
-        if os.preadv(self._pixels, [out_SS3.reshape(-1).data], number * self._bytes) != self._bytes:
+        if crc32c(out_SS3) != slot["crc32c"][0]:
             return None
-        if not self._verified[number]:
-            if crc32c(out_SS3) != slot["crc32c"][0]:
-                return None
-            self._verified[number] = True
-        return int(slot["height"][0]), int(slot["width"][0])
+        size = int(slot["height"][0]), int(slot["width"][0])
+        self._sizes_N2[number] = size
+        return size
+
+    def _fill(self, number: int, out_SS3: np.ndarray) -> bool:
+        """Whether a canvas was read to its end."""
+        return os.preadv(self._pixels, [out_SS3.reshape(-1).data], number * self._bytes) == self._bytes
 
     def write(self, number: int, canvas_SS3: np.ndarray, size: tuple[int, int]) -> None:
         """Keep a canvas, if there is room; a full disk ends the keeping, and nothing else."""
         if number >= self.capacity or self._full.is_set():
             return
         try:
-            if os.pwrite(self._pixels, canvas_SS3.tobytes(), number * self._bytes) == self._bytes:
+            if os.pwrite(self._pixels, canvas_SS3.reshape(-1).data, number * self._bytes) == self._bytes:
                 slot = np.array([(crc32c(canvas_SS3), *size)], _SLOT)
                 os.pwrite(self._slots, slot.tobytes(), number * _SLOT.itemsize)
         except OSError:

@@ -15,7 +15,7 @@ from typing import overload
 
 import numpy as np
 
-from boxwright.data.columns import ImageColumns, ObjectColumns, RecordColumns, label_counts
+from boxwright.data.columns import FlatRecords, ImageColumns, ObjectColumns, RecordColumns, label_counts
 from boxwright.data.image_table import ImageTable
 from boxwright.data.parsed import ParsedDataset
 from boxwright.data.records import Dataset, Record
@@ -123,6 +123,19 @@ class ShardRecords(RecordColumns):
     def files(self) -> Iterator[PackedFile]:
         """Each image, without its objects."""
         return (self.archive.file(number, self.archive.text(number)[1]) for number in self.positions.tolist())
+
+    def columns(self) -> FlatRecords:
+        """All of it as arrays."""
+        columns, positions = self.archive.index.columns, self.positions.tolist()
+        spans = [columns["starts"].rows(position, position + 2).tolist() for position in positions]
+        labels_N = columns["labels"].gather(spans).astype(np.int64)
+        return FlatRecords(
+            sizes_I2=columns["sizes"].gather([(position, position + 1) for position in positions]).astype(np.int64),
+            counts_I=np.array([last - first for first, last in spans], np.int64),
+            boxes_N4=columns["boxes"].gather(spans),
+            labels_N=labels_N if self.labels is None else self.labels[labels_N],
+            ignore_N=columns["ignore"].gather(spans),
+        )
 
     def take(self, indices: np.ndarray) -> ShardRecords:
         """The records at these places."""

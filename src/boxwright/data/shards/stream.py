@@ -20,8 +20,8 @@ from torch import Tensor
 
 from boxwright.config import require
 from boxwright.console import make_console
-from boxwright.data.cache_build import check_shape, cpu_count, targets_of
-from boxwright.data.records import Record
+from boxwright.data.cache_build import check_shape, cpu_count
+from boxwright.data.cache_reading import with_targets
 from boxwright.data.shards.pixels import PixelStore
 from boxwright.data.shards.records import ShardRecords
 from boxwright.images import fit, in_turn, open_image
@@ -59,25 +59,8 @@ class ShardBatches:
         """
         index_B = torch.as_tensor(indices, dtype=torch.int64)
         images_BHWC = torch.empty(len(index_B), self.side, self.side, 3, dtype=torch.uint8, pin_memory=pin)
-        records = [self.records[position] for position in index_B.tolist()]
-        numbers = self.records.positions[index_B.numpy()].tolist()
-        sizes = list(self._decoders.map(self._read, records, numbers, images_BHWC.numpy()))
-        targets = [targets_of(record, size, self.side) for record, size in zip(records, sizes, strict=True)]
-        most = max(1, *(len(labels_N) for _, labels_N in targets))
-        boxes_BN4, labels_BN = np.zeros((len(records), most, 4), np.float32), np.zeros((len(records), most), np.int64)
-        valid_BN = np.zeros((len(records), most), bool)
-        for n, (boxes_N4, labels_N) in enumerate(targets):
-            own = slice(len(labels_N))
-            boxes_BN4[n, own], labels_BN[n, own], valid_BN[n, own] = boxes_N4, labels_N, True
-        return Batch(
-            images_BCHW=images_BHWC.permute(0, 3, 1, 2),
-            sizes_B2=torch.tensor(sizes, dtype=torch.int64),
-            originals_B2=torch.tensor([(record.height, record.width) for record in records], dtype=torch.int64),
-            boxes_BN4=torch.from_numpy(boxes_BN4),
-            labels_BN=torch.from_numpy(labels_BN),
-            valid_BN=torch.from_numpy(valid_BN),
-            index_B=index_B,
-        )
+        sizes = list(self._decoders.map(self._put, index_B.tolist(), images_BHWC.numpy()))
+        return with_targets(images_BHWC, sizes, self.records.take(index_B.numpy()).columns(), index_B)
 
     def order(self, seed: int, world: int) -> Tensor:
         """See `BatchSource`. Of one group, it is the order of a cache."""
@@ -98,10 +81,12 @@ class ShardBatches:
     def _decoders(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(cpu_count(), thread_name_prefix="boxwright-shards")
 
-    def _read(self, record: Record, number: int, out_SS3: np.ndarray) -> tuple[int, int]:
+    def _put(self, position: int, out_SS3: np.ndarray) -> tuple[int, int]:
         """Fill a canvas; returns (height, width) of the image on it."""
+        number = int(self.records.positions[position])
         if self._pixels and (size := self._pixels.read(number, out_SS3)):
             return size
+        record = self.records[position]
         with in_turn(record.width, record.height):
             image = open_image(record.path, self.side)
         check_shape(record, image)

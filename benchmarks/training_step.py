@@ -1,17 +1,24 @@
 """A training step of `dense` with Lite0: ours and the plain eager loop, in turns in one run.
 
-    python benchmarks/training_step.py [--steps 10] [--batch 16] [--image-size 320]
+    python benchmarks/training_step.py [--steps 10] [--batch 16] [--image-size 320] [--compile]
 
 Plain: the same network and loss, contiguous (NCHW) memory, every weight trained, batch norms in training mode. The next
 rows add our changes one by one: channels-last memory, norms with ImageNet statistics and a frozen stem, memory that
 glibc keeps between steps. The last applies to the whole process, so it is measured after the others.
+
+`--compile`: ours beside ours by `torch.compile` with static shapes, the network alone, and with its loss. Seconds of
+CPU, which a busy machine changes least: until the second step is done, which is compiling, and of a step; and after how
+many minutes of training compiling has paid.
 """
 
 import argparse
+import os
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
+import torch._inductor.config as inductor
 from torch import nn
 
 from boxwright.config import Optim
@@ -75,13 +82,48 @@ def in_turns(sides: dict[str, tuple[Dense, torch.optim.Optimizer]], batch: Batch
     return {name: statistics.median(taken) for name, taken in seconds.items()}
 
 
+def measure_compiling(batch: Batch, steps: int) -> None:
+    """Print seconds of compiling and of a step, beside a step that is not compiled."""
+    keep_memory()
+    inductor.compile_threads = 1  # in this process, whose seconds count
+    sides = {name: make(Dense, frozen=True) for name in ("eager", "network", "network and loss")}
+    sides["network"][0].compile(dynamic=False)
+    whole = sides["network and loss"][0]
+    whole.compile(dynamic=False)
+    whole.loss = torch.compile(whole.loss, dynamic=False)
+    started = {
+        name: cpu_seconds(lambda side=side: [step(*side, batch) for _ in range(2)]) for name, side in sides.items()
+    }
+    taken = {
+        name: [cpu_seconds(lambda side=side: step(*side, batch)) for _ in range(steps)] for name, side in sides.items()
+    }
+    eager = statistics.median(taken["eager"])
+    for name, seconds in taken.items():
+        each, compiling = statistics.median(seconds), started[name] - 2 * statistics.median(seconds)
+        gain = eager - each
+        pays = f"pays after {compiling / gain * eager / 60:.0f} min" if gain > 0 else "never pays"
+        rest = "" if name == "eager" else f"   {eager / each:.2f} x   {compiling:.0f} s to compile, {pays}"
+        print(f"{name:<20} {each:.3f} s a step{rest}", flush=True)
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    """CPU seconds of this process and of those that it starts and waits for."""
+    before = os.times()
+    work()
+    after = os.times()
+    return sum(after[:4]) - sum(before[:4])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--image-size", type=int, default=320)
+    parser.add_argument("--compile", action="store_true")
     a = parser.parse_args()
     batch = synthetic(a.batch, a.image_size)
+    if a.compile:
+        return measure_compiling(batch, a.steps)
     sides = {
         "plain eager loop": make(Contiguous, frozen=False),
         "+ channels-last": make(Dense, frozen=False),

@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from boxwright.inference import job as module
 from boxwright.inference.merge_results import merge_results
 from boxwright.inference.parts import Part
 from boxwright.inference.predict import predict
-from boxwright.inference.ray_engine import divide
+from boxwright.inference.ray_engine import connect, divide
 
 SIZE, BOX = (64, 48), (10, 10, 40, 30)
 RESULTS = ("predictions.json", "predictions.csv")
@@ -27,6 +28,37 @@ def shots(paint: Callable[..., Path], tmp_path: Path) -> Path:
         paint(tmp_path / "shots" / f"{n}.png", SIZE, BOX if n % 3 else None)
     (tmp_path / "shots" / "5 broken.png").write_bytes(b"no image")
     return tmp_path / "shots"
+
+
+class Ray:
+    """Ray's `init`, which refuses as it does what belongs to a cluster of this machine alone."""
+
+    def __init__(self) -> None:
+        self.data = SimpleNamespace(DataContext=SimpleNamespace(get_current=SimpleNamespace))
+        self.address = ""
+
+    def init(self, address: str, object_store_memory: int | None = None, **_: object) -> None:
+        """Join a cluster, or start one."""
+        if address != "local" and object_store_memory is not None:
+            raise ValueError("When connecting to an existing cluster, object_store_memory must not be provided.")
+        if address == "slow":
+            raise Exception("The current node timed out during startup.")  # as Ray does
+        self.address = address
+
+
+@pytest.mark.parametrize(("address", "variable"), [(None, None), (None, "head:1"), ("auto", "head:1")])
+def test_the_address_is_the_options_or_that_of_the_environment(monkeypatch, address, variable):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if variable:
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+    ray = Ray()
+    connect(ray, address)
+    assert ray.address == (address or variable or "local")
+
+
+def test_whatever_stops_ray_is_one_line():
+    with pytest.raises(UserError, match=r"there is no Ray cluster at slow: .* timed out during startup"):
+        connect(Ray(), "slow")
 
 
 @given(st.integers(0, 500), st.integers(1, 20), st.integers(1, 40))

@@ -59,7 +59,8 @@ def predict(
             A part that is done is not done again; `boxwright merge-results OUT` joins all of them.
         engine: where to compute: local, in this process; ray, in parts on a Ray cluster (`pip install
             "boxwright[ray]"`), which take turns on its CPUs or GPUs and are then joined.
-        address: of a running Ray cluster, as auto or ray://host:10001; by default one is started on this machine.
+        address: of a running Ray cluster, as auto or ray://host:10001; by default that of
+            `RAY_ADDRESS`, as a job submitted to Ray has it; without it, one is started on this machine.
 
     Returns:
         The counts; its exit_code is 1 if an image, or the end of a video, could not be read.

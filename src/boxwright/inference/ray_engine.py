@@ -30,7 +30,7 @@ def do_parts(worker: Worker, address: str | None) -> Iterator[Manifest]:
 
     Args:
         worker: of this process, with the job.
-        address: of a running cluster; None starts one on this machine.
+        address: of a running cluster; None takes that of `RAY_ADDRESS`, or else starts one on this machine.
 
     Raises:
         ModuleNotFoundError: with one clear line, if Ray is not installed.
@@ -89,7 +89,7 @@ def _compute(job: Job, parts: list[Part], address: str | None) -> Iterator[Part]
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(how_to_install("--engine ray", error.name), name=error.name) from error
 
-    _connect(ray, address)
+    connect(ray, address)
     try:
         there = ray.cluster_resources()
         kind = "GPU" if job.device.startswith("cuda") or (job.device == "auto" and there.get("GPU")) else "CPU"
@@ -108,14 +108,24 @@ def _compute(job: Job, parts: list[Part], address: str | None) -> Iterator[Part]
         ray.shutdown()
 
 
-def _connect(ray: Any, address: str | None) -> None:
+def connect(ray: Any, address: str | None) -> None:
+    """Join a cluster, or start one; see `do_parts`.
+
+    Args:
+        ray: the module.
+        address: see `do_parts`.
+
+    Raises:
+        UserError: there is no such cluster, or none can be started.
+    """
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     local = {"object_store_memory": _STORE, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    address = address or os.environ.get("RAY_ADDRESS")
     try:
-        ray.init(address=address, **quiet, **({} if address else local))
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise UserError(f"there is no Ray cluster at {address or 'this machine'}: {why}") from error
+        ray.init(address=address or "local", **quiet, **({} if address else local))
+    except Exception as error:  # a bare one, where a busy machine starts it too slowly
+        what = f"there is no Ray cluster at {address}" if address else "Ray does not start on this machine"
+        raise UserError(f"{what}: {' '.join(str(error).split())[:200]}") from error
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     ray.data.DataContext.get_current().enable_progress_bars = False
 

@@ -2,7 +2,9 @@
 
 import functools
 import http.server
+import multiprocessing
 import os
+import shutil
 import threading
 import time
 import urllib.request
@@ -176,6 +178,27 @@ def test_copies_keep_to_their_limit_and_the_longest_unused_goes_first(tmp_path, 
     assert not copies.make_room(4000)
 
 
+def test_a_shard_larger_than_the_limit_removes_no_copy_and_is_told_once(home, monkeypatch, capsys):
+    copies = fetch._Copies(home / "shards" / "a" / "copies")
+    monkeypatch.setenv("BOXWRIGHT_CACHE_SIZE", "6000")
+    copies.add("0.tar", bytes(1000))
+    os.utime(home / "shards/a/copies/0.tar", (time.time() - 500,) * 2)
+    assert not copies.make_room(4000)
+    assert not copies.make_room(4000)
+    assert copies.find("0.tar", 1000)
+    assert capsys.readouterr().err.count("BOXWRIGHT_CACHE_SIZE") == 1
+
+
+def test_a_server_without_ranges_gives_the_same_batches(places, home):
+    pytest.importorskip("aiohttp")
+
+    class Whole(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None: ...
+
+    for url in served(functools.partial(Whole, directory=str(places[1]))):
+        assert same(batches(url), batches(places[1]))
+
+
 def test_a_shard_that_is_missing_over_http_is_named(tmp_path):
     pytest.importorskip("aiohttp")
     _, shards = sharded(tmp_path)
@@ -205,6 +228,26 @@ def test_s3_round_trip(places, bucket, home, tmp_path):
     assert same(batches(bucket), batches(places[1]))
     with pytest.raises(UserError, match="holds a data set in shards already"):
         shard(places[0], bucket)
+
+
+@pytest.mark.parametrize("name", ["a b", "a+b", "a#b", "a%20b", "a?b", "a[b]*", "ä"])
+def test_places_of_any_name(places, bucket, name):
+    place = f"s3://cells/{name}"
+    write_shards(read(places[0]), place, 4 * 3_600)
+    assert same(batches(place), batches(places[1]))
+
+
+def test_a_forked_process_connects_anew(places, bucket, home):
+    write_shards(read(places[0]), bucket, 4 * 3_600)
+    files = [record.path for record in read(bucket).splits["all"]]
+    data, context = files[0].read_bytes(), multiprocessing.get_context("fork")
+    shutil.rmtree(home / "shards")  # so that the process has to read from the bucket
+    here, there = context.Pipe()
+    process = context.Process(target=lambda: there.send(files[0].read_bytes()))
+    process.start()
+    assert here.poll(30), "it hangs"
+    assert here.recv() == data
+    process.join()
 
 
 def test_what_fails_leaves_nothing_in_the_bucket(bucket, tmp_path):

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from boxwright.config import UserError, parse_bytes
+from boxwright.console import make_console
 from boxwright.data.shards.index import Shard, cache_folder
 from boxwright.data.shards.storage import LocalFolder, RemoteFolder, read_range
 from boxwright.files import default_folder, write_whole
@@ -85,7 +86,7 @@ class _Copies:
     """Copies of shards in a folder, which several processes may share; the longest unused make room for new ones."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._used = folder, dict[str, float]()
+        self._folder, self._used, self._told = folder, dict[str, float](), False
 
     def find(self, shard: str, size: int) -> Path | None:
         """The copy of a shard, if it is here and whole."""
@@ -118,12 +119,22 @@ class _Copies:
         copies = [(copy, copy.stat()) for copy in everything.glob("*/copies/*.tar")]
         taken = sum(status.st_size for _, status in copies)
         limit = limit_of_cache(everything, taken)
+        if size > limit:
+            self._tell(size, limit)
+            return False
         for copy, status in sorted(copies, key=lambda pair: pair[1].st_mtime):
             if taken + size <= limit or time.time() - status.st_mtime < IN_USE:
                 break
             copy.unlink(missing_ok=True)
             taken -= status.st_size
         return taken + size <= limit
+
+    def _tell(self, size: int, limit: int) -> None:
+        """Say, once, that no copy is kept of a shard."""
+        if not self._told:
+            self._told = True
+            what = f"a shard of {size:,} bytes is not copied, as copies may take {limit:,}: its images are read singly"
+            make_console(stderr=True).print(f"{what}; more is allowed by {LIMIT}", style="yellow")
 
 
 def limit_of_cache(folder: Path, taken: int = 0) -> int:

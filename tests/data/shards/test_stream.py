@@ -12,9 +12,11 @@ import torch
 
 from boxwright.config import Augment, UserError
 from boxwright.data.cache import build, open_batches
+from boxwright.data.columns import FlatRecords
 from boxwright.data.loader import eval_batches, train_batches
 from boxwright.data.read import read
 from boxwright.data.shards.pixels import PixelStore
+from boxwright.data.shards.records import ShardRecords
 from boxwright.data.shards.stream import ShardBatches
 from boxwright.types import Batch
 from helpers.sharded import sharded
@@ -148,6 +150,23 @@ def test_kept_images_need_no_shards(places, monkeypatch):
     assert same(stream(places).batch([3, 9]), first)
     with pytest.raises(TypeError):
         source.batch([4])
+
+
+def test_of_kept_images_no_name_is_read_and_no_record_is_made(places, monkeypatch):
+    source = stream(places)
+    before = list(eval_batches(source, 5))
+    monkeypatch.setattr(ShardRecords, "_record", None)
+    assert all(map(same, before, eval_batches(source, 5)))
+
+
+def test_columns_are_those_of_the_records(places):
+    records = read(places[1]).splits["all"]
+    labels = np.arange(10)[::-1].copy()
+    some = records.relabelled(labels).take(np.array([7, 3, 3, 20]))
+    for field in fields(FlatRecords):
+        one, other = (getattr(each, field.name) for each in (some.columns(), FlatRecords.of(list(some))))
+        assert one.dtype == other.dtype
+        assert np.array_equal(one, other)
 
 
 def test_a_damaged_kept_image_is_made_again(places, home):

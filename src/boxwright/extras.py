@@ -3,7 +3,6 @@
 from importlib.util import find_spec
 
 _PARTS = {
-    "onnxruntime": "runtime",
     "av": "video",
     "fastapi": "serve",
     "httptools": "serve",

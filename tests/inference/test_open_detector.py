@@ -47,6 +47,11 @@ def test_of_two_files_the_one_that_needs_no_torch_is_named(
         open_detector(name)
 
 
+def test_the_bundled_detector_needs_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert open_detector("demo").names == ("Platelets", "RBC", "WBC")
+
+
 def test_an_exported_file_of_another_name_is_opened(tmp_path: Path) -> None:
     (tmp_path / "model").write_bytes(b"\x08\x0a\x12\x07pytorch")
     with pytest.raises(UserError, match="is no ONNX file, is cut short"):

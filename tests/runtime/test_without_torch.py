@@ -1,4 +1,4 @@
-"""The base installation and the part `runtime` have no torch, and need none."""
+"""The installation without further parts has no torch, and needs none."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ def test_the_runtime_imports_nothing_heavy(onnx_file: Path, paint: Callable[...,
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An interpreter that has `boxwright[runtime]` and nothing else."""
+    """An interpreter that has boxwright without further parts, and nothing else."""
     folder = tmp_path_factory.mktemp("light")
     copy = folder / "copy"
     copy.mkdir()
@@ -48,7 +48,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
         target.write_bytes(file.read_bytes())
     venv.create(folder / "venv", with_pip=True)
     interpreter = next(file for file in (folder / "venv").glob("*/python*") if file.stem == "python")
-    install = [interpreter, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", f"{copy}[runtime]"]
+    install = [interpreter, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", copy]
     done = subprocess.run(install, capture_output=True, text=True)
     if "No matching distribution found" in done.stderr:
         pytest.skip("pip has no index to install onnxruntime from")
@@ -76,7 +76,7 @@ def test_it_works_where_torch_is_not_installed(python: Path, paint: Callable[...
     "command",
     [
         ["train", "DATA"], ["evaluate", "W", "DATA"], ["explain", "W", "x.png"], ["compare", "DATA"], ["models"],
-        ["export", "W", "--to", "onnx"], ["import-weights", "IN", "OUT"], ["demo"], ["predict", "W", "."],
+        ["export", "W", "--to", "onnx"], ["import-weights", "IN", "OUT"], ["demo", "--train"], ["predict", "W", "."],
     ],
     ids=lambda command: command[0],
 )  # fmt: skip

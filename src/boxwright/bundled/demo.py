@@ -1,14 +1,18 @@
 """The command `demo`: evaluation, and if asked training, on the bundled blood cells."""
 
-import json
-from pathlib import Path
+from __future__ import annotations
 
-from boxwright.checkpoints.header import read_header, store_in_card
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from boxwright.checkpoints.locate import BUNDLED
 from boxwright.console import make_console
-from boxwright.evaluation.coco import Report
-from boxwright.evaluation.evaluate import evaluate
-from boxwright.thresholds import Thresholds
+
+if TYPE_CHECKING:
+    from boxwright.evaluation.coco import Report
+    from boxwright.evaluation.matches import Matches
 
 HERE = Path(__file__).parent
 DATA = HERE / "bccd"
@@ -16,17 +20,25 @@ WEIGHTS = BUNDLED["demo"]
 EPOCHS = 20  # instead of the 40 of the recipe: a quarter of an hour of one CPU core
 
 
-def demo(train: bool = False, out: Path | str = Path("boxwright-demo")) -> Report:
+def demo(train: bool = False, out: Path | str = Path("boxwright-demo")) -> Report | Matches:
     """Detect blood cells in the 72 test images of BCCD, and evaluate and show the result.
+
+    Where torch is not installed, the exported detector does it, and precision and recall stand for the evaluation.
 
     Args:
         train: train the detector first, from ImageNet weights, on the 292 bundled training images.
         out: folder for index.html, overlays, tables and, with --train, the run.
 
     Returns:
-        The scores on the test split.
+        The scores on the test split; without torch, which detections are right.
     """
     out = Path(out)
+    if not train and find_spec("torch") is None:
+        from boxwright.bundled.light_demo import light_demo
+
+        return light_demo(DATA, out)
+    from boxwright.evaluation.evaluate import evaluate
+
     weights = _train(out / "train") if train else WEIGHTS
     report = evaluate(weights, DATA, split="test", out=out)
     make_console().print(
@@ -39,6 +51,8 @@ def demo(train: bool = False, out: Path | str = Path("boxwright-demo")) -> Repor
 
 
 def _train(run: Path) -> Path:
+    from boxwright.checkpoints.header import read_header, store_in_card
+    from boxwright.thresholds import Thresholds
     from boxwright.training.run import train
 
     train(DATA, out=run, epochs=EPOCHS, val_split="test", resume=(run / "state.safetensors").exists())

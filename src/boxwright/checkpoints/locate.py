@@ -54,6 +54,11 @@ def is_bundled(path: Path) -> bool:
     return str(path) in BUNDLED and _weights_at(path) is None and exported_at(path) is None
 
 
+def exported_bundled(name: str) -> Path:
+    """The exported file of a detector in `BUNDLED`, which needs no torch."""
+    return BUNDLED[name].with_suffix(".onnx")
+
+
 def is_own(weights: Path | str) -> bool:
     """Whether weights are a user's own: results may be written beside them. Others are the hub's or the package's."""
     path = as_path(weights)

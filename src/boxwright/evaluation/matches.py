@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from boxwright.data.records import Record
-from boxwright.types import Detections
+from boxwright.detections import Detections
 
 IOU = 0.5  # least overlap of a detection with the object that it matches
 

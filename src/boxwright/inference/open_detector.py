@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from boxwright.checkpoints.hub import repository
-from boxwright.checkpoints.locate import exported_at, find_weights, is_exported
+from boxwright.checkpoints.locate import exported_at, exported_bundled, find_weights, is_bundled, is_exported
 from boxwright.config import UserError
 from boxwright.extras import how_to_install
 from boxwright.runtime.onnx_detector import Detector
@@ -26,6 +26,8 @@ def open_detector(path: Path | str, device: str = "auto") -> BasePredictor:
     try:
         from boxwright.inference.predictor import load  # brings torch
     except ModuleNotFoundError as error:
+        if is_bundled(path):
+            return Detector(exported_bundled(str(path)), device)
         if repository(path) is None:
             find_weights(path)  # weights that are not there come first: torch would be installed in vain
         if onnx := exported_at(path.with_suffix("") if path.suffix == ".safetensors" else path):

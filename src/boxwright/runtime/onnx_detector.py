@@ -16,7 +16,6 @@ import numpy as np
 from boxwright.classes import check_names
 from boxwright.config import UserError, require
 from boxwright.detections import Detections
-from boxwright.extras import how_to_install
 from boxwright.runtime.inputs import DecodedImage
 from boxwright.runtime.onnx_checksum import is_whole
 from boxwright.runtime.predictor_base import BasePredictor
@@ -243,10 +242,8 @@ def _wanted_array(classes: Sequence[int] | None, names: Sequence[str]) -> dict[s
 
 def _open(path: Path, device: str, threads: int) -> Any:
     require(path.is_file(), f"there is no file {path}.")
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise UserError(how_to_install(f"{path}", error.name)) from None
+    import onnxruntime  # here, as it takes a while
+
     require(_is_whole(path), f"{path} is damaged: it has another checksum than when it was written.")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or _usual_threads()

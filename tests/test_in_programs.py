@@ -124,9 +124,9 @@ def test_devices_of_torch_are_taken():
 @pytest.mark.parametrize(
     ("settings", "named"),
     [({"epochs": "1"}, "--epochs must be a whole number or None, not '1'"), ({"epochs": 1.5}, "--epochs must be a"),
-     ({"batch_size": True}, "--batch_size must be"), ({"val": "0.2"}, "--val must be a number, not '0.2'"),
+     ({"batch_size": True}, "--batch-size must be"), ({"val": "0.2"}, "--val must be a number, not '0.2'"),
      ({"seed": None}, "--seed must be a whole number, not None"), ({"pretrained": "no"}, "--pretrained must be"),
-     ({"image_size": [64]}, "--image_size must be"), ({"optim": {"lr": "1"}}, "--optim.lr must be a number"),
+     ({"image_size": [64]}, "--image-size must be"), ({"optim": {"lr": "1"}}, "--optim.lr must be a number"),
      ({"optim": {"rl": 1e-4}}, "optim has no 'rl'"), ({"optim": 3}, "optim is Optim"), ({"augment": []}, "augment is"),
      ({"augment": {"flip": "x"}}, "--augment.flip must be a number"), ({"size": 3}, "--size must be nano, "),
      ({"model": Path("x")}, "--model must be dense, .* or None, not PosixPath"),

@@ -1,5 +1,7 @@
 import errno
+import inspect
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -47,7 +49,7 @@ def test_every_public_name_is_there():
         (["check", "DATA", "--jsn"], "did you mean 'json'?"),
         (["train", "DATA", "--epoch", "3"], "did you mean 'epochs'?"),
         (["train", "DATA", "--optim.lrr", "1"], "--optim.lrr 1. (did you mean 'optim.lr'?) See"),
-        (["train", "DATA", "--nothing-like-it"], "--nothing_like_it. See"),
+        (["train", "DATA", "--nothing-like-it"], "--nothing-like-it. See"),
         (["check", "DATA", "more"], "more. See"),
         (["check", "--data", "DATA"], "DATA goes by its place, without a name: boxwright check DATA. See"),
         (
@@ -216,3 +218,21 @@ def test_a_reader_who_goes_away_is_no_fault(arguments: list[str]) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+def test_help_stands_under_headings_in_one_spelling(capsys):
+    for spelling in ("--image-size", "--image_size"):
+        assert main(["train", "DATA", spelling, "8"]) == 2
+        assert "--image-size must be at least 64" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    shown = capsys.readouterr().out
+    assert not re.search(r"--[\w.]*_", shown)
+    headings = [line for line in shown.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert headings == [
+        "positional arguments:", "data:", "detector:", "training:", "machine:", "output:",
+        "augmentation of the images:", "optimizer and schedule:", "options:",
+    ]  # fmt: skip
+    for name in inspect.signature(boxwright.train).parameters:
+        assert len(re.findall(rf"^  (--)?{name.replace('_', '-')} ", shown, re.MULTILINE)) == 1, name
+    assert shown.startswith("usage: boxwright train DATA [options]\n")

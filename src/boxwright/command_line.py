@@ -6,7 +6,8 @@ Its messages are shown, never read: the option, value and type that a mistake is
 """
 
 import inspect
-from argparse import Action
+import re
+from argparse import Action, HelpFormatter
 from collections.abc import Callable
 from functools import wraps
 from itertools import islice, zip_longest
@@ -15,9 +16,18 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from jsonargparse import ArgumentParser, Namespace, auto_cli
 
-from boxwright.config import UserError, nearest
+from boxwright.config import UserError, nearest, option
 
 _NAMES = "list[str] | str | None"  # the type of an option that takes names; `split_classes` reads them
+_OPTION = re.compile(r"(?<![\w/-])--[a-z]\w*(?:\.\w+)?")
+_MANY = 15  # options, from which on their help stands under headings
+_HEADINGS = {
+    "data": ("val_data", "val", "train_split", "val_split"),
+    "detector": ("model", "size", "image_size", "backbone", "weights", "pretrained", "adapt", "rank", "teacher"),
+    "training": ("recipe", "epochs", "batch_size", "seed"),
+    "machine": ("device", "precision", "devices", "nodes", "cache"),
+    "output": ("out", "resume", "show_batches"),
+}
 _NUMBERS = {int: "a whole number", float: "a number"}
 
 
@@ -36,6 +46,25 @@ class Parser(ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs | {"allow_abbrev": False})
+
+    def format_help(self, formatter: HelpFormatter | None = None) -> str:
+        """The help: options in the spelling of the documentation, and many of them under headings."""
+        if len(self._optionals._group_actions) > _MANY:
+            self._put_under_headings()
+            places = " ".join(action.dest.upper() for action in self._actions if not action.option_strings)
+            self.usage = f"{self.prog} {places} [options]"
+        return _with_dashes(super().format_help(formatter) if formatter else super().format_help())
+
+    def _put_under_headings(self) -> None:
+        """Move options from the one list of all into the groups of `_HEADINGS`, which stand first."""
+        positionals, options, *groups = self._action_groups
+        first = []
+        for heading, names in _HEADINGS.items():
+            group = self.add_argument_group(heading)
+            group._group_actions = [action for action in options._group_actions if action.dest in names]
+            first.append(group)
+        options._group_actions = [a for a in options._group_actions if not any(a in g._group_actions for g in first)]
+        self._action_groups = [positionals, *first, *groups, options]
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         """Parse; a value that does not fit its type is reported with what does."""
@@ -64,7 +93,7 @@ class Parser(ArgumentParser):
             if not isinstance(namespace.get(group, Namespace()), Namespace):
                 inside = [action.dest for action in self._typed_actions() if action.dest.startswith(f"{group}.")]
                 fitting = f"settings by name: {', '.join(name.split('.')[-1] for name in inside)}"
-                self._fail(f"--{group} can't be {_shown(namespace[group])!r}, it must be {fitting}")
+                self._fail(f"{option(group)} can't be {_shown(namespace[group])!r}, it must be {fitting}")
         super().validate(namespace, *args, **kwargs)
         for action in self._typed_actions():
             if namespace.get(action.dest) is None and action.default is not None and not _fits_null(action):
@@ -101,7 +130,7 @@ class Parser(ArgumentParser):
             return f" {by_name.upper()} goes by its place, without a name: {usage}."
         known = self._known_options()
         unknown = next((name for name in given if name not in known), None)
-        return nearest(unknown, known) if unknown else ""
+        return nearest(unknown.replace("_", "-"), [name.replace("_", "-") for name in known]) if unknown else ""
 
     def _known_options(self) -> list[str]:
         """Names of options and positionals; those of a group with and without the group's name."""
@@ -116,8 +145,13 @@ class Parser(ArgumentParser):
         self._fail(f"Group {group!r} does not accept option {name!r}", nearest(name, self._known_options()))
 
     def _fail(self, message: str, hint: str = "", cause: Exception | None = None) -> NoReturn:
-        line = " ".join(message.split()).rstrip(".")
+        line = _with_dashes(" ".join(message.split()).rstrip("."))
         raise UserError(f"{line}.{hint} See `{self.prog} --help`.") from cause
+
+
+def _with_dashes(text: str) -> str:
+    """A text with its options as they are documented: ``--image-size``; the parser takes both spellings."""
+    return _OPTION.sub(lambda match: match[0].replace("_", "-"), text)
 
 
 def _misfit(action: Any, value: Any) -> str:

@@ -151,7 +151,7 @@ def check_types(settings: Any, prefix: str = "") -> None:
         fits = any(_has_type(value, kind) for kind in kinds) or (other and isinstance(value, str | tuple | list))
         choices = [str(choice) for part in parts if get_origin(part) is Literal for choice in get_args(part)]
         words = " or ".join([*([", ".join(choices)] if choices else []), *(_KINDS[kind] for kind in kinds)]) or "a text"
-        require(fits, f"--{prefix}{name} must be {words}, not {value!r}.")
+        require(fits, f"{option(prefix + name)} must be {words}, not {value!r}.")
 
 
 _KINDS: dict[Any, str] = {
@@ -163,6 +163,11 @@ def _has_type(value: Any, kind: Any) -> bool:
     if kind in (int, float, bool):  # exactly, as settings are stored as text
         return type(value) in ((int, float) if kind is float else (kind,))
     return isinstance(value, PathLike if kind is Path else kind)
+
+
+def option(name: str) -> str:
+    """A setting as an option of the command line: ``image_size`` as ``--image-size``."""
+    return f"--{name.replace('_', '-')}"
 
 
 _LONGEST = 200  # characters of a name that may be misspelt

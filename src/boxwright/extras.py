@@ -1,4 +1,8 @@
-"""Optional dependencies: which part of boxwright (`pip install "boxwright[PART]"`) brings a missing module."""
+"""Optional dependencies: which extra of boxwright brings a missing module.
+
+In an installation, ``pip install "boxwright[EXTRA]"`` adds an extra from any folder; the documentation installs from a
+clone, ``pip install ".[EXTRA]"``.
+"""
 
 from importlib.util import find_spec
 

@@ -187,7 +187,7 @@ def test_a_comparison_is_neither_overwritten_nor_resumed_with_other_settings(dat
     compare(data, **settings)
     with pytest.raises(UserError, match="holds a comparison already"):
         compare(data, **settings)
-    with pytest.raises(UserError, match="begun with --image_size 64 and not 96, --seed 0 and not 1"):
+    with pytest.raises(UserError, match="begun with --image-size 64 and not 96, --seed 0 and not 1"):
         compare(data, **settings | {"image_size": 96, "seed": 1}, resume=True)
     stored = json.loads((tmp_path / "plan.json").read_text())
     for name in ("mosaic", "mixup", "copy_blend", "mixed_until"):  # as an earlier version wrote it

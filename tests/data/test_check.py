@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from boxwright.config import UserError
+from boxwright.data.check import CheckReport, show
 from boxwright.data.faults import FAULT_KINDS
 from boxwright.data.read import read
 from boxwright.inspection.check import check
@@ -360,3 +361,19 @@ def test_no_control_character_is_printed(tmp_path, capsys):
     (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("a\nb\nx\x1by\n")
     assert any("x" in fault.where for fault in check(tmp_path).faults)
     assert "\x1b" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_headings_stay_whole_whatever_the_width_and_names(capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    splits = ("train", "val", "test", "images")
+    numbers = {"images": 201, "boxes": 4153, "ignored": 0, "small": 294, "medium": 66, "large": 1}
+    row = numbers | {"in": {"train": 1234567, "val": 18, "test": 805, "images": 7}}
+    split = {"images": 292, "background": 0, "boxes": 3941, "ignored": 0}
+    name = "a class with a name that alone would take half of a usual terminal"
+    show(CheckReport("DATA", "coco", (), dict.fromkeys(splits, split), {name: row}))
+    printed = capsys.readouterr().out
+    words = {*numbers, *splits, "1,234,567", "4,153"}
+    assert words <= set(printed.split())
+    assert max(map(len, printed.splitlines()[:30])) <= width
+    assert len([line for line in printed.splitlines() if line.startswith(" class")]) == (2 if width == 80 else 1)

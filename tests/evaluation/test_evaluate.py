@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from boxwright.checkpoints.header import read_header
 from boxwright.config import UserError
 from boxwright.data.cache import build
-from boxwright.data.read import read
+from boxwright.data.read import read, train_and_val
 from boxwright.device import choose_device
 from boxwright.evaluation import evaluate as module
 from boxwright.evaluation.evaluate import choose_split, evaluate
@@ -166,6 +166,24 @@ def test_choice_of_the_split(data: Path) -> None:
     records = records[:0]
     with pytest.raises(UserError, match="no images"):
         choose_split(splits("val"), None)
+
+
+def test_what_a_run_held_out_is_scored_by_name(data: Path, tmp_path: Path, white_boxes: Detector) -> None:
+    dataset = read(data)
+    train, held_out = train_and_val(dataset, 0.4, 3)
+    settings = {"val": 0.4, "seed": 3, "train_split": None, "val_split": None}
+    white_boxes.card = {"settings": settings, "trained on": f"{len(train)} images of shots"}
+    evaluate("w", data, split="val", out=tmp_path / "out", store=False)
+    results = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    with_box = {record.image_id for record in held_out if len(record.boxes_N4)}
+    assert {row["image_id"] for row in results} == with_box
+    assert {row["category_id"] for row in results} == {40}
+    white_boxes.card["trained on"] = "9 images of shots"
+    with pytest.raises(UserError, match=r"trained on 9 images of shots, not on 3 of these: .*; choose one of all with"):
+        evaluate("w", data, split="val", out=tmp_path / "out", store=False)
+    white_boxes.card = {}
+    with pytest.raises(UserError, match=r"has no split 'val'.*; it has all"):
+        evaluate("w", data, split="val", out=tmp_path / "out", store=False)
 
 
 def test_devices() -> None:

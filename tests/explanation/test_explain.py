@@ -197,7 +197,10 @@ def test_a_place_that_cannot_be_written_is_named_before_any_work(image: Path, tm
     assert (tmp_path / "file").read_text() == "in the way"
 
 
-def test_a_detector_that_cannot_be_explained_is_named(image: Path, tmp_path: Path) -> None:
+def test_a_detector_that_cannot_be_explained_is_named_before_it_is_loaded(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("boxwright.explanation.explain.load_detector")
     dense = registry.build("dense", "nano", ("cat",), backbone="test_efficientnet", pretrained=False)
     save_detector(tmp_path / "dense.safetensors", dense, {})
     with pytest.raises(UserError, match="a dense can't be explained; a pix2seq, patchseq, detr or deformable can"):

@@ -204,7 +204,7 @@ def test_the_command_line(stem, tmp_path, capsys):
     assert main(["import-weights", *arguments, "128"]) == 0
     assert "images of 128 px\n2 classes: a, b\n" in capsys.readouterr().out
     assert main(["import-weights", *arguments, "8"]) == 2
-    assert "--image_size must be at least 64, not 8" in capsys.readouterr().err
+    assert "--image-size must be at least 64, not 8" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_data_without_an_index_is_named(tmp_path):
 
 def test_images_have_a_largest_size(stem, tmp_path):
     save(tmp_path / "x.pth", "stable")
-    with pytest.raises(UserError, match="--image_size 1000000 is more than 10000"):
+    with pytest.raises(UserError, match="--image-size 1000000 is more than 10000"):
         import_weights(tmp_path / "x.pth", tmp_path / "ours", image_size=1_000_000)
 
 

@@ -59,7 +59,7 @@ def test_a_run_without_a_visible_fault_is_told_to_look(detector, tmp_path):
         ({"steps": 1}, f"1 step is few (90 of the usual {USUAL} epochs): --epochs 100"),
         (
             {"steps": 200, "epochs": 100},
-            f"200 steps are few (100 of the usual {USUAL} epochs): --batch_size 8, or more images",
+            f"200 steps are few (100 of the usual {USUAL} epochs): --batch-size 8, or more images",
         ),
         (
             {"steps": 200, "epochs": 100, "batch_size": 1},
@@ -92,7 +92,7 @@ def test_a_learning_rate_far_from_the_recipe(detector, tmp_path, rate, times):
     [
         ([record((0, 0, 20, 20))], RECORDS, "no training image has an object of dog, which validation asks for"),
         ([record((0, 0, 20, 20), (70, 0, 90, 20), labels=(0, 1))], RECORDS, "1 of 2 boxes lie outside their image"),
-        ([record((0, 0, 3, 3), labels=(1,))], [], "half of the objects are under 3.0 px there: --image_size 256"),
+        ([record((0, 0, 3, 3), labels=(1,))], [], "half of the objects are under 3.0 px there: --image-size 256"),
         ([record((0, 0, 20, 20), side=640)], [], "images of up to 640 px shrink to 64 px, and half of the objects are"),
     ],
 )

@@ -6,6 +6,7 @@ import shutil
 import signal
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from boxwright.__main__ import main
 from boxwright.checkpoints.tensors import save_tensors
 from boxwright.config import Optim, UserError
 from boxwright.training import loop, state
+from boxwright.training.config import RecipeName, RunConfig, fill_in_settings, recipe_settings
 from boxwright.training.folder_lock import locked
+from boxwright.training.resolve import resolve
 from boxwright.training.run_logger import RunLogger
 from helpers.training_runs import COMMON, rows, train
 
@@ -185,10 +188,10 @@ def test_a_state_that_does_not_hold_all_adjustable_settings_is_resumed(data, who
 
 def test_other_settings_are_named_with_a_way_on_that_works(data, whole, tmp_path, monkeypatch):
     out = shutil.copytree(whole, tmp_path / "run")
-    with pytest.raises(UserError, match=r"settings, --batch_size 4 and not 2; .*there, --weights .*last begins"):
+    with pytest.raises(UserError, match=r"settings, --batch-size 4 and not 2; .*there, --weights .*last begins"):
         train(data, out, batch_size=2, resume=True)
     monkeypatch.setenv("BOXWRIGHT_CACHE", str(tmp_path / "unused"))
-    with pytest.raises(UserError, match=r"settings, --image_size 64 and not 96; "):
+    with pytest.raises(UserError, match=r"settings, --image-size 64 and not 96; "):
         train(data, out, image_size=96, resume=True)
     assert not (tmp_path / "unused").exists()  # nothing is cached for what is refused
     monkeypatch.undo()
@@ -260,3 +263,27 @@ def test_rows_cut_in_half_are_dropped(tmp_path):
     table = "step,epoch,lr,loss,val_ap\n1,0.1,1,1,\n2,0.2,1,1,\n1,0.3,1,1,\n3,0.3,1,1,\n4,0.4,1\n"
     (tmp_path / "metrics.csv").write_text(table)
     assert [row["step"] for row in RunLogger(tmp_path, 9, 5, active=True).rows] == ["1", "2", "3"]
+
+
+def test_a_run_is_resumed_without_repeating_its_settings(data, tmp_path, capsys):
+    out = train(data, tmp_path / "run", epochs=1, seed=3, image_size=64)
+    boxwright.train(data, out=out, epochs=2, device="cpu", resume=True)
+    assert len(rows(out)) == 8
+    settings = yaml.safe_load((out / "config.yaml").read_text())
+    assert (settings["seed"], settings["image_size"], settings["epochs"]) == (3, 64, 2)
+    assert f"defaults are those of {out / 'config.yaml'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", get_args(RecipeName))
+def test_a_recipe_of_the_package_fills_what_is_left_open(name):
+    settings = recipe_settings(name)
+    config = resolve(fill_in_settings(RunConfig(Path("DATA"), batch_size=3), settings))
+    assert (config.model, config.size, config.epochs) == (settings["model"], settings["size"], settings["epochs"])
+    assert config.batch_size == 3
+    assert config.optim.lr == settings["optim"]["lr"]
+    assert config.augment.scale == tuple(settings["augment"]["scale"])
+
+
+def test_an_unknown_recipe_is_refused_with_those_there_are(tmp_path):
+    with pytest.raises(UserError, match=r"recipe can't be 'dense', .*one of: dense-nano-bccd, pix2seq-resnet50-coco"):
+        boxwright.train(tmp_path, recipe="dense")

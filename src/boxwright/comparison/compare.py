@@ -110,7 +110,7 @@ def compare(
     require(minutes is None or epochs is None, "give --minutes or --epochs, not both.")
     require(minutes is None or (minutes > 0 and math.isfinite(minutes)), f"--minutes must be over 0, not {minutes}.")
     require(epochs is None or epochs >= 1, f"--epochs must be at least 1, not {epochs}.")
-    require(image_size is None or image_size >= 64, f"--image_size must be at least 64, not {image_size}.")
+    require(image_size is None or image_size >= 64, f"--image-size must be at least 64, not {image_size}.")
     decided = asdict(fill_in(fill_in(augment, recipes.recipe("dense").augment), UNMIXED))
     settings = SharedSettings(
         data=str(data),

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from boxwright.comparison.cost import measure, training_cost
 from boxwright.comparison.settings import SharedSettings
-from boxwright.config import UserError, require, without_unused
+from boxwright.config import UserError, option, require, without_unused
 from boxwright.files import write_whole
 from boxwright.training.recipes import recipe
 
@@ -54,7 +54,7 @@ class Plan:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{file} is damaged; begin again with another --out.") from error
         changed = [
-            f"--{name} {before.get(name)} and not {value}"
+            f"{option(name)} {before.get(name)} and not {value}"
             for name, value in (asdict(settings) | {"augment": without_unused(settings.augment)}).items()
             if before.get(name) != value
         ]

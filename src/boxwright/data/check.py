@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,7 @@ LISTED = 20  # copies of one picture that are named; the others are counted
 _HASH_BYTES = 16  # of the pixels of an image
 FEW = 1000  # images of which it is tried out whether some with objects can be held out
 HELD_OUT = 0.2  # as in `train`
+_SHORTEST, _GAP = 8, 3  # characters of a class name in a table before it is split in two; between two columns
 AHEAD = 64  # images that are decoded or waiting
 _VALIDATE = "It has no split val: train holds a fifth of the training images out; --val or --val-data change that."
 _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
@@ -331,7 +332,8 @@ def show(report: CheckReport) -> None:
     console = make_console()
     console.print(Text(f"{report.data} ({report.format})", style="bold"))
     console.print(_split_table(report), soft_wrap=False)
-    console.print(_class_table(report), soft_wrap=False)
+    for table in _class_tables(report, console.width):
+        console.print(table, soft_wrap=False)
     kinds = Counter(fault.kind for fault in report.faults)
     for kind, count in kinds.items():
         level = FAULT_KINDS[kind].level
@@ -368,21 +370,39 @@ def _verdict_style(report: CheckReport) -> str:
 
 
 def _split_table(report: CheckReport) -> Table:
-    table = Table("split", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("images", "background", "boxes", "ignored"):
-        table.add_column(column, justify="right")
+    table = _table("split", ("images", "background", "boxes", "ignored"))
     for split, row in report.splits.items():
         table.add_row(split, *(f"{value:,}" for value in row.values()))
     return table
 
 
-def _class_table(report: CheckReport) -> Table:
-    table = Table("class", box=box.SIMPLE_HEAD, pad_edge=False)
+def _class_tables(report: CheckReport, width: int) -> list[Table]:
+    """The objects of each class, by size and by split: one table, or two where `width` is too small."""
     columns = ["images", "boxes", "ignored", "small", "medium", "large"]
     splits = list(report.splits) if len(report.splits) > 1 else []
-    for column in [*columns, *splits]:
-        table.add_column(column, justify="right")
-    for name, row in report.classes.items():
-        cells = [*(f"{row[c]:,}" for c in columns), *(f"{row['in'][split]:,}" for split in splits)]
-        table.add_row(Text(printable(name)), *cells)
+    rows = {
+        name: [f"{n:,}" for n in (*(row[c] for c in columns), *(row["in"][split] for split in splits))]
+        for name, row in report.classes.items()
+    }
+    head = [*columns, *splits]
+    longest = [max(map(len, column)) for column in zip(head, *rows.values(), strict=True)]
+    parts = [slice(None)]
+    if splits and _SHORTEST + sum(length + _GAP for length in longest) > width:
+        parts = [slice(len(columns)), slice(len(columns), None)]
+    return [_class_table(head[part], {name: row[part] for name, row in rows.items()}) for part in parts]
+
+
+def _class_table(head: list[str], rows: dict[str, list[str]]) -> Table:
+    table = _table("class", head)
+    for name, row in rows.items():
+        table.add_row(Text(printable(name)), *row)
+    return table
+
+
+def _table(first: str, numbers: Iterable[str]) -> Table:
+    """A table of names and numbers; where it is too wide, the names are folded, never the numbers."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first, overflow="fold")
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
     return table

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from boxwright.classes import enumerate_classes
 from boxwright.config import UserError, nearest, require
 from boxwright.console import make_console
 from boxwright.data.cache import open_batches
-from boxwright.data.read import read
+from boxwright.data.read import name_splits, read, train_and_val
 from boxwright.data.records import Dataset, Record
 from boxwright.device import choose_device, usual_torch
 from boxwright.evaluation.coco import RECALLS_R, Report, renamed, score
@@ -57,7 +58,8 @@ def evaluate(
     Args:
         weights: a checkpoint or the folder of a training run.
         data: a data set, in any format that boxwright reads (docs/data-formats.md).
-        split: the images to evaluate on; by default test, else val, else the only split.
+        split: the images to evaluate on; by default test, else val, else the only split. val of a data set without one
+            is what the run of these weights held out.
         out: folder of the page, the predictions and the charts; by default evaluate-DATA-SPLIT beside the weights, or
             here if they come from the hub.
         batch_size: images per batch.
@@ -76,6 +78,8 @@ def evaluate(
     device, why = choose_device(device)
     detector = load_detector(weights, device)
     dataset = read(data)
+    if split == "val" and "val" not in dataset.splits:
+        dataset = with_held_out(dataset, detector.card, weights)
     split, reason = choose_split(dataset, split)
     records = dataset.splits[split]
     missing = missing_classes(detector.names, dataset.names)
@@ -131,6 +135,30 @@ def choose_split(dataset: Dataset, split: str | None) -> tuple[str, str]:
         reason = "as asked"
     require(dataset.splits[split], f"the split {split!r} of {dataset.root} has no images.")
     return split, reason
+
+
+def with_held_out(dataset: Dataset, card: Mapping[str, Any], weights: Path | str) -> Dataset:
+    """The data set with the images that a run held out as its split val, and the others as its split train.
+
+    Args:
+        dataset: without a split val.
+        card: of the weights; `train` stores its settings there. Without them the data set stays as it is.
+        weights: where the card comes from, for the message.
+
+    Raises:
+        UserError: the run held out none of these images.
+    """
+    settings = card.get("settings", {})
+    if "val" not in settings or "seed" not in settings or settings.get("val_split"):
+        return dataset
+    named = name_splits(dataset, settings.get("train_split"), None)
+    train, val = train_and_val(named, settings["val"], settings["seed"])
+    trained_on = str(card.get("trained on", "other images"))
+    others = f"{weights} was trained on {trained_on}, not on {len(train)} of these"
+    problem = f"{dataset.root} has no split val, and {others}"
+    fix = f"choose one of {', '.join(dataset.splits)} with --split"
+    require(trained_on.startswith(f"{len(train)} images of "), f"{problem}: what it held out is unknown; {fix}.")
+    return replace(dataset, splits=dataset.splits | {"train": train, "val": val})
 
 
 def missing_classes(known: Sequence[str], names: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import cast
 
 from PIL import Image
 
-from boxwright.checkpoints.detector_file import load_detector
+from boxwright.checkpoints.detector_file import load_detector, read_config
 from boxwright.config import require
 from boxwright.console import make_console
 from boxwright.device import choose_device
@@ -56,6 +56,7 @@ def explain(
     """
     console, path = make_console(), Path(image)
     require_writable(Path(out))
+    _require_pages(read_config(weights)[0])
     device, _ = choose_device(device)
     detector = load_detector(weights, device)
     photo = open_image(path)
@@ -80,13 +81,19 @@ def explain(
     return file
 
 
-def _require_explained(detector: Detector, query: int | None, pixel: tuple[int, int] | None) -> None:
-    """Raise `UserError` for a detector without a page, or for a query or pixel of one without queries."""
-    name, pages = name_of(detector), {model: network.explained_as for model, (network, _, _) in DETECTORS.items()}
+def _require_pages(name: str) -> None:
+    """Raise `UserError` for a detector of which no size has a page."""
+    pages = {model: network.explained_as for model, (network, _, _) in DETECTORS.items()}
     can = _listed([model for model, explained_as in pages.items() if explained_as])
+    problem = f"a {name} can't be explained; a {can} can, and `predict` draws what any of them finds."
+    require(pages[name], problem)
+
+
+def _require_explained(detector: Detector, query: int | None, pixel: tuple[int, int] | None) -> None:
+    """Raise `UserError` for a detector as published, without a page, or for a query or pixel of one without queries."""
+    name, pages = name_of(detector), {model: network.explained_as for model, (network, _, _) in DETECTORS.items()}
     with_queries = _listed([model for model, explained_as in pages.items() if explained_as == "queries"])
     which = "as published can't be explained, one with proposals (nano, small, medium) can"
-    which = which if pages[name] else f"can't be explained; a {can} can"
     require(detector.explained_as, f"a {name} {which}, and `predict` draws what any of them finds.")
     asked = query is not None or pixel is not None
     problem = f"--query and --pixel are for a {with_queries}; this is a {name}."

@@ -55,8 +55,8 @@ def import_weights(
         UserError: if the file is not recognised, does not fit the network it seems to be, or holds code.
     """
     source = Path(source)
-    require(image_size is None or image_size >= 64, f"--image_size must be at least 64, not {image_size}.")
-    require(image_size is None or image_size <= LARGEST_SIZE, f"--image_size {image_size} is more than {LARGEST_SIZE}.")
+    require(image_size is None or image_size >= 64, f"--image-size must be at least 64, not {image_size}.")
+    require(image_size is None or image_size <= LARGEST_SIZE, f"--image-size {image_size} is more than {LARGEST_SIZE}.")
     out = choose_out(Path(out))
     found, count = read_foreign(source, image_size)
     named = choose_classes(found, classes)

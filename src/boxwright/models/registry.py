@@ -56,7 +56,7 @@ def check_image_size(detector: Detector) -> None:
     side, patch = detector.image_size, detector.backbone.patch
     low = side // patch * patch
     sizes = f"{low} or {low + patch}" if low else str(patch)
-    require(side == low, f"--image_size {side} is not made of whole patches of {patch} pixels; take {sizes}.")
+    require(side == low, f"--image-size {side} is not made of whole patches of {patch} pixels; take {sizes}.")
 
 
 def build(

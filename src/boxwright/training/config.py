@@ -4,26 +4,29 @@ Those of the optimizer and the augmentation are dataclasses of `boxwright.config
 """
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
-from boxwright.config import MIXING, UNMIXED, Adapt, Augment, Optim, fill_in, without_unused
+from boxwright.config import MIXING, UNMIXED, Adapt, Augment, Optim, fill_in, from_mapping, option, without_unused
 from boxwright.files import write_whole
-from boxwright.models.registry import DetectorName, Size
+from boxwright.models.registry import DetectorName, Size, check_choice
 from boxwright.training.fabric import Precision
 
 FILE = "config.yaml"
+RecipeName = Literal["dense-nano-bccd", "pix2seq-resnet50-coco"]  # those in `recipe_files`
 # what a resumed run may change: it goes on with them
 ADJUSTABLE = ("epochs", "optim.lr", "optim.clip", "optim.patience")
+FRESH = ("data", "out", "device", "devices", "nodes")  # of a resumed run: as given, not as it was begun
 MACHINE = ("data", "val_data", "teacher", "out", "device", "devices", "nodes", "precision", "cache")
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The arguments of `boxwright.train`, which explains each, with its defaults.
+    """The arguments of `boxwright.train` that a run keeps, with their defaults; `train` explains each.
 
     None means left open: `resolve` decides batch size, each field of `augment` and `optim` and, unless `weights` bring
     them, model and size; `decide_epochs` decides the epochs.
@@ -80,14 +83,54 @@ def epochs_of_run(folder: Path) -> int | None:
 
 
 def as_begun(config: RunConfig) -> RunConfig:
-    """The settings to resume a run with: one of an earlier version, which could not mix images, goes on without.
+    """The settings to resume a run with: those left at their defaults are as the run was begun.
+
+    A run of an earlier version, which could not mix images, goes on without.
 
     Args:
         config: as given. config.yaml in its folder has the settings with which the run was begun.
     """
-    augment = stored_settings(config.out).get("augment")
-    before = isinstance(augment, dict) and "mosaic" not in augment
-    return replace(config, augment=fill_in(config.augment, UNMIXED)) if before else config
+    stored = stored_settings(config.out)
+    augment = stored.get("augment")
+    if isinstance(augment, dict) and "mosaic" not in augment:
+        config = replace(config, augment=fill_in(config.augment, UNMIXED))
+    return fill_in_settings(config, {name: value for name, value in stored.items() if name not in FRESH})
+
+
+def recipe_settings(name: RecipeName) -> dict[str, Any]:
+    """The settings of a recipe that comes with the package.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    check_choice("recipe", name, get_args(RecipeName))
+    file = Path(__file__).parent / "recipe_files" / f"{name}.yaml"
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+def fill_in_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """The settings, and where they are left at their defaults, those of a file.
+
+    Args:
+        config: as given.
+        settings: as a YAML file has them; unknown ones are left out.
+    """
+    changes: dict[str, Any] = {}
+    for default in fields(RunConfig(config.data)):
+        name, value = default.name, settings.get(default.name)
+        if name in ("augment", "optim"):
+            kind = Augment if name == "augment" else Optim
+            changes[name] = fill_in(getattr(config, name), from_mapping(name, _with_tuples(value or {}), kind))
+        elif name in settings and name != "data" and getattr(config, name) == default.default:
+            changes[name] = value
+    return replace(config, **changes)
+
+
+def _with_tuples(settings: Any) -> Any:
+    """The settings of a group with tuples where YAML has lists."""
+    if not isinstance(settings, dict):
+        return settings
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
 
 
 def resume_error(config: RunConfig, adapted: bool) -> str:
@@ -97,20 +140,19 @@ def resume_error(config: RunConfig, adapted: bool) -> str:
         config: the settings; config.yaml in its folder has those with which the run was begun.
         adapted: whether it trains adapters.
     """
-    file = config.out / FILE
     stored = stored_settings(config.out)
     if not stored:
         return f"{config.out} was begun with other settings or data; resume with those of its config.yaml."
     before = _flat(_comparable({name: stored.get(name) for name in config.fixed()}))
     after = _flat(config.fixed())
     changed = [
-        f"--{name} {shown(before.get(name))} and not {shown(after.get(name))}"
+        f"{option(name)} {shown(before.get(name))} and not {shown(after.get(name))}"
         for name in after | before
         if name not in ADJUSTABLE and before.get(name) != after.get(name)
     ]
     if changed:
         settings = f"{config.out} was begun with other settings, {', '.join(changed)}"
-        fix = f"resume with --config {file}, or give another --out; there, --weights {config.out / 'last'} begins with"
+        fix = f"leave them out, or give another --out; there, --weights {config.out / 'last'} begins with"
         return f"{settings}; {fix} what was learned."
     base = ", or the base that its adapters were trained on is another" if adapted else ""
     data = f"{config.out} was begun with other data: images, boxes or classes have changed since{base}"

@@ -127,7 +127,7 @@ def _duration(config: RunConfig, losses: _Losses, usual: int) -> list[str]:
         return []
     assert config.batch_size is not None
     needed = max(usual, min(math.ceil(ENOUGH * losses.epochs / losses.steps), MOST_EPOCHS))
-    smaller = f"--batch_size {config.batch_size // 2}, or more images" if config.batch_size > 1 else "take more images"
+    smaller = f"--batch-size {config.batch_size // 2}, or more images" if config.batch_size > 1 else "take more images"
     more = f"--epochs {needed}" if losses.epochs < needed else smaller
     few = "1 step is" if losses.steps == 1 else f"{losses.steps} steps are"
     return [f"{few} few ({losses.epochs:.0f} of the usual {usual} epochs): {more}"]
@@ -159,7 +159,7 @@ def _canvas(detector: Detector, records: Sequence[Record]) -> list[str]:
     wanted = min(math.ceil(side * GOOD / max(median, 0.1) / step) * step, 4 * side // step * step)
     images = f"images of up to {long_side} px shrink to {side} px, and " if long_side > side else ""
     return [
-        f"{images}half of the objects are under {median:.1f} px there: --image_size {wanted}, or cut images into tiles"
+        f"{images}half of the objects are under {median:.1f} px there: --image-size {wanted}, or cut images into tiles"
     ]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from boxwright.config import UserError, require
+from boxwright.config import UserError, option, require
 from boxwright.data.loader import BatchSource
 from boxwright.data.records import Record
 from boxwright.data.shards.records import ShardRecords
@@ -83,7 +83,7 @@ class RunIdentity:
         too_few = f"{config.out} has come to epoch {done}: resume with at least --epochs {done}"
         require(self.settings["epochs"] >= done, f"{too_few}, not {self.settings['epochs']}.")
         changed = [name for name in ADJUSTABLE if now[name] != before[name]]
-        return [f"--{name} {shown(now[name])} and not {shown(before[name])}" for name in changed]
+        return [f"{option(name)} {shown(now[name])} and not {shown(before[name])}" for name in changed]
 
 
 def checksums_of_data(

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from boxwright.checkpoints.detector_file import read_config
-from boxwright.config import check_types, fill_in, require
+from boxwright.config import check_types, fill_in, option, require
 from boxwright.data.loader import check as check_augment
 from boxwright.data.mixing import is_mixing
 from boxwright.models import registry
@@ -58,7 +58,7 @@ def decide_epochs(config: RunConfig, images: int, resume: bool = False) -> RunCo
 def _check_numbers(config: RunConfig) -> None:
     for name, least in LEAST.items():
         value = getattr(config, name)
-        require(value is None or value >= least, f"--{name} must be at least {least}, not {value}.")
+        require(value is None or value >= least, f"{option(name)} must be at least {least}, not {value}.")
     require(0 <= config.seed < 2**63, f"--seed must be at least 0 and under 2^63, not {config.seed}.")
 
 

@@ -27,7 +27,7 @@ from boxwright.models.registry import DetectorName, Size
 from boxwright.thresholds import Thresholds
 from boxwright.training.begin import make_detector, read_data
 from boxwright.training.config import FILE as CONFIG
-from boxwright.training.config import RunConfig, as_begun
+from boxwright.training.config import RecipeName, RunConfig, as_begun, fill_in_settings, recipe_settings
 from boxwright.training.diagnosis import NOTHING, diagnose, report
 from boxwright.training.fabric import Fabric, Precision, make_fabric
 from boxwright.training.folder_lock import locked
@@ -74,6 +74,7 @@ def train(
     devices: int = 1,
     nodes: int = 1,
     cache: Literal["auto", "pixels", "jpeg", "grow"] = "auto",
+    recipe: RecipeName | None = None,
     resume: bool = False,
     show_batches: bool = False,
 ) -> Path:
@@ -110,6 +111,7 @@ def train(
         nodes: number of machines; the launcher starts the same command on each.
         cache: keep the images as raw pixels, or as JPEG if there is little disk space; auto decides. `grow` begins at
             once, and keeps each image when it is first used.
+        recipe: take what you leave open from a recipe of this name, which comes with the package.
         resume: continue the run in `out` exactly where its state was saved.
         show_batches: only write `batches.png`, a picture of the first batch, into `out`; no training.
 
@@ -126,7 +128,12 @@ def train(
         augment=augment, optim=optim, seed=seed, device=device, precision=precision, devices=devices,
         nodes=nodes, cache=cache,
     )  # fmt: skip
-    return run(resolve(as_begun(config) if resume else config), resume, show_batches)
+    if recipe is not None:
+        config = fill_in_settings(config, recipe_settings(recipe))
+    if resume and (config.out / CONFIG).is_file():
+        make_console().print(f"settings left at their defaults are those of {config.out / CONFIG}")
+        config = as_begun(config)
+    return run(resolve(config), resume, show_batches)
 
 
 @usual_torch()
@@ -220,7 +227,7 @@ def _cannot_mix(config: RunConfig, images: int) -> str:
         return ""
     what = f"{', '.join(asked)}: images are mixed with others of their batch"
     if config.batch_size // (config.augment.views or 1) < 2:
-        return f"{what}, which has only one; they stay as they are. --batch_size 4 or more mixes them."
+        return f"{what}, which has only one; they stay as they are. --batch-size 4 or more mixes them."
     return f"{what}, and there is only one to train on; it is mixed with itself." if images == 1 else ""
 
 

@@ -109,7 +109,7 @@ class RunLogger:
             self._chart("val", name.removeprefix("val_"), value, step)
         self._rewrite()
         self.ap, loss = _scores(self.rows[-1]), float(self.rows[-1]["loss"])
-        self.console.print(f"epoch {epoch:>3}  loss {loss:.3f}  {self.ap}  ({seconds:.0f} s)")
+        self.console.print(f"epoch {epoch:>3}  loss {loss:.3f}  {self.ap}  (validated in {seconds:.0f} s)")
 
     def _chart(self, part: str, name: str, value: float, step: int) -> None:
         with writing(self.folder):

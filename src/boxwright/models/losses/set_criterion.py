@@ -89,7 +89,7 @@ def assign(
     counts = targets.valid_BN.sum(1).tolist()
     if max(counts) > layers.boxes_LBQ4.shape[2]:  # the same text each time, so that it is shown once
         problem = "an image has more objects than queries: only as many as fit are learned"
-        warnings.warn(f"{problem}; a larger --size or --image_size has more queries.", stacklevel=2)
+        warnings.warn(f"{problem}; a larger --size or --image-size has more queries.", stacklevel=2)
     image_M, object_M = targets.valid_BN.nonzero(as_tuple=True)
     row_M, true_M14 = targets.rows_BN[image_M, object_M], targets.boxes_BN4[image_M, object_M][:, None].float()
     boxes_LBQ4, corners_LBQ4 = (

@@ -1,0 +1,1 @@
+"""What is installed, and what it has stored. Nothing here needs torch."""

@@ -60,7 +60,7 @@ class Thresholds:
         except (KeyError, TypeError, ValueError):
             thresholds = cls(-1)
         if not all(is_threshold(value) for value in (thresholds.overall, *thresholds.classes.values())):
-            fix = "give a threshold, or `boxwright evaluate WEIGHTS DATA --store true` chooses them anew"
+            fix = "give a threshold, or `boxwright evaluate WEIGHTS DATA --store true` chooses them again"
             raise UserError(f"the score thresholds in the model card are not numbers from 0 to under 1; {fix}.")
         return thresholds
 

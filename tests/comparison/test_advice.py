@@ -23,14 +23,14 @@ def test_a_clear_winner_that_is_fast_too_is_recommended():
 def test_the_faster_of_two_equals_is_recommended():
     advice = advise([row("slow", 0.50, 40, shift=1), row("fast", 0.49, 10)], 100)
     assert advice[0].startswith("Take fast: AP 0.490, beside 0.500 of slow")
-    assert "4.0 times faster (10.0 ms an image instead of 40.0 ms)" in advice[0]
+    assert "4.0 times faster (10.0 ms per image instead of 40.0 ms)" in advice[0]
     assert "within noise over: fast" in advice[1]
 
 
 def test_much_less_accuracy_is_not_bought_for_speed():
     advice = advise([row("good", 0.5, 400), row("fast", 0.4, 10)], 100)
     assert advice[0].startswith("Take good")
-    assert "fast is 40.0 times faster (10.0 ms an image instead of 400 ms), for an AP of 0.400" in advice[0]
+    assert "fast is 40.0 times faster (10.0 ms per image instead of 400 ms), for an AP of 0.400" in advice[0]
 
 
 def test_where_nothing_was_learnt_nothing_is_recommended():
@@ -80,7 +80,7 @@ def test_how_far_the_scores_of_the_recommended_one_can_be_believed():
 
 
 def test_one_detector_is_not_compared():
-    assert advise([row("a", 0.5, 10)], 100)[0] == "Only a was trained: AP 0.500, 10.0 ms an image."
+    assert advise([row("a", 0.5, 10)], 100)[0] == "Only a was trained: AP 0.500, 10.0 ms per image."
 
 
 def test_noise_is_that_of_paired_differences():

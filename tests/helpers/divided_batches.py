@@ -8,7 +8,7 @@ MODELS = ["dense", "deformable", "detr", "pix2seq", "patchseq"]
 
 
 def batch_of_four() -> Batch:
-    """Noise with 0 to 3 objects an image, so that the halves differ in number."""
+    """Noise with 0 to 3 objects per image, so that the halves differ in number."""
     generator = torch.Generator().manual_seed(0)
     counts_B1 = torch.tensor([[3], [0], [1], [2]])
     corner_BN2 = torch.rand(4, 3, 2, generator=generator) * 0.5

@@ -1,4 +1,4 @@
-"""The mended copy: what can be mended in one way only is mended, the source stays as it is."""
+"""The corrected copy: what can be mended in one way only is mended, the source stays as it is."""
 
 import json
 import shutil

@@ -150,7 +150,7 @@ def test_a_run_goes_on_for_more_epochs_and_says_so(data, whole, tmp_path, capsys
     train(data, out, epochs=3, resume=True, optim=Optim(lr=5e-4, clip=1.0))
     said = capsys.readouterr().out
     assert "goes on after step 8 with --epochs 3 and not 2, --optim.lr 0.0005 and not 0.001, --optim.clip 1" in said
-    assert "the schedule of learning rates is laid anew" in said
+    assert "the learning-rate schedule is recomputed" in said
     assert rows(out)[:8] == rows(whole)
     assert len(rows(out)) == 12
     assert float(rows(out)[-1]["lr"]) <= 5e-4

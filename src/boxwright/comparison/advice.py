@@ -63,20 +63,20 @@ def _pick(best: Row, rows: Sequence[Row]) -> Row:
 
 def _take(pick: Row, best: Row, rows: Sequence[Row]) -> str:
     if len(rows) == 1:
-        return f"Only {pick.model} was trained: AP {pick.ap:.3f}, {_ms(pick)} an image."
+        return f"Only {pick.model} was trained: AP {pick.ap:.3f}, {_ms(pick)} per image."
     if pick is not best:
         within = "a difference within noise" if _same(best, pick) else f"{100 * (1 - pick.ap / best.ap):.1f} % less"
         times = best.latency / pick.latency
         return (
             f"Take {pick.model}: AP {pick.ap:.3f}, beside {best.ap:.3f} of {best.model}, the most accurate ({within}), "
-            f"and {times:.1f} times faster ({_ms(pick)} an image instead of {_ms(best)})."
+            f"and {times:.1f} times faster ({_ms(pick)} per image instead of {_ms(best)})."
         )
     fastest = min(rows, key=lambda row: row.latency)
     if best.latency < FASTER * fastest.latency:
         return f"Take {best.model}: it is the most accurate (AP {best.ap:.3f}), and none is much faster."
     return (
         f"Take {best.model}: it is the most accurate (AP {best.ap:.3f}). {fastest.model} is {_times(best, fastest)} "
-        f"times faster ({_ms(fastest)} an image instead of {_ms(best)}), for an AP of {fastest.ap:.3f}."
+        f"times faster ({_ms(fastest)} per image instead of {_ms(best)}), for an AP of {fastest.ap:.3f}."
     )
 
 

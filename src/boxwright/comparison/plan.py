@@ -60,9 +60,7 @@ class Plan:
         ]
         begun = f"{folder} was begun with {', '.join(changed)}"
         require(not changed, f"{begun}; resume with the same, or give another --out.")
-        require(
-            begun_data == data, f"{settings.data} has changed since {folder} was begun; compare anew in another --out."
-        )
+        require(begun_data == data, f"{settings.data} has changed since {folder} was begun; compare in another --out.")
         return Plan(folder, settings, data, costs)
 
     def decide_epochs(self, models: Sequence[str], images: int, console: Console) -> None:

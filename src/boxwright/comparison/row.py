@@ -36,5 +36,5 @@ class Row:
 
     @property
     def latency(self) -> float:
-        """Milliseconds an image."""
+        """Milliseconds per image."""
         return self.cost["latency_ms"]

@@ -243,7 +243,7 @@ class _Shelf:
         return rows[np.fromiter((_checksum(row) == row["row"] for row in rows), bool, len(rows))]
 
     def rewind(self) -> None:
-        """Let `new_rows` begin anew."""
+        """Let `new_rows` start again."""
         self._seen = 0
 
 

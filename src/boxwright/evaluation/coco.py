@@ -20,7 +20,7 @@ from boxwright.evaluation.matches import Matches, match
 from boxwright.evaluation.thresholds import ThresholdReport
 from boxwright.types import Detections
 
-# (what, IoU, area, most detections an image), in pycocotools' order.
+# (what, IoU, area, most detections per image), in pycocotools' order.
 _LINES = (
     ("AP", None, "all", 100),
     ("AP", 0.5, "all", 100),
@@ -116,7 +116,7 @@ class Report:
         return "\n".join(_line(*line, value) for line, value in zip(_LINES, self.stats, strict=True))
 
     def table(self) -> Table:
-        """One row a class, for rich; ``-`` where the class does not occur."""
+        """One row per class, for rich; ``-`` where the class does not occur."""
         table = Table("class", box=None, header_style="bold", pad_edge=False)
         for column in ("AP", "AP50", "images", "boxes"):
             table.add_column(column, justify="right")

@@ -17,7 +17,7 @@ def merge_results(out: Path | str, parquet: bool = False) -> Summary:
 
     Args:
         out: the folder that was given to `predict --out`.
-        parquet: write predictions.parquet, too, one row an image (needs the extra `parquet`).
+        parquet: write predictions.parquet, too, one row per image (needs the extra `parquet`).
 
     Returns:
         The counts; its exit_code is 1 if an image could not be read.

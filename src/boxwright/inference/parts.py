@@ -1,7 +1,7 @@
 """Parts of a call of `predict`, for many processes: each is written whole or not at all, and is done once.
 
-A part is a file of results, one line an image, and a manifest that is written after it and says what it belongs to. The
-parts of a source begin with whole batches, so that all parts together compute exactly what one process would.
+A part is a file of results, one line per image, and a manifest that is written after it and says what it belongs to.
+The parts of a source begin with whole batches, so that all parts together compute exactly what one process would.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from boxwright.files import write_whole
 from boxwright.runtime.coco import Records
 
 FOLDER = "parts"
-_FIX = "give another --out, or remove the folder to begin anew"
+_FIX = "give another --out, or remove the folder to start again"
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def predict(
         batch_size: images per batch.
         device: auto, cpu, cuda, or for a checkpoint mps.
         save: txt also writes labels/, a text file for each image with rows of YOLO (`class cx cy width height`).
-        parquet: write predictions.parquet, too, one row an image (needs the extra `parquet`).
+        parquet: write predictions.parquet, too, one row per image (needs the extra `parquet`).
         part: detect in a part of the images only, as 3/64: the third of 64, for jobs on many machines that share `out`.
             A part that is done is not done again; `boxwright merge-results OUT` joins all of them.
         engine: where to compute: local, in this process; ray, in parts on a Ray cluster (needs the extra `ray`),

@@ -23,7 +23,7 @@ def write_results(records: Iterable[Records], names: Sequence[str], out: Path, p
         records: of each image, with ids (`boxwright.runtime.coco.coco_records`).
         names: the classes.
         out: the folder.
-        parquet: write predictions.parquet, too: one row an image, with lists of its objects.
+        parquet: write predictions.parquet, too: one row per image, with lists of its objects.
 
     Raises:
         UserError: if the disk is full or not writable.

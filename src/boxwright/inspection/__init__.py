@@ -1,1 +1,1 @@
-"""A data set under the magnifying glass: its faults in words and pictures, what it is made of, and a mended copy."""
+"""A data set under the magnifying glass: its faults in words and pictures, what it is made of, and a corrected copy."""

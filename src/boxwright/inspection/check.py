@@ -1,4 +1,4 @@
-"""`boxwright check`: the faults of a data set, a page that shows them and what the data are made of, a mended copy."""
+"""`boxwright check`: the faults of a data set, a page that shows them and the statistics, a corrected copy."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def check(
         data: a folder, annotation file or archive of any format that boxwright reads (docs/data-formats.md).
         json: print one JSON object instead of tables.
         out: an HTML file to write, with classes, sizes, near-duplicate images and each fault in pictures.
-        fix: a new folder for a copy in which all is mended that can be mended in one way only. The data set itself is
-            never changed.
+        fix: a new folder for a copy in which everything is fixed that can be fixed in only one way. The data set itself
+            is never changed.
 
     Returns:
         The report.
 
     Raises:
         UserError: there is no such data set, its format is unknown or it has two, `out` or `fix` can't be written, or
-            a person must decide about a fault before a mended copy can be written.
+            a person must decide about a fault before a corrected copy can be written.
     """
     page = None if out is None else _page_file(Path(out))
     if fix is not None:

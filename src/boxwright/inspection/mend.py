@@ -45,7 +45,7 @@ def require_apart(out: Path, data: Path) -> None:
 
 
 def write_mended(parsed: ParsedDataset, faults: list[Fault], out: Path) -> list[Change]:
-    """Write a mended copy of a data set, whole or not at all; images are copied, not linked.
+    """Write a corrected copy of a data set, whole or not at all; images are copied, not linked.
 
     It has the format of the data set, or COCO where boxwright does not write that one: images, boxes, classes and
     flags to ignore, as `convert` writes them.

@@ -74,7 +74,7 @@ def collect(parsed: ParsedDataset) -> Boxes:
 
 
 def histograms(boxes: Boxes) -> list[Histogram]:
-    """Sizes and aspect ratios of boxes and images, and objects an image."""
+    """Sizes and aspect ratios of boxes and images, and objects per image."""
     side_N = np.sqrt(boxes.sizes.prod(1))
     image_area_N = boxes.sizes_I2.prod(1)[boxes.image_N]
     known_I2 = boxes.sizes_I2[boxes.sizes_I2.min(1) > 0] if len(boxes.sizes_I2) else boxes.sizes_I2

@@ -373,7 +373,7 @@ def set_loss(layers: LayerPredictions, targets: Targets) -> tuple[dict[str, Tens
 
 
 class DetrEncoder(nn.Module):
-    """Self-attention of all cells of the map; position encodings are added anew in each layer."""
+    """Self-attention of all cells of the map; position encodings are added again in each layer."""
 
     def __init__(self, c: DetrConfig):
         super().__init__()

@@ -150,7 +150,7 @@ def run(config: RunConfig, resume: bool = False, show_batches: bool = False, tea
     """
     require_writable(config.out)
     if resume and not (config.out / STATE).is_file() and _is_begun(config.out):
-        make_console().print(f"{config.out} has no state yet: the run begins anew")
+        make_console().print(f"{config.out} has no state yet: the run starts again")
         resume = False
     source = None if config.weights is None else load_detector(config.weights)
     taught_by = load_detector(config.teacher) if config.teacher is not None and teacher is None else teacher
@@ -205,7 +205,7 @@ def _run(
     identity = RunIdentity(card["settings"], names, records, checksums)
     loop = Loop(fabric, detector, config, train_cache, (val_cache, val_records), card, identity, teacher, resume)
     if loop.adjusted:
-        anew = "the schedule of learning rates is laid anew"
+        anew = "the learning-rate schedule is recomputed"
         console.print(f"the run goes on after step {loop.progress.step} with {', '.join(loop.adjusted)}; {anew}")
     if fabric.is_global_zero:
         config.write()

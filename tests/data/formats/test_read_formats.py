@@ -73,7 +73,7 @@ def test_an_unknown_format_names_the_nearest(tmp_path, content, message):
 def test_two_foreign_formats_are_an_error(tmp_path):
     foreign.labelme(tmp_path)
     foreign.kaggle_csv(tmp_path)
-    with pytest.raises(UserError, match=r"2 formats at once: labelme JSON \(a\.json\) and CSV with a row an object"):
+    with pytest.raises(UserError, match=r"2 formats at once: labelme JSON \(a\.json\) and CSV with a row per object"):
         parse(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Hugging Face's image folder: `metadata.jsonl` beside the images of a split, a line an image.
+"""Hugging Face's image folder: `metadata.jsonl` beside the images of a split, a line per image.
 
 Source: https://huggingface.co/docs/datasets/image_dataset#object-detection. `objects` holds lists of equal length:
 `bbox` (``[x, y, width, height]`` in pixels) and `categories`. Where these are numbers, their names are taken from

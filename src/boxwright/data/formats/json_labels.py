@@ -42,7 +42,7 @@ def _rows(collection: Collection, file: Path, content: Any, keys: Sequence[str])
     return content
 
 
-# BDD100K: `box2d` with corners in pixels; a list of all images, or a file an image (`frames` with `objects`).
+# BDD100K: `box2d` with corners in pixels; a list of all images, or a file per image (`frames` with `objects`).
 
 
 def read_bdd(collection: Collection, file: Path, split: str) -> None:
@@ -232,7 +232,7 @@ def _bitmap_box(bitmap: dict[str, Any]) -> Box:
     return x, y, x + width, y + height
 
 
-# COCO, one file an image.
+# COCO, one file per image.
 
 
 def read_coco_image(collection: Collection, file: Path, split: str) -> None:

@@ -1,4 +1,4 @@
-"""labelme JSON: one file an image, with `shapes` in pixels and the image's name in `imagePath`.
+"""labelme JSON: one file per image, with `shapes` in pixels and the image's name in `imagePath`.
 
 Source: https://github.com/wkentaro/labelme (`labelme/label_file.py`, `shape.py`). A rectangle has two opposite
 corners, a circle its centre and a point on it. Points and lines are no boxes. The picture that a file may carry in

@@ -96,7 +96,7 @@ FORMATS = (
         via.read_csv,
     ),
     Format(
-        "csv", "CSV with a row an object", (".csv", ".tsv"),
+        "csv", "CSV with a row per object", (".csv", ".tsv"),
         (
             ("column `filename`", r"(?i)\A[^\n]*\b(file|image|img|path|frame)"),
             ("column `xmin`", r"(?i)\A[^\n]*\b(x|x_?min|x_?[01]|left|bbox(_?x)?|xtl|x_?center|cx)\b"),
@@ -244,7 +244,7 @@ def read_folder(root: Path) -> ParsedDataset | None:
 
 
 def one_image_each(files: dict[str, Path]) -> bool:
-    """Whether COCO files, by split, are a file an image: several, not named after splits, the first with one image."""
+    """Whether COCO files, by split, are a file per image: several, not named after splits, the first with one image."""
     if len(files) < 2 or any(split_name(split) for split in files):
         return False
     return all(file.read_bytes().count(b'"file_name"') == 1 for file in list(files.values())[:5])

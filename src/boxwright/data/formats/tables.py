@@ -1,4 +1,4 @@
-"""CSV, a row an object: Roboflow, TensorFlow, Kaggle, Open Images, keras-retinanet, makesense.ai, Google's AutoML.
+"""CSV, a row per object: Roboflow, TensorFlow, Kaggle, Open Images, keras-retinanet, makesense.ai, Google's AutoML.
 
 Columns are found by their names, whatever their case and separators; what is known is in the tuples below. Without a
 header the four layouts of `_HEADERLESS` are known. Sources: https://docs.roboflow.com (`_annotations.csv`),

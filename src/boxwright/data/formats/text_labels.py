@@ -4,7 +4,7 @@ Sources: KITTI's devkit (`readme.txt` of the object development kit,
 https://www.cvlibs.net/datasets/kitti/eval_object.php); https://github.com/VisDrone/VisDrone2018-DET-toolkit;
 http://shuoyang1213.me/WIDERFACE (`readme.txt` of the annotations).
 
-KITTI and VisDrone have a file an image, of the same stem. What they mark as regions to ignore, without a class
+KITTI and VisDrone have a file per image, of the same stem. What they mark as regions to ignore, without a class
 (`DontCare`, VisDrone's category 0), is left out. VisDrone's objects of score 0, and WIDER FACE's invalid faces,
 become ignore.
 """

@@ -81,7 +81,7 @@ class RemoteFolder:
 
     @property
     def _system(self) -> Any:
-        """The file system. Its connections have a thread, which a forked process has not: that one connects anew."""
+        """The file system. Its connections have a thread, which a forked process has not: that one connects again."""
         if os.getpid() != self._process:
             self._connected, self._root = _connect(self.place)
             self._process = os.getpid()

@@ -191,7 +191,7 @@ function annotation(category_id, bbox, score, area) {
 const tenth = (value) => Math.round(value * 10) / 10;
 const thousandth = (value) => Math.round(value * 1000) / 1000; // as the service rounds areas
 
-// Predicted objects are removed: they are predicted anew, after these.
+// Predicted objects are removed: they are predicted again, after these.
 function draw(boxes) {
   interrupt();
   beginning = null;

@@ -1,4 +1,4 @@
-"""CPU time and peak memory of `check` and of training's set-up on large synthetic data sets, each in its own process.
+"""CPU time and peak memory of `check`, its page and training's set-up on large synthetic data sets, in processes.
 
     python benchmarks/large_sets.py                                       # COCO's size: 118,000 images, 847,000 boxes
     python benchmarks/large_sets.py --images 2000000 --boxes 30000000 --classes 365 --shared true   # that of Objects365
@@ -38,7 +38,7 @@ def main(
     boxes: int = 847_000,
     classes: int = 80,
     shared: bool = False,
-    what: Literal["all", "check", "set_up"] = "all",
+    what: Literal["all", "check", "page", "set_up"] = "all",
     cache: str = "pixels",
     canvas: int = 32,
     folder: Path | None = None,
@@ -50,7 +50,7 @@ def main(
         boxes: number of boxes, spread evenly but for chance.
         classes: number of classes.
         shared: let many image files share their bytes.
-        what: the commands to measure.
+        what: the commands to measure; `page` is `check` with a page of pictures, and takes longest.
         cache: as in `train`; `none` measures without a cache and a batch.
         canvas: side of the cached images, in pixels.
         folder: keep the set there, or use the one that is there; by default it is temporary.
@@ -59,7 +59,7 @@ def main(
         data = folder or Path(temporary) / "data"
         if not data.exists():
             write_set(data, images, boxes, classes, shared)
-        for command in ("check", "set_up") if what == "all" else (what,):
+        for command in ("check", "page", "set_up") if what == "all" else (what,):
             order = [sys.executable, __file__, "--child", command, str(data), cache, str(canvas)]
             environment = {**os.environ, "BOXWRIGHT_CACHE": str(Path(temporary) / "cache"), "OMP_NUM_THREADS": "1"}
             done = subprocess.run(order, check=True, capture_output=True, text=True, env=environment)
@@ -83,8 +83,7 @@ def _write_images(folder: Path, first: int, count: int, shared: bool) -> None:
         if shared and (number - first) % LINKS:
             os.link(folder / f"{number - (number - first) % LINKS:012d}.jpg", file)
             continue
-        pixels = np.full((8, 8, 3), 128, np.uint8)
-        pixels.reshape(-1)[: 4 * 48 : 8] = 32 * ((number >> np.arange(24)) & 1) * np.uint8(3)
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)  # no two look alike
         Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.NEAREST).save(file, quality=85)
 
 
@@ -123,11 +122,11 @@ def _annotations(
 def child(command: str, data: str, cache: str, canvas: str) -> None:
     """Run one command and print what it took."""
     start = time.perf_counter()
-    with contextlib.redirect_stdout(io.StringIO()):
-        if command == "check":
+    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as out:
+        if command in ("check", "page"):
             from boxwright.__main__ import main as boxwright
 
-            boxwright(["check", data])
+            boxwright(["check", data, *([f"--out={out}/page.html"] if command == "page" else [])])
         else:
             set_up(Path(data), cache, int(canvas))
     used = resource.getrusage(resource.RUSAGE_SELF)

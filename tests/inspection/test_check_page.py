@@ -98,7 +98,7 @@ def test_histograms_count_every_box_once(tmp_path):
     for histogram in statistics.histograms(boxes):
         of_images = "mage" in histogram.title.split(":")[0]
         total = sum(count for _, count, _ in histogram.rows)
-        assert total == (len(boxes.images) if of_images else len(boxes.labels_N)), histogram
+        assert total == (len(boxes.counts_I) if of_images else len(boxes.labels_N)), histogram
         assert max(share for _, _, share in histogram.rows) == 1
 
 

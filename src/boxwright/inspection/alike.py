@@ -9,7 +9,7 @@ too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +25,7 @@ from boxwright.config import UserError
 from boxwright.console import make_console
 from boxwright.files import PackedFile
 from boxwright.images import open_image
+from boxwright.threads import map_ahead
 
 THUMBNAIL = 32  # pixels
 HASH = 8  # frequencies in each direction
@@ -33,17 +34,17 @@ LEAST_CORRELATION = 0.95  # of the thumbnails
 MOST_IN_BAND = 4000  # hashes that are compared with each other; of more, each with its neighbours in order
 _NEIGHBOURS = 64
 _BLOCK = 512  # hashes compared with a band at a time
+_AHEAD = 64  # images that are decoded or waiting
 
 
-def thumbnails(paths: Sequence[Path | PackedFile]) -> np.ndarray:
-    """Grey thumbnails (N, THUMBNAIL, THUMBNAIL), uint8; of an image that can't be decoded, zeros."""
+def thumbnails(paths: Iterable[Path | PackedFile], count: int) -> np.ndarray:
+    """Grey thumbnails (N, THUMBNAIL, THUMBNAIL) of `count` images, uint8; of one that can't be decoded, zeros."""
     console = make_console(stderr=True)
-    result_NTT = np.zeros((len(paths), THUMBNAIL, THUMBNAIL), np.uint8)
-    with ThreadPoolExecutor() as pool:
-        small = track(pool.map(_thumbnail, paths), "comparing", len(paths), console=console, transient=True)
-        for i, thumbnail_TT in enumerate(small):
-            if thumbnail_TT is not None:
-                result_NTT[i] = thumbnail_TT
+    result_NTT = np.zeros((count, THUMBNAIL, THUMBNAIL), np.uint8)
+    done = map_ahead(ThreadPoolExecutor(), _thumbnail, paths, _AHEAD)
+    for i, thumbnail_TT in enumerate(track(done, "comparing", count, console=console, transient=True)):
+        if thumbnail_TT is not None:
+            result_NTT[i] = thumbnail_TT
     return result_NTT
 
 
@@ -73,10 +74,13 @@ def groups(thumbnails_NTT: np.ndarray) -> list[np.ndarray]:
 
     An image looks like one of its group at least, not necessarily like all of them.
     """
-    usable = np.flatnonzero(thumbnails_NTT.std((1, 2), dtype=np.float32) > 1)  # grey levels
+    blocks = np.array_split(thumbnails_NTT, len(thumbnails_NTT) // _BLOCK + 1)
+    usable = np.flatnonzero(
+        np.concatenate([block.std((1, 2), dtype=np.float32) for block in blocks]) > 1
+    )  # grey levels
     if len(usable) < 2:
         return []
-    pairs = [usable[pairs_P2] for pairs_P2 in _candidates(hashes(thumbnails_NTT[usable]))]
+    pairs = [usable[pairs_P2] for pairs_P2 in _candidates(hashes(thumbnails_NTT)[usable])]
     pairs_P2 = np.concatenate([*pairs, np.empty((0, 2), np.int64)])
     blocks = np.array_split(pairs_P2, len(pairs_P2) // (16 * _BLOCK) + 1)
     alike_P = np.concatenate([_correlation(thumbnails_NTT, block) >= LEAST_CORRELATION for block in blocks])

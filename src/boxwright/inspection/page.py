@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+import numpy as np
 
 from boxwright import __version__
 from boxwright.data.check import CheckReport, verdict
@@ -61,7 +62,7 @@ def write_page(path: Path, parsed: ParsedDataset, report: CheckReport) -> None:
     maps = [heat(statistics.heat_map(boxes), "all classes")] if len(boxes.labels_N) else []
     if len(frequent) > 1:
         maps += [heat(statistics.heat_map(boxes, parsed.names.index(name)), name) for name in frequent]
-    across, inside = _alike(parsed)
+    across, inside = _alike(parsed, boxes)
     now = datetime.now(UTC)
     html.write_page(
         path,
@@ -101,25 +102,29 @@ def _tiles(report: CheckReport) -> list[tuple[str, str, str]]:
 _TOTALS = ("images", "boxes", "background")
 
 
-def _alike(parsed: ParsedDataset) -> tuple[list[AlikeGroup], int]:
+def _alike(parsed: ParsedDataset, boxes: statistics.Boxes) -> tuple[list[AlikeGroup], int]:
     """Groups of images that look alike and lie in several splits, and the number of those inside one split."""
-    images = [(split, image) for split, images in parsed.splits.items() for image in images if image.path.is_file()]
-    found = alike.groups(alike.thumbnails([image.path for _, image in images]))
+    splits, ends = list(parsed.splits), np.cumsum([len(images) for images in parsed.splits.values()])
+    paths = (image.path for images in parsed.splits.values() for image in images)
     across, inside = [], 0
-    for group in found:
-        members = [images[i] for i in group]
-        counts = dict(Counter(split for split, _ in members))
-        if len(counts) < 2:
+    for group in alike.groups(alike.thumbnails(paths, int(ends[-1]) if splits else 0)):
+        number_of_split = np.searchsorted(ends, group, side="right")
+        used, first, counts = np.unique(number_of_split, return_index=True, return_counts=True)
+        if len(used) < 2:
             inside += 1
             continue
-        firsts = dict(reversed(members))
-        drawn = [draw(firsts[split], parsed.names, f"{split}: {firsts[split].path.name}") for split in counts]
-        across.append(AlikeGroup(counts, [picture for picture in drawn if picture is not None]))
+        pictures = []
+        if len(across) < _PAIRS:
+            for split, position in zip(used.tolist(), group[first].tolist(), strict=True):
+                image = boxes.image(position)
+                pictures.append(draw(image, parsed.names, f"{splits[split]}: {image.path.name}"))
+        named = {splits[split]: count for split, count in zip(used.tolist(), counts.tolist(), strict=True)}
+        across.append(AlikeGroup(named, [picture for picture in pictures if picture is not None]))
     return across, inside
 
 
 def _fullest(boxes: statistics.Boxes, names: Sequence[str]) -> list[Picture]:
-    images = [boxes.images[i] for i in statistics.most_objects(boxes, _SHOWN)]
+    images = [boxes.image(i) for i in statistics.most_objects(boxes, _SHOWN)]
     drawn = [draw(image, names, f"{len(image.labels):,} boxes: {image.path.name}") for image in images]
     return [picture for picture in drawn if picture is not None]
 
@@ -127,7 +132,7 @@ def _fullest(boxes: statistics.Boxes, names: Sequence[str]) -> list[Picture]:
 def _oddest(boxes: statistics.Boxes, names: Sequence[str], root: str) -> list[Picture]:
     pictures = []
     for i, score in statistics.oddest(boxes, _SHOWN):
-        image, (width, height) = boxes.images[boxes.image_N[i]], boxes.sizes[i]
+        image, (width, height) = boxes.image(int(boxes.image_N[i])), boxes.sizes[i]
         name, number = names[boxes.labels_N[i]], int(boxes.object_N[i])
         where = image.where(number).replace(root, "")
         caption = f"{name}, {width:.0f} x {height:.0f} px, {score:.0f} deviations: {where}"

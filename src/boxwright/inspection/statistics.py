@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from boxwright.data.image_table import columns_of
 from boxwright.data.parsed import ParsedDataset, ParsedImage
 
 GRID = 64  # cells of the heat map in each direction
@@ -40,37 +41,46 @@ class Boxes:
         image_N: position of each box's image among `images`.
         object_N: position of each box among the objects of its image.
         labels_N: class positions.
-        images: all images, split by split.
         sizes_I2: width and height of each image in pixels.
+        counts_I: objects of each image, those without an area among them.
+        splits: all images, split by split.
     """
 
     boxes_N4: np.ndarray
     image_N: np.ndarray
     object_N: np.ndarray
     labels_N: np.ndarray
-    images: Sequence[ParsedImage]
     sizes_I2: np.ndarray
+    counts_I: np.ndarray
+    splits: Sequence[Sequence[ParsedImage]]
 
     @property
     def sizes(self) -> np.ndarray:
         """Width and height of each box in pixels, (N, 2)."""
         return self.boxes_N4[:, 2:] - self.boxes_N4[:, :2]
 
+    def image(self, position: int) -> ParsedImage:
+        """An image by its position among all."""
+        for images in self.splits:
+            if position < len(images):
+                return images[position]
+            position -= len(images)
+        raise IndexError(position)
+
 
 def collect(parsed: ParsedDataset) -> Boxes:
     """The boxes of all splits."""
-    images = [image for images in parsed.splits.values() for image in images]
-    boxes = [np.asarray(image.boxes, np.float64).reshape(-1, 4) for image in images]
-    labels = [np.asarray(image.labels, np.int64).reshape(-1) for image in images]
-    sizes_I2 = np.array([(image.width, image.height) for image in images], np.float64).reshape(-1, 2)
-    counts_I = np.array([len(each) for each in boxes], np.int64)
-    image_N = np.repeat(np.arange(len(images)), counts_I)
+    splits = list(parsed.splits.values())
+    columns = [columns_of(images) for images in splits]
+    sizes_I2 = np.concatenate([np.empty((0, 2)), *(sizes for sizes, _ in columns)])
+    counts_I = np.concatenate([np.empty(0, np.int64), *(np.diff(objects.starts) for _, objects in columns)])
+    image_N = np.repeat(np.arange(len(counts_I)), counts_I)
     object_N = np.arange(len(image_N)) - np.repeat(np.cumsum(counts_I) - counts_I, counts_I)
-    boxes_N4 = np.concatenate([*boxes, np.empty((0, 4))])
+    boxes_N4 = np.concatenate([np.empty((0, 4)), *(objects.boxes_M4 for _, objects in columns)])
     boxes_N4 = np.clip(boxes_N4, 0, np.tile(sizes_I2[image_N], (1, 2)))  # NaN stays NaN
     kept = (boxes_N4[:, 2:] > boxes_N4[:, :2]).all(1)  # False on NaN, too
-    labels_N = np.concatenate([*labels, np.empty(0, np.int64)])
-    return Boxes(boxes_N4[kept], image_N[kept], object_N[kept], labels_N[kept], images, sizes_I2)
+    labels_N = np.concatenate([np.empty(0, np.int64), *(objects.labels_M for _, objects in columns)])
+    return Boxes(boxes_N4[kept], image_N[kept], object_N[kept], labels_N[kept], sizes_I2, counts_I, splits)
 
 
 def histograms(boxes: Boxes) -> list[Histogram]:
@@ -78,7 +88,6 @@ def histograms(boxes: Boxes) -> list[Histogram]:
     side_N = np.sqrt(boxes.sizes.prod(1))
     image_area_N = boxes.sizes_I2.prod(1)[boxes.image_N]
     known_I2 = boxes.sizes_I2[boxes.sizes_I2.min(1) > 0] if len(boxes.sizes_I2) else boxes.sizes_I2
-    objects_I = np.array([len(image.labels) for image in boxes.images], np.int64)
     box_ratio_N, image_ratio_I = (sizes[:, 0] / sizes[:, 1] for sizes in (boxes.sizes, known_I2))
     sides, image_sides = ([f"{side:,} px" for side in limits] for limits in (_SIDES, _IMAGE_SIDES))
     shares = [f"{100 * share:.0f} %" for share in _SHARES]
@@ -86,7 +95,7 @@ def histograms(boxes: Boxes) -> list[Histogram]:
         _histogram("Size of boxes: root of the area", side_N, _SIDES, sides),
         _histogram("Size of boxes: share of the image's side", side_N / np.sqrt(image_area_N), _SHARES, shares),
         _histogram("Aspect ratio of boxes, width : height", box_ratio_N, _RATIOS, [_ratio(r) for r in _RATIOS]),
-        _counts("Objects an image", objects_I),
+        _counts("Objects an image", boxes.counts_I),
         _histogram("Size of images: longer side", known_I2.max(1, initial=0), _IMAGE_SIDES, image_sides),
         _histogram("Aspect ratio of images, width : height", image_ratio_I, _RATIOS, [_ratio(r) for r in _RATIOS]),
     ]
@@ -149,5 +158,4 @@ def oddest(boxes: Boxes, count: int) -> list[tuple[int, float]]:
 
 def most_objects(boxes: Boxes, count: int) -> list[int]:
     """Positions of the images with the most objects, the fullest first; those with two or more."""
-    objects_I = np.array([len(image.labels) for image in boxes.images], np.int64)
-    return [int(i) for i in np.argsort(-objects_I, kind="stable")[:count] if objects_I[i] > 1]
+    return [int(i) for i in np.argsort(-boxes.counts_I, kind="stable")[:count] if boxes.counts_I[i] > 1]

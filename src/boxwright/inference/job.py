@@ -25,6 +25,7 @@ from boxwright.inference.source_images import ImageFile, source_images
 from boxwright.inference.summary import Summary
 from boxwright.runtime.coco import Records, coco_records
 from boxwright.runtime.predictor_base import ImageResult, check_batch_size, check_threshold
+from boxwright.runtime.tiles import Tiling
 
 _FORMATS = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"}
 
@@ -42,11 +43,15 @@ class Job:
     batch_size: int
     device: str
     save: Literal["txt"] | None = None
+    tile: int | None = None
+    overlap: float = 0.2
 
     def __post_init__(self) -> None:
         if self.threshold is not None:
             check_threshold(self.threshold)
         check_batch_size(self.batch_size)
+        if self.tile is not None:
+            Tiling(self.tile, self.overlap)
         require(self.save in (None, "txt"), f"--save is txt, YOLO's label files, not {self.save!r}.")
 
     def images(self) -> dict[ImageFile, str]:
@@ -77,7 +82,8 @@ class Worker:
     def find(self, images: Any, skipped: list[UserError]) -> Iterator[ImageResult]:
         """Each image and its objects; errors of images that cannot be read go into `skipped`."""
         job = self.job
-        return self.predictor.find(images, job.batch_size, job.threshold, skipped, self.classes)
+        how = job.batch_size, job.threshold, skipped, self.classes, job.tile, job.overlap
+        return self.predictor.find(images, *how)
 
     def named(self, stream: Iterable[ImageResult]) -> Iterator[tuple[str, ImageResult]]:
         """Each image with its short name."""
@@ -130,6 +136,7 @@ class Worker:
             "threshold": job.threshold,
             "classes": None if self.classes is None else [self.predictor.names[i] for i in self.classes],
             "batch size": job.batch_size,
+            **({} if job.tile is None else {"tile": job.tile, "overlap": job.overlap}),
         }
 
 

@@ -29,6 +29,8 @@ def predict(
     overlays: bool = True,
     classes: list[str] | str | None = None,
     batch_size: int = 8,
+    tile: int | None = None,
+    overlap: float = 0.2,
     device: str = "auto",
     save: Literal["txt"] | None = None,
     parquet: bool = False,
@@ -52,6 +54,8 @@ def predict(
         overlays: write each image with its boxes; false is faster.
         classes: names of the classes to detect, as 'cat,dog' or '[cat, dog]'; by default all.
         batch_size: images per batch.
+        tile: look for small objects in square tiles of this side, in pixels of the image, too.
+        overlap: share of a side by which tiles overlap.
         device: auto, cpu, cuda, or for a checkpoint mps.
         save: txt also writes labels/, a text file for each image with rows of YOLO (`class cx cy width height`).
         parquet: write predictions.parquet, too, one row per image (needs the extra `parquet`).
@@ -66,7 +70,7 @@ def predict(
         The counts; its exit_code is 1 if an image, or the end of a video, could not be read.
     """
     console = make_console()
-    job = Job(weights, source, Path(out), threshold, overlays, classes, batch_size, device, save)
+    job = Job(weights, source, Path(out), threshold, overlays, classes, batch_size, device, save, tile, overlap)
     chosen = None if part is None else Part.parse(part)
     video, divided = is_video(source), part is not None or engine != "local"
     require(not (video and divided), f"{source} is a video, which has no parts; leave out --part and --engine.")

@@ -28,6 +28,7 @@ from boxwright.runtime.sequence_types import (
     check_lists,
 )
 from boxwright.runtime.sources import collect
+from boxwright.runtime.tiles import Tiling, merge, views
 from boxwright.runtime.video import frames, is_video
 from boxwright.threads import map_ahead
 from boxwright.thresholds import Thresholds, is_threshold
@@ -147,6 +148,8 @@ class BasePredictor:
         classes: Class | Sequence[Class] | None = None,
         given: GivenObjects | None = None,
         objects: int | None = None,
+        tile: int | None = None,
+        overlap: float = 0.2,
     ) -> Detections: ...
     @overload
     def predict(
@@ -157,6 +160,8 @@ class BasePredictor:
         classes: Class | Sequence[Class] | None = None,
         given: Sequence[GivenObjects] | None = None,
         objects: int | None = None,
+        tile: int | None = None,
+        overlap: float = 0.2,
     ) -> list[Detections]: ...
     def predict(
         self,
@@ -166,6 +171,8 @@ class BasePredictor:
         classes: Class | Sequence[Class] | None = None,
         given: Any = None,
         objects: int | None = None,
+        tile: int | None = None,
+        overlap: float = 0.2,
     ) -> Detections | list[Detections]:
         """The objects in an image, or in each of a list of images, best first, in pixels of the image.
 
@@ -181,6 +188,8 @@ class BasePredictor:
                 a list of images, a list for each. Only sequence detectors (pix2seq, patchseq) take them.
             objects: the most to generate, given ones included; also only for sequence detectors, and not for exported
                 files, which hold this number.
+            tile: look for small objects in square tiles of this side, in pixels, too (`boxwright.runtime.tiles`).
+            overlap: share of a side by which tiles overlap.
 
         Raises:
             UserError: if a file cannot be read, or an array is none of these; for a class that the detector doesn't
@@ -190,14 +199,19 @@ class BasePredictor:
         check_batch_size(batch_size)
         check_objects(objects)
         wanted = class_positions(classes, self.names)
+        tiling = _tiling(tile, overlap)
+        alone = tiling is None or (given is None and objects is None)
+        require(alone, "given objects, and a number of them, are those of a whole image; leave --tile out.")
         if not isinstance(image, list | tuple):
-            return self._predict([image], None if given is None else [given], limits, wanted, objects)[0]
+            return self._predict(
+                [image], None if given is None else [given], limits, wanted, objects, (tiling, batch_size)
+            )[0]
         check_lists(given, len(image))
         found: list[Detections] = []
         for first in range(0, len(image), batch_size):
             batch = slice(first, first + batch_size)
             given_here = None if given is None else given[batch]
-            found += self._predict(image[batch], given_here, limits, wanted, objects)
+            found += self._predict(image[batch], given_here, limits, wanted, objects, (tiling, batch_size))
         return found
 
     def _predict(
@@ -207,18 +221,40 @@ class BasePredictor:
         limits: Sequence[float],
         classes: Sequence[int] | None,
         objects: int | None,
+        tiled: tuple[Tiling | None, int],
     ) -> list[Detections]:
-        """The objects of one batch of images with a score over the limit of their class."""
+        """The objects of one batch of images with a score over the limit of their class; `tiled` is how tiles are cut,
+        and how many are computed at once.
+        """
+        tiling, batch_size = tiled
         images = [kept(image) for image in images]
-        decoded = [self.decode(image) for image in images]
+        decoded = [self._decode(image, tiling) for image in images]
         checked = None
         if given is not None:
             checked = [check_given(own, image.size, self.names) for own, image in zip(given, decoded, strict=True)]
-        found = self.detect(decoded, min(limits), classes, checked, objects)
+        if tiling is None:
+            found = self.detect(decoded, min(limits), classes, checked, objects)
+        else:
+            found = [self._detect_tiled(image, min(limits), classes, tiling, batch_size) for image in decoded]
         return [
             replace(each.above(limits), size=image.size, image=partial(self.whole, given_as))
             for each, image, given_as in zip(found, decoded, images, strict=True)
         ]
+
+    def _decode(self, image: Any, tiling: Tiling | None) -> DecodedImage:
+        """An image, decoded; one that will be cut into tiles is not reduced."""
+        if tiling is None:
+            return self.decode(image)
+        picture = self.whole(image)
+        return DecodedImage(picture, picture.size)
+
+    def _detect_tiled(
+        self, image: DecodedImage, limit: float, classes: Sequence[int] | None, tiling: Tiling, batch_size: int
+    ) -> Detections:
+        """The objects of an image in its tiles and as a whole."""
+        tiles_T4 = tiling.tiles(*image.size)
+        batches = chunks(views(image, tiles_T4, self.image_size), batch_size)
+        return merge([found for batch in batches for found in self.detect(batch, limit, classes)], tiles_T4, image.size)
 
     def _limits(self, threshold: float | None) -> list[float]:
         """The threshold of each class: this one, or where it is None those that are stored."""
@@ -257,6 +293,8 @@ class BasePredictor:
         threshold: float | None = None,
         skipped: list[UserError] | None = None,
         classes: Class | Sequence[Class] | None = None,
+        tile: int | None = None,
+        overlap: float = 0.2,
     ) -> Iterator[tuple[Any, Detections]]:
         """Each image of `source` and its objects, in order, with no more than three batches in memory.
 
@@ -268,6 +306,7 @@ class BasePredictor:
             skipped: a list for the errors of files that cannot be read, which are then skipped, and of a video that
                 ends before its time. Without it, the first such file ends the stream.
             classes: the class to look for, by name or position in `names`, or several; by default all.
+            tile, overlap: see `predict`.
 
         Yields:
             The path (the number, from 0, for frames and images given as such) and the detections.
@@ -276,7 +315,7 @@ class BasePredictor:
             UserError: if the source has no image, or a file cannot be read and `skipped` is None, or the detector
                 doesn't know a class.
         """
-        for result in self.find(source, batch_size, threshold, skipped, classes):
+        for result in self.find(source, batch_size, threshold, skipped, classes, tile, overlap):
             yield result.key, result.detections
 
     def find(
@@ -286,21 +325,36 @@ class BasePredictor:
         threshold: float | None = None,
         skipped: list[UserError] | None = None,
         classes: Class | Sequence[Class] | None = None,
+        tile: int | None = None,
+        overlap: float = 0.2,
     ) -> Iterator[ImageResult]:
         """`stream`, with the images."""
         limits = self._limits(threshold)
         check_batch_size(batch_size)
-        wanted = class_positions(classes, self.names)
+        wanted, tiling = class_positions(classes, self.names), _tiling(tile, overlap)
         pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-        decoded = map_ahead(pool, lambda item: _decoded(item, self.decode), _items(source), 2 * batch_size)
-        for chunk in chunks(_readable(decoded, skipped), batch_size):
-            found = self.detect([image for _, image in chunk], min(limits), wanted)
+        ahead = 2 * batch_size if tiling is None else 2  # whole images may be large
+        decoded = map_ahead(
+            pool, lambda item: _decoded(item, lambda image: self._decode(image, tiling)), _items(source), ahead
+        )
+        for chunk in chunks(_readable(decoded, skipped), batch_size if tiling is None else 1):
+            if tiling is None:
+                found = self.detect([image for _, image in chunk], min(limits), wanted)
+            else:
+                found = [self._detect_tiled(image, min(limits), wanted, tiling, batch_size) for _, image in chunk]
             for (item, image), detections in zip(chunk, found, strict=True):
-                reduced_frame = item.seconds is not None and image.image.size != image.size
-                shown = Image.fromarray(item.image) if reduced_frame else image.image
-                whole_image = partial(self.whole, item.path) if item.path is not None and item.seconds is None else None
-                detections = replace(detections.above(limits), size=image.size, image=whole_image)
-                yield ImageResult(item.path, shown, image.size, detections, item.number, item.seconds)
+                yield self._result(item, image, detections.above(limits))
+
+    def _result(self, item: _Item, image: DecodedImage, detections: Detections) -> ImageResult:
+        reduced_frame = item.seconds is not None and image.image.size != image.size
+        shown = Image.fromarray(item.image) if reduced_frame else image.image
+        of_file = partial(self.whole, item.path) if item.path is not None and item.seconds is None else None
+        detections = replace(detections, size=image.size, image=of_file)
+        return ImageResult(item.path, shown, image.size, detections, item.number, item.seconds)
+
+
+def _tiling(tile: int | None, overlap: float) -> Tiling | None:
+    return None if tile is None else Tiling(tile, overlap)
 
 
 def check_threshold(threshold: float) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import boxwright
 from boxwright.comparison import report as comparison
 from boxwright.comparison.row import Row
 from boxwright.comparison.settings import SharedSettings
@@ -58,7 +59,9 @@ class Outline(HTMLParser):
 
 def check(page: Path, name: str) -> None:
     """The page is the golden one; if it is meant to be another, copy what is written beside it."""
-    text = "\n".join(Outline(page.read_text(encoding="utf-8")).lines[1:]) + "\n"
+    content = page.read_text(encoding="utf-8")
+    assert f"<footer><p>boxwright {boxwright.__version__}, 20" in content
+    text = "\n".join(Outline(content.partition("<footer>")[0]).lines[1:]) + "\n"
     page.with_suffix(".txt").write_text(text, encoding="utf-8")
     assert text == (GOLDEN / f"{name}.txt").read_text(encoding="utf-8"), f"see {page.with_suffix('.txt')}"
 

@@ -14,6 +14,7 @@ from boxwright.comparison.strengths import CLEAR_ERROR, strengths
 LOSS = 0.05  # fraction of the best AP that may be given up for speed
 FASTER = 1.25  # a smaller ratio counts as the same speed
 NOTHING = 0.05  # with an AP under this, a detector has learned almost nothing
+EARLY = 0.1  # with a best AP under this, it is too early to recommend one
 RISING = 0.05  # relative growth of AP in the last fifth of the time from which more time would help
 CONFIDENCE = 0.95
 BELIEVED = 0.1  # calibration error under which a score can be taken as a probability
@@ -41,6 +42,9 @@ def advise(rows: Sequence[Row], images: int) -> list[str]:
     if best.ap < NOTHING:
         nothing = f"all detectors learned almost nothing (best AP {best.ap:.3f})"
         return [f"No recommendation: {nothing}. Give a larger budget.", *_hints(rows)]
+    if is_early(rows):
+        early = f"Too early to say which one to take: the best AP is {best.ap:.3f} ({best.model})"
+        return [f"{early}. Give a larger budget.", *_similar(best, rows, images), *_unfinished(rows), *_nothing(rows)]
     pick = _pick(best, rows)
     learned = [row for row in rows if row.ap >= NOTHING]
     return [
@@ -52,6 +56,11 @@ def advise(rows: Sequence[Row], images: int) -> list[str]:
         *_nothing(rows),
         "Each was trained once: another seed would move every AP a little, too.",
     ]
+
+
+def is_early(rows: Sequence[Row]) -> bool:
+    """Whether no detector has learned enough for a recommendation."""
+    return max(row.ap for row in rows) < EARLY
 
 
 def _pick(best: Row, rows: Sequence[Row]) -> Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from boxwright.checkpoints.detector_file import load_detector
+from boxwright.comparison.advice import is_early
 from boxwright.comparison.row import Row
 from boxwright.comparison.settings import SharedSettings, short_name
 from boxwright.data.cache import Cache
@@ -24,6 +26,11 @@ from boxwright.visualization import charts, html
 from boxwright.visualization.images import draw_annotated
 
 IMAGES, PANEL = 6, 640  # images shown, and their long side in pixels
+_COLUMNS = (
+    "AP", "AP50", "ECE", "AP small", "AP medium", "AP large", "ms per image", "MiB to detect", "MiB to train",
+    "M parameters", "epochs", "minutes",
+)  # fmt: skip
+_COLOURED = 20  # classes that have a colour of their own
 CLASSES = 30  # most frequent classes, in the table of classes
 
 
@@ -57,13 +64,21 @@ def write_report(
     html.write_page(
         folder / "index.html",
         "comparison/report.html",
+        shlex.join(["boxwright", "compare", str(settings.data), "--out", str(folder)]),
         title=f"Which detector for {short_name(settings.data)}?",
         advice=advice,
+        early=is_early(rows),
+        columns=_COLUMNS,
+        numbers=_numbers,
+        names=names,
+        most_coloured=_COLOURED,
         failed=failed,
         rows=rows,
         best_ap=max(row.ap for row in rows),
         settings=settings,
-        budget=f"{settings.epochs} epochs" if settings.epochs else f"{settings.minutes:g} minutes",
+        budget=f"{settings.epochs} epoch{'s' * (settings.epochs != 1)}"
+        if settings.epochs
+        else f"{settings.minutes:g} minutes",
         n_images=len(records),
         device=device,
         chart=html.file_address(chart),
@@ -84,10 +99,10 @@ def _images(
     cache: Cache,
     records: Sequence[Record],
     names: Sequence[str],
-) -> list[list[tuple[str, str]]]:
+) -> list[list[tuple[str, str, str]]]:
     """A few images with objects, spread over the split: annotated, and with the boxes of each detector.
 
-    Each as caption and address.
+    Each as caption, address and what is on it.
     """
     with_objects = [n for n, record in enumerate(records) if (~record.ignore_N).any()]
     chosen = np.linspace(0, len(with_objects) - 1, min(IMAGES, len(with_objects))).round().astype(int)
@@ -97,9 +112,13 @@ def _images(
     for n, position in enumerate(positions):
         record, image = records[position], open_image(records[position].path)
         count = int((~record.ignore_N).sum())
-        panels = [(f"{record.path.name}: {count} objects, as annotated", draw_annotated(record, names, image))]
-        panels += [(model, draw(image, _best(each[n], count))) for model, each in found.items()]
-        images.append([(caption, html.image_address(_small(panel))) for caption, panel in panels])
+        name, objects = record.path.name, f"{count} object{'s' * (count != 1)}"
+        panels = [(f"{name}: {objects}, as annotated", draw_annotated(record, names, image), f"{name}, as annotated")]
+        panels += [
+            (model, draw(image, _best(each[n], count)), f"{name}: the best boxes of {model}, as many as it has objects")
+            for model, each in found.items()
+        ]
+        images.append([(caption, html.image_address(_small(panel)), text) for caption, panel, text in panels])
     return images
 
 
@@ -111,6 +130,19 @@ def _found(weights: Path, device: str, cache: Cache, positions: Sequence[int]) -
 
 def _best(found: Detections, count: int) -> Detections:
     return Detections(found.boxes_N4[:count], found.scores_N[:count], found.labels_N[:count], found.names)
+
+
+def _numbers(row: Row) -> list[str]:
+    """The cells of a detector's row behind its AP, in the order of `_COLUMNS`."""
+    return [
+        *(shown(row.stats.get(name, -1)) for name in ("AP50", "ECE", "APs", "APm", "APl")),
+        f"{row.latency:,.1f}",
+        f"{row.cost['detection_mib']:,.0f}",
+        f"{row.cost['training_mib']:,.0f}",
+        f"{row.cost['parameters'] / 1e6:.1f}",
+        str(row.epochs),
+        f"{row.curve[-1][0] / 60:.1f}",
+    ]
 
 
 def _small(panel: Image.Image) -> Image.Image:

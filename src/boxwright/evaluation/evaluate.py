@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from rich.progress import track
 
 from boxwright.checkpoints.detector_file import load_detector
-from boxwright.checkpoints.locate import results_folder
+from boxwright.checkpoints.locate import BUNDLED, results_folder
 from boxwright.classes import enumerate_classes
 from boxwright.config import UserError, nearest, require
 from boxwright.console import make_console
@@ -222,11 +223,13 @@ def write_results(
         ("Precision over recall; the area under a line is the AP of its class.", curves),
         (f"Who is taken for whom: {note}. Last column: missed; last row: false alarms.", table),
     ]
-    notes = [f"{facts['weights']} on {facts['data']}, split {facts['split']}: {report.images} images."]
+    weights, data, split = _shown_weights(facts["weights"]), _name(facts["data"]), facts["split"]
+    notes = [f"The detector {weights} on {data}, split {split}: {report.images} images."]
     if facts["unknown_classes"]:
         notes.append(f"The detector does not know, and scores 0 on: {enumerate_classes(facts['unknown_classes'])}.")
-    title = f"{_name(facts['data'])}, {facts['split']}"
-    write_page(out / "index.html", title, report, choice, pictures, notes, drawn, f1_curves)
+    title, asked = f"{weights} evaluated on {data}, {split}", (facts["weights"], facts["data"], "--split", split)
+    command = shlex.join(("boxwright", "evaluate", *asked))
+    write_page(out / "index.html", title, report, choice, pictures, notes, drawn, f1_curves, command)
 
 
 def draw_thresholds(report: ThresholdReport, choice: Choice, file: Path) -> None:
@@ -255,6 +258,12 @@ def draw_some(
 
 def _write_text(path: Path, text: str) -> None:
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _shown_weights(weights: str) -> str:
+    """A short name for a detector: the folder of its run and its file, or the name of a bundled one."""
+    bundled = (name for name, file in BUNDLED.items() if Path(weights) == file)
+    return next(bundled, "/".join(Path(weights).parts[-2:]))
 
 
 def _name(data: Path | str) -> str:

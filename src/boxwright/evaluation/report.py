@@ -24,6 +24,7 @@ def write_page(
     notes: Sequence[str] = (),
     charts: Sequence[tuple[str, Path]] = (),
     f1_curves: Path | None = None,
+    command: str = "",
 ) -> None:
     """Write the page, whole or not at all.
 
@@ -36,6 +37,7 @@ def write_page(
         notes: paragraphs under the heading: which weights, which data, how to read the page.
         charts: caption and PNG or JPEG file of each chart, such as curves or the confusion matrix.
         f1_curves: the chart of F1 over score.
+        command: that repeats the evaluation.
 
     Raises:
         UserError: if the page can't be written.
@@ -43,6 +45,7 @@ def write_page(
     html.write_page(
         path,
         "evaluation/report.html",
+        command,
         title=title,
         notes=notes,
         tiles=list(zip(report.stats, STAT_NAMES, _MEANINGS, strict=True)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -63,17 +64,18 @@ def explain(
     batch = to_batch([DecodedImage(photo, photo.size)], detector.image_size).to(device)
     file = Path(out) / f"{path.name}.html"
     title, note = f"Predictions for {path.name}, explained", f"{weights} on {image}."
+    command = shlex.join(["boxwright", "explain", str(weights), str(image)])
     how = "written, in place of an earlier page" if file.exists() else "written"
     _require_explained(detector, query, pixel)
     if detector.explained_as == "queries":
         recorded = record_pass(detector, batch)
         queries, point = _choose(recorded, photo, query, pixel)
-        query_page.write_page(file, title, photo, recorded, note, queries, point)
+        query_page.write_page(file, title, photo, recorded, note, queries, point, command)
         scores = recorded.scores_LQK[-1].max(-1)
         objects = f"{recorded.n_queries} queries"
     else:
         trace = trace_generation(cast(SequenceDetector, detector), batch)[0]
-        sequence_page.write_page(file, title, photo, trace, note)
+        sequence_page.write_page(file, title, photo, trace, note, command)
         scores = trace.found.scores_N
         objects = f"{len(trace)} objects generated"
     console.print(f"{path.name}: {objects}, {int((scores > LIKELY).sum())} with a score over {LIKELY:.2f}")

@@ -18,9 +18,11 @@ LEAST, MOST = 2, 6  # queries shown by default: those with a high score
 PEAK = 4  # a cell with this many times a uniform weight has the brightest colour, even if none has more
 ATTENDING = 5  # queries shown that attend to a pixel most
 _SMALL = 400  # long side of the images, in pixels
+_WHOLE_FROM = 0.8  # share of the image's side from which a close-up is not worth it
 _ABREAST = 8  # images side by side at most
 Point = tuple[float, float]  # x and y in fractions of the image
 Box = tuple[float, float, float, float]  # xyxy in fractions of the image
+_WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 def write_page(
@@ -31,6 +33,7 @@ def write_page(
     note: str,
     queries: Sequence[int],
     pixel: Point | None = None,
+    command: str = "",
 ) -> None:
     """Write the page of one image, whole or not at all.
 
@@ -42,12 +45,14 @@ def write_page(
         note: a line under the heading.
         queries: positions of those to show in detail.
         pixel: a point, to show what it attends to and which queries attend to it.
+        command: that writes the page again.
     """
     small = resized(photo, _SMALL)
     drawn, tiles = _overview(photo, recorded, queries, pixel)
     html.write_page(
         file,
         "explanation/query_page.html",
+        command,
         title=title,
         note=note,
         image=drawn,
@@ -57,7 +62,7 @@ def write_page(
         attending=ATTENDING,
         most_abreast=_ABREAST,
         pixel=_pixel_card(small, photo.size, recorded, pixel) if pixel else None,
-        queries=[_query_card(small, recorded, query) for query in queries],
+        queries=[_query_card(photo, recorded, query) for query in queries],
     )
 
 
@@ -103,10 +108,11 @@ def _dots(recorded: RecordedPass) -> list[tuple[str, str]]:
 def _query_card(photo: Image.Image, recorded: RecordedPass, query: int) -> dict[str, Any]:
     """A query: its attention in each layer and in each head of the last, and the encoder's at the centre of its box."""
     maps, (label, score) = recorded.query_maps(query), recorded.prediction(query)
+    small, region = resized(photo, _SMALL), _region(maps[-1], recorded.box(query))
     layers = []
     for layer, attention_map in enumerate(maps):
         label_then, score_then = recorded.prediction(query, layer)
-        drawn = attention_picture(photo, attention_map, recorded.box(query, layer))
+        drawn = _close_up(photo, attention_map, recorded.box(query, layer), region)
         layers.append(_picture(drawn, f"layer {layer + 1}", f"{recorded.names[label_then]} {score_then:.2f}"))
     n_maps = len(recorded.map_shapes)
     n_shown = max(1, _ABREAST // n_maps) * n_maps  # the last layers, as many as fit a row
@@ -117,9 +123,30 @@ def _query_card(photo: Image.Image, recorded: RecordedPass, query: int) -> dict[
         "score": score,
         "layers": layers,
         "shares": _shares(recorded, maps[-1]) if isinstance(maps[-1], PointMap) else "",
-        "heads": _heads(photo, maps[-1], recorded.box(query)),
-        "encoder": _encoder_pictures(photo, recorded, recorded.box_centre(query))[-n_shown:],
+        "cropped": region != _WHOLE,
+        "heads": _heads(photo, maps[-1], recorded.box(query), region=region),
+        "encoder": _encoder_pictures(small, recorded, recorded.box_centre(query))[-n_shown:],
     }
+
+
+def _region(attention_map: AttentionMap, box: Box) -> Box:
+    """The part of the image to show of a query's attention: for points, around the box and most of its points."""
+    if isinstance(attention_map, CellMap):
+        return _WHOLE
+    points_N2, weights_N = attention_map.points_HVP2.reshape(-1, 2), attention_map.weights_HVP.reshape(-1)
+    heavy_N2 = points_N2[weights_N >= 0.2 * weights_N.max()]
+    (left, top), (right, bottom) = np.quantile(heavy_N2, (0.05, 0.95), axis=0)
+    x1, y1, x2, y2 = min(left, box[0]), min(top, box[1]), max(right, box[2]), max(bottom, box[3])
+    middle_2, side = ((x1 + x2) / 2, (y1 + y2) / 2), min(max(1.2 * max(x2 - x1, y2 - y1), 0.25), 1.0)
+    x, y = (float(min(max(at - side / 2, 0), 1 - side)) for at in middle_2)
+    return (x, y, x + side, y + side) if side < _WHOLE_FROM else _WHOLE
+
+
+def _close_up(photo: Image.Image, attention_map: AttentionMap, box: Box | None, region: Box) -> Image.Image:
+    """Attention in a part of the image, drawn as if this was the whole one."""
+    drawn = attention_picture(resized(photo, round(_SMALL / (region[2] - region[0]))), attention_map, box)
+    x1, y1, x2, y2 = (round(at * side) for at, side in zip(region, drawn.size * 2, strict=True))
+    return drawn.crop((x1, y1, x2, y2))
 
 
 def _shares(recorded: RecordedPass, attention_map: PointMap) -> str:
@@ -132,7 +159,7 @@ def _shares(recorded: RecordedPass, attention_map: PointMap) -> str:
     )
     beyond_HVP = ((points_HVP2 < 0) | (points_HVP2 > 1)).any(-1)
     beyond = weights_HVP[beyond_HVP].sum() / weights_HVP.sum()
-    return f"Attention of the last layer: {maps}; {beyond:.0%} of it beyond the image."
+    return f"Shares of the attention of the last layer: {maps} cells. Of all of it, {beyond:.0%} goes beyond the image."
 
 
 def _pixel_card(photo: Image.Image, size: tuple[int, int], recorded: RecordedPass, point: Point) -> dict[str, Any]:
@@ -183,10 +210,18 @@ def attention_picture(
 
 
 def _heads(
-    photo: Image.Image, attention_map: AttentionMap, box: Box | None = None, point: Point | None = None
+    photo: Image.Image,
+    attention_map: AttentionMap,
+    box: Box | None = None,
+    point: Point | None = None,
+    region: Box | None = None,
 ) -> list[Picture]:
+    """The attention of each head, with a cross at the point, or a part of the image in close-up."""
     n_heads = len(attention_map.weights_HRC if isinstance(attention_map, CellMap) else attention_map.weights_HVP)
-    heads = [attention_picture(photo, attention_map.head(h), box, point) for h in range(n_heads)]
+    if region is None:
+        heads = [attention_picture(photo, attention_map.head(h), box, point) for h in range(n_heads)]
+    else:
+        heads = [_close_up(photo, attention_map.head(h), box, region) for h in range(n_heads)]
     return [_picture(drawn, f"head {h + 1}") for h, drawn in enumerate(heads)]
 
 

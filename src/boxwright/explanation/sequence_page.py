@@ -18,6 +18,7 @@ from boxwright.visualization import heatmaps, html
 
 BEST = 8  # objects shown in detail
 ALTERNATIVES, FAINTEST = 5, 0.005  # tokens shown for each position, and the least probability of one not chosen
+FEW = 10  # objects that are not likely, and are listed at once
 SOURCES = 4  # proposals shown for each token, its own among them
 _SMALL, _LARGE = 440, 720  # long sides of the images, in pixels
 _CLASS = CLASS_SLOT
@@ -87,7 +88,9 @@ class _Object:
     source: _Source | None = None
 
 
-def write_page(file: Path, title: str, photo: Image.Image, trace: GenerationTrace, note: str) -> None:
+def write_page(
+    file: Path, title: str, photo: Image.Image, trace: GenerationTrace, note: str, command: str = ""
+) -> None:
     """Write the page of one sequence, whole or not at all.
 
     Args:
@@ -96,12 +99,14 @@ def write_page(file: Path, title: str, photo: Image.Image, trace: GenerationTrac
         photo: the image in its original size.
         trace: how its sequence was generated.
         note: a line under the heading.
+        command: that writes the page again.
     """
     best = trace.best(BEST)
     drawn, tiles = _overview(photo, trace, best)
     html.write_page(
         file,
         "explanation/sequence_page.html",
+        command,
         title=title,
         note=note,
         image=drawn,
@@ -109,6 +114,9 @@ def write_page(file: Path, title: str, photo: Image.Image, trace: GenerationTrac
         threshold=LIKELY,
         slots=trace.slots,
         objects=[_line(photo, trace, n, n in best) for n in range(len(trace))],
+        unlikely=int((trace.found.scores_N <= LIKELY).sum()),
+        few=FEW,
+        untrained=len(trace) > 0 and trace.end is None and not (trace.found.scores_N > LIKELY).any(),
         end=trace.end,
         copied=trace.copied is not None,
         patches=trace.patches is not None,

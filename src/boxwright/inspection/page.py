@@ -5,12 +5,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
-from boxwright import __version__
 from boxwright.data.check import CheckReport, verdict
 from boxwright.data.faults import FAULT_KINDS, Fault
 from boxwright.data.parsed import ParsedDataset, ParsedImage
@@ -63,13 +61,10 @@ def write_page(path: Path, parsed: ParsedDataset, report: CheckReport) -> None:
     if len(frequent) > 1:
         maps += [heat(statistics.heat_map(boxes, parsed.names.index(name)), name) for name in frequent]
     across, inside = _alike(parsed, boxes)
-    now = datetime.now(UTC)
     html.write_page(
         path,
         "inspection/page.html",
         title=f"Data set {_title(report.data)}",
-        product=f"boxwright {__version__}",
-        date=f"{now:%Y-%m-%d %H:%M} UTC",
         command=f"boxwright check {shlex.quote(str(report.data))} --out {shlex.quote(str(path))}",
         report=report,
         verdict=verdict(report),
@@ -91,7 +86,7 @@ def _tiles(report: CheckReport) -> list[tuple[str, str, str]]:
     images, boxes, background = (sum(row[key] for row in report.splits.values()) for key in _TOTALS)
     return [
         (f"{images:,}", "images", f"{background:,} without objects"),
-        (f"{boxes:,}", "boxes", f"{boxes / images:.1f} an image" if images else "none"),
+        (f"{boxes:,}", "boxes", f"{boxes / images:.1f} per image" if images else "none"),
         (f"{len(report.classes):,}", "classes", f"format {report.format}"),
         (f"{report.count('error'):,}", "errors", "certain"),
         (f"{report.count('warning'):,}", "warnings", "look once"),

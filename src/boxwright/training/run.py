@@ -200,7 +200,7 @@ def _run(
     if problem := _cannot_mix(config, len(records)):
         console.print(problem, style="yellow")
     if show_batches:
-        return _show_batches(config, train_cache, names)
+        return _show_batches(config, train_cache, names, records)
     checksums = checksums_of_data((train_cache, records), (val_cache, val_records), names)
     identity = RunIdentity(card["settings"], names, records, checksums)
     loop = Loop(fabric, detector, config, train_cache, (val_cache, val_records), card, identity, teacher, resume)
@@ -293,11 +293,11 @@ def _draw_curves(loop: Loop) -> None:
         write_whole(chart, lambda temporary: charts.curves(table, temporary))
 
 
-def _show_batches(config: RunConfig, cache: BatchSource, names: tuple[str, ...]) -> Path:
+def _show_batches(config: RunConfig, cache: BatchSource, names: tuple[str, ...], records: Sequence[Record]) -> Path:
     """Draw the first batch as the network gets it."""
     assert config.batch_size is not None
     batches = train_batches(cache, config.batch_size, config.augment, seed=config.seed, epoch=0, epochs=config.epochs)
-    picture = show_batch(next(batches), names)
+    picture = show_batch(next(batches), names, records)
     write_whole(config.out / "batches.png", lambda temporary: picture.save(temporary, format="png"))
     make_console().print(f"what the network sees: {config.out / 'batches.png'}")
     return config.out

@@ -17,8 +17,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from boxwright.drawing import colour
+
+_MEANINGS = {  # of the terms of a loss
+    "class": "class scores",
+    "l1": "L1 distance of boxes",
+    "giou": "generalised IoU of boxes",
+    "one": "scores, one box per object",
+    "many": "scores, several cells per object",
+    "tokens": "cross-entropy of tokens",
+}
 
 
 def curves(metrics: Path, out: Path) -> None:
@@ -38,7 +48,8 @@ def curves(metrics: Path, out: Path) -> None:
     rate_axes.plot(*_pairs(columns, "step", "lr"), color=colour(9))
     _label_axes(loss_axes, "loss", "step", legend=True)
     _label_axes(ap_axes, "validation", "epoch", legend=True)
-    ap_axes.set_ylim(0, 1.02)
+    ap_axes.set_ylim(-0.02, 1.02)
+    ap_axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _label_axes(rate_axes, "learning rate", "step", legend=False)
     for part, row in zip(lower, np.array_split(list(terms), rows) if rows else [], strict=True):
         for axes, term in zip(part.subplots(1, len(row), squeeze=False)[0], row, strict=True):
@@ -121,7 +132,7 @@ def f1_over_score(
 def confusion(matrix: np.ndarray, names: Sequence[str], out: Path, note: str = "") -> None:
     """Draw a confusion matrix (K + 1, K + 1): rows are true classes, columns predicted ones, the last is background.
 
-    Shades are shares of the row, numbers are counts; numbers are shown for up to 20 classes.
+    Shades are shares of the row, but for the last one; numbers are counts, and shown for up to 20 classes.
     """
     labels, edge = [*names, "background"], len(names) - 0.5
     few = len(names) <= 20
@@ -129,7 +140,10 @@ def confusion(matrix: np.ndarray, names: Sequence[str], out: Path, note: str = "
     figure = Figure(figsize=(side + 0.9, side), layout="constrained")
     axes = figure.subplots()
     share = matrix / matrix.sum(1, keepdims=True).clip(min=1)
-    figure.colorbar(axes.imshow(share, cmap="Blues", vmin=0, vmax=1), ax=axes, shrink=0.8, label="share of the row")
+    share[-1] = 0  # false alarms have no true class that they could be a share of
+    figure.colorbar(
+        axes.imshow(share, cmap="Blues", vmin=0, vmax=1), ax=axes, shrink=0.8, label="share of the objects of a class"
+    )
     axes.set_xticks(range(len(labels)), labels, rotation=45 if few else 90, ha="right" if few else "center")
     axes.set_yticks(range(len(labels)), labels)
     axes.tick_params(length=0, labelsize=9 if few else 7)
@@ -160,13 +174,23 @@ def comparison(
         mark = {"marker": "o" if len(pairs) < 60 else "", "markersize": 3.5, "clip_on": False}
         over_time.plot(*zip(*pairs, strict=True), color=colour(n), label=name, **mark)
         over_cost.scatter(*points[name], color=colour(n), s=60, zorder=3, clip_on=False)
-        beside = (7, 5) if n % 2 == 0 else (7, -13)  # detectors of similar rank are often close to each other
-        over_cost.annotate(name, points[name], beside, textcoords="offset points", color=colour(n), fontsize=10)
     _label_axes(over_time, "AP while training", "minutes of training and validation", legend=True)
     _label_axes(over_cost, "AP and speed", "milliseconds per image (further left is faster)", legend=False)
     over_cost.set_xlim(0, 1.3 * max(milliseconds for milliseconds, _ in points.values()))
-    over_time.set(ylim=(0, None), xlim=(0, None), ylabel="AP")
+    top = max(*(ap for pairs in curves.values() for _, ap in pairs), *(ap for _, ap in points.values()), 0.01) * 1.12
+    over_time.set(ylim=(0, top), xlim=(0, None), ylabel="AP")
+    _name_points(over_cost, points, top)
     _save(figure, out)
+
+
+def _name_points(axes: Axes, points: Mapping[str, tuple[float, float]], top: float) -> None:
+    """Write its name to the right of each point; names that would lie on each other are moved up, with a thin line."""
+    right, last = axes.get_xlim()[1], -1.0
+    for name, (x, y) in sorted(points.items(), key=lambda item: item[1][1]):
+        last = max(y, last + 0.055 * top)
+        line = {"arrowstyle": "-", "color": "#888888", "linewidth": 0.7} if last > y else None
+        place = (x + 0.03 * right, last)
+        axes.annotate(name, (x, y), place, color="#222222", fontsize=10, va="center", arrowprops=line)
 
 
 def _terms(columns: dict[str, np.ndarray]) -> dict[str, list[str]]:
@@ -188,7 +212,11 @@ def _plot_term(axes: Axes, columns: dict[str, np.ndarray], term: str, names: Seq
             _plot_losses(axes, columns, name, shade, f"layer {_layer(name)}")
         axes.plot([], [], color="#555555", linestyle="--", marker=".", label="validation")
         axes.set_ylim(bottom=0)
-    _label_axes(axes, term.removeprefix("loss_"), "step", legend=True)
+    term = term.removeprefix("loss_")
+    noisy, plain = term.startswith("noisy_"), term.removeprefix("noisy_")
+    meaning = _MEANINGS.get(plain, "")
+    title = f"{term}: {meaning}{', denoising' if noisy else ''}" if meaning else term
+    _label_axes(axes, title, "step", legend=True)
 
 
 def _layer(name: str) -> int:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,23 +10,31 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from boxwright import __version__
+from boxwright.drawing import text_colour
 from boxwright.files import write_whole
 
 _PACKAGE = Path(__file__).parents[1]
 
 
-def write_page(path: Path, template: str, **values: Any) -> None:
-    """Write a page, whole or not at all.
+def write_page(path: Path, template: str, command: str = "", **values: Any) -> None:
+    """Write a page, whole or not at all; its last line says what made it, when and how.
 
     Args:
         path: the HTML file.
         template: its file in this package, such as ``evaluation/report.html``.
+        command: that repeats it.
         values: what the template shows; `title` is always among them. Text is escaped.
 
     Raises:
         UserError: if the page can't be written.
     """
-    text = _templates().get_template(template).render(values)
+    made = {
+        "product": f"boxwright {__version__}",
+        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "command": command,
+    }
+    text = _templates().get_template(template).render(values | made)
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
@@ -47,10 +56,12 @@ def _data_address(content: bytes, image_format: str) -> str:
 
 @cache
 def _templates() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader(_PACKAGE),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["text_colour"] = text_colour
+    return environment

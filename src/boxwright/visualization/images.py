@@ -47,11 +47,23 @@ def side_by_side(
     return grid([*panels, draw_annotated(record, names, image)], [*captions, "ground truth"], columns=2)
 
 
-def show_batch(batch: Batch, names: Sequence[str], most: int = 16) -> Image.Image:
-    """The first images of a batch as the network gets them, with their target boxes; padding is hatched."""
+def show_batch(batch: Batch, names: Sequence[str], records: Sequence[Record] = (), most: int = 16) -> Image.Image:
+    """The first images of a batch as the network gets them, with their target boxes; padding is hatched.
+
+    `records` are all images of the data, which name those of the batch; without them, images are numbered.
+    """
     panels = [_canvas(batch, i, names) for i in range(min(len(batch), most))]
-    captions = [f"image {int(i)}" for i in batch.index_B[:most]]
-    return grid(panels, captions, columns=math.ceil(math.sqrt(len(panels))), largest=512)
+    captions = [records[int(i)].path.name if records else f"image {int(i)}" for i in batch.index_B[:most]]
+    drawn = grid(panels, captions, columns=math.ceil(math.sqrt(len(panels))), largest=512)
+    return _with_note(drawn, "hatched: padding, which is no part of the image")
+
+
+def _with_note(image: Image.Image, text: str) -> Image.Image:
+    """The image with a line of text below it."""
+    page = Image.new("RGB", (image.width, image.height + 30), "white")
+    page.paste(image)
+    ImageDraw.Draw(page).text((12, image.height + 10), text, fill="#222222", font=font(15), anchor="lm")
+    return page
 
 
 def grid(images: Sequence[Image.Image], captions: Sequence[str], columns: int, largest: int = 800) -> Image.Image:
@@ -67,9 +79,24 @@ def grid(images: Sequence[Image.Image], captions: Sequence[str], columns: int, l
     pen = ImageDraw.Draw(page)
     for i, (panel, caption) in enumerate(zip(panels, captions, strict=True)):
         x, y = gap + i % columns * width, gap // 2 + i // columns * height
-        pen.text((x, y + caption_height / 2), caption, fill="#222222", font=font(15), anchor="lm")
+        pen.text(
+            (x, y + caption_height / 2),
+            _shortened(caption, panels[i].width),
+            fill="#222222",
+            font=font(15),
+            anchor="lm",
+        )
         page.paste(panel, (x, y + caption_height))
     return page
+
+
+def _shortened(text: str, width: int) -> str:
+    """The text, without a part of its middle where it is wider than so many pixels."""
+    short, left = text, len(text)
+    while left > 8 and font(15).getlength(short) > width:
+        left -= 1
+        short = f"{text[: left // 2]}...{text[len(text) - left // 2 :]}"
+    return short
 
 
 def _canvas(batch: Batch, position: int, names: Sequence[str]) -> Image.Image:

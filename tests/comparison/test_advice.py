@@ -96,3 +96,9 @@ def test_too_few_images_to_tell_are_reported():
     b.cost["latency_ms"] = 1
     assert math.isinf(noise(a, b))
     assert "1 validation images are too few" in advise([a, b], 1)[1]
+
+
+def test_it_is_too_early_for_a_recommendation_under_an_ap_of_a_tenth() -> None:
+    advice = advise([row("fast", 0.067, 10), row("slow", 0.06, 40)], 100)
+    assert advice[0].startswith("Too early to say which one to take: the best AP is 0.067 (fast).")
+    assert not any(sentence.startswith("Take ") for sentence in advice)

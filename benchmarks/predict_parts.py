@@ -1,11 +1,13 @@
 """How fast `predict` is in one process, in two that do a part each, and on a Ray cluster of one and two workers.
 
-    python benchmarks/predict_parts.py MODEL.onnx [--images 20000] [--work FOLDER] [--write FILE]
+    python benchmarks/predict_parts.py MODEL.onnx [--images 20000] [--ways "one process" ...] [--work FOLDER]
+        [--write FILE]
 
 The images are those of the bundled BCCD, linked again and again under other names. Wall time from the command to the
 results, all in one run. A process has one core, as machines of a cluster have their own; a Ray worker computes on one
 thread and decodes on others. `start` is the time of the same command for 16 images, which is mostly imports; the rest
-is given for each image. What is found must be the same in all.
+is given for each image. What is found must be the same in all. `CPU ms` is that of an image in the processes of the
+command, without their start, and without Ray's: on a machine that others use, it says what the wall can't.
 """
 
 import argparse
@@ -33,22 +35,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--work", type=Path)
     parser.add_argument("--write", type=Path)
     a = parser.parse_args()
     title = f"{a.images} images, {a.model.name}"
-    table = Table(title, "how", "start, s", "all, s", "ms an image", "images/s", "times one process")
+    table = Table(title, "how", "start, s", "all, s", "ms an image", "CPU ms", "images/s", "times the first")
     first, reference = 0.0, b""
     with TemporaryDirectory(dir=a.work) as name:
         folder = Path(name)
         few, many = (linked(folder / str(count), count) for count in (FEW, a.images))
-        for how, run in WAYS.items():
-            (start, _), (taken, found) = (timed(run, a.model, images, folder / "out") for images in (few, many))
+        for how in a.ways:
+            runs = [timed(WAYS[how], a.model, images, folder / "out") for images in (few, many)]
+            (start, start_cpu, _), (taken, cpu, found) = runs
             first, reference = first or taken, reference or found
             assert found == reference, f"{how}: other objects"
             each = (taken - start) / (a.images - FEW)
-            cells = f"{start:.1f}", f"{taken:.0f}", f"{1000 * each:.1f}", f"{1 / each:.1f}", f"{first / taken:.2f}"
-            table.add(how, *cells)
+            computing = "" if how.startswith("Ray") else f"{1000 * (cpu - start_cpu) / (a.images - FEW):.1f}"
+            cells = f"{start:.1f}", f"{taken:.0f}", f"{1000 * each:.1f}", computing
+            table.add(how, *cells, f"{1 / each:.1f}", f"{first / taken:.2f}")
     table.append_to(a.write)
 
 
@@ -61,13 +66,16 @@ def linked(folder: Path, count: int) -> Path:
     return folder
 
 
-def timed(run: Callable[[list[str]], float], model: Path, images: Path, out: Path) -> tuple[float, bytes]:
-    """Wall seconds until everything is found, and what was found."""
+def timed(run: Callable[[list[str]], float], model: Path, images: Path, out: Path) -> tuple[float, float, bytes]:
+    """Wall seconds until everything is found, CPU seconds of the processes, and what was found."""
     shutil.rmtree(out, ignore_errors=True)
+    before = os.times()
     seconds = run([str(model), str(images), "--out", str(out), "--overlays", "false"])
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
     if not (out / "predictions.json").exists():
         subprocess.run([sys.executable, "-m", "boxwright", "merge-results", out], check=True, stdout=subprocess.DEVNULL)
-    return seconds, (out / "predictions.json").read_bytes()
+    return seconds, cpu, (out / "predictions.json").read_bytes()
 
 
 def processes(count: int, arguments: list[str]) -> float:

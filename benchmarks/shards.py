@@ -1,6 +1,7 @@
 """Training from shards, in numbers: images per second, memory, and the time until the first step.
 
     python benchmarks/shards.py rate                  # beside the memory-mapped cache, canvas of 256 pixels
+    python benchmarks/shards.py turns                 # the cache and kept pixels, epoch by epoch in one process
     python benchmarks/shards.py memory                # of a process, over sets of 10,000, 100,000 and 1 million images
     python benchmarks/shards.py first-step            # of 2 million images with 30 million boxes
     python benchmarks/shards.py writing               # memory and time of `boxwright shard`
@@ -31,7 +32,10 @@ BOXES = 15  # an image, as Objects365 has them
 
 
 def main(
-    what: Literal["rate", "memory", "first-step", "writing"], images: int = 0, photos: int = 512, rounds: int = 3
+    what: Literal["rate", "turns", "memory", "first-step", "writing"],
+    images: int = 0,
+    photos: int = 512,
+    rounds: int = 3,
 ) -> None:
     """Measure one thing.
 
@@ -39,12 +43,15 @@ def main(
         what: to measure.
         images: of the set; by default those above.
         photos: different images to measure the rate with.
-        rounds: of the rate; the median counts.
+        rounds: of the rate, or epochs of each side that take turns; the median counts.
     """
     with tempfile.TemporaryDirectory(prefix="boxwright-shards-") as place:
         folder = Path(place)
         if what == "rate":
             _rate(folder, images or photos, rounds)
+        elif what == "turns":
+            source, shards = both_sets(folder, images or photos)
+            print(child(folder, TURNS, str(source), str(shards), str(SIDE), str(BATCH), str(rounds)))
         elif what == "memory":
             for count in [images] if images else [10_000, 100_000, 1_000_000]:
                 shards = large_set(folder / str(count), count)
@@ -53,7 +60,7 @@ def main(
             shards, val = large_set(folder / "large", images or 2_000_000), small_set(folder / "val", 16)
             print(f"{images or 2_000_000:,} images:", child(folder, TRAIN, str(shards), str(val), str(folder / "run")))
         else:
-            for count in [images] if images else [1_000, 10_000]:
+            for count in [images] if images else [1_000, 4_000, 16_000]:
                 source = small_set(folder / f"source-{count}", count, side=96)
                 print(f"{count:,} images:", child(folder, WRITE, str(source), str(folder / f"out-{count}")))
 
@@ -78,6 +85,28 @@ for epoch in range(int(sys.argv[5])):
     seen = sum(len(each) for each in train_batches(source, batch, settings, seed=0, epoch=epoch))
     rates.append((seen / (time.perf_counter() - started[0]), (time.process_time() - started[1]) / seen * 1e3))
 print(f"{ready:.1f} s before; images/s and CPU ms an image of each epoch:", *(f"{a:.0f} ({b:.1f})" for a, b in rates))
+"""
+
+TURNS = """
+import statistics, sys, time
+from boxwright.config import Augment
+from boxwright.data.cache import open_batches
+from boxwright.data.loader import train_batches
+from boxwright.data.read import read
+side, batch, rounds = map(int, sys.argv[3:])
+settings = Augment(scale=(0.3, 2.0), flip=0.5, colour=0.3, min_visible=0.25, views=1)
+sources = [open_batches(read(data).splits["train"], side, quiet=True) for data in sys.argv[1:3]]
+def epoch(source, number):
+    started = time.perf_counter(), time.process_time()
+    seen = sum(len(each) for each in train_batches(source, batch, settings, seed=0, epoch=number))
+    return (time.perf_counter() - started[0]) / seen * 1e3, (time.process_time() - started[1]) / seen * 1e3
+for number in range(2):  # images are decoded, then compared with their checksums
+    [epoch(source, number) for source in sources]
+taken = [[epoch(source, number) for source in sources] for number in range(2, rounds + 2)]
+for name, epochs in zip(("cache", "kept"), zip(*taken)):
+    wall, cpu = zip(*epochs)
+    print(f"{name}: {statistics.median(cpu):.2f} CPU ms an image ({min(cpu):.2f} to {max(cpu):.2f}),")
+    print(f"{statistics.median(wall):.2f} ms by the clock;")
 """
 
 READ = """
@@ -134,12 +163,17 @@ def child(folder: Path, code: str, *arguments: str) -> str:
 
 
 def _rate(folder: Path, images: int, rounds: int) -> None:
-    source = small_set(folder / "source", images)
-    shards = folder / "shards"
-    subprocess.run([sys.executable, "-m", "boxwright", "shard", str(source), str(shards), "--size", "16MB"], check=True)
+    source, shards = both_sets(folder, images)
     for _ in range(rounds):
         for kind, data in (("pixels", source), ("kept", shards), ("decoded", shards), ("jpeg", source)):
             print(f"{kind}:", child(folder, RATE, kind, str(data), str(SIDE), str(BATCH), "3"), flush=True)
+
+
+def both_sets(folder: Path, images: int) -> tuple[Path, Path]:
+    """A COCO set, and the same in shards."""
+    source, shards = small_set(folder / "source", images), folder / "shards"
+    subprocess.run([sys.executable, "-m", "boxwright", "shard", str(source), str(shards), "--size", "16MB"], check=True)
+    return source, shards
 
 
 def photo(random: np.random.Generator, width: int = 640, height: int = 480) -> Image.Image:

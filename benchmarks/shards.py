@@ -155,7 +155,8 @@ main(["train", sys.argv[1], "--val_data", sys.argv[2], "--out", sys.argv[3], "--
 
 def child(folder: Path, code: str, *arguments: str) -> str:
     """What a process prints, and its peak of memory."""
-    peak = "import resource as r; print(f'peak {r.getrusage(r.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB')"
+    # not `ru_maxrss`, which is at least the memory of the process that started this one
+    peak = "print('peak', int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) // 1000, 'MB')"
     environment = os.environ | {"BOXWRIGHT_CACHE": str(folder / "cache")}
     command = [sys.executable, "-c", f"{code}\n{peak}", *arguments]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)

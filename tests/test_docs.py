@@ -33,6 +33,26 @@ def test_the_quickstart_works_from_its_first_line_to_its_last(tmp_path):
     assert done.stdout.count("\n") == 72
 
 
+@pytest.mark.slow
+def test_the_first_python_of_the_readme_works_in_a_clone(tmp_path, monkeypatch, capsys):
+    (tmp_path / "src").symlink_to(ROOT / "src")
+    monkeypatch.chdir(tmp_path)
+    exec(blocks(ROOT / "README.md", "python")[0], {})  # noqa: S102
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) > 5
+    assert {line.split()[0] for line in printed} <= {"Platelets", "RBC", "WBC"}
+    assert (tmp_path / "boxes.png").is_file()
+
+
+def test_the_first_screen_has_a_picture_and_a_clone():
+    text = (ROOT / "README.md").read_text()
+    first = text.partition("## ")[0]
+    (picture,) = re.findall(r"!\[.+\]\((.+?)\)", first)
+    assert (ROOT / picture).stat().st_size < 100_000
+    assert "git clone" in first
+    assert "](docs/numbers.md)" in text
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_to_files(page):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):

@@ -57,9 +57,11 @@ def test_an_image_is_dropped_its_boxes_are_thinned_out_and_saved(address, tmp_pa
         page.goto(address)
         page.wait_for_selector("text=finds box, other")
         assert page.is_hidden("#writer")
+        assert page.is_hidden("#counted")
         page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": picture((960, 640))})
         page.wait_for_selector("#save:enabled")
         assert page.inner_text("#count") == "1"
+        assert page.get_attribute("#canvas", "aria-label") == "the image; boxes shown: 1"
         _slide(page, 0.1)
         assert page.inner_text("#count") == "2"
         page.click("#classes >> text=other")

@@ -5,6 +5,7 @@ const PALETTE = [
   "#2f7ef6", "#f5741d", "#16a85a", "#e5304d", "#9457f5", "#0fb0c4", "#ef4fae", "#b39b00", "#8a5a3c", "#5f7f95",
   "#7fb800", "#c2185b", "#3d5afe", "#00897b", "#ff9e80", "#6d4c9f", "#d4a017", "#546e7a", "#4caf50", "#a1887f",
 ];
+const SMALLEST = 11; // height of a label's letters on the screen, in CSS pixels
 const LABELLED = 40; // with more boxes than this, the image could not be seen for labels
 const byId = (id) => document.getElementById(id);
 const colour = (category) => PALETTE[(category - 1) % PALETTE.length];
@@ -101,6 +102,8 @@ function show() {
   byId("by-class").hidden = chosen || !differ();
   byId("stored").hidden = !chosen || !differ();
   byId("count").textContent = visible().length;
+  byId("counted").hidden = !found;
+  byId("canvas").ariaLabel = found ? `the image; boxes shown: ${visible().length}` : "the image";
   byId("save").disabled = !found;
   byId("other").disabled = !found && !picture;
   byId("invitation").hidden = Boolean(found || picture);
@@ -151,7 +154,8 @@ function paint() {
   const pen = canvas.getContext("2d");
   if (picture) pen.drawImage(picture, 0, 0, canvas.width, canvas.height);
   else pen.clearRect(0, 0, canvas.width, canvas.height);
-  const unit = Math.max(canvas.width, canvas.height) / 900;
+  const shrunk = canvas.width / (canvas.clientWidth || canvas.width); // on a phone, labels would be too small to read
+  const unit = Math.max(Math.max(canvas.width, canvas.height) / 900, (SMALLEST / 15) * shrunk);
   const objects = visible();
   for (const one of [...objects].reverse()) paintBox(pen, one.bbox.map((value) => value * scale), one, unit);
   const taken = [];

@@ -39,6 +39,7 @@ VERBS = {
     "import-weights": ("boxwright.interop.import_weights", "convert a published checkpoint of another project"),
     "explain": ("boxwright.explanation.explain", "show why a detector predicts its boxes, by attention and tokens"),
     "export": ("boxwright.deployment.export", "write a detector as one ONNX file that needs no torch"),
+    "push": ("boxwright.deployment.push", "upload a detector and its model card to the Hugging Face hub"),
     "doctor": ("boxwright.installation.doctor", "show versions, devices, disk, and how to mend what is wrong"),
     "cache": ("boxwright.installation.cache", "list what decoded images take on disk; --clear removes it"),
     "serve": ("boxwright.deployment.serve", "detect over HTTP, with a page to try a detector in the browser"),

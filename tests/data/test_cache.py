@@ -274,7 +274,7 @@ def test_killed_half_way_leaves_nothing_that_matters(records: list[Record], home
 @pytest.mark.slow
 def test_two_builders_at_once_end_with_one_cache(records: list[Record], home: Path) -> None:
     processes = [builder(records, home, pause=0.1) for _ in range(2)]
-    sums = [process.communicate(timeout=60)[0].split()[-1] for process in processes]
+    sums = [process.communicate(timeout=600)[0].split()[-1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert sums[0] == sums[1]
     assert len(list(home.iterdir())) == 1

@@ -55,7 +55,7 @@ def test_ctrl_c_saves_in_the_middle_of_an_epoch_and_says_how_to_resume(data, tmp
     process = start(data, stopped, *epochs)
     wait_for_rows(process, stopped, 5)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 130
     assert "--resume goes on" in output
     assert "Traceback" not in output
